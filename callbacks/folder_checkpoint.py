@@ -1,0 +1,32 @@
+"""Writes the trained model as a checkpoint folder, which the next stage reads."""
+
+from pathlib import Path
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from typing_extensions import override
+
+from lightning_conan.stages import Stage
+
+
+class FolderCheckpoint(Callback):
+    """At the end of a fit that was not cut short, writes ``out``, whole or not at all.
+
+    Args:
+        out: The folder; one that a stage wrote before is replaced.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = Path(out)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and isinstance(pl_module, Stage) and self.out.resolve() == pl_module.folder.resolve():
+            raise ValueError(f"out must differ from the folder that the stage starts from, got {self.out} for both.")
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            pl_module.write_folder(self.out)
+        trainer.strategy.barrier()

@@ -1,0 +1,83 @@
+"""Freezes all but a projector, and proves at the end that nothing else moved."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+log = logging.getLogger(__name__)
+
+
+class FrozenBackbone(Callback):
+    """Keeps everything but ``trains`` without gradients, in eval mode and bit for bit as it was.
+
+    Args:
+        trains: Beginnings of the names, within the embedder, of the parameters that may move.
+
+    Raises:
+        ValueError: No parameter starts so.
+        RuntimeError: Something frozen moved, or nothing else did.
+    """
+
+    def __init__(self, trains: tuple[str, ...] = ("audio_projector.",)) -> None:
+        self.trains = tuple(trains)
+        self.before: dict[str, str] = {}
+
+    def frozen(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers that must not move."""
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if not name.startswith(self.trains):
+                yield name, tensor
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = embedder_of(pl_module)
+        names = [name for name, _ in module.named_parameters()]
+        if not any(name.startswith(self.trains) for name in names):
+            raise ValueError(f"FrozenBackbone(trains={self.trains}) matches none of {len(names)} parameters. They look like {names[0]!r}.")
+        for name, parameter in module.named_parameters():
+            if not name.startswith(self.trains):
+                parameter.requires_grad_(False)
+        self.before = {name: checksum(tensor) for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        for name, child in embedder_of(pl_module).named_children():
+            child.train(f"{name}.".startswith(self.trains))
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        frozen = {id(tensor) for _, tensor in self.frozen(embedder_of(pl_module))}
+        if held := sum(id(parameter) in frozen for group in optimizer.param_groups for parameter in group["params"]):
+            raise RuntimeError(f"The optimizer must hold no frozen parameter, got {held}.")
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = embedder_of(pl_module)
+        moved = {name for name, digest in self.before.items() if digest != self.now(module)[name]}
+        if odd := sorted(name for name in moved if not name.startswith(self.trains)):
+            raise RuntimeError(f"{len(odd)} frozen tensors moved, such as {odd[0]!r}: the folder is not written.")
+        if not moved and trainer.global_step:
+            raise RuntimeError(f"None of {self.trains} moved in {trainer.global_step} steps: nothing was trained.")
+        log.info("frozen: %d tensors unchanged, bit for bit; trained: %d", len(self.before) - len(moved), len(moved))
+
+    def now(self, module: nn.Module) -> dict[str, str]:
+        """Checksums of everything, now."""
+        return {name: checksum(tensor) for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def embedder_of(pl_module: LightningModule) -> nn.Module:
+    """The model within a stage."""
+    embedder: nn.Module = pl_module.embedder  # type: ignore[assignment]
+    return embedder
+
+
+def checksum(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()

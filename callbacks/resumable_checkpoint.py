@@ -1,0 +1,61 @@
+"""Saves what a run needs to go on: every so many steps, and when it is asked to stop."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from typing_extensions import override
+
+
+class ResumableCheckpoint(ModelCheckpoint):
+    """Keeps ``checkpoints/last.ckpt`` under the trainer's root, for ``--ckpt_path last``.
+
+    On SIGTERM or Ctrl-C the step that runs is finished and saved, and the process exits with 143 or 130 (Lightning
+    itself would exit with 0, or not save). A second Ctrl-C stops at once.
+
+    Args:
+        every_n_steps: How often to save.
+    """
+
+    def __init__(self, every_n_steps: int = 100) -> None:
+        super().__init__(save_last=True, save_top_k=0, every_n_train_steps=every_n_steps)
+        self.every_n_steps = every_n_steps
+        self.stopped_by: int | None = None
+        self.handlers: dict[int, Any] = {}
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.dirpath = str(Path(trainer.default_root_dir).resolve() / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.handlers[number] = signal.signal(number, self.note)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Remembers the signal until the step is done; a second Ctrl-C is not remembered but obeyed."""
+        if number == signal.SIGINT and self.stopped_by == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopped_by = number
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.stopped_by is None:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            return
+        trainer.save_checkpoint(Path(self.dirpath or ".") / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+        raise SystemExit(128 + self.stopped_by)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+        super().teardown(trainer, pl_module, stage)

@@ -1,0 +1,34 @@
+"""Writes the scores of a test as JSON."""
+
+import json
+from pathlib import Path
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from typing_extensions import override
+
+
+class ScoreFile(Callback):
+    """After a test, writes ``{data set: {metric: per cent}}`` to a file.
+
+    Args:
+        path: The JSON file; an earlier one is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        scores: dict[str, dict[str, float]] = {}
+        for name, value in sorted(trainer.callback_metrics.items()):
+            prefix, _, rest = name.partition("/")
+            data_set, _, metric = rest.partition("/")
+            if prefix == "test" and metric:
+                scores.setdefault(data_set, {})[metric] = round(float(value), 4)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_name(f".{self.path.name}.partial")
+        scratch.write_text(json.dumps(scores, indent=2) + "\n")
+        scratch.rename(self.path)

@@ -1,0 +1,6 @@
+"""Shards in, batches out."""
+
+from datamodules.rehearsal import RehearsalData
+from datamodules.specialist import SpecialistData
+
+__all__ = ["RehearsalData", "SpecialistData"]

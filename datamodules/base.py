@@ -1,0 +1,170 @@
+"""What both data modules share: loaders, exact resuming, the quarantine."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
+
+from datamodules.plan import Slot, of_rank, plan_scoring, plan_training
+from datamodules.shards import ShardSet
+from datamodules.stream import BatchLoader, Encoder
+from lightning_conan.embedder import Batch
+
+log = logging.getLogger(__name__)
+QUARANTINE = "quarantine.jsonl"
+
+
+class PairData(LightningDataModule):
+    """Streams packed pairs to a stage: deterministic, resumable, broken samples left out and listed.
+
+    Batches are encoded with the processor of the stage that trains, so inputs and weights always match.
+
+    Args:
+        train: Packed folders to train on, by source; sources are seen equally often.
+        val: Packed folders to validate on, by name.
+        test: Packed folders to score, by name.
+        batch_size: Pairs of a global batch, all ranks together.
+        num_workers: Processes that decode; 0 decodes in the training process.
+        seed: Fixes the order, together with the epoch.
+        max_bad_rate: The run stops when a larger share of samples is broken.
+        cache_gb: Memory for encoded samples, so that small sets are decoded once (without workers).
+    """
+
+    def __init__(
+        self,
+        train: dict[str, Path],
+        val: dict[str, Path],
+        test: dict[str, Path],
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        max_bad_rate: float,
+        cache_gb: float,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0 or not 0 <= max_bad_rate < 1 or cache_gb < 0:
+            raise ValueError(
+                f"batch_size must be positive, num_workers and cache_gb not negative and max_bad_rate in [0, 1), "
+                f"got {batch_size}, {num_workers}, {cache_gb} and {max_bad_rate}."
+            )
+        self.folders = {"fit": train, "validate": val, "test": test}
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.max_bad_rate, self.cache_bytes = max_bad_rate, int(cache_gb * 2**30)
+        self.sets: dict[str, dict[str, ShardSet]] = {}
+        self.resume: dict[str, Any] = {}
+        self.seen = self.broken = 0
+
+    @override
+    def setup(self, stage: str) -> None:
+        wanted = ("fit", "validate") if stage == "fit" else (stage,)
+        for name in wanted:
+            self.sets[name] = {source: ShardSet(folder) for source, folder in self.folders[name].items()}
+        if not self.sets[stage]:
+            option = {"fit": "train", "validate": "val"}.get(stage, stage)
+            raise ValueError(f"`{stage}` needs packed folders under data.init_args.{option}, got none. Make some with `conan pack`.")
+
+    @property
+    def world(self) -> tuple[int, int]:
+        """This rank and the number of ranks."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def tasks(self, stage: str) -> dict[str, dict[str, list[int]]]:
+        """Sample numbers by source and task."""
+        return {source: shards.tasks for source, shards in self.sets[stage].items()}
+
+    def encoder(self, stage: str) -> Encoder:
+        """Encodes with the running stage's processor."""
+        assert self.trainer is not None, "loaders are made by a trainer"
+        return Encoder(self.sets[stage], self.trainer.lightning_module.processor, self.cache_bytes)  # type: ignore[arg-type]
+
+    def training_slots(self, epoch: int) -> list[Slot]:
+        """An epoch's batches for this rank."""
+        rank, world = self.world
+        return of_rank(plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, world), rank, world)
+
+    @override
+    def train_dataloader(self) -> BatchLoader:
+        def remaining() -> list[Slot]:
+            assert self.trainer is not None
+            epoch, start = self.trainer.current_epoch, 0
+            if self.resume and self.resume["epoch"] == epoch:
+                start = self.resume["batch"]
+            self.resume = {}
+            return self.training_slots(epoch)[start:]
+
+        return BatchLoader(remaining, len(self.training_slots(0)), self.encoder("fit"), self.num_workers)
+
+    def scoring_loaders(self, stage: str) -> list[BatchLoader]:
+        """One loader a data set, in the order of their names in the configuration."""
+        rank, world = self.world
+        encoder = self.encoder(stage)
+        loaders = []
+        for source, shards in self.sets[stage].items():
+            slots = plan_scoring(shards.tasks, source, self.batch_size, rank, world)
+            loaders.append(BatchLoader(lambda slots=slots: slots, len(slots), encoder, self.num_workers))  # type: ignore[misc]
+        return loaders
+
+    @override
+    def val_dataloader(self) -> list[BatchLoader]:
+        return self.scoring_loaders("validate")
+
+    @override
+    def test_dataloader(self) -> list[BatchLoader]:
+        return self.scoring_loaders("test")
+
+    @override
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch  # a stage moves each chunk when it is due
+
+    @override
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        self.seen += len(batch) + len(batch.faults)
+        self.broken += len(batch.faults)
+        if batch.faults:
+            self.report(batch.faults)
+        return batch
+
+    def report(self, faults: list[str]) -> None:
+        """Lists faults in ``quarantine.jsonl`` under the trainer's root, and stops the run when they are too many.
+
+        Raises:
+            ValueError: More than ``max_bad_rate`` of at least 100 samples are broken.
+        """
+        assert self.trainer is not None
+        rank, world = self.world
+        path = Path(self.trainer.default_root_dir) / (QUARANTINE if world == 1 else f"{rank}.{QUARANTINE}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.writelines(fault + "\n" for fault in faults)
+        log.warning("left out %d broken samples of %d so far, listed in %s", self.broken, self.seen, path)
+        if self.seen >= 100 and self.broken > self.max_bad_rate * self.seen:
+            raise ValueError(
+                f"At most {self.max_bad_rate:.1%} of the samples may be broken, got {self.broken} of {self.seen}. "
+                f"See {path}; mend the data, or raise data.init_args.max_bad_rate. The last: {faults[-1]}"
+            )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return {}
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        return {"epoch": self.trainer.current_epoch, "batch": done, "order": self.order()}
+
+    def order(self) -> str:
+        """What fixes the order of samples, besides the epoch: data, seed and batch size."""
+        contents = {source: shards.content_hash for source, shards in self.sets["fit"].items()}
+        return repr((contents, self.seed, self.batch_size, self.world[1]))
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            if state_dict["order"] != self.order():
+                raise ValueError(
+                    f"Resuming needs the same data, seed, batch size and number of ranks, {state_dict['order']}, "
+                    f"got {self.order()}. Restore them, or start a new run from the last folder."
+                )
+            self.resume = state_dict

@@ -1,0 +1,62 @@
+"""Manifests: one JSON line a pair, checked line by line."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lightning_conan.items import Pair, parse_pair
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One quarantined sample.
+
+    Args:
+        where: Manifest line or shard.
+        key: The sample's key, where it could be read.
+        field: ``query``, ``target``, ``negativeN`` or the whole ``sample``.
+        reason: Why it cannot be used.
+    """
+
+    where: str
+    key: str
+    field: str
+    reason: str
+
+    def to_json(self) -> str:
+        """One line for ``quarantine.jsonl``."""
+        return json.dumps(asdict(self))
+
+
+def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault]:
+    """The pairs of a manifest, in order; a broken line comes as a Fault.
+
+    Args:
+        path: The JSONL file; media paths are relative to its folder.
+        split: Keep only lines whose ``split`` equals this; all by default.
+
+    Raises:
+        ValueError: The file does not exist.
+    """
+    if not path.is_file():
+        raise ValueError(f"The manifest {path} does not exist. Name a JSONL file with one pair a line.")
+    seen: set[str] = set()
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where, key = f"{path}:{number}", ""
+            try:
+                value = json.loads(line)
+                if isinstance(value, dict):
+                    if split is not None and value.get("split") != split:
+                        continue
+                    key = str(value.get("key", ""))
+                pair = parse_pair(value, path.parent)
+                if pair.key in seen:
+                    raise ValueError(f"key {pair.key!r} must be unique, it stands in an earlier line too.")
+                seen.add(pair.key)
+                yield pair
+            except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
+                yield Fault(where, key, "sample", str(error))

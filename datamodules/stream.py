@@ -1,0 +1,132 @@
+"""From planned batches to encoded ones: a WebDataset pipeline that any number of workers runs alike."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import webdataset as wds
+from torch.utils.data import get_worker_info
+
+from datamodules.manifest import Fault
+from datamodules.plan import Slot
+from datamodules.shards import Sample, ShardSet
+from lightning_conan.embedder import Batch, Encoded, OmniProcessor
+from lightning_conan.items import Item, Pair
+
+Prepared = tuple[list[tuple[str, Encoded, str]], int]
+"""A pair's encoded sides (name, encoded, content hash), and its size in bytes."""
+
+
+def split_by_batch(slots: Iterable[Slot]) -> Iterator[Slot]:
+    """Every n-th batch for each of n workers: the loader asks them in turn, so the order never depends on n."""
+    worker = get_worker_info()
+    start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+    for index, slot in enumerate(slots):
+        if index % step == start:
+            yield slot
+
+
+class Encoder:
+    """Reads and encodes a slot's samples; broken ones are left out and listed.
+
+    Args:
+        sets: The packed data sets by source.
+        processor: Encodes an item.
+        cache_bytes: Encoded samples are kept up to this size in memory (useful without workers).
+    """
+
+    def __init__(self, sets: Mapping[str, ShardSet], processor: OmniProcessor, cache_bytes: int = 0) -> None:
+        self.sets, self.processor, self.cache_bytes = sets, processor, cache_bytes
+        self.cache: OrderedDict[tuple[str, int], Prepared] = OrderedDict()
+        self.cached = 0
+
+    def __call__(self, slot: Slot) -> Batch:
+        """A batch of the slot's usable samples.
+
+        Raises:
+            ValueError: None of them is usable.
+        """
+        shards = self.sets[slot.source]
+        samples, sides, faults = [], [], []
+        for number in slot.numbers:
+            sample = shards.samples[number]
+            try:
+                sides.append(self.prepare(slot.source, number))
+                samples.append(sample)
+            except (ValueError, KeyError, OSError) as error:
+                faults.append(Fault(f"{shards.folder / sample.shard}", sample.key, "sample", str(error)).to_json())
+        if not samples:
+            raise ValueError(f"All {len(slot.numbers)} samples of a batch of {shards.folder} are broken. The first: {faults[0]}")
+        return collate(samples, sides, faults)
+
+    def prepare(self, source: str, number: int) -> list[tuple[str, Encoded, str]]:
+        """One pair's encoded sides, from the cache or from the shard."""
+        place = source, number
+        if place in self.cache:
+            self.cache.move_to_end(place)
+            return self.cache[place][0]
+        pair: Pair = self.sets[source].read(number)
+        sides = [(name, self.processor(item), item.content_hash()) for name, item in pair.sides()]
+        if self.cache_bytes:
+            self.keep(place, sides)
+        return sides
+
+    def keep(self, place: tuple[str, int], sides: list[tuple[str, Encoded, str]]) -> None:
+        """Adds to the cache and drops what was unused for longest."""
+        size = sum(encoded.nbytes for _, encoded, _ in sides)
+        self.cache[place] = sides, size
+        self.cached += size
+        while self.cached > self.cache_bytes:
+            self.cached -= self.cache.popitem(last=False)[1][1]
+
+
+def collate(samples: list[Sample], sides: list[list[tuple[str, Encoded, str]]], faults: list[str]) -> Batch:
+    """A batch of prepared pairs, which share their task."""
+    named = [{name: (encoded, digest) for name, encoded, digest in entry} for entry in sides]
+    negatives = [[value for name, value in entry.items() if name.startswith("negative")] for entry in named]
+    return Batch(
+        task=samples[0].task,
+        modality=samples[0].modality,  # type: ignore[arg-type]  # checked when the pair was packed
+        keys=[sample.key for sample in samples],
+        queries=[entry["query"][0] for entry in named],
+        targets=[entry["target"][0] for entry in named],
+        negatives=[[encoded for encoded, _ in row] for row in negatives],
+        query_hashes=[entry["query"][1] for entry in named],
+        target_hashes=[entry["target"][1] for entry in named],
+        negative_hashes=[digest for row in negatives for _, digest in row],
+        faults=faults,
+    )
+
+
+class BatchLoader:
+    """Iterates over encoded batches; each iteration asks anew which ones (epoch and position).
+
+    Args:
+        slots: Gives the batches that are still to come.
+        length: Batches of a whole epoch.
+        encode: From a slot to a batch; runs in the workers.
+        num_workers: Worker processes; 0 encodes in this one.
+    """
+
+    def __init__(
+        self, slots: Callable[[], list[Slot]], length: int, encode: Callable[[Slot], Batch], num_workers: int
+    ) -> None:
+        self.slots, self.length, self.encode, self.num_workers = slots, length, encode, num_workers
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        pipeline = wds.DataPipeline(partial(iter, self.slots()), split_by_batch, wds.map(self.encode))
+        settings: dict[str, Any] = {"prefetch_factor": 2} if self.num_workers else {}
+        yield from wds.WebLoader(pipeline, batch_size=None, num_workers=self.num_workers, **settings)
+
+
+def check_items(processor: OmniProcessor) -> Callable[[Item], None]:
+    """A check that an item can be encoded, for packing."""
+
+    def check(item: Item) -> None:
+        processor(item)
+
+    return check

@@ -1,0 +1,73 @@
+"""Writes the toy world as users write their data: media files and manifests."""
+
+import json
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from datamodules.toy_world.pairs import DRAW, draw_pairs
+from lightning_conan.items import Item, Pair
+
+HELD_OUT = 256
+BASE_SHARE = 0.5
+"""The base model's pairs, as a share of a specialist's."""
+
+
+def manifest_side(item: Item, folder: str) -> dict[str, Any]:
+    """An item as a manifest line has it."""
+    return {
+        "text" if isinstance(part, str) else part.modality: part if isinstance(part, str) else f"{folder}/{part.name}"
+        for part in item.parts
+    }
+
+
+def write_pairs(pairs: list[Pair], out: Path, name: str) -> None:
+    """``NAME.jsonl`` and its media under ``NAME/``."""
+    (out / name).mkdir(parents=True)
+    lines = []
+    for pair in pairs:
+        for medium in [*pair.query.media, *pair.target.media]:
+            (out / name / medium.name).write_bytes(medium.read())
+        record: dict[str, Any] = {"key": pair.key, "task": pair.task, "modality": pair.modality}
+        record |= {side: manifest_side(item, name) for side, item in pair.sides()}
+        lines.append(json.dumps(record))
+    (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def write_task(task: str, out: Path, pairs: int, seed: int) -> str:
+    """One task's base, training and test manifests, without a caption in common between test and the others."""
+    test = draw_pairs(task, min(HELD_OUT, pairs), f"{seed} test")
+    avoid = frozenset(str(pair.target.parts[0]) for pair in test)
+    train = draw_pairs(task, pairs, f"{seed} train", avoid)
+    write_pairs(test, out, f"{task}.test")
+    write_pairs(train, out, f"{task}.train")
+    if task != "audio":
+        write_pairs(draw_pairs(task, int(pairs * BASE_SHARE), f"{seed} base", avoid), out, f"{task}.base")
+    return task
+
+
+def write_world(out: Path, pairs: int = 4096, seed: int = 0, processes: int = 2) -> None:
+    """Draws every task into ``out``: ``TASK.train.jsonl``, ``TASK.test.jsonl`` and, but for audio, ``TASK.base.jsonl``.
+
+    Args:
+        out: The folder to write; it must not exist yet.
+        pairs: Training pairs a task; as far as there are different captions (audio has 1,728 in all).
+        seed: Another seed, another world.
+        processes: Tasks that are drawn at once.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already. Choose another folder, or remove it first.")
+    scratch = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    counts = {task: min(pairs, 1400) if task == "audio" else pairs for task in DRAW}
+    try:
+        with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+            jobs = [pool.submit(partial(write_task, task, scratch, count, seed)) for task, count in counts.items()]
+            for job in jobs:
+                print(f"drawn: {job.result()}", flush=True)
+        scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

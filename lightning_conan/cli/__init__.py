@@ -1,0 +1,1 @@
+"""The `conan` command."""

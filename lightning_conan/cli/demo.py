@@ -1,0 +1,161 @@
+"""`conan demo`: every stage, on the tiny configuration and the toy world."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+VISUAL = ("image", "video", "document")
+MODALITIES = (*VISUAL, "audio")
+
+
+@dataclass
+class Demo:
+    """Calls the other verbs, one after the other, and keeps the time.
+
+    Args:
+        out: Where everything is written.
+        configs: The folder with the YAML files.
+        seed: Of the world, of the random start and of every stage.
+        steps_scale: Factor on every stage's number of steps.
+        pairs: Training pairs a task.
+    """
+
+    out: Path
+    configs: Path
+    seed: int
+    steps_scale: float
+    pairs: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def conan(self, *words: str) -> None:
+        """Prints and runs one command.
+
+        Raises:
+            RuntimeError: It failed.
+        """
+        from lightning_conan.cli.main import main
+
+        self.say(f"$ conan {shlex.join(words)}")
+        if status := main(words):
+            raise RuntimeError(f"`conan {words[0]}` ended with status {status}, see above.")
+
+    def timed(self, name: str, *commands: Sequence[str]) -> None:
+        """Runs the commands of a step and adds up their time."""
+        start = time.perf_counter()
+        for words in commands:
+            self.conan(*words)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 1)
+        self.say(f"# {name}: {self.seconds[name]:.0f} s")
+
+    def fit(self, name: str, config: str, folder: str, train: dict[str, str], *options: str, extra: str = "") -> None:
+        """Trains a stage from ``folder`` into the folder ``name``, and scores it."""
+        import yaml
+
+        configs = [self.configs / "base.yaml", self.configs / "tiny" / f"{config}.yaml"]
+        configs += [self.configs / "tiny" / f"{extra}.yaml"] if extra else []
+        steps = yaml.safe_load(configs[-1].read_text())["trainer"]["max_steps"]
+        steps = max(1, round(steps * self.steps_scale))
+        words = ["fit", *(word for path in configs for word in ("--config", str(path)))]
+        words += ["--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.out / "work" / name)]
+        words += ["--trainer.max_steps", str(steps), "--trainer.callbacks.out", str(self.out / name)]
+        words += ["--model.init_args.folder", str(self.out / folder), "--data.init_args.seed", str(self.seed)]
+        packed = {source: str(self.out / "packed" / part) for source, part in train.items()}
+        data = json.dumps(packed) if config in ("base", "rehearsal") else packed["train"]
+        words += ["--data.init_args.train", data, *options]
+        self.timed(name, words)
+        self.test(name)
+
+    def test(self, name: str) -> None:
+        """Scores a folder on every modality."""
+        test = {modality: str(self.out / "packed" / f"{modality}.test") for modality in MODALITIES}
+        words = ["test", "--config", str(self.configs / "base.yaml"), "--config", str(self.configs / "tiny" / "test.yaml")]
+        words += ["--trainer.default_root_dir", str(self.out / "work" / "test"), "--data.init_args.test", json.dumps(test)]
+        words += ["--trainer.callbacks.path", str(self.out / "scores" / f"{name}.json")]
+        words += ["--model.init_args.folder", str(self.out / name)]
+        self.timed("test", words)
+
+    def world(self) -> None:
+        """Draws the toy world and packs it."""
+        words = [sys.executable, "-m", "datamodules.toy_world", "--out", str(self.out / "world")]
+        words += ["--pairs", str(self.pairs), "--seed", str(self.seed)]
+        self.say(f"$ {shlex.join(['python', *words[1:]])}")
+        start = time.perf_counter()
+        subprocess.run(words, check=True, stdout=sys.stderr)
+        self.seconds["world"] = round(time.perf_counter() - start, 1)
+        manifests = sorted((self.out / "world").glob("*.jsonl"))
+        self.timed("world", *(["pack", str(path), "--out", str(self.out / "packed" / path.stem)] for path in manifests))
+
+    def run(self) -> None:
+        """All stages, in the paper's order."""
+        self.world()
+        self.timed("start", ["graft", "--tiny", "true", "--seed", str(self.seed), "--out", str(self.out / "start")])
+        self.fit("base", "base", "start", {name: f"{name}.base" for name in VISUAL})
+        for name in MODALITIES:
+            options = ("--model.init_args.modality", name) if name in VISUAL else ()
+            self.fit(name, "specialist", "base", {"train": f"{name}.train"}, *options, extra="" if name in VISUAL else "audio")
+        specialists = {name: str(self.out / name) for name in MODALITIES}
+        words = ["fuse", "--config", str(self.configs / "tiny" / "fuse.yaml"), "--recipe.base", str(self.out / "base")]
+        self.timed("fused", [*words, "--recipe.specialists", json.dumps(specialists), "--out", str(self.out / "fused")])
+        self.test("fused")
+        self.fit("recovered", "recovery", "fused", {"train": "audio.train"})
+        self.fit("final", "rehearsal", "recovered", {name: f"{name}.train" for name in MODALITIES})
+
+
+def find_configs(configs: Path | None) -> Path:
+    """The YAML files: as named, or those of the checkout that is installed.
+
+    Raises:
+        ValueError: They are not there.
+    """
+    folder = configs or Path(__file__).parents[2] / "configs"
+    if not (folder / "tiny").is_dir():
+        raise ValueError(f"The demo needs the folder configs/ of a checkout, {folder} has no tiny/. Name it with --configs.")
+    return folder
+
+
+def demo(
+    out: Path = Path("runs/demo"),
+    seed: int = 0,
+    pairs: int = 4096,
+    steps_scale: float = 1.0,
+    configs: Path | None = None,
+) -> None:
+    """Runs the whole method in small: base, four specialists, fusion, drift, recovery, rehearsal; then reports.
+
+    Takes about ten minutes on two CPU cores and prints each command that it runs.
+
+    Args:
+        out: Where everything is written; what an earlier demo left there is replaced.
+        seed: Of the world, of the random start and of every stage.
+        pairs: Training pairs a task.
+        steps_scale: Factor on every stage's number of steps, for a quick look.
+        configs: The folder with the YAML files; that of the checkout by default.
+    """
+    from lightning_conan.cli.report import write_report
+
+    folder = find_configs(configs)
+    if out.exists() and any(out.iterdir()):
+        if not (out / ".demo").is_file():
+            raise ValueError(f"{out} exists and no demo made it. Choose another folder with --out, or remove it first.")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / ".demo").touch()
+    run = Demo(out, folder, seed, steps_scale, pairs)
+    run.run()
+    print(write_report(out, run.seconds, seed))
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the options and runs the demo."""
+    from jsonargparse import auto_cli
+
+    auto_cli(demo, args=list(args), prog="conan demo", as_positional=False)

@@ -1,0 +1,72 @@
+"""fit, validate, test and predict: Lightning's own command line, with this package's stages and data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from torch import Tensor
+from typing_extensions import override
+
+from callbacks import ResumableCheckpoint
+from lightning_conan.cli.quiet import quiet_libraries, show_progress
+from lightning_conan.stages import Stage
+
+
+class OmniCLI(LightningCLI):
+    """LightningCLI that always can resume, and shows bars on terminals only."""
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit" and not any(isinstance(callback, ResumableCheckpoint) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            plain = [callback for callback in trainer.callbacks if type(callback) is not ModelCheckpoint]  # type: ignore[attr-defined]
+            trainer.callbacks = [*plain, ResumableCheckpoint()]  # type: ignore[attr-defined]
+        return trainer
+
+    @override
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # Lightning's table has a column a loader; ours is print_scores
+        return parser
+
+    def after_test(self) -> None:
+        """Prints the scores."""
+        print_scores(self.trainer.callback_metrics, "test")
+
+    def after_validate(self) -> None:
+        """Prints the scores."""
+        print_scores(self.trainer.callback_metrics, "val")
+
+
+def print_scores(metrics: Mapping[str, Tensor], prefix: str) -> None:
+    """A line a data set on stdout, in per cent; both directions averaged."""
+    rows = {name.split("/")[1] for name in metrics if name.startswith(f"{prefix}/")}
+    if not rows:
+        return
+    columns = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr")
+    width = max(len("data set"), *map(len, rows))
+    print(f"{'data set':<{width}}" + "".join(f"{column:>11}" for column in columns))
+    for row in sorted(rows):
+        print(f"{row:<{width}}" + "".join(f"{float(metrics[f'{prefix}/{row}/{column}']):>11.1f}" for column in columns))
+
+
+def run(args: Sequence[str]) -> OmniCLI:
+    """Runs a Lightning verb; the first word names it."""
+    quiet_libraries()
+    torch.set_float32_matmul_precision("high")
+    return OmniCLI(
+        Stage,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfigCallback if args[0] == "fit" else None,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={"enable_progress_bar": show_progress(), "enable_model_summary": False, "logger": False},
+        seed_everything_default=0,
+        parser_kwargs={"prog": "conan", "description": "Train and score omni-modal embedders."},
+        args=list(args),
+    )

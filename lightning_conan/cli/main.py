@@ -1,0 +1,66 @@
+"""The `conan` command: one file a verb, imported when it is called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+LIGHTNING = {
+    "fit": "train a stage",
+    "validate": "score a stage on its validation sets",
+    "test": "score a checkpoint folder on held-out pairs",
+    "predict": "run a stage's predictions",
+}
+VERBS = {
+    "graft": "make a base folder",
+    "fuse": "fuse specialists into one folder",
+    "pack": "turn manifests into shards",
+    "demo": "run every stage on the tiny configuration and the toy world",
+}
+
+
+def usage() -> str:
+    """The overview that `conan --help` prints."""
+    rows = "\n".join(f"  {verb:<10}{what}" for verb, what in {**LIGHTNING, **VERBS}.items())
+    return f"usage: conan VERB [options]\n\nverbs:\n{rows}\n\n`conan VERB --help` explains the options; `--config FILE.yaml` reads them from a file.\n"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit status: 0 done, 1 failed, 2 usage, 130 Ctrl-C, 143 SIGTERM."""
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage(), end="", file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    verb, rest = words[0], words[1:]
+    if verb not in LIGHTNING and verb not in VERBS:
+        print(f"conan: there is no verb {verb!r}; it must be among {', '.join([*LIGHTNING, *VERBS])}", file=sys.stderr)
+        return 2
+    module = "lightning" if verb in LIGHTNING else verb
+    try:
+        importlib.import_module(f"lightning_conan.cli.{module}").run(words if verb in LIGHTNING else rest)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        # What we raise says rule, value and remedy; the way there helps only us.
+        print(f"conan {verb}: {plain(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def plain(error: Exception) -> str:
+    """An error's message; of what jsonargparse wraps around an error in a constructor, only that error."""
+    message = str(error)
+    if not message.startswith("Does not validate against any"):
+        return message
+    reasons = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
+    return next((reason for reason in reasons if "NoneType" not in reason), message)
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,122 @@
+"""The demo's report: numbers as JSON, a table in Markdown, a page with plots."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning_conan.cli.plots import page
+
+STATES = ("base", "image", "video", "document", "audio", "fused", "recovered", "final")
+MODALITIES = ("image", "video", "document", "audio")
+KEPT = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr", "forth/recall@1", "back/recall@1")
+ROWS = {
+    "base": "base",
+    "image": "image specialist",
+    "video": "video specialist",
+    "document": "document specialist",
+    "audio": "audio specialist",
+    "fused": "direct fusion",
+    "recovered": "+ projector recovery",
+    "final": "+ rehearsal (full)",
+}
+
+
+def collect(out: Path, seconds: dict[str, float], seed: int) -> dict[str, Any]:
+    """Everything the report says, from the demo's folder."""
+    stages = {}
+    for state in STATES:
+        scores = json.loads((out / "scores" / f"{state}.json").read_text())
+        stages[state] = {modality: {name: scores[modality][name] for name in KEPT} for modality in MODALITIES}
+    fusion = json.loads((out / "fused" / "fusion.json").read_text())
+    return {
+        "seed": seed,
+        "stages": stages,
+        "fusion": {name: fusion[name] for name in ("alphas", "norms", "cosines")},
+        "drift": measure_drift(out),
+        "visual_embeddings_identical": visual_embeddings_identical(out),
+        "checks": {},
+        "seconds": seconds,
+    }
+
+
+def read_items(out: Path, modality: str, count: int) -> list[Any]:
+    """The first held-out queries of a modality."""
+    from datamodules.shards import ShardSet
+
+    shards = ShardSet(out / "packed" / f"{modality}.test")
+    return [shards.read(number).query for number in range(min(count, len(shards)))]
+
+
+def measure_drift(out: Path, count: int = 64) -> dict[str, list[float]]:
+    """Cosine of the audio tokens to the audio specialist's, layer by layer, of each later state."""
+    from lightning_conan.drift import audio_states, layer_cosines
+    from lightning_conan.embedder import load_folder
+
+    model, processor, _ = load_folder(out / "audio")
+    items = [processor(item) for item in read_items(out, "audio", count)]
+    reference = audio_states(model, items)
+    return {
+        state: [round(float(value), 5) for value in layer_cosines(reference, audio_states(load_folder(out / state)[0], items))]
+        for state in ("fused", "recovered", "final")
+    }
+
+
+def visual_embeddings_identical(out: Path, count: int = 64) -> bool:
+    """Whether recovery left the embeddings of visual items as they were, bit for bit."""
+    import torch
+
+    from lightning_conan.embedder import load_folder
+
+    fused, processor, _ = load_folder(out / "fused")
+    recovered, _, _ = load_folder(out / "recovered")
+    with torch.no_grad():
+        for modality in ("image", "video", "document"):
+            items = [processor(item) for item in read_items(out, modality, count)]
+            if not torch.equal(fused.embed(items), recovered.embed(items)):
+                return False
+    return True
+
+
+def checks(report: dict[str, Any]) -> dict[str, bool]:
+    """What the paper leads one to expect, held against this run."""
+    stages, found = report["stages"], {}
+
+    def recall(state: str, modality: str) -> float:
+        return float(stages[state][modality]["recall@1"])
+
+    for modality in MODALITIES:
+        own, base = recall(modality, modality), recall("base", modality)
+        found[f"{modality} specialist: 10 points above the base, 60 or more"] = own >= base + 10 and own >= 60
+        found[f"{modality}: 92 % of its specialist after rehearsal"] = recall("final", modality) >= 0.92 * own
+    audio = recall("audio", "audio")
+    found["audio falls by 20 % or more at fusion"] = recall("fused", "audio") <= 0.8 * audio
+    found["recovery brings audio to 95 % of its specialist"] = recall("recovered", "audio") >= 0.95 * audio
+    same = all(stages["fused"][name] == stages["recovered"][name] for name in ("image", "video", "document"))
+    found["recovery leaves every visual score and embedding as it was"] = same and report["visual_embeddings_identical"]
+    return found
+
+
+def table(report: dict[str, Any]) -> str:
+    """Recall@1 of every state on every modality, as Markdown (Table 3 of the paper, in small)."""
+    lines = ["| recall@1, % | image | video | document | audio |", "|---|---|---|---|---|"]
+    for state, label in ROWS.items():
+        cells = [f"{report['stages'][state][modality]['recall@1']:.1f}" for modality in MODALITIES]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def verdicts(report: dict[str, Any]) -> str:
+    """The checks, as a Markdown list."""
+    return "\n".join(f"- {'yes' if held else 'NO'}: {what}" for what, held in report["checks"].items())
+
+
+def write_report(out: Path, seconds: dict[str, float], seed: int) -> str:
+    """Writes ``report.json``, ``report.md`` and ``report.html``; returns what to print."""
+    report = collect(out, seconds, seed)
+    report["checks"] = checks(report)
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    total = sum(seconds.values())
+    summary = f"{table(report)}\n\n{verdicts(report)}\n\n{total:.0f} seconds in all.\n"
+    (out / "report.md").write_text(f"# Conan-embedding-v3 in small\n\n{summary}")
+    (out / "report.html").write_text(page(report, ROWS))
+    return f"{summary}\nThe page with the plots: {out / 'report.html'}"

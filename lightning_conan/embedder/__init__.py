@@ -1,0 +1,43 @@
+"""One model for every modality: config, processor, packing, weights."""
+
+from transformers import AutoConfig, AutoModel
+
+from lightning_conan.embedder.batch import Batch
+from lightning_conan.embedder.checkpoint import (
+    STATES,
+    Provenance,
+    State,
+    check_folder,
+    load_folder,
+    load_processor,
+    read_provenance,
+    save_folder,
+)
+from lightning_conan.embedder.config import OmniConfig
+from lightning_conan.embedder.model import OmniEmbedder
+from lightning_conan.embedder.packing import Chunk, Encoded, pack
+from lightning_conan.embedder.processor import OmniProcessor, ProcessorConfig
+from lightning_conan.embedder.tiny import tiny_embedder
+
+AutoConfig.register(OmniConfig.model_type, OmniConfig, exist_ok=True)
+AutoModel.register(OmniConfig, OmniEmbedder, exist_ok=True)
+
+__all__ = [
+    "STATES",
+    "Batch",
+    "Chunk",
+    "Encoded",
+    "OmniConfig",
+    "OmniEmbedder",
+    "OmniProcessor",
+    "ProcessorConfig",
+    "Provenance",
+    "State",
+    "check_folder",
+    "load_folder",
+    "load_processor",
+    "pack",
+    "read_provenance",
+    "save_folder",
+    "tiny_embedder",
+]

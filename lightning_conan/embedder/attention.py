@@ -1,0 +1,68 @@
+"""Attention inside images and audio windows, many at once.
+
+Without flash attention, transformers' vision and audio towers call attention once for each image or window. Here
+segments of one length share a call: the same numbers, and on two cores 1.5 times the speed on small images.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "grouped_flash_sdpa"
+"""Holds "flash", by which transformers knows that a function takes all segments in one call."""
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads tokens dim"],
+    key: Float[Tensor, "1 heads tokens dim"],
+    value: Float[Tensor, "1 heads tokens dim"],
+    attention_mask: None,
+    *,
+    cu_seq_lens_q: Int[Tensor, " bounds"],
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
+    """Full attention within each segment that ``cu_seq_lens_q`` bounds, none across."""
+    lengths = cu_seq_lens_q.diff()
+    if lengths.numel() and bool((lengths == lengths[0]).all()):
+        return merge(attend(split(query, lengths[0]), split(key, lengths[0]), split(value, lengths[0]), scaling)), None
+    order = torch.argsort(lengths, stable=True)
+    starts = cu_seq_lens_q[:-1]
+    index_parts, value_parts = [], []
+    for length in lengths.unique():
+        chosen = order[lengths[order] == length]
+        index = (starts[chosen][:, None] + torch.arange(int(length), device=query.device)).flatten()
+        parts = [split(tensor[:, :, index], length) for tensor in (query, key, value)]
+        index_parts.append(index)
+        value_parts.append(merge(attend(*parts, scaling)))
+    return torch.cat(value_parts, dim=1)[:, torch.cat(index_parts).argsort()], None
+
+
+def split(tensor: Float[Tensor, "1 heads tokens dim"], length: Tensor) -> Float[Tensor, "segments heads length dim"]:
+    """Consecutive segments of one length, as a batch."""
+    _, heads, tokens, dim = tensor.shape
+    return tensor.view(heads, tokens // int(length), int(length), dim).transpose(0, 1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Float[Tensor, "segments heads length dim"]:
+    """Plain attention; the towers have no attention dropout."""
+    return F.scaled_dot_product_attention(query, key, value, scale=scaling)
+
+
+def merge(tensor: Float[Tensor, "segments heads length dim"]) -> Float[Tensor, "1 tokens heads dim"]:
+    """The segments one after the other again."""
+    segments, heads, length, dim = tensor.shape
+    return tensor.transpose(1, 2).reshape(1, segments * length, heads, dim)
+
+
+def use_grouped_attention(*towers: PreTrainedModel) -> None:
+    """Makes towers attend in groups, unless another implementation than plain SDPA was asked for."""
+    AttentionInterface.register(NAME, grouped_attention)
+    for tower in towers:
+        if tower.config._attn_implementation == "sdpa":
+            tower.config._attn_implementation = NAME

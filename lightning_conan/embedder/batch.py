@@ -1,0 +1,46 @@
+"""What a data module hands to a stage: encoded pairs of one task."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lightning_conan.embedder.packing import Encoded
+from lightning_conan.items import Modality
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Encoded pairs of one task; tensors stay on the host until their chunk is due.
+
+    Args:
+        task: The task that all pairs share.
+        modality: The specialist that owns it.
+        keys: Each pair's key.
+        queries: Encoded queries.
+        targets: Encoded targets, row for row.
+        negatives: Each query's hard negatives, possibly none.
+        query_hashes: Content hashes of the queries.
+        target_hashes: Content hashes of the targets.
+        negative_hashes: Content hashes of the negatives, all queries' in order.
+        faults: JSON lines of the samples that were left out on the way, for the quarantine report.
+    """
+
+    task: str
+    modality: Modality
+    keys: list[str]
+    queries: list[Encoded]
+    targets: list[Encoded]
+    negatives: list[list[Encoded]]
+    query_hashes: list[str]
+    target_hashes: list[str]
+    negative_hashes: list[str]
+    faults: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def items(self) -> Iterator[Encoded]:
+        """Queries, then targets, then negatives."""
+        yield from self.queries
+        yield from self.targets
+        for row in self.negatives:
+            yield from row

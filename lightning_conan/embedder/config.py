@@ -1,0 +1,56 @@
+"""The model's configuration: a transformers vision-language backbone and an audio encoder, by their own configs."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class OmniConfig(PreTrainedConfig):
+    """Configuration of an OmniEmbedder.
+
+    Args:
+        backbone_config: Config of a Qwen3-VL model, or its dictionary.
+        audio_config: Config of Qwen3-Omni's audio encoder, or its dictionary.
+        projector_hidden_size: Width of the audio projector's hidden layer.
+        audio_token_id: The token whose embeddings the projected audio frames replace.
+        audio_start_token_id: Stands before a sound.
+        audio_end_token_id: Stands after a sound.
+    """
+
+    model_type = "conan_omni"
+    sub_configs = {"backbone_config": AutoConfig, "audio_config": AutoConfig}
+
+    def __init__(
+        self,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
+        audio_config: PreTrainedConfig | dict[str, Any] | None = None,
+        projector_hidden_size: int = 3072,
+        audio_token_id: int = 0,
+        audio_start_token_id: int = 0,
+        audio_end_token_id: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.backbone_config = build(backbone_config, "qwen3_vl")
+        self.audio_config = build(audio_config, "qwen3_omni_moe_audio_encoder")
+        self.projector_hidden_size = projector_hidden_size
+        self.audio_token_id = audio_token_id
+        self.audio_start_token_id = audio_start_token_id
+        self.audio_end_token_id = audio_end_token_id
+        super().__init__(**kwargs)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.backbone_config.text_config.hidden_size)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The language model's config, where transformers looks for the vocabulary."""
+        return self.backbone_config.text_config  # type: ignore[no-any-return]
+
+
+def build(config: PreTrainedConfig | dict[str, Any] | None, default_type: str) -> PreTrainedConfig:
+    """A config object from a config, a dictionary with its ``model_type``, or nothing (the class's defaults)."""
+    if isinstance(config, PreTrainedConfig):
+        return config
+    fields = dict(config or {})
+    return AutoConfig.for_model(fields.pop("model_type", default_type), **fields)  # type: ignore[no-any-return]

@@ -1,0 +1,147 @@
+"""OmniEmbedder: text, images, videos, pages and sounds to one unit vector each."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, PreTrainedModel
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+
+from lightning_conan.embedder.attention import use_grouped_attention
+from lightning_conan.embedder.config import OmniConfig
+from lightning_conan.embedder.packing import Chunk, Encoded, pack
+from lightning_conan.embedder.projector import AudioProjector
+
+EPS = 1e-12
+
+
+class OmniEmbedder(PreTrainedModel):
+    """A vision-language backbone with ears (PAPERS.md A1).
+
+    ``backbone`` is a transformers Qwen3-VL model (vision tower and language model), ``audio_encoder`` Qwen3-Omni's,
+    and ``audio_projector`` the MLP between them. The embedding is the last token's final state, normalised.
+    """
+
+    config_class = OmniConfig
+    base_model_prefix = ""
+    main_input_name = "chunk"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules = ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock", "Qwen3OmniMoeAudioEncoderLayer"]
+
+    def __init__(self, config: OmniConfig) -> None:
+        super().__init__(config)
+        # Copies, since the towers note their attention in their configs, and one config may build several models.
+        self.backbone = AutoModel.from_config(copy.deepcopy(config.backbone_config))
+        self.audio_encoder = Qwen3OmniMoeAudioEncoder._from_config(copy.deepcopy(config.audio_config))
+        self.audio_projector = AudioProjector(config.audio_config.output_dim, config.projector_hidden_size, config.dim)
+        use_grouped_attention(self.backbone.visual, self.audio_encoder)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def forward(self, chunk: Chunk) -> Float[Tensor, "rows dim"]:
+        """Unit-norm float32 embeddings of a chunk's rows, in the chunk's order."""
+        states = self.hidden_states(chunk)
+        pooled = states[torch.arange(len(chunk.last), device=states.device), chunk.last]
+        return F.normalize(pooled.float(), dim=-1, eps=EPS)
+
+    def hidden_states(self, chunk: Chunk, **kwargs: Any) -> Float[Tensor, "rows length dim"]:
+        """The language model's last states, after its final norm."""
+        embeds, visual_mask, deepstack = self.input_embeddings(chunk)
+        # No attention mask: padding stands on the right, where causal attention never looks.
+        output = self.backbone.language_model(
+            inputs_embeds=embeds,
+            position_ids=chunk.positions,
+            visual_pos_masks=visual_mask,
+            deepstack_visual_embeds=deepstack,
+            use_cache=False,
+            **kwargs,
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def input_embeddings(
+        self, chunk: Chunk
+    ) -> tuple[Float[Tensor, "rows length dim"], Tensor | None, list[Tensor] | None]:
+        """Token embeddings with visual tokens and audio frames in place, where the visual ones are, and DeepStack's."""
+        embeds = self.get_input_embeddings()(chunk.input_ids)
+        visual_mask = deepstack = None
+        if chunk.pixels:
+            config = self.config.backbone_config
+            visual_mask = (chunk.input_ids == config.image_token_id) | (chunk.input_ids == config.video_token_id)
+            features, deepstack = self.embed_pixels(chunk.pixels)
+            embeds = place(embeds, visual_mask, features, "visual tokens")
+        if chunk.mels:
+            frames = self.audio_projector(self.encode_mels(chunk.mels))
+            embeds = place(embeds, chunk.input_ids == self.config.audio_token_id, frames, "audio frames")
+        return embeds, visual_mask, deepstack
+
+    def embed_pixels(self, pixels: Sequence[UInt8[Tensor, "_ 3 _ _"]]) -> tuple[Float[Tensor, "tokens dim"], list[Tensor]]:
+        """Visual tokens of all inputs, and DeepStack's for the first layers."""
+        config = self.config.backbone_config.vision_config
+        pieces = [patchify(frames, config.patch_size, config.spatial_merge_size) for frames in pixels]
+        grids = torch.tensor([grid for _, grid in pieces], device=pixels[0].device)
+        patches = torch.cat([patches for patches, _ in pieces]).to(self.backbone.visual.dtype)
+        output = self.backbone.visual(patches, grid_thw=grids)
+        return output.pooler_output, list(output.deepstack_features)
+
+    def encode_mels(self, mels: Sequence[Float[Tensor, "mels _"]]) -> Float[Tensor, "frames audio_dim"]:
+        """The audio encoder's frames, before the projector.
+
+        Windows are always padded to the encoder's full window: left to itself the encoder pads to the longest window
+        in the batch, and what a last window's convolutions see would depend on its neighbours.
+        """
+        window = 2 * int(self.config.audio_config.n_window)
+        windows = [part for mel in mels for part in mel.split(window, dim=1)]
+        lengths = [part.shape[1] for part in windows]
+        padded = torch.stack([F.pad(part, (0, window - part.shape[1])) for part in windows])
+        output = self.audio_encoder(
+            None,
+            feature_lens=torch.tensor([mel.shape[1] for mel in mels], device=padded.device),
+            padded_feature=padded.to(self.audio_encoder.dtype),
+            chunk_lengths=torch.tensor(lengths, device=padded.device),
+        )
+        frames: Tensor = output.last_hidden_state
+        return frames
+
+    def embed(self, items: Sequence[Encoded], token_budget: int = 16_384) -> Float[Tensor, "items dim"]:
+        """Unit-norm float32 embeddings of any items, in their order, in chunks of ``token_budget`` padded tokens."""
+        chunks = pack(items, token_budget)
+        found = torch.cat([self(chunk.to(self.device)) for chunk in chunks])
+        rows = torch.tensor([row for chunk in chunks for row in chunk.rows], device=found.device)
+        return found[rows.argsort()]
+
+
+def place(
+    embeds: Float[Tensor, "rows length dim"], mask: Tensor, features: Float[Tensor, "found dim"], what: str
+) -> Float[Tensor, "rows length dim"]:
+    """The embeddings with features in place of the placeholders that ``mask`` marks."""
+    assert int(mask.sum()) == len(features), f"{int(mask.sum())} placeholders for {len(features)} {what}"
+    return embeds.masked_scatter(mask[..., None], features.to(embeds.dtype))
+
+
+def patchify(
+    frames: UInt8[Tensor, "frames 3 height width"], patch: int, merge: int
+) -> tuple[Float[Tensor, "patches values"], tuple[int, int, int]]:
+    """Pixels in [-1, 1] as the vision tower's patches, and their grid (frame pairs, rows, columns).
+
+    A single frame stands twice, since patches span two frames. The order is that of Qwen3-VL's processors: patches
+    that merge into one token lie side by side.
+    """
+    if len(frames) % 2:
+        frames = torch.cat([frames, frames[-1:]])
+    pairs, rows, columns = len(frames) // 2, frames.shape[2] // patch, frames.shape[3] // patch
+    values = frames.float() / 127.5 - 1
+    values = values.view(pairs, 2, 3, rows // merge, merge, patch, columns // merge, merge, patch)
+    values = values.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return values.reshape(pairs * rows * columns, 3 * 2 * patch * patch), (pairs, rows, columns)

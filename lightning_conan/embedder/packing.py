@@ -1,0 +1,108 @@
+"""From encoded items to padded chunks: slicing comes first, so every modality is sliced right by construction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One item after the processor: never padded, never batched.
+
+    Args:
+        input_ids: Token ids, with one placeholder for each visual token and audio frame.
+        positions: M-RoPE positions: time, height, width.
+        pixels: Each image (1 frame), page (1 frame) or video (an even number of frames), resized, in order.
+        mels: Each sound's log-mel frames, in order.
+    """
+
+    input_ids: Int[Tensor, " length"]
+    positions: Int[Tensor, "3 length"]
+    pixels: list[UInt8[Tensor, "frames 3 height width"]] = field(default_factory=list)
+    mels: list[Float[Tensor, "mels frames"]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its tensors take."""
+        return sum(tensor.nbytes for tensor in [self.input_ids, self.positions, *self.pixels, *self.mels])
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Several encoded items, padded on the right: under causal attention no token ever sees the padding.
+
+    Args:
+        input_ids: Token ids, 0 where padded.
+        positions: M-RoPE positions, 0 where padded.
+        last: Each row's last token, whose state is the embedding.
+        pixels: All rows' visual inputs, in the order of their placeholders.
+        mels: All rows' sounds, in the order of their placeholders.
+        rows: Where each row stood in the list that was packed.
+    """
+
+    input_ids: Int[Tensor, "rows length"]
+    positions: Int[Tensor, "3 rows length"]
+    last: Int[Tensor, " rows"]
+    pixels: list[UInt8[Tensor, "_ 3 _ _"]]
+    mels: list[Float[Tensor, "mels _"]]
+    rows: list[int]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, padding left out."""
+        return [int(last) + 1 for last in self.last]
+
+    def to(self, device: torch.device) -> Self:
+        """The chunk with its tensors on a device."""
+        moved = {}
+        for name in (entry.name for entry in fields(self) if entry.name != "rows"):
+            value = getattr(self, name)
+            parts = value if isinstance(value, list) else [value]
+            parts = [part.to(device, non_blocking=True) for part in parts]
+            moved[name] = parts if isinstance(value, list) else parts[0]
+        return replace(self, **moved)
+
+
+def pack(items: Sequence[Encoded], token_budget: int) -> list[Chunk]:
+    """Chunks of at most ``token_budget`` padded tokens, sorted by length (longest first, so memory peaks at once).
+
+    An item that is longer than the budget makes a chunk of its own: nothing is cut.
+
+    Raises:
+        ValueError: No items, or a budget below 1.
+    """
+    if not items or token_budget < 1:
+        raise ValueError(f"Packing needs items and a positive token budget, got {len(items)} items and {token_budget}.")
+    order = sorted(range(len(items)), key=lambda row: -len(items[row]))
+    groups: list[list[int]] = [[]]
+    for row in order:
+        longest = len(items[groups[-1][0]]) if groups[-1] else len(items[row])
+        if groups[-1] and longest * (len(groups[-1]) + 1) > token_budget:
+            groups.append([])
+        groups[-1].append(row)
+    return [pad([items[row] for row in rows], rows) for rows in groups]
+
+
+def pad(items: Sequence[Encoded], rows: list[int]) -> Chunk:
+    """One chunk that holds the items, in their order."""
+    lengths = [len(item) for item in items]
+    input_ids = torch.zeros(len(items), max(lengths), dtype=torch.long)
+    positions = torch.zeros(3, len(items), max(lengths), dtype=torch.long)
+    for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
+        input_ids[row, :length] = item.input_ids
+        positions[:, row, :length] = item.positions
+    return Chunk(
+        input_ids,
+        positions,
+        torch.tensor(lengths) - 1,
+        [pixels for item in items for pixels in item.pixels],
+        [mel for item in items for mel in item.mels],
+        rows,
+    )

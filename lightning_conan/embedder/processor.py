@@ -1,0 +1,241 @@
+"""From an Item to an Encoded: decoding, resizing, log-mel, the chat template and its placeholders."""
+
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video
+
+from lightning_conan.embedder.packing import Encoded
+from lightning_conan.embedder.positions import Run, mrope_positions
+from lightning_conan.items import Item, Media
+from lightning_conan.media import Clip, Limits, MediaError, decode_audio, decode_document, decode_image, decode_video
+from lightning_conan.media.audio import SAMPLE_RATE
+from lightning_conan.media.video import Sampling
+
+SPECIAL_TOKENS = {
+    "im_start": "<|im_start|>",
+    "im_end": "<|im_end|>",
+    "end": "<|endoftext|>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+    "image": "<|image_pad|>",
+    "video": "<|video_pad|>",
+    "audio_start": "<|audio_start|>",
+    "audio_end": "<|audio_end|>",
+    "audio_pad": "<|audio_pad|>",
+    "audio": "<|AUDIO|>",
+}
+
+
+@dataclass(frozen=True)
+class ProcessorConfig:
+    """How inputs become tokens; saved in the checkpoint folder, so that serving equals training.
+
+    Args:
+        instruction: System instruction of items that carry none of their own; with an empty one there is no system turn.
+        patch_size: Side of a patch in pixels.
+        merge_size: Patches a side that become one token.
+        min_pixels: Smaller images are enlarged to this many pixels.
+        max_pixels: Larger images are shrunk to this many pixels.
+        video_min_pixels: As ``min_pixels``, over all frames of a video.
+        video_max_pixels: As ``max_pixels``, over all frames of a video.
+        sampling: Which frames of a video are looked at.
+        mel_bins: Frequency bins of the log-mel spectrogram.
+        mel_window: Frames of an audio window (``2 * n_window`` of Qwen3-Omni's encoder).
+        limits: What a file may cost.
+    """
+
+    instruction: str = "Represent the user's input."
+    patch_size: int = 16
+    merge_size: int = 2
+    min_pixels: int = 4 * 32 * 32
+    max_pixels: int = 1800 * 32 * 32
+    video_min_pixels: int = 128 * 32 * 32
+    video_max_pixels: int = 768 * 32 * 32
+    sampling: Sampling = field(default_factory=Sampling)
+    mel_bins: int = 128
+    mel_window: int = 100
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "ProcessorConfig":
+        """The inverse of ``to_dict``; unknown fields raise a TypeError."""
+        return cls(**{**fields, "sampling": Sampling(**fields["sampling"]), "limits": Limits(**fields["limits"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class Draft:
+    """An item while it is being encoded: text in words, placeholders in numbers."""
+
+    text: list[str | tuple[str, int]] = field(default_factory=list)
+    grids: list[tuple[int, int]] = field(default_factory=list)
+    pixels: list[Tensor] = field(default_factory=list)
+    mels: list[Tensor] = field(default_factory=list)
+
+    def add(self, token: str, count: int = 1) -> None:
+        self.text.append((SPECIAL_TOKENS[token], count))
+
+    def write(self, words: str) -> None:
+        """Joins neighbouring text: tokenisers merge across such borders, and so must we."""
+        if self.text and isinstance(self.text[-1], str):
+            self.text[-1] += words
+        else:
+            self.text.append(words)
+
+
+class OmniProcessor:
+    """Turns items into tokens, pixels and log-mel frames, in a data worker or wherever it is called.
+
+    Args:
+        tokenizer: The backbone's tokenizer; it must know every token of ``SPECIAL_TOKENS``.
+        config: How inputs become tokens.
+
+    Raises:
+        ValueError: The tokenizer lacks one of the special tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ProcessorConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        known = tokenizer.get_vocab()
+        if missing := [token for token in SPECIAL_TOKENS.values() if token not in known]:
+            raise ValueError(f"The tokenizer must know the tokens {missing}. Add them, with their embedding rows.")
+        self.ids = {name: int(known[token]) for name, token in SPECIAL_TOKENS.items()}
+
+    @cached_property
+    def mel_extractor(self) -> WhisperFeatureExtractor:
+        """Log-mel as Whisper and Qwen3-Omni compute it."""
+        return WhisperFeatureExtractor(feature_size=self.config.mel_bins, sampling_rate=SAMPLE_RATE)
+
+    def __call__(self, item: Item) -> Encoded:
+        """Decodes and encodes one item.
+
+        Raises:
+            MediaError: One of its media is broken or over a limit.
+        """
+        draft = Draft()
+        instruction = self.config.instruction if item.instruction is None else item.instruction
+        if instruction:
+            draft.add("im_start")
+            draft.write(f"system\n{instruction}")
+            draft.add("im_end")
+            draft.write("\n")
+        draft.add("im_start")
+        draft.write("user\n")
+        for part in item.parts:
+            if isinstance(part, str):
+                draft.write(part)
+            else:
+                self.add_media(draft, part)
+        draft.add("im_end")
+        draft.write("\n")
+        draft.add("im_start")
+        draft.write("assistant\n")
+        draft.add("end")
+        return self.finish(draft)
+
+    def add_media(self, draft: Draft, media: Media) -> None:
+        """Appends one medium: its pixels or frames, and its placeholders."""
+        limits = self.config.limits
+        match media.modality:
+            case "audio":
+                self.add_audio(draft, decode_audio(media, limits))
+            case "video":
+                self.add_video(draft, decode_video(media, self.config.sampling, limits), media)
+            case _:
+                decode = decode_document if media.modality == "document" else decode_image
+                self.add_image(draft, decode(media, limits), media)
+
+    def add_image(self, draft: Draft, image: UInt8[Tensor, "3 height width"], media: Media) -> None:
+        config = self.config
+        bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
+        try:
+            size = smart_resize(image.shape[1], image.shape[2], factor=config.patch_size * config.merge_size, **bounds)
+        except ValueError as error:  # an aspect ratio above 200
+            raise MediaError(media, str(error)) from error
+        draft.pixels.append(resize(image[None], size))
+        self.add_grid(draft, "image", size)
+
+    def add_video(self, draft: Draft, clip: Clip, media: Media) -> None:
+        config, frames, seconds = self.config, clip.frames, clip.seconds
+        if len(frames) % 2:  # the vision tower takes frames in pairs
+            frames, seconds = torch.cat([frames, frames[-1:]]), [*seconds, seconds[-1]]
+        bounds = {"min_pixels": config.video_min_pixels, "max_pixels": config.video_max_pixels}
+        try:
+            size = smart_resize_video(
+                len(frames), *frames.shape[2:], factor=config.patch_size * config.merge_size, **bounds
+            )
+        except ValueError as error:
+            raise MediaError(media, str(error)) from error
+        draft.pixels.append(resize(frames, size))
+        for first, second in zip(seconds[::2], seconds[1::2], strict=True):
+            draft.write(f"<{(first + second) / 2:.1f} seconds>")
+            self.add_grid(draft, "video", size)
+
+    def add_grid(self, draft: Draft, token: str, size: tuple[int, int]) -> None:
+        """Placeholders of one image or of one pair of frames."""
+        side = self.config.patch_size * self.config.merge_size
+        draft.grids.append((size[0] // side, size[1] // side))
+        draft.add("vision_start")
+        draft.add(token, draft.grids[-1][0] * draft.grids[-1][1])
+        draft.add("vision_end")
+
+    def add_audio(self, draft: Draft, wave: Float[Tensor, " samples"]) -> None:
+        features = self.mel_extractor(
+            wave.numpy(), sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt"
+        )
+        mel = features["input_features"][0]
+        draft.mels.append(mel)
+        draft.add("audio_start")
+        draft.add("audio", audio_tokens(mel.shape[1], self.config.mel_window))
+        draft.add("audio_end")
+
+    def finish(self, draft: Draft) -> Encoded:
+        """Token ids and positions of a complete draft."""
+        ids: list[int] = []
+        runs: list[Run] = []
+        grids = iter(draft.grids)
+        for piece in draft.text:
+            if isinstance(piece, str):
+                # Special tokens in a user's text are text: they must not become placeholders.
+                words = self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+                ids += words
+                runs.append(len(words))
+            else:
+                token, count = piece
+                ids += [self.tokenizer.convert_tokens_to_ids(token)] * count
+                visual = token in (SPECIAL_TOKENS["image"], SPECIAL_TOKENS["video"])
+                runs.append(next(grids) if visual else count)
+        return Encoded(torch.tensor(ids), mrope_positions(runs), draft.pixels, draft.mels)
+
+
+def resize(frames: UInt8[Tensor, "frames 3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "frames 3 _ _"]:
+    """Bicubic and anti-aliased, as Qwen3-VL's processors resize; frames of the right size pass through."""
+    if tuple(frames.shape[2:]) == tuple(size):
+        return frames
+    resized: Tensor = tv.resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return resized
+
+
+def audio_tokens(frames: int, window: int) -> int:
+    """Encoder frames that a log-mel of so many frames becomes: three halvings in each window, rounded up."""
+    whole, rest = divmod(frames, window)
+    return whole * halve_thrice(window) + halve_thrice(rest)
+
+
+def halve_thrice(frames: int) -> int:
+    """Length after three convolutions of stride 2."""
+    for _ in range(3):
+        frames = (frames + 1) // 2
+    return frames

@@ -1,0 +1,18 @@
+"""The audio projector: from the audio encoder's frames to the backbone's token embeddings."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AudioProjector(nn.Module):
+    """A two-layer MLP (PAPERS.md A1): 18,881,536 parameters at 2048 -> 3072 -> 4096."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_dim, hidden_dim)
+        self.linear_2 = nn.Linear(hidden_dim, out_dim)
+
+    def forward(self, frames: Float[Tensor, "frames in_dim"]) -> Float[Tensor, "frames out_dim"]:
+        projected: Tensor = self.linear_2(F.gelu(self.linear_1(frames)))
+        return projected

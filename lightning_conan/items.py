@@ -1,0 +1,172 @@
+"""The vocabulary of everything: media, items and pairs, still encoded, free of torch."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+Modality = Literal["text", "image", "video", "document", "audio"]
+
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+MEDIA: tuple[Modality, ...] = MODALITIES[1:]
+
+
+@dataclass(frozen=True)
+class Media:
+    """One encoded file: an image, a video, a page or a sound.
+
+    Args:
+        modality: What the bytes hold.
+        source: The file's bytes, or the path to them; bytes are read when they are first needed.
+        name: What errors call it, and whose suffix tells the format.
+        start: Seconds to skip at the beginning (video and audio).
+        end: Second at which to stop; None means the end of the file.
+        page: Page of a PDF, from 1 (documents only).
+    """
+
+    modality: Modality
+    source: bytes | Path = field(repr=False)
+    name: str
+    start: float = 0.0
+    end: float | None = None
+    page: int | None = None
+
+    def read(self) -> bytes:
+        """The encoded bytes."""
+        return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+
+    @property
+    def suffix(self) -> str:
+        """The format, as a lower-case file suffix without its dot."""
+        return self.name.rsplit(".", 1)[-1].lower() if "." in self.name else ""
+
+    @property
+    def span(self) -> dict[str, float | int]:
+        """Which part of the file is meant: only the fields that are set."""
+        fields = {"start": self.start or None, "end": self.end, "page": self.page}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to embed: text and media in order, with an optional instruction.
+
+    Args:
+        parts: Strings and media, in the order in which the model reads them.
+        instruction: Overrides the folder's default system instruction.
+    """
+
+    parts: tuple[str | Media, ...]
+    instruction: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.parts or not all(isinstance(part, Media) or part.strip() for part in self.parts):
+            raise ValueError(f"An item must hold text or media, got {self.parts!r}. Give it at least one non-empty part.")
+
+    @property
+    def media(self) -> list[Media]:
+        """The media among the parts."""
+        return [part for part in self.parts if isinstance(part, Media)]
+
+    def content_hash(self) -> str:
+        """The same for equal contents, wherever they lie: used to find equal targets."""
+        digest = hashlib.sha256(repr(self.instruction).encode())
+        for part in self.parts:
+            kind, data = ("text", part.encode()) if isinstance(part, str) else (part.modality, part.read())
+            span = {} if isinstance(part, str) else part.span
+            digest.update(f"|{kind}:{len(data)}:{span}:".encode())
+            digest.update(data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query and what it must find.
+
+    Args:
+        key: Unique in its data set.
+        task: Pairs of one task share a batch, and so serve as each other's negatives.
+        modality: The specialist that owns the pair.
+        query: What is asked.
+        target: What must be found.
+        negatives: Hard negatives, none by default.
+    """
+
+    key: str
+    task: str
+    modality: Modality
+    query: Item
+    target: Item
+    negatives: tuple[Item, ...] = ()
+
+    def sides(self) -> Iterator[tuple[str, Item]]:
+        """Each item with its name: ``query``, ``target``, ``negative0``, ``negative1``, ..."""
+        yield "query", self.query
+        yield "target", self.target
+        for index, item in enumerate(self.negatives):
+            yield f"negative{index}", item
+
+
+def parse_media(modality: Modality, value: object, root: Path) -> Media:
+    """One media entry of a manifest: a path, or a mapping with ``path`` and a span.
+
+    Raises:
+        ValueError: The entry is neither, or its path leaves ``root``.
+    """
+    entry = {"path": value} if isinstance(value, str) else value
+    allowed = {"path", "start", "end"} if modality in ("video", "audio") else {"path"}
+    if not isinstance(entry, Mapping) or "path" not in entry or not set(entry) <= allowed:
+        raise ValueError(f"A {modality} must be a path or a mapping with {sorted(allowed)}, got {value!r}.")
+    name, page = str(entry["path"]), None
+    if found := re.fullmatch(r"(.*\.pdf)#page=(\d+)", name, flags=re.IGNORECASE):
+        name, page = found[1], int(found[2])
+    path = Path(os.path.normpath(root / name))
+    if not path.is_relative_to(os.path.normpath(root)):
+        raise ValueError(f"Media paths must stay inside {root}, got {name!r}. Move the file below the manifest.")
+    start, end = float(entry.get("start", 0.0)), entry.get("end")
+    return Media(modality, path, name, start, None if end is None else float(end), page)
+
+
+def parse_item(value: object, root: Path) -> Item:
+    """One side of a manifest line: ``{"image": "a.jpg", "text": "make it blue", "instruction": "..."}``.
+
+    Raises:
+        ValueError: An unknown field, an empty item or a path that leaves ``root``.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"An item must be a mapping like {{'text': '...'}}, got {value!r}.")
+    parts: list[str | Media] = []
+    for name, content in value.items():
+        if name == "instruction":
+            continue
+        if name not in MODALITIES:
+            raise ValueError(f"An item's fields must be among {[*MODALITIES, 'instruction']}, got {name!r}.")
+        for entry in content if isinstance(content, list) else [content]:
+            if name == "text" and not isinstance(entry, str):
+                raise ValueError(f"Text must be a string, got {entry!r}.")
+            parts.append(entry if name == "text" else parse_media(name, entry, root))
+    instruction = value.get("instruction")
+    return Item(tuple(parts), None if instruction is None else str(instruction))
+
+
+def parse_pair(value: object, root: Path) -> Pair:
+    """One line of a manifest (DESIGN.md section 3), media paths relative to ``root``.
+
+    Raises:
+        ValueError: A missing, unknown or ill-typed field, named with its value.
+    """
+    needed, optional = {"key", "task", "modality", "query", "target"}, {"negatives", "split"}
+    if not isinstance(value, Mapping) or not needed <= set(value) <= needed | optional:
+        fields = sorted(value) if isinstance(value, Mapping) else value
+        raise ValueError(f"A pair must have the fields {sorted(needed)}, and may have {sorted(optional)}, got {fields}.")
+    if value["modality"] not in MODALITIES:
+        raise ValueError(f"modality must be among {list(MODALITIES)}, got {value['modality']!r}.")
+    for name in ("key", "task"):
+        if not isinstance(value[name], str) or not re.fullmatch(r"[^\s./\\][^\s./\\]*", value[name]):
+            raise ValueError(f"{name} must be a string without dots, slashes and blanks, got {value[name]!r}.")
+    negatives = tuple(parse_item(item, root) for item in value.get("negatives", ()))
+    query, target = parse_item(value["query"], root), parse_item(value["target"], root)
+    return Pair(value["key"], value["task"], value["modality"], query, target, negatives)

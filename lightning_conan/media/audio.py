@@ -1,0 +1,75 @@
+"""Sounds: WAV, FLAC, MP3, OGG (or a video's sound track) to a 16 kHz mono waveform."""
+
+import io
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchaudio.functional import resample
+
+from lightning_conan.items import Media
+from lightning_conan.media.limits import DEFAULT, Limits, MediaError
+from lightning_conan.media.video import open_container
+
+SAMPLE_RATE = 16_000
+
+
+def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samples"]:
+    """A waveform at 16 kHz: channels averaged, any sample rate resampled.
+
+    Raises:
+        MediaError: No sound, undecodable, empty, not finite, or over a limit.
+    """
+    with open_container(media, "audio", limits) as (container, stream):
+        rate = int(stream.rate or 0)
+        if rate <= 0:
+            raise MediaError(media, f"sample rate {rate}, must be positive")
+        stop = int((limits.max_seconds if media.end is None else media.end) * rate) + 1
+        wave = collect(container, stream, stop)
+    wave = wave[int(media.start * rate) : None if media.end is None else int(media.end * rate)]
+    if media.end is None:
+        limits.check_seconds(media, len(wave) / rate)
+    if not len(wave):
+        raise MediaError(media, "holds no samples")
+    if not bool(wave.isfinite().all()):
+        raise MediaError(media, "holds samples that are not finite")
+    return wave if rate == SAMPLE_RATE else resample(wave, rate, SAMPLE_RATE)
+
+
+def collect(container: Any, stream: Any, stop: int) -> Float[Tensor, " samples"]:
+    """Decodes up to ``stop`` samples and averages the channels."""
+    pieces, samples = [], 0
+    for frame in container.decode(stream):
+        block = frame.to_ndarray()
+        channels = frame.layout.nb_channels
+        pieces.append(block if frame.format.is_planar else block.reshape(-1, channels).T)
+        samples += frame.samples
+        if samples >= stop:
+            break
+    if not pieces:
+        return torch.zeros(0)
+    wave = np.concatenate(pieces, axis=1)[:, :stop]
+    if wave.dtype == np.uint8:
+        wave = wave.astype(np.float32) / 128 - 1
+    elif np.issubdtype(wave.dtype, np.integer):
+        wave = wave.astype(np.float32) / -float(np.iinfo(wave.dtype).min)
+    return torch.from_numpy(wave.astype(np.float32).mean(axis=0))
+
+
+def encode_audio(wave: Float[Tensor, " samples"], rate: int = SAMPLE_RATE, format: str = "flac") -> bytes:
+    """A mono 16-bit FLAC or WAV file of a waveform in [-1, 1]."""
+    buffer = io.BytesIO()
+    samples = (wave.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()[None]
+    with av.open(buffer, "w", format=format) as container:
+        stream: Any = container.add_stream({"flac": "flac", "wav": "pcm_s16le"}[format], rate=rate, layout="mono")
+        size = stream.codec_context.frame_size or 4096
+        for start in range(0, samples.shape[1], size):
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, start : start + size]), format="s16", layout="mono")
+            frame.rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()

@@ -1,0 +1,26 @@
+"""Any medium, decoded by its modality."""
+
+from torch import Tensor
+
+from lightning_conan.items import Media
+from lightning_conan.media.audio import decode_audio
+from lightning_conan.media.document import decode_document
+from lightning_conan.media.image import decode_image
+from lightning_conan.media.limits import DEFAULT, Limits
+from lightning_conan.media.video import DEFAULT_SAMPLING, Clip, Sampling, decode_video
+
+
+def decode_media(media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT) -> Tensor | Clip:
+    """Pixels of an image or page, a video's sampled frames, or a sound's waveform.
+
+    Raises:
+        MediaError: The file is broken or over a limit.
+    """
+    match media.modality:
+        case "audio":
+            return decode_audio(media, limits)
+        case "video":
+            return decode_video(media, sampling, limits)
+        case "document":
+            return decode_document(media, limits)
+    return decode_image(media, limits)

@@ -1,0 +1,52 @@
+"""What a media file may cost, and the one error that broken or oversized media raise."""
+
+from dataclasses import dataclass
+
+from lightning_conan.items import Media
+
+
+class MediaError(ValueError):
+    """A media file that cannot be used; its message names the file and the reason."""
+
+    def __init__(self, media: Media, reason: str) -> None:
+        super().__init__(f"{media.modality} {media.name!r}: {reason}")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
+        """Crosses process borders as a plain ValueError (data workers pickle what they raise)."""
+        return ValueError, (str(self),)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps that are checked from headers, before anything is decoded.
+
+    Args:
+        max_bytes: Size of the encoded file.
+        max_pixels: Width times height of an image, a page or a frame.
+        max_seconds: Length of a sound or a video.
+        max_frames: Frames in a video's header.
+    """
+
+    max_bytes: int = 512 * 2**20
+    max_pixels: int = 64 * 10**6
+    max_seconds: float = 3600.0
+    max_frames: int = 250_000
+
+    def check_bytes(self, media: Media, data: bytes) -> None:
+        """Refuses empty and oversized files."""
+        if not 0 < len(data) <= self.max_bytes:
+            raise MediaError(media, f"{len(data)} bytes, must be 1 to {self.max_bytes}")
+
+    def check_pixels(self, media: Media, width: int, height: int) -> None:
+        """Refuses pictures without or with too many pixels."""
+        if not 0 < width * height <= self.max_pixels:
+            raise MediaError(media, f"{width}x{height} pixels, must be 1 to {self.max_pixels} in all")
+
+    def check_seconds(self, media: Media, seconds: float) -> None:
+        """Refuses sounds and videos that are too long."""
+        if seconds > self.max_seconds:
+            raise MediaError(media, f"{seconds:.0f} s long, must be at most {self.max_seconds:.0f}")
+
+
+DEFAULT = Limits()

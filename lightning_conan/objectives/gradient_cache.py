@@ -1,0 +1,67 @@
+"""Gradient caching: the exact gradient of a loss over all embeddings, with one chunk's graph in memory."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_conan.embedder import Chunk
+
+Embed = Callable[[Chunk], Float[Tensor, "rows dim"]]
+Loss = Callable[[Float[Tensor, "items dim"]], Float[Tensor, ""]]
+Backward = Callable[[Tensor], None]
+
+
+class RandomState:
+    """The random state of CPU and current GPU, taken now and replayed later, so that dropout repeats itself."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.devices = [device] if device.type == "cuda" else []
+        self.cpu = torch.get_rng_state()
+        self.gpu = [torch.cuda.get_rng_state(device) for device in self.devices]
+
+    def replay(self) -> None:
+        """Puts the state back."""
+        torch.set_rng_state(self.cpu)
+        for device, state in zip(self.devices, self.gpu, strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+
+def cached_backward(
+    embed: Embed, chunks: Sequence[Chunk], loss: Loss, backward: Backward, device: torch.device
+) -> Float[Tensor, ""]:
+    """Accumulates the parameters' gradients of a loss over all chunks' rows, and returns the loss.
+
+    GradCache of https://arxiv.org/abs/2101.06983: embed every chunk without a graph, take the loss's gradient with
+    respect to the embeddings, then embed each chunk again with its graph and push that gradient through. Equal to
+    the one-pass gradient; memory is one chunk's. With one chunk it is the one pass.
+
+    Args:
+        embed: Embeds one chunk that lies on ``device``.
+        chunks: All chunks of the batch, on the host.
+        loss: From the embeddings, in the order of the items that were packed, to the loss.
+        backward: What stands for ``Tensor.backward`` (a Fabric's or a LightningModule's).
+        device: Where to embed.
+    """
+    rows = torch.tensor([row for chunk in chunks for row in chunk.rows], device=device)
+    if len(chunks) == 1:
+        value = loss(embed(chunks[0].to(device))[rows.argsort()])
+        backward(value)
+        return value.detach()
+    states, pieces = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            states.append(RandomState(device))
+            pieces.append(embed(chunk.to(device)))
+    after = RandomState(device)
+    embeddings = torch.cat(pieces)[rows.argsort()].requires_grad_()
+    with torch.enable_grad():
+        value = loss(embeddings)
+        (gradient,) = torch.autograd.grad(value, embeddings)
+    for chunk, state in zip(chunks, states, strict=True):
+        state.replay()
+        found = embed(chunk.to(device))
+        backward((found * gradient[torch.tensor(chunk.rows, device=device)].to(found.dtype)).sum())
+    after.replay()
+    return value.detach()

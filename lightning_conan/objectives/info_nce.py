@@ -1,0 +1,46 @@
+"""The contrastive loss."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def info_nce(
+    query: Float[Tensor, "batch dim"],
+    target: Float[Tensor, "world dim"],
+    *,
+    positive: Int[Tensor, " batch"],
+    temperature: float,
+    ignore: Bool[Tensor, "batch world"] | None = None,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of finding each query's positive among all targets.
+
+    InfoNCE of https://arxiv.org/abs/1807.03748 with a scaled dot product as critic, from query to target only:
+    a symmetric loss is the mean of two calls.
+
+    Args:
+        query: This rank's unit-norm embeddings.
+        target: Every rank's embeddings, negatives included.
+        positive: The row of ``target`` that each query must find.
+        temperature: Divides the scores; 0.02 to 0.07 is usual.
+        ignore: Where a target does not count as a query's negative (see ``equal_targets``).
+    """
+    scores = query @ target.T / temperature
+    if ignore is not None:
+        scores = scores.masked_fill(ignore, float("-inf"))
+    return F.cross_entropy(scores, positive)
+
+
+def equal_targets(
+    wanted: Int[Tensor, " batch"], found: Int[Tensor, " world"], positive: Int[Tensor, " batch"]
+) -> Bool[Tensor, "batch world"]:
+    """Targets that equal a query's positive without being it: they must not count as negatives.
+
+    Args:
+        wanted: The identity of each query's positive.
+        found: The identity of each target.
+        positive: The row of each query's positive among the targets, which stays.
+    """
+    equal = wanted[:, None] == found[None, :]
+    return equal & (torch.arange(len(found), device=found.device)[None, :] != positive[:, None])

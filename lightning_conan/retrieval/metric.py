@@ -1,0 +1,76 @@
+"""Retrieval both ways over pairs, as a torchmetrics Metric."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_conan.retrieval.ranking import mean_scores, positions_of, ranking_scores
+
+HEX_DIGITS = 15
+"""Digits of a content hash that identify it: 60 bits fit an int64."""
+
+
+class RetrievalMetric(Metric):
+    """Recall@1/5/10, nDCG@10 and MRR in per cent, query to target, target to query, and their mean.
+
+    Items of equal content (by their hash) are one entry of a corpus and one query: equal targets are one target.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    query: list[Tensor]
+    target: list[Tensor]
+    query_ids: list[Tensor]
+    target_ids: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("query", "target", "query_ids", "target_ids"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        query: Float[Tensor, "pairs dim"],
+        target: Float[Tensor, "pairs dim"],
+        query_hashes: Sequence[str],
+        target_hashes: Sequence[str],
+    ) -> None:
+        """Adds embedded pairs, with the content hash of each item."""
+        self.query.append(query.detach())
+        self.target.append(target.detach())
+        self.query_ids.append(hash_ids(query_hashes).to(query.device))
+        self.target_ids.append(hash_ids(target_hashes).to(query.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        """``forth/NAME`` (query to target), ``back/NAME`` (target to query), and ``NAME``, their mean.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        if not self.query:
+            raise ValueError("A retrieval score needs at least 1 pair, got 0. Is the data set empty, or all quarantined?")
+        query, target = cat(self.query), cat(self.target)
+        query_rows, query_first = positions_of([str(number) for number in cat(self.query_ids).tolist()])
+        target_rows, target_first = positions_of([str(number) for number in cat(self.target_ids).tolist()])
+        relevant = torch.zeros(len(query_first), len(target_first), dtype=torch.bool, device=query.device)
+        relevant[query_rows, target_rows] = True
+        query, target = query[query_first], target[target_first]
+        forth = mean_scores(ranking_scores(query, target, relevant))
+        back = mean_scores(ranking_scores(target, query, relevant.T))
+        both = {name: (forth[name] + back[name]) / 2 for name in forth}
+        return both | {f"forth/{name}": x for name, x in forth.items()} | {f"back/{name}": x for name, x in back.items()}
+
+
+def cat(state: list[Tensor] | Tensor) -> Tensor:
+    """A list state, which torchmetrics has already joined after gathering across ranks."""
+    return torch.cat(state) if isinstance(state, list) else state
+
+
+def hash_ids(hashes: Sequence[str]) -> Tensor:
+    """Content hashes as integers: equal for equal contents."""
+    return torch.tensor([int(digest[:HEX_DIGITS], 16) for digest in hashes], dtype=torch.int64)

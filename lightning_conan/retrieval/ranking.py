@@ -1,0 +1,79 @@
+"""Recall, nDCG and reciprocal rank, exact, with a fixed rule for ties."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+RECALL_AT = (1, 5, 10)
+NDCG_AT = 10
+
+
+def ranking_scores(
+    queries: Float[Tensor, "queries dim"],
+    corpus: Float[Tensor, "corpus dim"],
+    relevant: Bool[Tensor, "queries corpus"],
+    block: int = 1024,
+) -> dict[str, Float[Tensor, " queries"]]:
+    """Scores of each query, in [0, 1]: ``recall@1/5/10``, ``ndcg@10``, ``mrr``.
+
+    ``recall@k`` is 1 when any relevant entry is among the first k (Recall@k of the cross-modal literature, Hit@k of
+    MMEB). Among equal scores, irrelevant entries come first: a constant model finds nothing by luck.
+
+    Raises:
+        ValueError: An empty corpus, a query without a relevant entry, or a score that is not finite.
+    """
+    if not len(corpus) or not len(queries):
+        raise ValueError(f"Ranking needs queries and a corpus, got {len(queries)} queries and {len(corpus)} entries.")
+    if bool((~relevant.any(dim=1)).any()):
+        lost = int((~relevant.any(dim=1)).nonzero()[0])
+        raise ValueError(f"Each query must have a relevant entry, query {lost} has none. Leave such queries out.")
+    blocks = [
+        block_scores(rows @ corpus.T, marks)
+        for rows, marks in zip(queries.split(block), relevant.split(block), strict=True)
+    ]
+    return {name: torch.cat([scores[name] for scores in blocks]) for name in blocks[0]}
+
+
+def block_scores(
+    scores: Float[Tensor, "queries corpus"], relevant: Bool[Tensor, "queries corpus"]
+) -> dict[str, Float[Tensor, " queries"]]:
+    """The scores of a block of queries from their similarities."""
+    if not bool(scores.isfinite().all()):
+        row = int((~scores.isfinite().all(dim=1)).nonzero()[0])
+        raise ValueError(f"Scores must be finite, query {row} of the block has others. The encoder gave NaN or inf.")
+    # Relevance sorts first (irrelevant before relevant), then a stable sort by score keeps that order among ties.
+    by_relevance = relevant.to(torch.uint8).argsort(dim=1, stable=True)
+    order = scores.gather(1, by_relevance).argsort(dim=1, descending=True, stable=True)
+    hits = relevant.gather(1, by_relevance.gather(1, order))
+    first = hits.to(torch.uint8).argmax(dim=1)
+    result = {f"recall@{k}": (first < k).float() for k in RECALL_AT}
+    result[f"ndcg@{NDCG_AT}"] = ndcg(hits)
+    result["mrr"] = 1.0 / (first + 1).float()
+    return result
+
+
+def ndcg(hits: Bool[Tensor, "queries corpus"]) -> Float[Tensor, " queries"]:
+    """Normalised discounted cumulative gain at 10 with binary relevance."""
+    depth = min(NDCG_AT, hits.shape[1])
+    discounts = 1 / torch.log2(torch.arange(2, depth + 2, device=hits.device).float())
+    gained = (hits[:, :depth].float() * discounts).sum(dim=1)
+    possible = hits.sum(dim=1).clamp(max=depth)
+    return gained / discounts.cumsum(0)[possible - 1]
+
+
+def mean_scores(scores: dict[str, Float[Tensor, " queries"]]) -> dict[str, Tensor]:
+    """Means over the queries, in per cent."""
+    return {name: 100 * values.mean() for name, values in scores.items()}
+
+
+def positions_of(ids: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Each id's number by first appearance, and where each number first appeared."""
+    numbers: dict[str, int] = {}
+    first: list[int] = []
+    for position, name in enumerate(ids):
+        if name not in numbers:
+            numbers[name] = len(numbers)
+            first.append(position)
+    return [numbers[name] for name in ids], first

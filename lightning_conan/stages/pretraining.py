@@ -1,0 +1,17 @@
+"""Stage 0 for models without shipped weights: a base from a random start."""
+
+from typing import ClassVar
+
+from lightning_conan.embedder import State
+from lightning_conan.stages.stage import Stage
+
+
+class Pretraining(Stage):
+    """Trains the whole backbone on generic text and vision: what a downloaded Qwen3-VL brings along."""
+
+    accepts: ClassVar[tuple[State, ...]] = ("base",)
+    writes: ClassVar[State | None] = "base"
+
+    @property
+    def full(self) -> tuple[str, ...]:
+        return ("backbone.",)

@@ -1,0 +1,44 @@
+"""Stage 3b, rehearse: all modalities in balance (PAPERS.md A7)."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from lightning_conan.embedder import State
+from lightning_conan.stages.settings import Lora, Training
+from lightning_conan.stages.stage import Stage
+
+
+class Rehearsal(Stage):
+    """LoRA on language backbone and vision tower, on a balanced mix of the modalities.
+
+    Args:
+        folder: The recovered folder.
+        training: How it trains.
+        lora: The adapters.
+        train_projector: Whether the audio projector trains along, fully.
+    """
+
+    accepts: ClassVar[tuple[State, ...]] = ("recovered",)
+    writes: ClassVar[State | None] = "rehearsed"
+
+    def __init__(
+        self,
+        folder: Path,
+        training: Training | None = None,
+        lora: Lora = Lora(),  # noqa: B008  # frozen
+        train_projector: bool = False,
+    ) -> None:
+        super().__init__(folder, training)
+        self.lora_settings, self.train_projector = lora, train_projector
+
+    @property
+    def lora(self) -> Lora | None:
+        return self.lora_settings
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        return ("backbone.",)
+
+    @property
+    def full(self) -> tuple[str, ...]:
+        return ("audio_projector.",) if self.train_projector else ()

@@ -1,0 +1,76 @@
+"""What can be set in every stage."""
+
+import math
+from dataclasses import dataclass
+
+from lightning_conan.items import Modality
+
+TOWERS: dict[Modality, tuple[str, ...]] = {
+    "text": ("backbone.language_model.",),
+    "image": ("backbone.",),
+    "video": ("backbone.",),
+    "document": ("backbone.",),
+    "audio": ("backbone.language_model.", "audio_encoder.", "audio_projector."),
+}
+"""The modules that a modality's pairs pass through, by the beginnings of their names."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a stage trains.
+
+    Args:
+        lr: Peak learning rate of AdamW.
+        betas: AdamW's moment decays.
+        weight_decay: AdamW's weight decay, on matrices only.
+        warmup_steps: Steps of linear warm-up; a cosine to zero follows.
+        clip_norm: Gradients are scaled down to this norm.
+        temperature: Of InfoNCE.
+        token_budget: Padded tokens of one chunk: memory grows with it, not with the batch.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+    temperature: float = 0.02
+    token_budget: int = 16_384
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "temperature", "clip_norm", "token_budget"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"training.{name} must be positive and finite, got {value}.")
+        if self.warmup_steps < 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"training.warmup_steps and weight_decay must not be negative, got {self.warmup_steps}, {self.weight_decay}."
+            )
+
+    def scale(self, step: int, total: int) -> float:
+        """The share of ``lr`` at a step."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on all linear layers that a stage names (PAPERS.md A3).
+
+    Args:
+        rank: Inner size.
+        alpha: Scale, relative to ``rank``.
+        dropout: On the adapters' inputs.
+    """
+
+    rank: int = 32
+    alpha: int = 32
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"lora.rank and lora.alpha must be positive and dropout in [0, 1), got {self.rank}, {self.alpha}, {self.dropout}."
+            )

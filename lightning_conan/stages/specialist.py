@@ -1,0 +1,64 @@
+"""Stage 1, decouple: one specialist a modality, all from the same base (PAPERS.md A3)."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from typing_extensions import override
+
+from lightning_conan.embedder import Batch, State
+from lightning_conan.items import Modality
+from lightning_conan.stages.settings import TOWERS, Lora, Training
+from lightning_conan.stages.stage import Stage
+
+
+class Specialist(Stage):
+    """Trains one modality alone: LoRA on every linear layer that it uses, merged into dense weights at the end.
+
+    Args:
+        folder: The base folder.
+        modality: What it specialises in; its data must hold nothing else.
+        training: How it trains.
+        lora: Adapters; null trains only what ``train_fully`` names.
+        train_fully: Beginnings of the names of parameters that train without adapters. The audio projector starts at
+            random, where low-rank changes are meaningless, so it stands here for audio. Add ``audio_encoder.`` when
+            the encoder starts at random too.
+        alone_steps: For so many steps only ``train_fully`` trains, before the adapters join (stage 1a).
+    """
+
+    accepts: ClassVar[tuple[State, ...]] = ("base",)
+    writes: ClassVar[State | None] = "specialist"
+
+    def __init__(
+        self,
+        folder: Path,
+        modality: Modality,
+        training: Training | None = None,
+        lora: Lora | None = Lora(),  # noqa: B008  # frozen; null must mean none
+        train_fully: tuple[str, ...] | None = None,
+        alone_steps: int = 0,
+    ) -> None:
+        super().__init__(folder, training)
+        self.modality = modality
+        self.lora_settings = lora
+        self.train_fully = ("audio_projector.",) if train_fully is None and modality == "audio" else train_fully or ()
+        self.alone_steps = alone_steps
+        if alone_steps and not self.train_fully:
+            raise ValueError(f"alone_steps must be 0 when train_fully is empty, got {alone_steps}: nothing would train.")
+
+    @property
+    def lora(self) -> Lora | None:
+        return self.lora_settings
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        return TOWERS[self.modality]  # type: ignore[index]  # set in __init__
+
+    @property
+    def full(self) -> tuple[str, ...]:
+        return self.train_fully
+
+    @override
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        joined = self.global_step >= self.alone_steps
+        for name, parameter in self.trained().items():
+            parameter.requires_grad_(joined or "lora_" not in name)

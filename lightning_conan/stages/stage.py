@@ -1,0 +1,229 @@
+"""What all stages share: a folder in, contrastive steps, retrieval scores, a folder out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
+
+from lightning_conan.embedder import (
+    STATES,
+    Batch,
+    Encoded,
+    OmniEmbedder,
+    OmniProcessor,
+    Provenance,
+    State,
+    load_folder,
+    load_processor,
+    pack,
+    read_provenance,
+    save_folder,
+)
+from lightning_conan.items import Modality
+from lightning_conan.objectives import PairEmbeddings, cached_backward, symmetric_info_nce
+from lightning_conan.retrieval import RetrievalMetric
+from lightning_conan.retrieval.metric import hash_ids
+from lightning_conan.stages.adapters import Adapters
+from lightning_conan.stages.settings import Lora, Training
+
+
+class Stage(LightningModule):
+    """A checkpoint folder, scored as it is; subclasses say what trains.
+
+    Args:
+        folder: The checkpoint folder to start from.
+        training: How it trains.
+    """
+
+    accepts: ClassVar[tuple[State, ...]] = STATES
+    """States that a folder may have for this stage to train it; scoring takes any."""
+    writes: ClassVar[State | None] = None
+    modality: Modality | None = None
+
+    def __init__(self, folder: Path, training: Training | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # .ckpt files hold what trains; on_load_checkpoint is strict about it
+        self.folder, self.training_settings = Path(folder), training or Training()
+        self.provenance = read_provenance(self.folder)
+        self.processor: OmniProcessor = load_processor(self.folder)
+        self.embedder: OmniEmbedder
+        self.adapters: Adapters | None = None
+        self.trained_names: frozenset[str] = frozenset()
+        self.metrics: dict[str, RetrievalMetric] = {}
+
+    # What a subclass decides
+
+    @property
+    def lora(self) -> Lora | None:
+        """Adapters, if any."""
+        return None
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Beginnings of the names of modules whose linear layers get adapters."""
+        return ()
+
+    @property
+    def full(self) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that train fully."""
+        return ()
+
+    # Weights
+
+    @override
+    def configure_model(self) -> None:
+        if hasattr(self, "embedder"):
+            return
+        fitting = self.trainer.training or self.trainer.state.fn == "fit"
+        self.embedder, _, self.provenance = load_folder(self.folder, self.accepts if fitting else STATES)
+        if fitting:
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Adds adapters and freezes what does not train.
+
+        Raises:
+            ValueError: Nothing would train.
+        """
+        if self.writes is None:
+            raise ValueError(f"{type(self).__name__} trains nothing: it can only be tested. Fit one of the other stages.")
+        self.embedder.train()
+        self.embedder.requires_grad_(False)
+        for name, parameter in self.embedder.named_parameters():
+            parameter.requires_grad_(name.startswith(self.full) if self.full else False)
+        if self.lora is not None:
+            self.adapters = Adapters(self.embedder, self.lora, self.adapted, self.full)
+        self.trained_names = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        if not self.trained_names:
+            raise ValueError(f"{type(self).__name__} would train nothing: lora is off and no parameter starts with {self.full}.")
+
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that train, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if name in self.trained_names}
+
+    def write_folder(self, out: Path) -> None:
+        """Merges the adapters and writes the trained model as a dense folder."""
+        assert self.writes is not None, "prepare() refused such a stage"
+        if self.adapters is not None:
+            self.adapters.merge()
+            self.adapters = None
+        parents = dict(self.provenance.parents) if self.writes != "specialist" else {}
+        parents[self.provenance.modality or self.provenance.state] = self.provenance.fingerprint
+        provenance = Provenance(self.writes, self.modality, parents, {"steps": self.global_step})
+        save_folder(out, self.embedder, self.processor, provenance)
+
+    # Training
+
+    def embed(self, items: list[Encoded]) -> Float[Tensor, "items dim"]:
+        """Embeddings without gradients."""
+        self.embedder.eval()
+        return self.embedder.embed(items, self.training_settings.token_budget)
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        chunks = pack(list(batch.items()), self.training_settings.token_budget)
+        optimizer.zero_grad()
+
+        def loss(embeddings: Tensor) -> Tensor:
+            return self.checked(self.loss(batch, embeddings), batch)
+
+        value = cached_backward(self.embedder, chunks, loss, self.manual_backward, self.device)
+        norm = self.clipped_norm(batch)
+        optimizer.step()
+        scheduler.step()
+        self.log("train/loss", value, prog_bar=True)
+        self.log(f"train/loss/{batch.modality}", value)
+        self.log_dict({"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]})
+
+    def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
+        """The batch's loss from the embeddings of ``batch.items()``."""
+        size = len(batch)
+        ids = [hash_ids(hashes).to(embeddings.device) for hashes in (batch.query_hashes, batch.target_hashes, batch.negative_hashes)]
+        pairs = PairEmbeddings(embeddings[:size], embeddings[size : 2 * size], embeddings[2 * size :], *ids)
+        return symmetric_info_nce(pairs, self.training_settings.temperature)
+
+    def checked(self, value: Tensor, batch: Batch) -> Tensor:
+        """The value, if it is finite: Lightning itself would go on with NaN weights."""
+        if not bool(torch.isfinite(value)):
+            raise ValueError(
+                f"The loss must be finite, got {float(value)} at step {self.global_step} of task {batch.task!r}. "
+                f"Lower training.lr or look at the samples {batch.keys}."
+            )
+        return value
+
+    def clipped_norm(self, batch: Batch) -> Tensor:
+        """Clips the gradients and returns their norm before."""
+        return self.checked(torch.nn.utils.clip_grad_norm_(self.trained().values(), self.training_settings.clip_norm), batch)
+
+    @override
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
+        settings, parameters = self.training_settings, self.trained().values()
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = AdamW([group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, fused=True)
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, total))
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    # Resuming: a .ckpt holds what trains; the rest comes from the folder
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = self.trained()
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        checkpoint["folder"] = self.provenance.fingerprint
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("folder") != self.provenance.fingerprint:
+            raise ValueError(f"This .ckpt resumes a run that started from another folder than {self.folder}. Name that one.")
+        if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
+            raise ValueError(f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}.")
+
+    # Scoring
+
+    def score(self, batch: Batch, name: str) -> None:
+        """Adds a batch to the metric of a data set."""
+        embeddings = self.embed([*batch.queries, *batch.targets])
+        metric = self.metrics.setdefault(name, RetrievalMetric().to(self.device))
+        metric.update(*embeddings.split(len(batch)), batch.query_hashes, batch.target_hashes)
+
+    def log_scores(self, prefix: str) -> None:
+        """Logs ``PREFIX/DATA_SET/METRIC`` and starts anew."""
+        for name, metric in sorted(self.metrics.items()):
+            scores: Mapping[str, Tensor] = metric.compute()
+            self.log_dict({f"{prefix}/{name}/{key}": value for key, value in scores.items()}, rank_zero_only=True)
+        self.metrics = {}
+
+    def data_set(self, stage: str, index: int) -> str:
+        """The name of the index-th data set that is scored."""
+        folders: dict[str, Path] = self.trainer.datamodule.folders[stage]  # type: ignore[attr-defined]
+        return list(folders)[index]
+
+    @override
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.score(batch, self.data_set("validate", dataloader_idx))
+
+    @override
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.score(batch, self.data_set("test", dataloader_idx))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self.log_scores("val")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self.log_scores("test")
