@@ -40,7 +40,9 @@ class FrozenBackbone(Callback):
         module = embedder_of(pl_module)
         names = [name for name, _ in module.named_parameters()]
         if not any(name.startswith(self.trains) for name in names):
-            raise ValueError(f"FrozenBackbone(trains={self.trains}) matches none of {len(names)} parameters. They look like {names[0]!r}.")
+            raise ValueError(
+                f"FrozenBackbone(trains={self.trains}) matches none of {len(names)} parameters. They look like {names[0]!r}."
+            )
         for name, parameter in module.named_parameters():
             if not name.startswith(self.trains):
                 parameter.requires_grad_(False)
@@ -80,4 +82,5 @@ def embedder_of(pl_module: LightningModule) -> nn.Module:
 
 def checksum(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()

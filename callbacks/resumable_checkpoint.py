@@ -44,9 +44,7 @@ class ResumableCheckpoint(ModelCheckpoint):
         self.stopped_by = number
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.stopped_by is None:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             return

@@ -65,7 +65,9 @@ class PairData(LightningDataModule):
             self.sets[name] = {source: ShardSet(folder) for source, folder in self.folders[name].items()}
         if not self.sets[stage]:
             option = {"fit": "train", "validate": "val"}.get(stage, stage)
-            raise ValueError(f"`{stage}` needs packed folders under data.init_args.{option}, got none. Make some with `conan pack`.")
+            raise ValueError(
+                f"`{stage}` needs packed folders under data.init_args.{option}, got none. Make some with `conan pack`."
+            )
 
     @property
     def world(self) -> tuple[int, int]:
@@ -151,7 +153,7 @@ class PairData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return {}
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         return {"epoch": self.trainer.current_epoch, "batch": done, "order": self.order()}
 
     def order(self) -> str:

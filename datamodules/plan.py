@@ -51,7 +51,7 @@ def plan_training(
     """
     check_sources(tasks, world)
     queues: dict[str, list[Slot]] = {}
-    passes = {source: 0 for source in tasks}
+    passes = dict.fromkeys(tasks, 0)
 
     def refill(source: str) -> list[Slot]:
         rng = random.Random(f"{seed} {epoch} {source} {passes[source]}")

@@ -109,9 +109,7 @@ class BatchLoader:
         num_workers: Worker processes; 0 encodes in this one.
     """
 
-    def __init__(
-        self, slots: Callable[[], list[Slot]], length: int, encode: Callable[[Slot], Batch], num_workers: int
-    ) -> None:
+    def __init__(self, slots: Callable[[], list[Slot]], length: int, encode: Callable[[Slot], Batch], num_workers: int) -> None:
         self.slots, self.length, self.encode, self.num_workers = slots, length, encode, num_workers
 
     def __len__(self) -> int:

@@ -39,7 +39,10 @@ def page(report: dict[str, Any], rows: Mapping[str, str]) -> str:
         "<h2>Task vectors</h2><p>Cosine of what each two specialists learned; near 0 they do not touch.</p>",
         picture(plot_cosines, report, rows, "cosines of the task vectors"),
         "<h2>What was expected</h2><ul>",
-        *(f"<li{'' if held else ' class=no'}>{'yes' if held else 'no'}: {html.escape(what)}</li>" for what, held in report["checks"].items()),
+        *(
+            f"<li{'' if held else ' class=no'}>{'yes' if held else 'no'}: {html.escape(what)}</li>"
+            for what, held in report["checks"].items()
+        ),
         "</ul>",
     ]
     return "\n".join(parts) + "\n"

@@ -29,7 +29,7 @@ def audio_states(model: OmniEmbedder, items: Sequence[Encoded], token_budget: in
 
         layers = model.backbone.language_model.layers
         handles = [layer.register_forward_hook(note) for layer in layers]
-        first = layers[0].register_forward_pre_hook(lambda module, inputs, states=states: states.append(inputs[0]))
+        first = layers[0].register_forward_pre_hook(lambda _, inputs, states=states: states.append(inputs[0]))
         try:
             model.hidden_states(chunk)
         finally:

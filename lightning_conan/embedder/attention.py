@@ -37,9 +37,9 @@ def grouped_attention(
     for length in lengths.unique():
         chosen = order[lengths[order] == length]
         index = (starts[chosen][:, None] + torch.arange(int(length), device=query.device)).flatten()
-        parts = [split(tensor[:, :, index], length) for tensor in (query, key, value)]
+        chosen_query, chosen_key, chosen_value = (split(tensor[:, :, index], length) for tensor in (query, key, value))
         index_parts.append(index)
-        value_parts.append(merge(attend(*parts, scaling)))
+        value_parts.append(merge(attend(chosen_query, chosen_key, chosen_value, scaling)))
     return torch.cat(value_parts, dim=1)[:, torch.cat(index_parts).argsort()], None
 
 

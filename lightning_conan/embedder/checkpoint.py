@@ -127,7 +127,9 @@ def read_provenance(folder: Path) -> Provenance:
         raise ValueError(f"The checkpoint folder {folder} does not exist. Run the stage that writes it first.")
     if not (folder / PROVENANCE).is_file():
         adapter = (folder / "adapter_config.json").is_file()
-        remedy = "It holds an adapter: name the dense folder." if adapter else "Name a folder that a stage or `conan graft` wrote."
+        remedy = (
+            "It holds an adapter: name the dense folder." if adapter else "Name a folder that a stage or `conan graft` wrote."
+        )
         raise ValueError(f"{folder} is not a checkpoint folder: it has no {PROVENANCE}. {remedy}")
     return Provenance(**json.loads((folder / PROVENANCE).read_text()))
 
@@ -141,12 +143,16 @@ def check_folder(folder: Path, states: tuple[State, ...] = STATES) -> Provenance
     provenance = read_provenance(folder)
     if provenance.state not in states:
         wanted = " or ".join(states)
-        raise ValueError(f"{folder} holds a {provenance.state} model, and a {wanted} one is needed. Name the folder of that stage.")
+        raise ValueError(
+            f"{folder} holds a {provenance.state} model, and a {wanted} one is needed. Name the folder of that stage."
+        )
     for name, digest in provenance.files.items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is incomplete: {name} is missing. Write or copy the folder again.")
         if sha256(folder / name) != digest:
-            raise ValueError(f"{folder / name} differs from its hash in {PROVENANCE}. It was cut or changed: write or copy it again.")
+            raise ValueError(
+                f"{folder / name} differs from its hash in {PROVENANCE}. It was cut or changed: write or copy it again."
+            )
     return provenance
 
 

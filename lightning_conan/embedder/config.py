@@ -1,6 +1,6 @@
 """The model's configuration: a transformers vision-language backbone and an audio encoder, by their own configs."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -18,7 +18,7 @@ class OmniConfig(PreTrainedConfig):
     """
 
     model_type = "conan_omni"
-    sub_configs = {"backbone_config": AutoConfig, "audio_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig, "audio_config": AutoConfig}
 
     def __init__(
         self,

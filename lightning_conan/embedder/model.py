@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
@@ -32,7 +32,7 @@ class OmniEmbedder(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules = ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock", "Qwen3OmniMoeAudioEncoderLayer"]
+    _no_split_modules = ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock", "Qwen3OmniMoeAudioEncoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
@@ -70,9 +70,7 @@ class OmniEmbedder(PreTrainedModel):
         states: Tensor = output.last_hidden_state
         return states
 
-    def input_embeddings(
-        self, chunk: Chunk
-    ) -> tuple[Float[Tensor, "rows length dim"], Tensor | None, list[Tensor] | None]:
+    def input_embeddings(self, chunk: Chunk) -> tuple[Float[Tensor, "rows length dim"], Tensor | None, list[Tensor] | None]:
         """Token embeddings with visual tokens and audio frames in place, where the visual ones are, and DeepStack's."""
         embeds = self.get_input_embeddings()(chunk.input_ids)
         visual_mask = deepstack = None

@@ -1,7 +1,7 @@
 """From encoded items to padded chunks: slicing comes first, so every modality is sliced right by construction."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -61,13 +61,14 @@ class Chunk:
 
     def to(self, device: torch.device) -> Self:
         """The chunk with its tensors on a device."""
-        moved = {}
-        for name in (entry.name for entry in fields(self) if entry.name != "rows"):
-            value = getattr(self, name)
-            parts = value if isinstance(value, list) else [value]
-            parts = [part.to(device, non_blocking=True) for part in parts]
-            moved[name] = parts if isinstance(value, list) else parts[0]
-        return replace(self, **moved)
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+            last=self.last.to(device, non_blocking=True),
+            pixels=[pixels.to(device, non_blocking=True) for pixels in self.pixels],
+            mels=[mel.to(device, non_blocking=True) for mel in self.mels],
+        )
 
 
 def pack(items: Sequence[Encoded], token_budget: int) -> list[Chunk]:

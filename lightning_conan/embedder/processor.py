@@ -85,7 +85,7 @@ class Draft:
     mels: list[Tensor] = field(default_factory=list)
 
     def add(self, token: str, count: int = 1) -> None:
-        self.text.append((SPECIAL_TOKENS[token], count))
+        self.text.append((token, count))
 
     def write(self, words: str) -> None:
         """Joins neighbouring text: tokenisers merge across such borders, and so must we."""
@@ -173,9 +173,9 @@ class OmniProcessor:
             frames, seconds = torch.cat([frames, frames[-1:]]), [*seconds, seconds[-1]]
         bounds = {"min_pixels": config.video_min_pixels, "max_pixels": config.video_max_pixels}
         try:
-            size = smart_resize_video(
-                len(frames), *frames.shape[2:], factor=config.patch_size * config.merge_size, **bounds
-            )
+            height, width = frames.shape[2:]
+            factor = config.patch_size * config.merge_size
+            size = smart_resize_video(len(frames), height, width, factor=factor, **bounds)
         except ValueError as error:
             raise MediaError(media, str(error)) from error
         draft.pixels.append(resize(frames, size))
@@ -192,9 +192,8 @@ class OmniProcessor:
         draft.add("vision_end")
 
     def add_audio(self, draft: Draft, wave: Float[Tensor, " samples"]) -> None:
-        features = self.mel_extractor(
-            wave.numpy(), sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt"
-        )
+        features: Any = self.mel_extractor
+        features = features(wave.numpy(), sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
         mel = features["input_features"][0]
         draft.mels.append(mel)
         draft.add("audio_start")
@@ -214,8 +213,8 @@ class OmniProcessor:
                 runs.append(len(words))
             else:
                 token, count = piece
-                ids += [self.tokenizer.convert_tokens_to_ids(token)] * count
-                visual = token in (SPECIAL_TOKENS["image"], SPECIAL_TOKENS["video"])
+                ids += [self.ids[token]] * count
+                visual = token in ("image", "video")
                 runs.append(next(grids) if visual else count)
         return Encoded(torch.tensor(ids), mrope_positions(runs), draft.pixels, draft.mels)
 

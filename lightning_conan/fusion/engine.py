@@ -64,7 +64,7 @@ def fuse_tensors(recipe: Recipe, report: FusionReport) -> Iterator[tuple[str, Te
     shapes = tensor_shapes(recipe.base)
     for folder in recipe.specialists.values():
         check_tensors(folder, shapes)
-    gram = {pair: 0.0 for pair in pairs_of(recipe.specialists)}
+    gram = dict.fromkeys(pairs_of(recipe.specialists), 0.0)
     tokens = audio_rows(recipe.specialists[recipe.owner])
     with ExitStack() as stack:
         base = FolderTensors(recipe.base, stack)
@@ -73,7 +73,9 @@ def fuse_tensors(recipe: Recipe, report: FusionReport) -> Iterator[tuple[str, Te
             parts = {model: tensors[name] for model, tensors in models.items()}
             for model, part in {"base": base[name], **parts}.items():
                 if not bool(part.isfinite().all()):
-                    raise ValueError(f"{name!r} of {model} must be finite, it holds NaN or inf. That run diverged: train it again.")
+                    raise ValueError(
+                        f"{name!r} of {model} must be finite, it holds NaN or inf. That run diverged: train it again."
+                    )
             if name.startswith(recipe.owned):
                 report.copied.append(name)
                 yield name, parts[recipe.owner].clone()

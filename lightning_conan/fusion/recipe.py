@@ -47,5 +47,7 @@ class Recipe:
             if found[name].modality != name:
                 raise ValueError(f"{folder} must be the {name} specialist, but it is that of {found[name].modality}.")
             if found[name].parents.get("base") != found["base"].fingerprint:
-                raise ValueError(f"{folder} was not trained from {self.base}: specialists of another base have no task vector here.")
+                raise ValueError(
+                    f"{folder} was not trained from {self.base}: specialists of another base have no task vector here."
+                )
         return found

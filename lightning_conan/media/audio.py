@@ -68,7 +68,9 @@ def encode_audio(wave: Float[Tensor, " samples"], rate: int = SAMPLE_RATE, forma
         stream: Any = container.add_stream({"flac": "flac", "wav": "pcm_s16le"}[format], rate=rate, layout="mono")
         size = stream.codec_context.frame_size or 4096
         for start in range(0, samples.shape[1], size):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, start : start + size]), format="s16", layout="mono")
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(samples[:, start : start + size]), format="s16", layout="mono"
+            )
             frame.rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

@@ -48,7 +48,7 @@ def open_container(media: Media, kind: str, limits: Limits) -> Iterator[tuple[An
     data = media.read()
     limits.check_bytes(media, data)
     try:
-        with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
+        with av.open(io.BytesIO(data), "r", metadata_errors="ignore") as container:
             streams = getattr(container.streams, kind)
             if not streams:
                 raise MediaError(media, f"holds no {kind} stream")

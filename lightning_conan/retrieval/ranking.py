@@ -30,8 +30,7 @@ def ranking_scores(
         lost = int((~relevant.any(dim=1)).nonzero()[0])
         raise ValueError(f"Each query must have a relevant entry, query {lost} has none. Leave such queries out.")
     blocks = [
-        block_scores(rows @ corpus.T, marks)
-        for rows, marks in zip(queries.split(block), relevant.split(block), strict=True)
+        block_scores(rows @ corpus.T, marks) for rows, marks in zip(queries.split(block), relevant.split(block), strict=True)
     ]
     return {name: torch.cat([scores[name] for scores in blocks]) for name in blocks[0]}
 

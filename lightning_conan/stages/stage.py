@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
@@ -130,7 +132,8 @@ class Stage(LightningModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        assert isinstance(scheduler, LambdaLR)
+        assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
+        assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
         chunks = pack(list(batch.items()), self.training_settings.token_budget)
         optimizer.zero_grad()
 
@@ -148,7 +151,9 @@ class Stage(LightningModule):
     def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
         """The batch's loss from the embeddings of ``batch.items()``."""
         size = len(batch)
-        ids = [hash_ids(hashes).to(embeddings.device) for hashes in (batch.query_hashes, batch.target_hashes, batch.negative_hashes)]
+        ids = [
+            hash_ids(hashes).to(embeddings.device) for hashes in (batch.query_hashes, batch.target_hashes, batch.negative_hashes)
+        ]
         pairs = PairEmbeddings(embeddings[:size], embeddings[size : 2 * size], embeddings[2 * size :], *ids)
         return symmetric_info_nce(pairs, self.training_settings.temperature)
 
@@ -166,7 +171,7 @@ class Stage(LightningModule):
         return self.checked(torch.nn.utils.clip_grad_norm_(self.trained().values(), self.training_settings.clip_norm), batch)
 
     @override
-    def configure_optimizers(self) -> tuple[list[Optimizer], list[dict[str, Any]]]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings, parameters = self.training_settings, self.trained().values()
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -175,7 +180,7 @@ class Stage(LightningModule):
         optimizer = AdamW([group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, fused=True)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, total))
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Resuming: a .ckpt holds what trains; the rest comes from the folder
 
@@ -198,7 +203,7 @@ class Stage(LightningModule):
         """Adds a batch to the metric of a data set."""
         embeddings = self.embed([*batch.queries, *batch.targets])
         metric = self.metrics.setdefault(name, RetrievalMetric().to(self.device))
-        metric.update(*embeddings.split(len(batch)), batch.query_hashes, batch.target_hashes)
+        metric.update(embeddings[: len(batch)], embeddings[len(batch) :], batch.query_hashes, batch.target_hashes)
 
     def log_scores(self, prefix: str) -> None:
         """Logs ``PREFIX/DATA_SET/METRIC`` and starts anew."""
