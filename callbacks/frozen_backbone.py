@@ -8,7 +8,6 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from typing_extensions import override
 
 log = logging.getLogger(__name__)
@@ -54,10 +53,13 @@ class FrozenBackbone(Callback):
             child.train(f"{name}.".startswith(self.trains))
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         frozen = {id(tensor) for _, tensor in self.frozen(embedder_of(pl_module))}
-        if held := sum(id(parameter) in frozen for group in optimizer.param_groups for parameter in group["params"]):
-            raise RuntimeError(f"The optimizer must hold no frozen parameter, got {held}.")
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        if held := sum(id(parameter) in frozen for group in groups for parameter in group["params"]):
+            raise RuntimeError(
+                f"The optimizer must hold no frozen parameter, got {held}: {type(pl_module).__name__} trains more."
+            )
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

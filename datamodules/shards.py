@@ -210,7 +210,8 @@ class ShardSet:
             if path.stat().st_size != shard["bytes"]:
                 raise ValueError(f"{path} must have {shard['bytes']} bytes, got {path.stat().st_size}. Copy or pack it again.")
             for sample in shard["samples"]:
-                self.samples.append(Sample(**sample, shard=shard["file"]))
+                members = {name: (offset, size) for name, (offset, size) in sample.pop("members").items()}
+                self.samples.append(Sample(**sample, shard=shard["file"], members=members))
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -130,7 +130,7 @@ def draw_pairs(task: str, count: int, seed: int | str, avoid: frozenset[str] = f
     modality, draw = DRAW[task]
     rng = random.Random(f"{task} {seed}")
     name, pairs = str(seed).replace(" ", "-"), dict[str, Pair]()
-    for _ in range(100 * count):
+    for _ in range(30 * count + 1000):
         if len(pairs) == count:
             break
         key = f"{task}-{name}-{len(pairs):06d}"

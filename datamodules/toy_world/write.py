@@ -8,6 +8,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from datamodules.toy_world.pairs import DRAW, draw_pairs
 from lightning_conan.items import Item, Pair
 
@@ -39,6 +41,7 @@ def write_pairs(pairs: list[Pair], out: Path, name: str) -> None:
 
 def write_task(task: str, out: Path, pairs: int, seed: int) -> str:
     """One task's base, training and test manifests, without a caption in common between test and the others."""
+    torch.set_num_threads(1)  # tasks run side by side, and spinning threads would slow each other tenfold
     test = draw_pairs(task, min(HELD_OUT, pairs), f"{seed} test")
     avoid = frozenset(str(pair.target.parts[0]) for pair in test)
     train = draw_pairs(task, pairs, f"{seed} train", avoid)

@@ -43,15 +43,17 @@ class OmniCLI(LightningCLI):
 
 
 def print_scores(metrics: Mapping[str, Tensor], prefix: str) -> None:
-    """A line a data set on stdout, in per cent; both directions averaged."""
-    rows = {name.split("/")[1] for name in metrics if name.startswith(f"{prefix}/")}
+    """Scores on stdout in per cent: each data set query to target, target to query, and the mean of both."""
+    rows = sorted({name.split("/")[1] for name in metrics if name.startswith(f"{prefix}/")})
     if not rows:
         return
     columns = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr")
     width = max(len("data set"), *map(len, rows))
-    print(f"{'data set':<{width}}" + "".join(f"{column:>11}" for column in columns))
-    for row in sorted(rows):
-        print(f"{row:<{width}}" + "".join(f"{float(metrics[f'{prefix}/{row}/{column}']):>11.1f}" for column in columns))
+    print(f"{'data set':<{width}}  direction       " + "".join(f"{column:>10}" for column in columns))
+    for row in rows:
+        for direction, name in {"query to target": "forth/", "target to query": "back/", "mean": ""}.items():
+            values = [float(metrics[f"{prefix}/{row}/{name}{column}"]) for column in columns]
+            print(f"{row:<{width}}  {direction:<16}" + "".join(f"{value:>10.1f}" for value in values))
 
 
 def run(args: Sequence[str]) -> OmniCLI:
@@ -67,6 +69,6 @@ def run(args: Sequence[str]) -> OmniCLI:
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"enable_progress_bar": show_progress(), "enable_model_summary": False, "logger": False},
         seed_everything_default=0,
-        parser_kwargs={"prog": "conan", "description": "Train and score omni-modal embedders."},
+        parser_kwargs={"exit_on_error": False, "prog": "conan", "description": "Train and score omni-modal embedders."},
         args=list(args),
     )

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 
 LIGHTNING = {
@@ -40,6 +41,10 @@ def main(args: Sequence[str] | None = None) -> int:
         importlib.import_module(f"lightning_conan.cli.{module}").run(words if verb in LIGHTNING else rest)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except ArgumentError as error:
+        # Lightning's own usage lists a hundred options of the trainer: the error alone helps more.
+        print(f"conan {verb}: {plain(error)}\n`conan {verb} --help` lists the options.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
@@ -49,13 +54,14 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
+NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
+"""What jsonargparse wraps around an error that somebody has to read."""
+
+
 def plain(error: Exception) -> str:
-    """An error's message; of what jsonargparse wraps around an error in a constructor, only that error."""
-    message = str(error)
-    if not message.startswith("Does not validate against any"):
-        return message
-    reasons = [line.strip()[2:] for line in message.splitlines() if line.strip().startswith("- ")]
-    return next((reason for reason in reasons if "NoneType" not in reason), message)
+    """An error's message, without that wrapping."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE)) or str(error)
 
 
 def entry() -> None:

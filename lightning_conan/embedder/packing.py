@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -22,8 +21,8 @@ class Encoded:
 
     input_ids: Int[Tensor, " length"]
     positions: Int[Tensor, "3 length"]
-    pixels: list[UInt8[Tensor, "frames 3 height width"]] = field(default_factory=list)
-    mels: list[Float[Tensor, "mels frames"]] = field(default_factory=list)
+    pixels: list[UInt8[Tensor, "_ 3 _ _"]] = field(default_factory=list)
+    mels: list[Float[Tensor, "mels _"]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -59,7 +58,7 @@ class Chunk:
         """Tokens of each row, padding left out."""
         return [int(last) + 1 for last in self.last]
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "Chunk":
         """The chunk with its tensors on a device."""
         return replace(
             self,

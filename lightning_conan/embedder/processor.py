@@ -150,7 +150,7 @@ class OmniProcessor:
         limits = self.config.limits
         match media.modality:
             case "audio":
-                self.add_audio(draft, decode_audio(media, limits))
+                self.add_audio(draft, decode_audio(media, limits), media)
             case "video":
                 self.add_video(draft, decode_video(media, self.config.sampling, limits), media)
             case _:
@@ -191,9 +191,11 @@ class OmniProcessor:
         draft.add(token, draft.grids[-1][0] * draft.grids[-1][1])
         draft.add("vision_end")
 
-    def add_audio(self, draft: Draft, wave: Float[Tensor, " samples"]) -> None:
-        features: Any = self.mel_extractor
-        features = features(wave.numpy(), sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
+    def add_audio(self, draft: Draft, wave: Float[Tensor, " samples"], media: Media) -> None:
+        extractor: Any = self.mel_extractor
+        if len(wave) < extractor.n_fft:
+            raise MediaError(media, f"{len(wave)} samples at 16 kHz are too short, must be {extractor.n_fft} or more")
+        features = extractor(wave.numpy(), sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
         mel = features["input_features"][0]
         draft.mels.append(mel)
         draft.add("audio_start")

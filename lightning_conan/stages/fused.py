@@ -22,7 +22,7 @@ class Fused(Stage):
 
     accepts: ClassVar[tuple[State, ...]] = STATES
 
-    def __init__(self, recipe: Recipe, training: Training | None = None) -> None:
+    def __init__(self, recipe: Recipe, training: Training = Training()) -> None:  # noqa: B008  # frozen
         super().__init__(Path(recipe.specialists.get(recipe.owner, recipe.base)), training)
         self.recipe = recipe
 

@@ -24,7 +24,7 @@ class Rehearsal(Stage):
     def __init__(
         self,
         folder: Path,
-        training: Training | None = None,
+        training: Training = Training(),  # noqa: B008  # frozen
         lora: Lora = Lora(),  # noqa: B008  # frozen
         train_projector: bool = False,
     ) -> None:

@@ -27,6 +27,7 @@ class Training:
         clip_norm: Gradients are scaled down to this norm.
         temperature: Of InfoNCE.
         token_budget: Padded tokens of one chunk: memory grows with it, not with the batch.
+        seed: Of the dropout; each step's random numbers depend on seed, step and rank alone, so that resuming repeats them.
     """
 
     lr: float = 1e-4
@@ -36,6 +37,7 @@ class Training:
     clip_norm: float = 1.0
     temperature: float = 0.02
     token_budget: int = 16_384
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("lr", "temperature", "clip_norm", "token_budget"):

@@ -32,7 +32,7 @@ class Specialist(Stage):
         self,
         folder: Path,
         modality: Modality,
-        training: Training | None = None,
+        training: Training = Training(),  # noqa: B008  # frozen
         lora: Lora | None = Lora(),  # noqa: B008  # frozen; null must mean none
         train_fully: tuple[str, ...] | None = None,
         alone_steps: int = 0,

@@ -49,11 +49,11 @@ class Stage(LightningModule):
     writes: ClassVar[State | None] = None
     modality: Modality | None = None
 
-    def __init__(self, folder: Path, training: Training | None = None) -> None:
+    def __init__(self, folder: Path, training: Training = Training()) -> None:  # noqa: B008  # frozen
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # .ckpt files hold what trains; on_load_checkpoint is strict about it
-        self.folder, self.training_settings = Path(folder), training or Training()
+        self.folder, self.training_settings = Path(folder), training
         self.provenance = read_provenance(self.folder)
         self.processor: OmniProcessor = load_processor(self.folder)
         self.embedder: OmniEmbedder
@@ -135,6 +135,7 @@ class Stage(LightningModule):
         assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
         chunks = pack(list(batch.items()), self.training_settings.token_budget)
+        torch.manual_seed(hash((self.training_settings.seed, self.global_step, self.global_rank)) % 2**63)
         optimizer.zero_grad()
 
         def loss(embeddings: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ class Stage(LightningModule):
         """The value, if it is finite: Lightning itself would go on with NaN weights."""
         if not bool(torch.isfinite(value)):
             raise ValueError(
-                f"The loss must be finite, got {float(value)} at step {self.global_step} of task {batch.task!r}. "
+                f"The loss must be finite, got {value.item()} at step {self.global_step} of task {batch.task!r}. "
                 f"Lower training.lr or look at the samples {batch.keys}."
             )
         return value

@@ -1,0 +1,78 @@
+"""One tiny embedder and one tiny world a session; everything else is made from them."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["WANDB_MODE"] = "offline"
+
+from pathlib import Path
+
+import pytest
+from samples import flac, mp4, png
+
+from datamodules.shards import write_shards
+from datamodules.toy_world import draw_pairs
+from lightning_conan.cli.quiet import quiet_libraries
+from lightning_conan.embedder import Encoded, OmniEmbedder, OmniProcessor, Provenance, save_folder, tiny_embedder
+from lightning_conan.items import Item, Media
+
+
+def pytest_configure() -> None:
+    quiet_libraries()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[OmniEmbedder, OmniProcessor]:
+    """A model whose weights no test may change; ``fresh`` gives one of your own."""
+    return tiny_embedder(0)
+
+
+@pytest.fixture(scope="session")
+def processor(tiny) -> OmniProcessor:
+    return tiny[1]
+
+
+@pytest.fixture
+def fresh() -> OmniEmbedder:
+    return tiny_embedder(0)[0]
+
+
+@pytest.fixture(scope="session")
+def items() -> dict[str, Item]:
+    """One item of each kind, mixtures included."""
+    image, other = Media("image", png(), "a.png"), Media("image", png(64, 40, 1), "b.png")
+    video, sound = Media("video", mp4(), "a.mp4"), Media("audio", flac(), "a.flac")
+    long = Media("audio", flac(2.3), "long.flac")
+    return {
+        "text": Item(("a small red circle",)),
+        "instructed": Item(("a small red circle",), instruction="Find the picture."),
+        "image": Item((image,)),
+        "video": Item((video,)),
+        "document": Item((Media("document", png(64, 48, 2), "page.png"),)),
+        "audio": Item((sound,)),
+        "long audio": Item((long,)),
+        "image and text": Item((image, "make it blue")),
+        "two images": Item((image, "then", other)),
+        "video and sound": Item((video, sound)),
+    }
+
+
+@pytest.fixture(scope="session")
+def encoded(items, processor) -> dict[str, Encoded]:
+    return {name: processor(item) for name, item in items.items()}
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """Packed sets ``MODALITY`` of 20 pairs each."""
+    root = tmp_path_factory.mktemp("world")
+    for modality in ("image", "video", "document", "audio"):
+        write_shards(draw_pairs(modality, 20, 0), root / modality, pairs_per_shard=8)
+    return root
+
+
+@pytest.fixture(scope="session")
+def base(tiny, tmp_path_factory) -> Path:
+    """A base folder."""
+    model, processor = tiny
+    return save_folder(tmp_path_factory.mktemp("folders") / "base", model, processor, Provenance("base"))

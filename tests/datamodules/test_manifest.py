@@ -1,0 +1,35 @@
+import json
+
+import pytest
+
+from datamodules.manifest import Fault, read_manifest
+
+LINE = {"key": "k", "task": "t", "modality": "audio", "query": {"audio": "a.flac"}, "target": {"text": "a dog"}}
+
+
+def write(path, *lines):
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
+    return path
+
+
+def test_keeps_order_and_split(tmp_path):
+    lines = [{**LINE, "key": f"k{row}", "split": "train" if row % 2 else "test"} for row in range(6)]
+    manifest = write(tmp_path / "m.jsonl", *lines)
+    assert [pair.key for pair in read_manifest(manifest)] == [f"k{row}" for row in range(6)]
+    assert [pair.key for pair in read_manifest(manifest, "train")] == ["k1", "k3", "k5"]
+
+
+def test_a_broken_line_is_a_fault_that_names_its_line(tmp_path):
+    manifest = write(
+        tmp_path / "m.jsonl", LINE, b"{", b"\xff\xfe{\x00", {**LINE, "key": "x", "modality": "smell"}, LINE, b"[1]", b'"text"'
+    )
+    good, *faults = read_manifest(manifest)
+    assert good.key == "k"
+    assert [fault.where.rsplit(":")[-1] for fault in faults if isinstance(fault, Fault)] == ["2", "3", "4", "5", "6", "7"]
+    assert "modality must be among" in faults[2].reason
+    assert "must be unique" in faults[3].reason
+
+
+def test_a_missing_manifest_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        next(read_manifest(tmp_path / "nowhere.jsonl"))

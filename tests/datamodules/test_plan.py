@@ -1,0 +1,62 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datamodules.plan import of_rank, plan_scoring, plan_training
+
+SIZES = st.lists(st.integers(4, 40), min_size=1, max_size=3)
+
+
+def tasks_of(sizes):
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    return {f"t{place}": list(range(start, start + size)) for place, (start, size) in enumerate(zip(starts, sizes, strict=True))}
+
+
+@given(SIZES, st.integers(1, 16), st.integers(1, 4), st.integers(0, 3))
+def test_one_source_exactly_once_over_all_ranks(sizes, batch, world, epoch):
+    tasks = tasks_of(sizes)
+    plan = plan_training({"a": tasks}, max(batch, world), 0, epoch, world)
+    ranks = [of_rank(plan, rank, world) for rank in range(world)]
+    assert len({len(slots) for slots in ranks}) == 1
+    assert all(slot.numbers for slots in ranks for slot in slots)
+    seen = [number for slots in ranks for slot in slots for number in slot.numbers]
+    assert sorted(seen) == list(range(sum(sizes)))
+
+
+@given(SIZES, st.integers(1, 16))
+def test_a_batch_has_one_task(sizes, batch):
+    tasks = tasks_of(sizes)
+    owner = {number: task for task, numbers in tasks.items() for number in numbers}
+    for slot in plan_training({"a": tasks}, batch, 0, 0):
+        assert len({owner[number] for number in slot.numbers}) == 1
+        assert len(slot.numbers) <= batch
+
+
+def test_sources_come_equally_often_whatever_their_sizes():
+    plan = plan_training({"big": {"t": range(1000)}, "small": {"t": range(70)}, "tiny": {"t": range(3)}}, 10, 0, 0)
+    assert Counter(slot.source for slot in plan) == {"big": 100, "small": 100, "tiny": 100}
+    counts = Counter(number for slot in plan if slot.source == "small" for number in slot.numbers)
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    def plan(seed, epoch):
+        return plan_training({"a": {"t": range(100)}}, 10, seed, epoch)
+
+    assert plan(0, 0) == plan(0, 0)
+    assert plan(0, 0) != plan(0, 1)
+    assert plan(0, 0) != plan(1, 0)
+    assert len(plan(0, 0)) == len(plan(0, 1))
+
+
+@given(SIZES, st.integers(1, 16), st.integers(1, 5))
+def test_scoring_sees_each_sample_once(sizes, batch, world):
+    slots = [slot for rank in range(world) for slot in plan_scoring(tasks_of(sizes), "a", batch, rank, world)]
+    assert sorted(number for slot in slots for number in slot.numbers) == list(range(sum(sizes)))
+
+
+def test_fewer_samples_than_ranks_are_refused():
+    with pytest.raises(ValueError, match="must have a sample for each of 4 ranks, got 3"):
+        plan_training({"a": {"t": range(3)}}, 8, 0, 0, 4)

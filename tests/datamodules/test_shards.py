@@ -1,0 +1,93 @@
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset as wds
+from samples import mp4, png
+
+from datamodules.manifest import Fault
+from datamodules.shards import ShardSet, decode_pair, write_shards
+from lightning_conan.items import Item, Media, Pair
+
+
+def pairs(count: int = 5) -> list[Pair]:
+    found = []
+    for row in range(count):
+        image, other = Media("image", png(seed=row), "a.PNG"), Media("image", png(seed=row + 100), "b.jpg")
+        video = Media("video", mp4(), "v.mp4", start=0.5, end=1.5)
+        query = Item((image, "then", other, video), "Find it.")
+        negatives = tuple(Item((f"negative {row} {number}",)) for number in range(row % 3))
+        found.append(Pair(f"key-{row}", f"task{row % 2}", "image", query, Item((f"caption {row}",)), negatives))
+    return found
+
+
+def same(one: Pair, other: Pair) -> bool:
+    sides = zip(one.sides(), other.sides(), strict=True)
+    return (one.key, one.task, one.modality) == (other.key, other.task, other.modality) and all(
+        a == b and x.content_hash() == y.content_hash() and x.instruction == y.instruction for (a, x), (b, y) in sides
+    )
+
+
+def test_pairs_come_back_whole(tmp_path):
+    summary = write_shards(pairs(), tmp_path / "set", pairs_per_shard=2)
+    shards = ShardSet(tmp_path / "set")
+    assert len(list((tmp_path / "set").glob("*.tar"))) == 3
+    assert all(same(shards.read(row), pair) for row, pair in enumerate(pairs()))
+    assert summary["tasks"] == {"task0": 3, "task1": 2}
+    assert shards.tasks == {"task0": [0, 2, 4], "task1": [1, 3]}
+
+
+def test_webdataset_reads_the_same(tmp_path):
+    """The index is a shortcut: plain WebDataset sees the same samples."""
+    write_shards(pairs(), tmp_path / "set", pairs_per_shard=2)
+    urls = [str(path) for path in sorted((tmp_path / "set").glob("*.tar"))]
+    samples = wds.WebDataset(urls, shardshuffle=False)
+    found = [decode_pair({name: data for name, data in sample.items() if not name.startswith("__")}) for sample in samples]
+    assert all(same(*both) for both in zip(found, pairs(), strict=True))
+
+
+def test_the_same_pairs_give_the_same_bytes(tmp_path):
+    one, other = (write_shards(pairs(), tmp_path / name)["content_hash"] for name in "ab")
+    assert one == other
+    assert write_shards(pairs(4), tmp_path / "c")["content_hash"] != one
+
+
+def test_a_missing_file_is_quarantined_and_listed(tmp_path):
+    lost = Pair("lost", "t", "image", Item((Media("image", tmp_path / "no.png", "no.png"),)), Item(("x",)))
+    summary = write_shards([*pairs(2), lost, Fault("m:9", "k", "sample", "bad line")], tmp_path / "set")
+    assert (summary["pairs"], summary["quarantined"]) == (2, 2)
+    listed = [json.loads(line) for line in (tmp_path / "set" / "quarantine.jsonl").read_text().splitlines()]
+    assert {entry["key"] for entry in listed} == {"lost", "k"}
+
+
+def test_nothing_to_pack_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"at least 1 pair to pack, got 0 and 1 broken.*bad line"):
+        write_shards([Fault("m:1", "", "sample", "bad line")], tmp_path / "set")
+    assert not list(tmp_path.iterdir())
+
+
+def test_never_overwrites(tmp_path):
+    write_shards(pairs(), tmp_path / "set")
+    with pytest.raises(ValueError, match="exists already"):
+        write_shards(pairs(), tmp_path / "set")
+
+
+def test_missing_and_cut_shards_are_refused(tmp_path):
+    write_shards(pairs(), tmp_path / "set", pairs_per_shard=2)
+    path = tmp_path / "set" / "000001.tar"
+    data = path.read_bytes()
+    path.write_bytes(data[:-512])
+    with pytest.raises(ValueError, match=r"000001\.tar must have \d+ bytes, got"):
+        ShardSet(tmp_path / "set")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"the shard 000001\.tar is missing"):
+        ShardSet(tmp_path / "set")
+    with pytest.raises(ValueError, match="is not a packed data set"):
+        ShardSet(tmp_path)
+
+
+def test_names_inside_a_shard_are_labels(tmp_path):
+    write_shards(pairs(1), tmp_path / "set")
+    with tarfile.open(tmp_path / "set" / "000000.tar") as tar:
+        assert all(Path(name).name == name for name in tar.getnames())

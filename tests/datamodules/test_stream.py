@@ -1,0 +1,86 @@
+import json
+
+import pytest
+import torch
+from samples import png
+
+from datamodules import RehearsalData, SpecialistData
+from datamodules.plan import Slot, plan_training
+from datamodules.shards import ShardSet, write_shards
+from datamodules.stream import BatchLoader, Encoder
+from datamodules.toy_world import draw_pairs
+from lightning_conan.items import Item, Media, Pair
+
+
+def loader(folder, processor, workers=0, cache=0, start=0):
+    shards = ShardSet(folder)
+    plan = plan_training({"a": shards.tasks}, 6, 0, 0)
+    return BatchLoader(lambda: plan[start:], len(plan), Encoder({"a": shards}, processor, cache), workers)
+
+
+def keys(batches):
+    return [batch.keys for batch in batches]
+
+
+def test_order_does_not_depend_on_the_number_of_workers(world, processor):
+    alone = list(loader(world / "image", processor))
+    assert sorted(key for batch in alone for key in batch.keys) == sorted(
+        sample.key for sample in ShardSet(world / "image").samples
+    )
+    for workers in (1, 2, 3):
+        assert keys(loader(world / "image", processor, workers)) == keys(alone)
+        assert keys(loader(world / "image", processor, workers, start=2)) == keys(alone)[2:]
+
+
+def test_the_cache_changes_nothing_but_time(world, processor, monkeypatch):
+    cached = loader(world / "image", processor, cache=10**9)
+    first = list(cached)
+    monkeypatch.setattr(ShardSet, "read", lambda *args: pytest.fail("read again"))
+    second = list(cached)
+    assert keys(first) == keys(second)
+    assert torch.equal(first[0].queries[0].pixels[0], second[0].queries[0].pixels[0])
+    cached.encode.cache_bytes = cached.encode.cached // 2
+    cached.encode.keep(("a", 99), [])
+    assert cached.encode.cached <= cached.encode.cache_bytes
+
+
+def test_negatives_and_hashes_travel_along(tmp_path, processor):
+    pairs = [Pair(f"k{row}", "t", "text", Item((f"q{row}",)), Item(("same",)), (Item((f"n{row}",)),)) for row in range(4)]
+    write_shards(pairs, tmp_path / "set")
+    batch = Encoder({"a": ShardSet(tmp_path / "set")}, processor)(Slot("a", (0, 1, 2, 3)))
+    assert len(set(batch.query_hashes)) == 4
+    assert len(set(batch.target_hashes)) == 1
+    assert [len(row) for row in batch.negatives] == [1] * 4
+    assert len(list(batch.items())) == 12
+
+
+@pytest.fixture
+def poisoned(tmp_path):
+    """Six pairs, one of them with a truncated image."""
+    pairs = draw_pairs("image", 5, 0)
+    pairs.insert(2, Pair("poison", "image", "image", Item((Media("image", png()[:200], "cut.png"),)), Item(("x",))))
+    write_shards(pairs, tmp_path / "set")
+    return tmp_path / "set"
+
+
+def test_a_broken_sample_is_left_out_and_listed_never_replaced(poisoned, processor):
+    (batch,) = loader(poisoned, processor)
+    assert len(batch) == len(batch.queries) == len(batch.targets) == 5
+    (fault,) = map(json.loads, batch.faults)
+    assert fault["key"] == "poison"
+    assert "cannot be decoded" in fault["reason"]
+
+
+def test_a_batch_of_nothing_but_broken_samples_is_an_error(poisoned, processor):
+    encoder = Encoder({"a": ShardSet(poisoned)}, processor)
+    with pytest.raises(ValueError, match=r"All 1 samples of a batch .* are broken.*poison"):
+        encoder(Slot("a", (2,)))
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="batch_size must be positive"):
+        SpecialistData(batch_size=0)
+    with pytest.raises(ValueError, match=r"max_bad_rate in \[0, 1\)"):
+        RehearsalData(max_bad_rate=1.0)
+    with pytest.raises(ValueError, match=r"needs packed folders under data\.init_args\.train"):
+        SpecialistData().setup("fit")

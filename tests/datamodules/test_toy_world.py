@@ -1,0 +1,43 @@
+import pytest
+
+from datamodules.manifest import read_manifest
+from datamodules.toy_world import DRAW, draw_pairs, write_world
+from lightning_conan.items import Media, Pair
+from lightning_conan.media import decode_media
+
+
+@pytest.mark.parametrize("task", list(DRAW))
+def test_files_are_real_and_the_same_for_the_same_seed(task):
+    pairs = draw_pairs(task, 6, 3)
+    assert [pair.query.content_hash() for pair in pairs] == [pair.query.content_hash() for pair in draw_pairs(task, 6, 3)]
+    assert [pair.query.content_hash() for pair in pairs] != [pair.query.content_hash() for pair in draw_pairs(task, 6, 4)]
+    for pair in pairs:
+        decode_media(pair.query.media[0])
+
+
+@pytest.mark.parametrize("task", list(DRAW))
+def test_enough_variety_for_256_different_held_out_pairs(task):
+    pairs = draw_pairs(task, 256, 0)
+    assert len({pair.target.content_hash() for pair in pairs}) == 256
+
+
+def test_manifests_can_be_packed_and_test_captions_are_new(tmp_path):
+    write_world(tmp_path / "world", pairs=8)
+
+    def captions(name):
+        pairs = list(read_manifest(tmp_path / "world" / f"{name}.jsonl"))
+        assert all(isinstance(pair, Pair) and pair.query.media[0].read() for pair in pairs)
+        return {pair.target.parts[0] for pair in pairs}
+
+    for task in DRAW:
+        test = captions(f"{task}.test")
+        assert len(test) == 8
+        assert not test & captions(f"{task}.train")
+        if task != "audio":
+            assert not test & captions(f"{task}.base")
+
+
+def test_too_few_captions_are_refused(monkeypatch):
+    monkeypatch.setitem(DRAW, "audio", ("audio", lambda rng, key: ("always the same", Media("audio", b"x", "x.flac"))))
+    with pytest.raises(ValueError, match="audio has too few different captions: 1 found, 2 asked for"):
+        draw_pairs("audio", 2, 0)

@@ -1,0 +1,93 @@
+"""The whole line, a few steps of everything, through the real command: what no unit test can promise."""
+
+import json
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from samples import CONFIGS
+
+from lightning_conan.cli.main import main
+from lightning_conan.embedder import read_provenance
+
+STATES = {
+    "base": "base",
+    "image": "specialist",
+    "video": "specialist",
+    "document": "specialist",
+    "audio": "specialist",
+    "fused": "fused",
+    "recovered": "recovered",
+    "final": "rehearsed",
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """One demo run of a step or two a stage, and the commands that it printed."""
+    out = tmp_path_factory.mktemp("demo") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        commands = []
+        patch.setattr("lightning_conan.cli.demo.Demo.say", lambda self, line: commands.append(line))
+        assert main(["demo", "--out", str(out), "--pairs", "16", "--steps_scale", "0.01"]) == 0
+    return out, commands
+
+
+def test_report_holds_every_score(demo):
+    report = json.loads((demo[0] / "report.json").read_text())
+    for state in STATES:
+        for modality in ("image", "video", "document", "audio"):
+            scores = report["stages"][state][modality]
+            assert {"recall@1", "ndcg@10"} <= set(scores)
+            assert all(0 <= value <= 100 for value in scores.values())
+    assert report["seconds"].keys() >= {"world", "test", *STATES}
+    assert len(report["drift"]["fused"]) == 5
+    assert report["visual_embeddings_identical"] is True
+
+
+def test_report_pages_show_it(demo):
+    page, table = (demo[0] / "report.html").read_text(), (demo[0] / "report.md").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    assert table.count("\n| ") >= len(STATES)
+
+
+def test_folders_hold_their_states(demo):
+    for name, state in STATES.items():
+        assert read_provenance(demo[0] / name).state == state
+    recovered = read_provenance(demo[0] / "recovered")
+    assert recovered.parents["fused"] == read_provenance(demo[0] / "fused").fingerprint
+
+
+def test_recovery_moved_the_projector_and_nothing_else(demo):
+    fused, recovered = (load_file(demo[0] / name / "model.safetensors") for name in ("fused", "recovered"))
+    moved = {name for name in fused if not fused[name].equal(recovered[name])}
+    assert moved
+    assert all(name.startswith("audio_projector.") for name in moved)
+
+
+def test_a_specialist_moved_its_own_towers_only(demo):
+    base, image, audio = (load_file(demo[0] / name / "model.safetensors") for name in ("base", "image", "audio"))
+    moved = {name for name in base if not base[name].equal(image[name])}
+    assert any(name.startswith("backbone.visual") for name in moved)
+    assert not any(name.startswith("audio_") for name in moved)
+    assert any(not base[name].equal(audio[name]) for name in base if name.startswith("audio_encoder."))
+
+
+def test_every_yaml_took_part(demo):
+    """A config that nothing runs is a config that does not work."""
+    used = {word for line in demo[1] for word in line.split() if word.endswith(".yaml")}
+    assert used == {str(path) for path in CONFIGS.rglob("*.yaml")}
+
+
+def test_a_demo_replaces_only_demos(demo, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert main(["demo", "--out", str(tmp_path)]) == 1
+    assert "no demo made it" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_say_why_they_are(path):
+    assert path.read_text().startswith("# ")
+    assert yaml.safe_load(path.read_text())

@@ -1,0 +1,144 @@
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from samples import CONFIGS, mp4
+
+from lightning_conan.cli.main import main
+from lightning_conan.embedder import read_provenance
+
+
+def fit(config: str, root, folder, train, *options: str) -> list[str]:
+    words = ["fit", "--config", str(CONFIGS / "base.yaml"), "--config", str(CONFIGS / "tiny" / f"{config}.yaml")]
+    words += ["--trainer.default_root_dir", str(root / "work"), "--trainer.callbacks.out", str(root / "out")]
+    words += ["--model.init_args.folder", str(folder), "--data.init_args.train", str(train), "--data.init_args.batch_size", "4"]
+    return [*words, "--trainer.max_steps", "2", *options]
+
+
+def test_usage():
+    assert main(["--help"]) == 0
+    assert main([]) == 2
+    assert main(["frobnicate"]) == 2
+
+
+@pytest.mark.parametrize("verb", ["fit", "test", "validate", "predict", "graft", "fuse", "pack", "demo"])
+def test_every_verb_explains_itself(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert "--config" in capsys.readouterr().out
+
+
+def test_print_config_prints(base, world, tmp_path, capsys):
+    assert main([*fit("specialist", tmp_path, base, world / "image"), "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert "lightning_conan.stages.Specialist" in printed
+    assert "temperature: 0.05" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def one_error(capsys) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_misspelt_key_is_a_usage_error(base, world, tmp_path, capsys):
+    assert main(fit("specialist", tmp_path, base, world / "image", "--model.init_args.modalty", "image")) == 2
+    assert "modalty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", [("--model.init_args.training.lr", ".nan"), ("--model.init_args.lora.rank", "0")])
+def test_an_impossible_setting_is_refused(base, world, tmp_path, option, capsys):
+    assert main(fit("specialist", tmp_path, base, world / "image", *option)) in (1, 2)
+    assert "must be positive" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_shard_is_one_error(base, world, tmp_path, capsys):
+    copy = shutil.copytree(world / "image", tmp_path / "set")
+    (copy / "000001.tar").unlink()
+    assert main(fit("specialist", tmp_path, base, copy)) == 1
+    assert "the shard 000001.tar is missing" in one_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_manifest_is_one_error(tmp_path, capsys):
+    (tmp_path / "m.jsonl").write_text("")
+    assert main(["pack", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "set")]) == 1
+    assert "at least 1 pair to pack, got 0" in one_error(capsys)
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_of_another_stage_is_one_error(base, world, tmp_path, capsys):
+    assert main(fit("recovery", tmp_path, base, world / "audio")) == 1
+    assert "holds a base model, and a fused one is needed" in one_error(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_there_is_one_error(world, tmp_path, capsys):
+    assert main(fit("specialist", tmp_path, tmp_path / "nowhere", world / "image")) == 1
+    assert "does not exist" in one_error(capsys)
+
+
+def test_a_truncated_video_is_one_listed_skip(base, tmp_path, capsys):
+    (tmp_path / "clips").mkdir()
+    lines = []
+    for row in range(6):
+        data = mp4(seed=row)
+        (tmp_path / "clips" / f"{row}.mp4").write_bytes(data[: len(data) // 2] if row == 3 else data)
+        line = {"key": f"k{row}", "task": "t", "modality": "video", "query": {"video": f"clips/{row}.mp4"}}
+        lines.append(json.dumps(line | {"target": {"text": f"number {row}"}}))
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    assert main(["pack", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "set")]) == 0
+    words = fit("specialist", tmp_path, base, tmp_path / "set", "--model.init_args.modality", "video")
+    assert main([*words, "--trainer.max_steps", "3"]) == 0
+    (fault,) = set((tmp_path / "work" / "quarantine.jsonl").read_text().splitlines())
+    assert json.loads(fault)["key"] == "k3"
+    assert "video" in json.loads(fault)["reason"]
+    capsys.readouterr()
+    assert main(["pack", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "checked"), "--validate", "true"]) == 0
+    assert "5 pairs (t 5), 1 quarantined" in capsys.readouterr().out
+
+
+def test_scores_are_printed(base, world, tmp_path, capsys):
+    words = ["test", "--config", str(CONFIGS / "base.yaml"), "--config", str(CONFIGS / "tiny" / "test.yaml")]
+    words += ["--trainer.default_root_dir", str(tmp_path), "--trainer.callbacks.path", str(tmp_path / "scores.json")]
+    words += ["--model.init_args.folder", str(base), "--data.init_args.test", json.dumps({"pictures": str(world / "image")})]
+    assert main(words) == 0
+    assert "pictures  query to target" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "scores.json").read_text())) == {"pictures"}
+
+
+def test_sigterm_saves_and_last_goes_on(base, world, tmp_path):
+    """In mid-epoch: exit 143, then `--ckpt_path last` continues at the saved step and ends."""
+    words = fit("specialist", tmp_path, base, world / "image", "--trainer.max_steps", "100000")
+    process = subprocess.Popen([sys.executable, "-m", "lightning_conan.cli.main", *words], stderr=subprocess.PIPE)
+    checkpoint = tmp_path / "work" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "work" / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143, process.stderr.read().decode()[-2000:]
+    assert not (tmp_path / "out").exists()
+    step = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert step > 0
+    resumed = fit("specialist", tmp_path, base, world / "image", "--ckpt_path", "last", "--trainer.max_steps", str(step + 2))
+    assert main(resumed) == 0
+    assert read_provenance(tmp_path / "out").notes["steps"] == step + 2
+
+
+def test_results_and_progress_go_their_own_ways(world, tmp_path, monkeypatch):
+    """Nothing but results on stdout."""
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    (tmp_path / "m.jsonl").write_text(
+        '{"key": "k", "task": "t", "modality": "text", "query": {"text": "a"}, "target": {"text": "b"}}'
+    )
+    assert main(["pack", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "set")]) == 0
+    assert len(out.getvalue().splitlines()) == 1

@@ -1,0 +1,103 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightning_conan.embedder import Provenance, load_folder, save_folder
+from lightning_conan.embedder.checkpoint import sha256
+
+
+@pytest.fixture
+def folder(base, tmp_path):
+    return shutil.copytree(base, tmp_path / "copy")
+
+
+def rewrite(folder, change):
+    """Changes the tensors and makes the hashes fit again, so that only the tensors can be what is refused."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    record = json.loads((folder / "conan.json").read_text())
+    record["files"]["model.safetensors"] = sha256(path)
+    (folder / "conan.json").write_text(json.dumps(record))
+
+
+def test_what_was_saved_comes_back(tiny, folder, encoded):
+    model, processor, provenance = load_folder(folder)
+    items = list(encoded.values())
+    with torch.no_grad():
+        assert torch.equal(model.embed(items), tiny[0].embed(items))
+    assert processor.config == tiny[1].config
+    assert provenance.state == "base"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("audio_projector.linear_1.bias"), r"1 missing, such as 'audio_projector\.linear_1\.bias'"),
+        (lambda tensors: tensors.update(extra=torch.zeros(2)), "1 unexpected, such as 'extra'"),
+        (lambda tensors: tensors.update({"audio_projector.linear_1.bias": torch.zeros(3)}), "1 of another shape"),
+        (lambda tensors: tensors.update({"x.lora_A.weight": torch.zeros(3)}), "adapter was not merged"),
+    ],
+)
+def test_partial_loads_are_refused_by_name(folder, change, message):
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=message):
+        load_folder(folder)
+
+
+def test_a_flipped_byte_is_refused(folder):
+    """Neither torch.load nor safetensors would notice (fault 8)."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"model\.safetensors differs from its hash"):
+        load_folder(folder)
+
+
+def test_a_missing_file_is_refused(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
+        load_folder(folder)
+
+
+def test_other_folders_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        load_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is not a checkpoint folder"):
+        load_folder(tmp_path)
+    with pytest.raises(ValueError, match="holds a base model, and a fused one is needed"):
+        load_folder(folder, ("fused",))
+
+
+def test_only_our_own_folders_are_replaced(tiny, folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="is not a checkpoint folder"):
+        save_folder(tmp_path / "mine", *tiny, Provenance("base"))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    save_folder(folder, *tiny, Provenance("rehearsed"))
+    assert load_folder(folder)[2].state == "rehearsed"
+
+
+def test_a_failed_save_leaves_the_old_folder_and_no_litter(tiny, folder, monkeypatch):
+    before = sha256(folder / "conan.json")
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tiny[0], "save_pretrained", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_folder(folder, *tiny, Provenance("base"))
+    assert sha256(folder / "conan.json") == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_fingerprints_tell_weights_apart(folder):
+    before = load_folder(folder)[2].fingerprint
+    rewrite(folder, lambda tensors: tensors["audio_projector.linear_1.bias"].add_(1))
+    assert load_folder(folder)[2].fingerprint != before

@@ -1,0 +1,41 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_conan.embedder import Encoded, pack
+
+
+def item(length: int, mark: int = 1) -> Encoded:
+    return Encoded(torch.full((length,), mark), torch.arange(length).expand(3, -1))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200))
+def test_every_item_once_and_within_the_budget(lengths, budget):
+    chunks = pack([item(length, row) for row, length in enumerate(lengths)], budget)
+    assert sorted(row for chunk in chunks for row in chunk.rows) == list(range(len(lengths)))
+    for chunk in chunks:
+        assert chunk.input_ids.numel() <= budget or len(chunk.rows) == 1
+        assert chunk.lengths == [lengths[row] for row in chunk.rows]
+        for place, row in enumerate(chunk.rows):
+            assert (chunk.input_ids[place, : lengths[row]] == row).all()
+
+
+def test_sorting_leaves_little_padding():
+    lengths = torch.randint(10, 200, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
+    chunks = pack([item(length) for length in lengths], 4096)
+    assert sum(chunk.input_ids.numel() for chunk in chunks) <= 1.10 * sum(lengths)
+
+
+def test_media_follow_their_rows(encoded):
+    items = [encoded["image"], encoded["two images"], encoded["text"], encoded["audio"]]
+    (chunk,) = pack(items, 10_000)
+    expected = [pixels for row in chunk.rows for pixels in items[row].pixels]
+    assert [id(pixels) for pixels in chunk.pixels] == [id(pixels) for pixels in expected]
+
+
+def test_refuses_nothing_and_no_budget():
+    with pytest.raises(ValueError, match="got 0 items"):
+        pack([], 10)
+    with pytest.raises(ValueError, match="positive token budget"):
+        pack([item(3)], 0)

@@ -1,0 +1,115 @@
+"""The cached step equals the one pass: loss and every gradient, for each modality (fault 22)."""
+
+import pytest
+import torch
+from samples import flac, mp4, png
+
+from lightning_conan.embedder import pack, tiny_embedder
+from lightning_conan.items import Item, Media
+from lightning_conan.objectives import PairEmbeddings, cached_backward, gradient_cache, symmetric_info_nce
+from lightning_conan.stages import Lora
+from lightning_conan.stages.adapters import Adapters
+
+MAKE = {
+    "text": lambda n: Item((f"text {n}",)),
+    "image": lambda n: Item((Media("image", png(40 + 8 * n, 56, n), f"{n}.png"),)),
+    "video": lambda n: Item((Media("video", mp4(4 + 2 * n, 48, n), f"{n}.mp4"),)),
+    "document": lambda n: Item((Media("document", png(64, 48, n), f"{n}.png"),)),
+    "audio": lambda n: Item((Media("audio", flac(0.4 + 0.3 * n), f"{n}.flac"),)),
+    "mixed": lambda n: Item((Media("image", png(40, 56, n), f"{n}.png"), "with", Media("audio", flac(0.5 + n / 4), "a.flac"))),
+}
+SIZE = 3
+
+
+def gradients(modality: str, budget: int, processor, dropout: float = 0.0):
+    """Loss and gradients of a batch of three pairs and two hard negatives in chunks of a budget."""
+    torch.manual_seed(0)
+    model = tiny_embedder(0)[0].train()
+    model.requires_grad_(modality != "lora")
+    if dropout:
+        Adapters(model, Lora(rank=4, alpha=8, dropout=dropout), ("backbone.", "audio_encoder."), ())
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zero at the start, where dropout would change nothing
+                torch.nn.init.normal_(parameter, std=0.1)
+    queries = [processor(MAKE[modality](row)) for row in range(SIZE)]
+    texts = [processor(Item((f"caption {row}" * (row + 1),))) for row in range(SIZE + 2)]
+
+    def loss(found):
+        ids = torch.arange(SIZE + 2)
+        parts = found[:SIZE], found[SIZE : 2 * SIZE], found[2 * SIZE :]
+        return symmetric_info_nce(PairEmbeddings(*parts, ids[:SIZE], ids[:SIZE], ids[SIZE:]), 0.05)
+
+    torch.manual_seed(1)
+    chunks = pack([*queries, *texts], budget)
+    value = cached_backward(model, chunks, loss, lambda tensor: tensor.backward(), torch.device("cpu"))
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return value, found, len(chunks)
+
+
+def assert_equal(one, other, tolerance):
+    """Within a share of each gradient's size; those that are zero in theory (key biases) within that of the largest."""
+    assert one.keys() == other.keys()
+    floor = 1e-3 * max(gradient.abs().max() for gradient in one.values())
+    for name, gradient in one.items():
+        assert (gradient - other[name]).abs().max() <= tolerance * gradient.abs().max().clamp(min=floor), name
+
+
+@pytest.mark.parametrize("modality", list(MAKE))
+def test_equals_the_one_pass(modality, processor):
+    """In chunks of single items and in uneven ones."""
+    whole, expected, count = gradients(modality, 100_000, processor)
+    assert count == 1
+    for budget in (1, 130):
+        value, found, count = gradients(modality, budget, processor)
+        assert count > 1
+        assert value.item() == pytest.approx(whole.item(), rel=1e-5)
+        assert_equal(expected, found, 1e-4)
+
+
+def numeric_gradient_agrees(processor) -> bool:
+    """Whether the gradient of a cached step under dropout is that of the loss which it returned."""
+    value, found, count = gradients("image", 60, processor, dropout=0.3)
+    again, same, _ = gradients("image", 60, processor, dropout=0.3)
+    assert count > 1
+    assert value == again
+    return all(torch.equal(found[name], same[name]) for name in found)
+
+
+def test_dropout_is_replayed(processor, monkeypatch):
+    """Each chunk sees the same dropout in both passes: else its second embeddings would differ from the first."""
+    seen = {"first": [], "second": []}
+    model = tiny_embedder(0)[0].train()
+    Adapters(model, Lora(rank=4, alpha=8, dropout=0.5), ("backbone.",), ())
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+    def embed(chunk):
+        found = model(chunk)
+        seen["second" if torch.is_grad_enabled() else "first"].append(found.detach())
+        return found
+
+    chunks = pack([processor(MAKE["image"](row)) for row in range(4)], 1)
+    cached_backward(
+        embed, chunks, lambda found: (found**2).sum() + found[0] @ found[1], torch.Tensor.backward, torch.device("cpu")
+    )
+    assert all(torch.equal(*pair) for pair in zip(seen["first"], seen["second"], strict=True))
+    assert numeric_gradient_agrees(processor)
+    monkeypatch.setattr(gradient_cache.RandomState, "replay", lambda self: None)
+    seen["first"].clear(), seen["second"].clear()
+    cached_backward(embed, chunks, lambda found: (found**2).sum(), torch.Tensor.backward, torch.device("cpu"))
+    assert not all(torch.equal(*pair) for pair in zip(seen["first"], seen["second"], strict=True))
+
+
+def test_random_numbers_go_on_as_after_one_pass(processor):
+    chunks = pack([processor(MAKE["text"](row)) for row in range(3)], 1)
+
+    def embed(chunk):
+        return torch.rand(len(chunk.rows), 4, requires_grad=True) * 1
+
+    torch.manual_seed(0)
+    cached_backward(embed, chunks, lambda found: found.sum(), torch.Tensor.backward, torch.device("cpu"))
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    torch.rand(3 * 4)
+    assert torch.equal(after, torch.rand(1))

@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lightning_conan.objectives import PairEmbeddings, equal_targets, info_nce, symmetric_info_nce
+
+
+def units(rows: int, dim: int = 8, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def pairs(query, target, negative=None, query_ids=None, target_ids=None, negative_ids=None) -> PairEmbeddings:
+    size = len(query)
+    negative = query[:0] if negative is None else negative
+    return PairEmbeddings(
+        query,
+        target,
+        negative,
+        torch.arange(size) if query_ids is None else query_ids,
+        torch.arange(size) if target_ids is None else target_ids,
+        torch.arange(1000, 1000 + len(negative)) if negative_ids is None else negative_ids,
+    )
+
+
+def test_is_log_batch_when_embeddings_collapse():
+    """Equal embeddings carry no information: picking among n costs log n."""
+    same = units(1).expand(7, -1)
+    assert info_nce(same, same, positive=torch.arange(7), temperature=0.02).item() == pytest.approx(math.log(7), rel=1e-5)
+
+
+def test_equals_a_plain_loop():
+    query, target, total = units(5), units(9, seed=1), 0.0
+    positive = torch.tensor([3, 0, 8, 2, 2])
+    for row, place in enumerate(positive.tolist()):
+        scores = [float(query[row] @ target[column]) / 0.1 for column in range(9)]
+        total += math.log(sum(math.exp(score) for score in scores)) - scores[place]
+    assert info_nce(query, target, positive=positive, temperature=0.1).item() == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_symmetric_is_the_mean_of_both_directions():
+    query, target, rows = units(6), units(6, seed=1), torch.arange(6)
+    forth = info_nce(query, target, positive=rows, temperature=0.05)
+    back = info_nce(target, query, positive=rows, temperature=0.05)
+    assert symmetric_info_nce(pairs(query, target), 0.05).item() == pytest.approx(((forth + back) / 2).item(), rel=1e-6)
+
+
+def test_equal_targets_are_not_negatives():
+    """A second pair with the same target changes nothing for the first: there is nothing to push away."""
+    query, target = units(2), units(1).expand(2, -1)
+    found = symmetric_info_nce(pairs(query, target, target_ids=torch.tensor([5, 5])), 0.05)
+    assert found.item() == pytest.approx(0.0, abs=1e-6)
+    assert symmetric_info_nce(pairs(query, target), 0.05).item() > 0.3
+
+
+def test_equal_queries_are_not_negatives():
+    query, target = units(1).expand(2, -1), units(2)
+    found = symmetric_info_nce(pairs(query, target, query_ids=torch.tensor([5, 5])), 0.05)
+    assert found.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_hard_negative_that_is_a_positive_does_not_count():
+    query, target = units(3), units(3, seed=1)
+    without = symmetric_info_nce(pairs(query, target), 0.05)
+    negative, ids = target[:1], torch.tensor([0])
+    other = symmetric_info_nce(pairs(query[:1], target[:1], negative, negative_ids=ids), 0.05)
+    assert other.item() == pytest.approx(0.0, abs=1e-6)
+    assert symmetric_info_nce(pairs(query, target, units(4, seed=2)), 0.05) > without
+
+
+def test_mask_keeps_each_positive():
+    ids = torch.tensor([1, 1, 2])
+    mask = equal_targets(ids, ids, torch.arange(3))
+    assert mask.tolist() == [[False, True, False], [True, False, False], [False, False, False]]

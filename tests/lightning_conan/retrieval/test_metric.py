@@ -1,0 +1,38 @@
+import hashlib
+
+import pytest
+import torch
+
+from lightning_conan.retrieval import RetrievalMetric
+
+
+def digest(*names):
+    return [hashlib.sha256(str(name).encode()).hexdigest() for name in names]
+
+
+def test_perfect_embeddings_score_100_both_ways():
+    metric, eye = RetrievalMetric(), torch.eye(12)
+    metric.update(eye[:5], eye[:5], digest(*range(5)), digest(*"abcde"))
+    metric.update(eye[5:], eye[5:], digest(*range(5, 12)), digest(*"fghijkl"))
+    assert {value.item() for value in metric.compute().values()} == {100.0}
+
+
+def test_equal_targets_are_one_target():
+    """Ten sentences for a hundred clips are ten entries, and each finds all its clips."""
+    metric = RetrievalMetric()
+    sentences = torch.eye(10)[torch.arange(100) % 10]
+    metric.update(sentences, sentences, digest(*range(100)), digest(*(f"s{row % 10}" for row in range(100))))
+    scores = metric.compute()
+    assert [scores[name].item() for name in ("forth/recall@1", "back/recall@1", "back/ndcg@10")] == pytest.approx([100] * 3)
+
+
+def test_mean_of_both_directions():
+    metric = RetrievalMetric()
+    metric.update(torch.eye(3), torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.9, 0, 0.1]]), digest(1, 2, 3), digest(4, 5, 6))
+    scores = metric.compute()
+    assert scores["recall@1"] == (scores["forth/recall@1"] + scores["back/recall@1"]) / 2
+
+
+def test_nothing_is_no_score():
+    with pytest.raises(ValueError, match="at least 1 pair, got 0"):
+        RetrievalMetric().compute()

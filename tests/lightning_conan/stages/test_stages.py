@@ -1,0 +1,273 @@
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+from callbacks import FrozenBackbone, ResumableCheckpoint
+from datamodules import RehearsalData, SpecialistData
+from lightning_conan.embedder import Provenance, save_folder
+from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist, Stage, Training
+
+QUICK = Training(lr=1e-3, warmup_steps=2, token_budget=4000)
+
+
+class Record(Callback):
+    """Notes each step's keys and loss."""
+
+    def __init__(self):
+        self.keys, self.losses = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.keys.append(tuple(batch.keys))
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def trainer(root: Path, steps: int, *callbacks: Callback, **options) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=root,
+        callbacks=[*callbacks, ResumableCheckpoint(every_n_steps=1)],
+        **options,
+    )
+
+
+def data(world, name="image", workers=0, **options) -> SpecialistData:
+    return SpecialistData(world / name, batch_size=6, num_workers=workers, **options)
+
+
+@pytest.fixture(scope="module")
+def fused(tiny, tmp_path_factory):
+    return save_folder(tmp_path_factory.mktemp("states") / "fused", *tiny, Provenance("fused"))
+
+
+@pytest.fixture(scope="module")
+def recovered(tiny, tmp_path_factory):
+    return save_folder(tmp_path_factory.mktemp("states") / "recovered", *tiny, Provenance("recovered"))
+
+
+def state(module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.trained().items()}
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stop_and_resume_equals_going_on(base, world, tmp_path, stop, workers):
+    """Same samples, losses and weights, bit for bit, in mid-epoch and at its end (20 pairs: 4 steps an epoch)."""
+    if workers and stop != 3:
+        pytest.skip("one stop with workers is enough")
+    lora = Lora(rank=4, alpha=4, dropout=0.1)
+
+    def module():
+        return Specialist(base, "image", QUICK, lora)
+
+    straight, record = module(), Record()
+    trainer(tmp_path / "a", 9, record).fit(straight, data(world))
+    first, second, again = Record(), Record(), module()
+    trainer(tmp_path / "b", 9, first, Stop(stop)).fit(module(), data(world, workers=workers))
+    trainer(tmp_path / "b", 9, second).fit(again, data(world, workers=workers), ckpt_path="last")
+    assert first.keys + second.keys == record.keys
+    assert first.losses + second.losses == record.losses
+    expected, found = state(straight), state(again)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+class Stop(Callback):
+    """Ends a fit after some steps, as an early stop would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+def test_resuming_on_other_data_is_refused(base, world, tmp_path):
+    trainer(tmp_path, 2).fit(Specialist(base, "image", QUICK), data(world))
+    with pytest.raises(ValueError, match="Resuming needs the same data"):
+        trainer(tmp_path, 4).fit(Specialist(base, "image", QUICK), data(world, "document"), ckpt_path="last")
+
+
+def test_checkpoints_hold_what_trains_and_no_more(base, world, tmp_path):
+    module = Specialist(base, "image", QUICK)
+    trainer(tmp_path, 2).fit(module, data(world))
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert set(saved["state_dict"]) == set(module.trained())
+    assert all("lora_" in name for name in saved["state_dict"])
+
+
+def test_lora_reaches_every_linear_of_its_towers(base, world, tmp_path):
+    module = Specialist(base, "image", QUICK)
+    trainer(tmp_path, 1).fit(module, data(world))
+    names = {name.split(".lora_")[0] for name in module.trained()}
+    linears = {
+        f"embedder.{name}"
+        for name, child in module.embedder.named_modules()
+        if hasattr(child, "lora_A") and hasattr(child, "base_layer")
+    }
+    assert names == linears
+    assert any("visual.blocks" in name for name in names)
+    assert any("merger" in name for name in names)
+    assert not any("audio" in name for name in names)
+
+
+def test_an_audio_specialist_trains_its_projector_fully(base, world, tmp_path):
+    module = Specialist(base, "audio", QUICK)
+    trainer(tmp_path, 1).fit(module, data(world, "audio"))
+    names = set(module.trained())
+    assert "embedder.audio_projector.linear_1.weight" in names
+    assert any("audio_encoder" in name and "lora_" in name for name in names)
+    assert not any("visual" in name for name in names)
+
+
+def test_stage_1a_trains_the_new_parts_alone(base, world, tmp_path):
+    module = Specialist(base, "audio", QUICK, train_fully=("audio_projector.",), alone_steps=2)
+    trainer(tmp_path / "a", 2).fit(module, data(world, "audio"))
+    assert all(tensor.abs().sum() == 0 for name, tensor in module.trained().items() if "lora_B" in name)
+    joined = Specialist(base, "audio", QUICK, train_fully=("audio_projector.",), alone_steps=2)
+    trainer(tmp_path / "b", 4).fit(joined, data(world, "audio"))
+    assert any(tensor.abs().sum() > 0 for name, tensor in joined.trained().items() if "lora_B" in name)
+
+
+def test_merged_folder_equals_the_adapted_model(base, world, tmp_path, encoded):
+    module = Specialist(base, "image", QUICK)
+    trainer(tmp_path, 3).fit(module, data(world))
+    items = list(encoded.values())
+    with torch.no_grad():
+        adapted = module.embed(items)
+        module.write_folder(tmp_path / "out")
+        again = Stage(tmp_path / "out")
+        Trainer(logger=False, enable_progress_bar=False, accelerator="cpu", devices=1).test(
+            again, SpecialistData(test={"a": world / "image"})
+        )
+        assert torch.allclose(again.embed(items), adapted, atol=1e-5)
+
+
+def test_training_lowers_the_loss(base, world, tmp_path):
+    record = Record()
+    trainer(tmp_path, 24, record).fit(Specialist(base, "image", Training(lr=2e-3, warmup_steps=2, temperature=0.05)), data(world))
+    assert sum(record.losses[-4:]) < 0.8 * sum(record.losses[:4])
+
+
+def test_recovery_moves_the_projector_and_nothing_else(fused, world, tmp_path):
+    module = ProjectorRecovery(fused, QUICK)
+    trainer(tmp_path, 3, FrozenBackbone()).fit(module, data(world, "audio"))
+    assert {name.removeprefix("embedder.") for name in module.trained()} == {
+        f"audio_projector.linear_{index}.{kind}" for index in (1, 2) for kind in ("weight", "bias")
+    }
+
+
+class Nudge(Callback):
+    """Moves what must not move."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        with torch.no_grad():
+            pl_module.embedder.backbone.language_model.norm.weight += 1e-6
+
+
+def test_a_moved_backbone_is_noticed(fused, world, tmp_path):
+    with pytest.raises(RuntimeError, match=r"1 frozen tensors moved, such as 'backbone\.language_model\.norm\.weight'"):
+        trainer(tmp_path, 2, FrozenBackbone(), Nudge()).fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))
+
+
+def test_frozen_backbone_refuses_a_stage_that_trains_more(recovered, world, tmp_path):
+    with pytest.raises(RuntimeError, match="optimizer must hold no frozen parameter"):
+        trainer(tmp_path, 2, FrozenBackbone(("audio_encoder.",))).fit(Rehearsal(recovered, QUICK), data(world, "audio"))
+    with pytest.raises(ValueError, match="matches none of"):
+        trainer(tmp_path, 2, FrozenBackbone(("nose.",))).fit(Rehearsal(recovered, QUICK), data(world, "audio"))
+
+
+def test_frozen_parts_are_in_eval_mode(fused, world, tmp_path):
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert pl_module.embedder.audio_projector.training
+            assert not pl_module.embedder.backbone.training
+            assert not pl_module.embedder.audio_encoder.training
+
+    trainer(tmp_path, 2, FrozenBackbone(), Look()).fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))
+
+
+def test_rehearsal_sees_all_modalities_equally(recovered, world, tmp_path):
+    names = ("image", "video", "document", "audio")
+    record, module = Record(), Rehearsal(recovered, QUICK)
+    mix = RehearsalData({name: world / name for name in names}, batch_size=5, num_workers=0)
+    trainer(tmp_path, 8, record).fit(module, mix)
+    assert [keys[0].split("-")[0] for keys in record.keys] == [*names, *names]
+    assert not any("audio" in name for name in module.trained())
+    assert "embedder.audio_projector.linear_1.weight" in prepared(
+        Rehearsal(recovered, QUICK, train_projector=True), mix, tmp_path
+    )
+
+
+def prepared(module, mix, tmp_path) -> set[str]:
+    trainer(tmp_path / "prepared", 1).fit(module, mix)
+    return set(module.trained())
+
+
+def test_nan_loss_stops_with_the_samples(base, world, tmp_path):
+    class Poison(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:
+                with torch.no_grad():
+                    next(iter(pl_module.trained().values())).fill_(float("nan"))
+
+    with pytest.raises(ValueError, match=r"The loss must be finite, got nan at step 2 of task 'image'.*image-0-"):
+        trainer(tmp_path, 5, Poison()).fit(Specialist(base, "image", QUICK), data(world))
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(bool(tensor.isfinite().all()) for tensor in saved["state_dict"].values())
+
+
+def test_too_many_broken_samples_stop_the_run(base, tmp_path):
+    from datamodules.shards import write_shards
+    from datamodules.toy_world import draw_pairs
+    from lightning_conan.items import Item, Media, Pair
+
+    pairs = draw_pairs("image", 90, 0)
+    pairs += [Pair(f"bad{row}", "image", "image", Item((Media("image", b"x", "x.png"),)), Item(("x",))) for row in range(30)]
+    write_shards(pairs, tmp_path / "set")
+    module, few = Specialist(base, "image", QUICK), SpecialistData(tmp_path / "set", batch_size=40, num_workers=0)
+    with pytest.raises(ValueError, match=r"At most 5\.0% of the samples may be broken, got \d+ of \d+"):
+        trainer(tmp_path / "run", 8).fit(module, few)
+
+
+def test_scoring_takes_any_state_and_training_none_but_its_own(base, fused, world, tmp_path):
+    with pytest.raises(ValueError, match="holds a fused model, and a base one is needed"):
+        trainer(tmp_path, 1).fit(Specialist(fused, "image", QUICK), data(world))
+    with pytest.raises(ValueError, match="Stage trains nothing"):
+        trainer(tmp_path, 1).fit(Stage(base), data(world))
+    module = Stage(fused)
+    runner = trainer(tmp_path, 1)
+    runner.test(module, SpecialistData(test={"a": world / "image", "b": world / "audio"}, batch_size=7), verbose=False)
+    assert {"test/a/recall@1", "test/b/ndcg@10", "test/a/forth/mrr"} <= set(runner.callback_metrics)
+
+
+def test_validation_runs_in_fit(base, world, tmp_path):
+    runner = trainer(tmp_path, 4, val_check_interval=2)
+    runner.fit(Specialist(base, "image", QUICK), data(world, val={"held_out": world / "document"}))
+    assert "val/held_out/recall@1" in runner.callback_metrics
+
+
+def test_settings_are_checked():
+    for wrong in ({"lr": 0.0}, {"lr": float("nan")}, {"temperature": -1.0}, {"token_budget": 0}):
+        with pytest.raises(ValueError, match="must be positive and finite, got"):
+            Training(**wrong)
+    with pytest.raises(ValueError, match=r"lora\.rank and lora\.alpha must be positive"):
+        Lora(rank=0)
+
+
+def test_warm_up_then_cosine():
+    settings = Training(warmup_steps=4)
+    scales = [settings.scale(step, 12) for step in range(13)]
+    assert scales[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert scales[4] == 1.0
+    assert scales[12] == pytest.approx(0.0)
+    assert all(one >= other for one, other in itertools.pairwise(scales[4:]))

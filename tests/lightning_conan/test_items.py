@@ -1,0 +1,44 @@
+import pytest
+
+from lightning_conan.items import Item, Media, parse_pair
+
+LINE = {"key": "k", "task": "t", "modality": "audio", "query": {"audio": "a.flac"}, "target": {"text": "a dog barks"}}
+
+
+def test_parts_keep_their_order(tmp_path):
+    pair = parse_pair({**LINE, "query": {"image": ["a.png", "b.png"], "text": "make it blue"}}, tmp_path)
+    assert [part if isinstance(part, str) else part.name for part in pair.query.parts] == ["a.png", "b.png", "make it blue"]
+
+
+def test_spans_and_pages_are_read(tmp_path):
+    query = {"video": {"path": "a.mp4", "start": 1.0, "end": 9.0}, "document": "r.pdf#page=3", "instruction": "Find it."}
+    video, page = parse_pair({**LINE, "query": query}, tmp_path).query.parts
+    assert (video.start, video.end, page.page, page.name) == (1.0, 9.0, 3, "r.pdf")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modality": "smell"}, "modality must be among.*smell"),
+        ({"querry": {}}, "may have.*querry"),
+        ({"query": {"sound": "a.flac"}}, "fields must be among.*sound"),
+        ({"query": {"text": " "}}, "must hold text or media"),
+        ({"query": {}}, "must hold text or media"),
+        ({"query": {"image": "../../etc/passwd"}}, "stay inside"),
+        ({"query": {"image": "/etc/passwd"}}, "stay inside"),
+        ({"query": {"image": {"path": "a.png", "start": 1}}}, "must be a path or a mapping"),
+        ({"key": "a.b"}, "key must be a string without dots"),
+        ({"target": {"text": 3}}, "Text must be a string, got 3"),
+    ],
+)
+def test_refuses(change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        parse_pair({**LINE, **change}, tmp_path)
+
+
+def test_hash_tells_contents_apart_and_places_not(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"123")
+    here, there = Media("image", b"123", "a.png"), Media("image", tmp_path / "x.png", "x.png")
+    assert Item((here,)).content_hash() == Item((there,)).content_hash()
+    others = [Item((here, "t")), Item((here,), "i"), Item((Media("document", b"123", "a.png"),)), Item(("123",))]
+    assert len({item.content_hash() for item in [Item((here,)), *others]}) == 5
