@@ -45,7 +45,7 @@ class FrozenBackbone(Callback):
         for name, parameter in module.named_parameters():
             if not name.startswith(self.trains):
                 parameter.requires_grad_(False)
-        self.before = {name: checksum(tensor) for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+        self.before = checksums(module)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
@@ -63,23 +63,24 @@ class FrozenBackbone(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = embedder_of(pl_module)
-        moved = {name for name, digest in self.before.items() if digest != self.now(module)[name]}
+        now = checksums(embedder_of(pl_module))
+        moved = {name for name, digest in self.before.items() if digest != now[name]}
         if odd := sorted(name for name in moved if not name.startswith(self.trains)):
             raise RuntimeError(f"{len(odd)} frozen tensors moved, such as {odd[0]!r}: the folder is not written.")
         if not moved and trainer.global_step:
             raise RuntimeError(f"None of {self.trains} moved in {trainer.global_step} steps: nothing was trained.")
         log.info("frozen: %d tensors unchanged, bit for bit; trained: %d", len(self.before) - len(moved), len(moved))
 
-    def now(self, module: nn.Module) -> dict[str, str]:
-        """Checksums of everything, now."""
-        return {name: checksum(tensor) for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
-
 
 def embedder_of(pl_module: LightningModule) -> nn.Module:
     """The model within a stage."""
     embedder: nn.Module = pl_module.embedder  # type: ignore[assignment]
     return embedder
+
+
+def checksums(module: nn.Module) -> dict[str, str]:
+    """SHA-256 of every parameter and buffer."""
+    return {name: checksum(tensor) for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
 
 
 def checksum(tensor: Tensor) -> str:

@@ -76,3 +76,13 @@ def base(tiny, tmp_path_factory) -> Path:
     """A base folder."""
     model, processor = tiny
     return save_folder(tmp_path_factory.mktemp("folders") / "base", model, processor, Provenance("base"))
+
+
+@pytest.fixture(scope="session")
+def fused(tiny, tmp_path_factory):
+    return save_folder(tmp_path_factory.mktemp("states") / "fused", *tiny, Provenance("fused"))
+
+
+@pytest.fixture(scope="session")
+def recovered(tiny, tmp_path_factory):
+    return save_folder(tmp_path_factory.mktemp("states") / "recovered", *tiny, Provenance("recovered"))

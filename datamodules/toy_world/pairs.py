@@ -105,11 +105,14 @@ def draw_document(rng: random.Random, key: str) -> tuple[str, Media]:
 
 
 def draw_audio(rng: random.Random, key: str) -> tuple[str, Media]:
-    """Three sounds, one after the other."""
+    """Three sounds, one after the other, out of tune, uneven in loudness and time, in a noisy room."""
     names = [rng.choice(SOUNDS) for _ in range(3)]
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
-    parts = [sound(name, rng.uniform(0.95, 1.05), torch.rand(EVENT, generator=generator) * 2 - 1) for name in names]
-    wave = torch.cat(parts) * rng.uniform(0.7, 1.0)
+    hiss = torch.rand(3, EVENT, generator=generator) * 2 - 1
+    parts = [sound(name, rng.uniform(0.9, 1.1), noise) * rng.uniform(0.3, 1.0) for name, noise in zip(names, hiss, strict=True)]
+    wave = torch.cat(parts).roll(rng.randint(-EVENT // 6, EVENT // 6))
+    room = torch.rand(3 * EVENT, generator=generator) * 2 - 1
+    wave = wave + rng.uniform(0.0, 0.06) * room
     return f"a {names[0]}, then a {names[1]}, then a {names[2]}", Media("audio", encode_audio(wave), f"{key}.flac")
 
 

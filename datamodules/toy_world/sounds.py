@@ -58,5 +58,5 @@ def sound(name: str, detune: float, noise: Float[Tensor, " samples"]) -> Float[T
         case "click":
             return torch.where(torch.arange(EVENT) % 1320 < 60, noise, 0.0)
         case "noise":
-            return noise * (0.6 if name.startswith("loud") else 0.06)
+            return noise * (0.6 if name.startswith("loud") else 0.12)
     raise ValueError(f"A sound must be among {SOUNDS}, got {name!r}.")

@@ -1,108 +1,12 @@
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
 from lightning import Callback, Trainer
+from runs import QUICK, Record, data, trainer
 
-from callbacks import FrozenBackbone, ResumableCheckpoint
 from datamodules import RehearsalData, SpecialistData
-from lightning_conan.embedder import Provenance, save_folder
-from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist, Stage, Training
-
-QUICK = Training(lr=1e-3, warmup_steps=2, token_budget=4000)
-
-
-class Record(Callback):
-    """Notes each step's keys and loss."""
-
-    def __init__(self):
-        self.keys, self.losses = [], []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.keys.append(tuple(batch.keys))
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
-
-
-def trainer(root: Path, steps: int, *callbacks: Callback, **options) -> Trainer:
-    torch.manual_seed(0)
-    return Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=root,
-        callbacks=[*callbacks, ResumableCheckpoint(every_n_steps=1)],
-        **options,
-    )
-
-
-def data(world, name="image", workers=0, **options) -> SpecialistData:
-    return SpecialistData(world / name, batch_size=6, num_workers=workers, **options)
-
-
-@pytest.fixture(scope="module")
-def fused(tiny, tmp_path_factory):
-    return save_folder(tmp_path_factory.mktemp("states") / "fused", *tiny, Provenance("fused"))
-
-
-@pytest.fixture(scope="module")
-def recovered(tiny, tmp_path_factory):
-    return save_folder(tmp_path_factory.mktemp("states") / "recovered", *tiny, Provenance("recovered"))
-
-
-def state(module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in module.trained().items()}
-
-
-@pytest.mark.parametrize("stop", [1, 3, 4, 6])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_stop_and_resume_equals_going_on(base, world, tmp_path, stop, workers):
-    """Same samples, losses and weights, bit for bit, in mid-epoch and at its end (20 pairs: 4 steps an epoch)."""
-    if workers and stop != 3:
-        pytest.skip("one stop with workers is enough")
-    lora = Lora(rank=4, alpha=4, dropout=0.1)
-
-    def module():
-        return Specialist(base, "image", QUICK, lora)
-
-    straight, record = module(), Record()
-    trainer(tmp_path / "a", 9, record).fit(straight, data(world))
-    first, second, again = Record(), Record(), module()
-    trainer(tmp_path / "b", 9, first, Stop(stop)).fit(module(), data(world, workers=workers))
-    trainer(tmp_path / "b", 9, second).fit(again, data(world, workers=workers), ckpt_path="last")
-    assert first.keys + second.keys == record.keys
-    assert first.losses + second.losses == record.losses
-    expected, found = state(straight), state(again)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-class Stop(Callback):
-    """Ends a fit after some steps, as an early stop would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.should_stop = trainer.global_step >= self.step
-
-
-def test_resuming_on_other_data_is_refused(base, world, tmp_path):
-    trainer(tmp_path, 2).fit(Specialist(base, "image", QUICK), data(world))
-    with pytest.raises(ValueError, match="Resuming needs the same data"):
-        trainer(tmp_path, 4).fit(Specialist(base, "image", QUICK), data(world, "document"), ckpt_path="last")
-
-
-def test_checkpoints_hold_what_trains_and_no_more(base, world, tmp_path):
-    module = Specialist(base, "image", QUICK)
-    trainer(tmp_path, 2).fit(module, data(world))
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert set(saved["state_dict"]) == set(module.trained())
-    assert all("lora_" in name for name in saved["state_dict"])
+from lightning_conan.stages import Lora, Rehearsal, Specialist, Stage, Training
 
 
 def test_lora_reaches_every_linear_of_its_towers(base, world, tmp_path):
@@ -156,44 +60,6 @@ def test_training_lowers_the_loss(base, world, tmp_path):
     record = Record()
     trainer(tmp_path, 24, record).fit(Specialist(base, "image", Training(lr=2e-3, warmup_steps=2, temperature=0.05)), data(world))
     assert sum(record.losses[-4:]) < 0.8 * sum(record.losses[:4])
-
-
-def test_recovery_moves_the_projector_and_nothing_else(fused, world, tmp_path):
-    module = ProjectorRecovery(fused, QUICK)
-    trainer(tmp_path, 3, FrozenBackbone()).fit(module, data(world, "audio"))
-    assert {name.removeprefix("embedder.") for name in module.trained()} == {
-        f"audio_projector.linear_{index}.{kind}" for index in (1, 2) for kind in ("weight", "bias")
-    }
-
-
-class Nudge(Callback):
-    """Moves what must not move."""
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        with torch.no_grad():
-            pl_module.embedder.backbone.language_model.norm.weight += 1e-6
-
-
-def test_a_moved_backbone_is_noticed(fused, world, tmp_path):
-    with pytest.raises(RuntimeError, match=r"1 frozen tensors moved, such as 'backbone\.language_model\.norm\.weight'"):
-        trainer(tmp_path, 2, FrozenBackbone(), Nudge()).fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))
-
-
-def test_frozen_backbone_refuses_a_stage_that_trains_more(recovered, world, tmp_path):
-    with pytest.raises(RuntimeError, match="optimizer must hold no frozen parameter"):
-        trainer(tmp_path, 2, FrozenBackbone(("audio_encoder.",))).fit(Rehearsal(recovered, QUICK), data(world, "audio"))
-    with pytest.raises(ValueError, match="matches none of"):
-        trainer(tmp_path, 2, FrozenBackbone(("nose.",))).fit(Rehearsal(recovered, QUICK), data(world, "audio"))
-
-
-def test_frozen_parts_are_in_eval_mode(fused, world, tmp_path):
-    class Look(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            assert pl_module.embedder.audio_projector.training
-            assert not pl_module.embedder.backbone.training
-            assert not pl_module.embedder.audio_encoder.training
-
-    trainer(tmp_path, 2, FrozenBackbone(), Look()).fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))
 
 
 def test_rehearsal_sees_all_modalities_equally(recovered, world, tmp_path):

@@ -1,0 +1,45 @@
+import pytest
+import torch
+from lightning import Callback
+from runs import QUICK, data, trainer
+
+from callbacks import FrozenBackbone
+from lightning_conan.stages import ProjectorRecovery, Rehearsal
+
+
+def test_recovery_moves_the_projector_and_nothing_else(fused, world, tmp_path):
+    module = ProjectorRecovery(fused, QUICK)
+    trainer(tmp_path, 3, FrozenBackbone()).fit(module, data(world, "audio"))
+    assert {name.removeprefix("embedder.") for name in module.trained()} == {
+        f"audio_projector.linear_{index}.{kind}" for index in (1, 2) for kind in ("weight", "bias")
+    }
+
+
+class Nudge(Callback):
+    """Moves what must not move."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        with torch.no_grad():
+            pl_module.embedder.backbone.language_model.norm.weight += 1e-6
+
+
+def test_a_moved_backbone_is_noticed(fused, world, tmp_path):
+    with pytest.raises(RuntimeError, match=r"1 frozen tensors moved, such as 'backbone\.language_model\.norm\.weight'"):
+        trainer(tmp_path, 2, FrozenBackbone(), Nudge()).fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))
+
+
+def test_frozen_backbone_refuses_a_stage_that_trains_more(recovered, world, tmp_path):
+    with pytest.raises(RuntimeError, match="optimizer must hold no frozen parameter"):
+        trainer(tmp_path, 2, FrozenBackbone(("audio_encoder.",))).fit(Rehearsal(recovered, QUICK), data(world, "audio"))
+    with pytest.raises(ValueError, match="matches none of"):
+        trainer(tmp_path, 2, FrozenBackbone(("nose.",))).fit(Rehearsal(recovered, QUICK), data(world, "audio"))
+
+
+def test_frozen_parts_are_in_eval_mode(fused, world, tmp_path):
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert pl_module.embedder.audio_projector.training
+            assert not pl_module.embedder.backbone.training
+            assert not pl_module.embedder.audio_encoder.training
+
+    trainer(tmp_path, 2, FrozenBackbone(), Look()).fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from lightning import Callback
+from runs import QUICK, Record, data, state, trainer
+
+from lightning_conan.stages import Lora, Specialist
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stop_and_resume_equals_going_on(base, world, tmp_path, stop, workers):
+    """Same samples, losses and weights, bit for bit, in mid-epoch and at its end (20 pairs: 4 steps an epoch)."""
+    if workers and stop != 3:
+        pytest.skip("one stop with workers is enough")
+    lora = Lora(rank=4, alpha=4, dropout=0.1)
+
+    def module():
+        return Specialist(base, "image", QUICK, lora)
+
+    straight, record = module(), Record()
+    trainer(tmp_path / "a", 9, record).fit(straight, data(world))
+    first, second, again = Record(), Record(), module()
+    trainer(tmp_path / "b", 9, first, Stop(stop)).fit(module(), data(world, workers=workers))
+    trainer(tmp_path / "b", 9, second).fit(again, data(world, workers=workers), ckpt_path="last")
+    assert first.keys + second.keys == record.keys
+    assert first.losses + second.losses == record.losses
+    expected, found = state(straight), state(again)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+class Stop(Callback):
+    """Ends a fit after some steps, as an early stop would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+def test_resuming_on_other_data_is_refused(base, world, tmp_path):
+    trainer(tmp_path, 2).fit(Specialist(base, "image", QUICK), data(world))
+    with pytest.raises(ValueError, match="Resuming needs the same data"):
+        trainer(tmp_path, 4).fit(Specialist(base, "image", QUICK), data(world, "document"), ckpt_path="last")
+
+
+def test_checkpoints_hold_what_trains_and_no_more(base, world, tmp_path):
+    module = Specialist(base, "image", QUICK)
+    trainer(tmp_path, 2).fit(module, data(world))
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert set(saved["state_dict"]) == set(module.trained())
+    assert all("lora_" in name for name in saved["state_dict"])

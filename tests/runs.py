@@ -1,0 +1,48 @@
+"""Short runs of a stage on the tiny world."""
+
+from pathlib import Path
+
+import torch
+from lightning import Callback, Trainer
+
+from callbacks import ResumableCheckpoint
+from datamodules import SpecialistData
+from lightning_conan.stages import Training
+
+QUICK = Training(lr=1e-3, warmup_steps=2, token_budget=4000)
+
+
+class Record(Callback):
+    """Notes each step's keys and loss."""
+
+    def __init__(self):
+        self.keys, self.losses = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.keys.append(tuple(batch.keys))
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def trainer(root: Path, steps: int, *callbacks: Callback, **options) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=root,
+        callbacks=[*callbacks, ResumableCheckpoint(every_n_steps=1)],
+        **options,
+    )
+
+
+def data(world, name="image", workers=0, **options) -> SpecialistData:
+    return SpecialistData(world / name, batch_size=6, num_workers=workers, **options)
+
+
+def state(module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.trained().items()}
