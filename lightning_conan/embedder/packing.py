@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+LEAST_FILL = 0.75
+"""How much of its row an item must fill."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -73,7 +76,8 @@ class Chunk:
 def pack(items: Sequence[Encoded], token_budget: int) -> list[Chunk]:
     """Chunks of at most ``token_budget`` padded tokens, sorted by length (longest first, so memory peaks at once).
 
-    An item that is longer than the budget makes a chunk of its own: nothing is cut.
+    An item that is longer than the budget makes a chunk of its own: nothing is cut. An item much shorter than a
+    chunk's longest starts a new one: padding costs as much as tokens.
 
     Raises:
         ValueError: No items, or a budget below 1.
@@ -84,7 +88,8 @@ def pack(items: Sequence[Encoded], token_budget: int) -> list[Chunk]:
     groups: list[list[int]] = [[]]
     for row in order:
         longest = len(items[groups[-1][0]]) if groups[-1] else len(items[row])
-        if groups[-1] and longest * (len(groups[-1]) + 1) > token_budget:
+        too_short = len(items[row]) < LEAST_FILL * longest
+        if groups[-1] and (too_short or longest * (len(groups[-1]) + 1) > token_budget):
             groups.append([])
         groups[-1].append(row)
     return [pad([items[row] for row in rows], rows) for rows in groups]

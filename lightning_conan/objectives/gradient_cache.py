@@ -29,13 +29,13 @@ class RandomState:
 
 
 def cached_backward(
-    embed: Embed, chunks: Sequence[Chunk], loss: Loss, backward: Backward, device: torch.device
+    embed: Embed, chunks: Sequence[Chunk], loss: Loss, backward: Backward, device: torch.device, one_pass: bool = False
 ) -> Float[Tensor, ""]:
     """Accumulates the parameters' gradients of a loss over all chunks' rows, and returns the loss.
 
     GradCache of https://arxiv.org/abs/2101.06983: embed every chunk without a graph, take the loss's gradient with
     respect to the embeddings, then embed each chunk again with its graph and push that gradient through. Equal to
-    the one-pass gradient; memory is one chunk's. With one chunk it is the one pass.
+    the one-pass gradient; memory is one chunk's.
 
     Args:
         embed: Embeds one chunk that lies on ``device``.
@@ -43,10 +43,11 @@ def cached_backward(
         loss: From the embeddings, in the order of the items that were packed, to the loss.
         backward: What stands for ``Tensor.backward`` (a Fabric's or a LightningModule's).
         device: Where to embed.
+        one_pass: All chunks' graphs fit in memory together, so each is embedded once.
     """
     rows = torch.tensor([row for chunk in chunks for row in chunk.rows], device=device)
-    if len(chunks) == 1:
-        value = loss(embed(chunks[0].to(device))[rows.argsort()])
+    if one_pass or len(chunks) == 1:
+        value = loss(torch.cat([embed(chunk.to(device)) for chunk in chunks])[rows.argsort()])
         backward(value)
         return value.detach()
     states, pieces = [], []

@@ -134,14 +134,16 @@ class Stage(LightningModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
-        chunks = pack(list(batch.items()), self.training_settings.token_budget)
+        budget = self.training_settings.token_budget
+        chunks = pack(list(batch.items()), budget)
+        fits = sum(chunk.input_ids.numel() for chunk in chunks) <= budget
         torch.manual_seed(hash((self.training_settings.seed, self.global_step, self.global_rank)) % 2**63)
         optimizer.zero_grad()
 
         def loss(embeddings: Tensor) -> Tensor:
             return self.checked(self.loss(batch, embeddings), batch)
 
-        value = cached_backward(self.embedder, chunks, loss, self.manual_backward, self.device)
+        value = cached_backward(self.embedder, chunks, loss, self.manual_backward, self.device, one_pass=fits)
         norm = self.clipped_norm(batch)
         optimizer.step()
         scheduler.step()

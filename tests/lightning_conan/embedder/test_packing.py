@@ -22,7 +22,7 @@ def test_every_item_once_and_within_the_budget(lengths, budget):
 
 
 def test_sorting_leaves_little_padding():
-    lengths = torch.randint(10, 200, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
+    lengths = torch.randint(10, 200, (200,), generator=torch.Generator().manual_seed(0)).tolist()
     chunks = pack([item(length) for length in lengths], 4096)
     assert sum(chunk.input_ids.numel() for chunk in chunks) <= 1.10 * sum(lengths)
 
