@@ -3,26 +3,31 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
+# Python compiles what it imports; compiling all that is installed takes longer.
+PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
 
-.PHONY: install demo test check lint types clean
-install: $(VENV)/.installed
+.PHONY: demo test check lint types clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -e ".[dev]"
+	$(PIP) -e .
 	touch $@
 
-demo: install
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed
 	$(BIN)/conan demo --out $(DEMO)
 
-test: install
+test: $(VENV)/.installed-dev
 	$(BIN)/pytest
 
-lint: install
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: install
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 check: lint types test

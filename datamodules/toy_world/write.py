@@ -52,7 +52,7 @@ def write_task(task: str, out: Path, pairs: int, seed: int) -> str:
     return task
 
 
-def write_world(out: Path, pairs: int = 4096, seed: int = 0, processes: int = 2) -> None:
+def write_world(out: Path, pairs: int = 3072, seed: int = 0, processes: int = 2) -> None:
     """Draws every task into ``out``: ``TASK.train.jsonl``, ``TASK.test.jsonl`` and, but for audio, ``TASK.base.jsonl``.
 
     Args:

@@ -125,7 +125,7 @@ def find_configs(configs: Path | None) -> Path:
 def demo(
     out: Path = Path("runs/demo"),
     seed: int = 0,
-    pairs: int = 4096,
+    pairs: int = 3072,
     steps_scale: float = 1.0,
     configs: Path | None = None,
 ) -> None:

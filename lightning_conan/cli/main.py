@@ -40,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         importlib.import_module(f"lightning_conan.cli.{module}").run(words if verb in LIGHTNING else rest)
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return status_of(stop)
     except ArgumentError as error:
         # Lightning's own usage lists a hundred options of the trainer: the error alone helps more.
         print(f"conan {verb}: {plain(error)}\n`conan {verb} --help` lists the options.", file=sys.stderr)
@@ -52,6 +52,15 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"conan {verb}: {plain(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def status_of(stop: SystemExit) -> int:
+    """The exit status: Lightning leaves with 1 after Ctrl-C, and with 0 after a SIGTERM outside a training step."""
+    if isinstance(stop.__context__, KeyboardInterrupt):
+        return 130
+    if type(stop).__name__ == "SIGTERMException":
+        return 143
+    return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
 NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")

@@ -8,10 +8,12 @@ import time
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from samples import CONFIGS, mp4
 
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import read_provenance
+from lightning_conan.stages import Stage
 
 
 def fit(config: str, root, folder, train, *options: str) -> list[str]:
@@ -130,6 +132,24 @@ def test_sigterm_saves_and_last_goes_on(base, world, tmp_path):
     resumed = fit("specialist", tmp_path, base, world / "image", "--ckpt_path", "last", "--trainer.max_steps", str(step + 2))
     assert main(resumed) == 0
     assert read_provenance(tmp_path / "out").notes["steps"] == step + 2
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (SIGTERMException, 143), (ValueError, 1), (OSError, 1)])
+def test_exit_statuses(error, status, monkeypatch, base, world, tmp_path):
+    """Lightning turns Ctrl-C into exit 1 and a late SIGTERM into exit 0: not here."""
+
+    def stop(self, *args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Stage, "training_step", stop)
+    assert main(fit("specialist", tmp_path, base, world / "image")) == status
+
+
+def test_wandb_logs_offline(base, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = fit("specialist", tmp_path, base, world / "image", "--config", str(CONFIGS / "wandb.yaml"))
+    assert main([*words, "--trainer.log_every_n_steps", "1", "--trainer.logger.init_args.save_dir", str(tmp_path)]) == 0
+    assert list(tmp_path.rglob("*.wandb"))
 
 
 def test_results_and_progress_go_their_own_ways(world, tmp_path, monkeypatch):
