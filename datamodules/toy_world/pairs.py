@@ -109,10 +109,12 @@ def draw_audio(rng: random.Random, key: str) -> tuple[str, Media]:
     names = [rng.choice(SOUNDS) for _ in range(3)]
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
     hiss = torch.rand(3, EVENT, generator=generator) * 2 - 1
-    parts = [sound(name, rng.uniform(0.94, 1.06), noise) * rng.uniform(0.4, 1.0) for name, noise in zip(names, hiss, strict=True)]
-    wave = torch.cat(parts).roll(rng.randint(-EVENT // 10, EVENT // 10))
+    parts = [
+        sound(name, rng.uniform(0.95, 1.05), noise) * rng.uniform(0.45, 1.0) for name, noise in zip(names, hiss, strict=True)
+    ]
+    wave = torch.cat(parts).roll(rng.randint(-EVENT // 11, EVENT // 11))
     room = torch.rand(3 * EVENT, generator=generator) * 2 - 1
-    wave = wave + rng.uniform(0.0, 0.03) * room
+    wave = wave + rng.uniform(0.0, 0.02) * room
     return f"a {names[0]}, then a {names[1]}, then a {names[2]}", Media("audio", encode_audio(wave), f"{key}.flac")
 
 

@@ -14,6 +14,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from lightning_conan.embedder.attention import use_grouped_attention
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.packing import Chunk, Encoded, pack
+from lightning_conan.embedder.processor import halve_thrice
 from lightning_conan.embedder.projector import AudioProjector
 
 EPS = 1e-12
@@ -103,11 +104,14 @@ class OmniEmbedder(PreTrainedModel):
         windows = [part for mel in mels for part in mel.split(window, dim=1)]
         lengths = [part.shape[1] for part in windows]
         padded = torch.stack([F.pad(part, (0, window - part.shape[1])) for part in windows])
+        # The encoder would count a window's places by the longest one that it sees: ours are all full.
+        places = [index * halve_thrice(window) + torch.arange(halve_thrice(length)) for index, length in enumerate(lengths)]
         output = self.audio_encoder(
             None,
             feature_lens=torch.tensor([mel.shape[1] for mel in mels], device=padded.device),
             padded_feature=padded.to(self.audio_encoder.dtype),
             chunk_lengths=torch.tensor(lengths, device=padded.device),
+            valid_indices=torch.cat(places).to(padded.device),
         )
         frames: Tensor = output.last_hidden_state
         return frames

@@ -1,10 +1,12 @@
 import pytest
 import torch
+from samples import flac
 from torch.nn import functional as F
 
 from lightning_conan.embedder import pack
 from lightning_conan.embedder.model import patchify
 from lightning_conan.embedder.projector import AudioProjector
+from lightning_conan.items import Item, Media
 
 
 def test_unit_norm_float32_one_each(tiny, encoded):
@@ -31,6 +33,15 @@ def test_a_vector_does_not_depend_on_its_neighbours(tiny, encoded, budget):
         assert torch.allclose(model.embed(items, budget), alone, atol=1e-5)
         assert torch.allclose(model.embed(items[::-1], budget).flip(0), alone, atol=1e-5)
         assert torch.equal(model.embed(items[:1]), alone[:1])
+
+
+def test_short_sounds_do_not_depend_on_each_other(tiny, processor):
+    """None fills a window: the encoder's own count of a window's places would follow the longest of them."""
+    model = tiny[0]
+    mels = [processor(Item((Media("audio", flac(seconds), "a.flac"),))).mels[0] for seconds in (0.3, 0.7, 0.5)]
+    with torch.no_grad():
+        alone = torch.cat([model.encode_mels([mel]) for mel in mels])
+        assert torch.allclose(model.encode_mels(mels), alone, atol=1e-5)
 
 
 def test_equals_transformers_own_forward(tiny, encoded):

@@ -29,9 +29,10 @@ def test_sorting_leaves_little_padding():
 
 def test_media_follow_their_rows(encoded):
     items = [encoded["image"], encoded["two images"], encoded["text"], encoded["audio"]]
-    (chunk,) = pack(items, 10_000)
-    expected = [pixels for row in chunk.rows for pixels in items[row].pixels]
-    assert [id(pixels) for pixels in chunk.pixels] == [id(pixels) for pixels in expected]
+    for chunk in pack(items, 10_000):
+        expected = [pixels for row in chunk.rows for pixels in items[row].pixels]
+        assert [id(pixels) for pixels in chunk.pixels] == [id(pixels) for pixels in expected]
+        assert len(chunk.mels) == sum(len(items[row].mels) for row in chunk.rows)
 
 
 def test_refuses_nothing_and_no_budget():
