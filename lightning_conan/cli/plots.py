@@ -73,7 +73,7 @@ def plot_scores(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> 
     for index, (modality, colour) in enumerate(COLOURS.items()):
         heights = [report["stages"][state][modality]["recall@1"] for state in rows]
         axes.bar([place + 0.2 * (index - 1.5) for place in range(len(rows))], heights, 0.2, label=modality, color=colour)
-    axes.set_xticks(range(len(rows)), [label.replace(" ", "\n", 1) for label in rows.values()], fontsize=9)
+    axes.set_xticks(range(len(rows)), [label.replace("+ ", "+").replace(" ", "\n", 1) for label in rows.values()], fontsize=9)
     axes.set_ylabel("recall@1, %")
     axes.set_ylim(0, 100)
     axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.15), frameon=False)
