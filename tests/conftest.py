@@ -8,13 +8,13 @@ os.environ["WANDB_MODE"] = "offline"
 from pathlib import Path
 
 import pytest
-from samples import flac, mp4, png
 
 from datamodules.shards import write_shards
 from datamodules.toy_world import draw_pairs
 from lightning_conan.cli.quiet import quiet_libraries
 from lightning_conan.embedder import Encoded, OmniEmbedder, OmniProcessor, Provenance, save_folder, tiny_embedder
 from lightning_conan.items import Item, Media
+from samples import flac, mp4, png
 
 
 def pytest_configure() -> None:

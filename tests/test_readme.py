@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from samples import CONFIGS, flac
 
 from lightning_conan.cli.main import main
+from samples import CONFIGS, flac
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

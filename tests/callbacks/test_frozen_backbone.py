@@ -1,10 +1,10 @@
 import pytest
 import torch
 from lightning import Callback
-from runs import QUICK, data, trainer
 
 from callbacks import FrozenBackbone
 from lightning_conan.stages import ProjectorRecovery, Rehearsal
+from runs import QUICK, data, trainer
 
 
 def test_recovery_moves_the_projector_and_nothing_else(fused, world, tmp_path):

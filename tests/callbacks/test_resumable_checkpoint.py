@@ -1,9 +1,9 @@
 import pytest
 import torch
 from lightning import Callback
-from runs import QUICK, Record, data, state, trainer
 
 from lightning_conan.stages import Lora, Specialist
+from runs import QUICK, Record, data, state, trainer
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])

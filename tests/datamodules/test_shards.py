@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import webdataset as wds
-from samples import mp4, png
 
 from datamodules.manifest import Fault
 from datamodules.shards import ShardSet, decode_pair, write_shards
 from lightning_conan.items import Item, Media, Pair
+from samples import mp4, png
 
 
 def pairs(count: int = 5) -> list[Pair]:

@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-from samples import png
 
 from datamodules import RehearsalData, SpecialistData
 from datamodules.plan import Slot, plan_training
@@ -10,6 +9,7 @@ from datamodules.shards import ShardSet, write_shards
 from datamodules.stream import BatchLoader, Encoder
 from datamodules.toy_world import draw_pairs
 from lightning_conan.items import Item, Media, Pair
+from samples import png
 
 
 def loader(folder, processor, workers=0, cache=0, start=0):

@@ -5,10 +5,10 @@ import json
 import pytest
 import yaml
 from safetensors.torch import load_file
-from samples import CONFIGS
 
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import read_provenance
+from samples import CONFIGS
 
 STATES = {
     "base": "base",

@@ -9,11 +9,11 @@ import time
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from samples import CONFIGS, mp4
 
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import read_provenance
 from lightning_conan.stages import Stage
+from samples import CONFIGS, mp4
 
 
 def fit(config: str, root, folder, train, *options: str) -> list[str]:

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from samples import flac
 from torch.nn import functional as F
 
 from lightning_conan.embedder import pack
 from lightning_conan.embedder.model import patchify
 from lightning_conan.embedder.projector import AudioProjector
 from lightning_conan.items import Item, Media
+from samples import flac
 
 
 def test_unit_norm_float32_one_each(tiny, encoded):

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from samples import flac, png
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor
 
 from lightning_conan.embedder import OmniProcessor, ProcessorConfig
@@ -8,6 +7,7 @@ from lightning_conan.embedder.model import patchify
 from lightning_conan.embedder.processor import audio_tokens
 from lightning_conan.items import Item, Media
 from lightning_conan.media import MediaError
+from samples import flac, png
 
 
 def words(processor, item) -> str:

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from samples import flac, mp4, png
 
 from lightning_conan.items import Media
 from lightning_conan.media import (
@@ -18,6 +17,7 @@ from lightning_conan.media import (
     encode_audio,
     encode_video,
 )
+from samples import flac, mp4, png
 
 
 def image_media(data: bytes, name: str = "a.png") -> Media:

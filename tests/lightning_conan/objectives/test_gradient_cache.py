@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from samples import flac, mp4, png
 
 from lightning_conan.embedder import pack, tiny_embedder
 from lightning_conan.items import Item, Media
 from lightning_conan.objectives import PairEmbeddings, cached_backward, gradient_cache, symmetric_info_nce
 from lightning_conan.stages import Lora
 from lightning_conan.stages.adapters import Adapters
+from samples import flac, mp4, png
 
 MAKE = {
     "text": lambda n: Item((f"text {n}",)),

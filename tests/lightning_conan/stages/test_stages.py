@@ -3,12 +3,12 @@ import itertools
 import pytest
 import torch
 from lightning import Callback, Trainer
-from runs import QUICK, Record, data, trainer
 
 from datamodules import RehearsalData, SpecialistData
 from lightning_conan.embedder import Provenance, read_provenance, save_folder, tiny_embedder
 from lightning_conan.fusion import Recipe, fuse_folders
 from lightning_conan.stages import Fused, Lora, Rehearsal, Specialist, Stage, Training
+from runs import QUICK, Record, data, trainer
 
 
 def test_lora_reaches_every_linear_of_its_towers(base, world, tmp_path):
