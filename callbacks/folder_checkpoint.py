@@ -7,6 +7,7 @@ from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_conan.stages import Stage
+from lightning_conan.stages.stage import Form
 
 
 class FolderCheckpoint(Callback):
@@ -14,10 +15,12 @@ class FolderCheckpoint(Callback):
 
     Args:
         out: The folder; one that a stage wrote before is replaced.
+        form: ``dense`` merges LoRA into the weights; ``adapter`` (specialists only) writes the adapter alone, in PEFT's
+            layout: a hundredth of the size, and `conan fuse` and `conan test` read both alike.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = Path(out)
+    def __init__(self, out: Path, form: Form = "dense") -> None:
+        self.out, self.form = Path(out), form
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -28,5 +31,5 @@ class FolderCheckpoint(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            pl_module.write_folder(self.out)
+            pl_module.write_folder(self.out, self.form)
         trainer.strategy.barrier()

@@ -5,12 +5,16 @@ from transformers import AutoConfig, AutoModel
 from lightning_conan.embedder.batch import Batch
 from lightning_conan.embedder.checkpoint import (
     STATES,
+    Adapter,
+    GraftReport,
     Provenance,
     State,
     check_folder,
+    graft_folder,
     load_folder,
     load_processor,
     read_provenance,
+    save_adapter_folder,
     save_folder,
 )
 from lightning_conan.embedder.config import OmniConfig
@@ -24,9 +28,11 @@ AutoModel.register(OmniConfig, OmniEmbedder, exist_ok=True)
 
 __all__ = [
     "STATES",
+    "Adapter",
     "Batch",
     "Chunk",
     "Encoded",
+    "GraftReport",
     "OmniConfig",
     "OmniEmbedder",
     "OmniProcessor",
@@ -34,10 +40,12 @@ __all__ = [
     "Provenance",
     "State",
     "check_folder",
+    "graft_folder",
     "load_folder",
     "load_processor",
     "pack",
     "read_provenance",
+    "save_adapter_folder",
     "save_folder",
     "tiny_embedder",
 ]

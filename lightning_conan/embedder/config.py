@@ -15,6 +15,8 @@ class OmniConfig(PreTrainedConfig):
         audio_token_id: The token whose embeddings the projected audio frames replace.
         audio_start_token_id: Stands before a sound.
         audio_end_token_id: Stands after a sound.
+        output_head: Whether there is a language model head of its own, which reasoning writes with; where the backbone
+            ties it to the token embeddings there is none.
     """
 
     model_type = "conan_omni"
@@ -28,6 +30,7 @@ class OmniConfig(PreTrainedConfig):
         audio_token_id: int = 0,
         audio_start_token_id: int = 0,
         audio_end_token_id: int = 0,
+        output_head: bool = False,
         **kwargs: Any,
     ) -> None:
         self.backbone_config = build(backbone_config, "qwen3_vl")
@@ -36,6 +39,7 @@ class OmniConfig(PreTrainedConfig):
         self.audio_token_id = audio_token_id
         self.audio_start_token_id = audio_start_token_id
         self.audio_end_token_id = audio_end_token_id
+        self.output_head = output_head
         super().__init__(**kwargs)
 
     @property

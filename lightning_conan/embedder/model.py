@@ -9,12 +9,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
-from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from lightning_conan.embedder.attention import use_grouped_attention
+from lightning_conan.embedder.audio import audio_encoder_of
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.packing import Chunk, Encoded, pack
-from lightning_conan.embedder.processor import halve_thrice
 from lightning_conan.embedder.projector import AudioProjector
 
 EPS = 1e-12
@@ -23,8 +22,9 @@ EPS = 1e-12
 class OmniEmbedder(PreTrainedModel):
     """A vision-language backbone with ears (PAPERS.md A1).
 
-    ``backbone`` is a transformers Qwen3-VL model (vision tower and language model), ``audio_encoder`` Qwen3-Omni's,
-    and ``audio_projector`` the MLP between them. The embedding is the last token's final state, normalised.
+    ``backbone`` is a transformers Qwen3-VL model (vision tower and language model), ``audio_encoder`` Qwen3-Omni's (or
+    another of ``audio.ENCODERS``), and ``audio_projector`` the MLP between them. The embedding is the last token's final
+    state, normalised.
     """
 
     config_class = OmniConfig
@@ -33,15 +33,19 @@ class OmniEmbedder(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules = ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock", "Qwen3OmniMoeAudioEncoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock", "Qwen3OmniMoeAudioEncoderLayer", "WhisperEncoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
         # Copies, since the towers note their attention in their configs, and one config may build several models.
         self.backbone = AutoModel.from_config(copy.deepcopy(config.backbone_config))
-        self.audio_encoder = Qwen3OmniMoeAudioEncoder._from_config(copy.deepcopy(config.audio_config))
-        self.audio_projector = AudioProjector(config.audio_config.output_dim, config.projector_hidden_size, config.dim)
-        use_grouped_attention(self.backbone.visual, self.audio_encoder)
+        self.ears = audio_encoder_of(config.audio_config)
+        self.audio_encoder = self.ears.encoder_class._from_config(copy.deepcopy(config.audio_config))
+        width = self.ears.width(config.audio_config)
+        self.audio_projector = AudioProjector(width, config.projector_hidden_size, config.dim)
+        if config.output_head:
+            self.lm_head = nn.Linear(config.dim, config.get_text_config().vocab_size, bias=False)
+        use_grouped_attention(self.backbone.visual, *([self.audio_encoder] if self.ears.grouped else []))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -95,26 +99,8 @@ class OmniEmbedder(PreTrainedModel):
         return output.pooler_output, list(output.deepstack_features)
 
     def encode_mels(self, mels: Sequence[Float[Tensor, "mels _"]]) -> Float[Tensor, "frames audio_dim"]:
-        """The audio encoder's frames, before the projector.
-
-        Windows are always padded to the encoder's full window: left to itself the encoder pads to the longest window
-        in the batch, and what a last window's convolutions see would depend on its neighbours.
-        """
-        window = 2 * int(self.config.audio_config.n_window)
-        windows = [part for mel in mels for part in mel.split(window, dim=1)]
-        lengths = [part.shape[1] for part in windows]
-        padded = torch.stack([F.pad(part, (0, window - part.shape[1])) for part in windows])
-        # The encoder would count a window's places by the longest one that it sees: ours are all full.
-        places = [index * halve_thrice(window) + torch.arange(halve_thrice(length)) for index, length in enumerate(lengths)]
-        output = self.audio_encoder(
-            None,
-            feature_lens=torch.tensor([mel.shape[1] for mel in mels], device=padded.device),
-            padded_feature=padded.to(self.audio_encoder.dtype),
-            chunk_lengths=torch.tensor(lengths, device=padded.device),
-            valid_indices=torch.cat(places).to(padded.device),
-        )
-        frames: Tensor = output.last_hidden_state
-        return frames
+        """The audio encoder's frames, before the projector."""
+        return self.ears.encode(self.audio_encoder, mels)
 
     def embed(self, items: Sequence[Encoded], token_budget: int = 16_384) -> Float[Tensor, "items dim"]:
         """Unit-norm float32 embeddings of any items, in their order, in chunks of ``token_budget`` padded tokens."""

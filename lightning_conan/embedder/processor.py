@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video
 
+from lightning_conan.embedder.audio import audio_tokens
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.embedder.positions import Run, mrope_positions
 from lightning_conan.items import Item, Media
@@ -47,9 +48,14 @@ class ProcessorConfig:
         max_pixels: Larger images are shrunk to this many pixels.
         video_min_pixels: As ``min_pixels``, over all frames of a video.
         video_max_pixels: As ``max_pixels``, over all frames of a video.
+        frame_max_tokens: A frame's cap in tokens, so that a short clip does not spend the whole budget on a few frames
+            (``cap_pixels_per_frame`` of Qwen3-VL's processor); null for none.
+        wrap_videos: Whole videos stand between vision tokens, besides each pair of frames: what transformers writes since
+            5.10, and vLLM with it; false for what they wrote before.
         sampling: Which frames of a video are looked at.
         mel_bins: Frequency bins of the log-mel spectrogram.
-        mel_window: Frames of an audio window (``2 * n_window`` of Qwen3-Omni's encoder).
+        mel_window: Mel frames of the audio encoder's window (100 of Qwen3-Omni's, 3000 of Whisper's).
+        mel_halvings: How often the audio encoder halves them (3 and 1).
         limits: What a file may cost.
     """
 
@@ -59,10 +65,13 @@ class ProcessorConfig:
     min_pixels: int = 4 * 32 * 32
     max_pixels: int = 1800 * 32 * 32
     video_min_pixels: int = 128 * 32 * 32
-    video_max_pixels: int = 768 * 32 * 32
-    sampling: Sampling = field(default_factory=Sampling)
+    video_max_pixels: int = 10 * 768 * 32 * 32
+    frame_max_tokens: int | None = 768
+    wrap_videos: bool = True
+    sampling: Sampling = field(default_factory=lambda: Sampling(fps=1.0, max_frames=64))
     mel_bins: int = 128
     mel_window: int = 100
+    mel_halvings: int = 3
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
@@ -168,20 +177,36 @@ class OmniProcessor:
         self.add_grid(draft, "image", size)
 
     def add_video(self, draft: Draft, clip: Clip, media: Media) -> None:
-        config, frames, seconds = self.config, clip.frames, clip.seconds
-        if len(frames) % 2:  # the vision tower takes frames in pairs
-            frames, seconds = torch.cat([frames, frames[-1:]]), [*seconds, seconds[-1]]
-        bounds = {"min_pixels": config.video_min_pixels, "max_pixels": config.video_max_pixels}
+        frames, seconds = clip.frames, clip.seconds
+        if len(frames) == 1:  # the vision tower takes frames in pairs
+            frames, seconds = frames.repeat(2, 1, 1, 1), seconds * 2
         try:
-            height, width = frames.shape[2:]
-            factor = config.patch_size * config.merge_size
-            size = smart_resize_video(len(frames), height, width, factor=factor, **bounds)
+            size = self.frame_size(len(frames), frames.shape[2], frames.shape[3])
         except ValueError as error:
             raise MediaError(media, str(error)) from error
-        draft.pixels.append(resize(frames, size))
+        frames = resize(frames, size)
+        if len(frames) % 2:
+            frames, seconds = torch.cat([frames, frames[-1:]]), [*seconds, seconds[-1]]
+        draft.pixels.append(frames)
+        if self.config.wrap_videos:
+            draft.add("vision_start")
         for first, second in zip(seconds[::2], seconds[1::2], strict=True):
             draft.write(f"<{(first + second) / 2:.1f} seconds>")
             self.add_grid(draft, "video", size)
+        if self.config.wrap_videos:
+            draft.add("vision_end")
+
+    def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """What frames are resized to, as Qwen3-VL's video processor chooses it."""
+        config, factor = self.config, self.config.patch_size * self.config.merge_size
+        most = config.video_max_pixels
+        if config.frame_max_tokens is not None:
+            each = max(min(config.frame_max_tokens * factor**2, most // frames), int(config.video_min_pixels * 1.05))
+            most = each * frames
+        size: tuple[int, int] = smart_resize_video(
+            frames, height, width, factor=factor, min_pixels=config.video_min_pixels, max_pixels=most
+        )
+        return size
 
     def add_grid(self, draft: Draft, token: str, size: tuple[int, int]) -> None:
         """Placeholders of one image or of one pair of frames."""
@@ -199,7 +224,7 @@ class OmniProcessor:
         mel = features["input_features"][0]
         draft.mels.append(mel)
         draft.add("audio_start")
-        draft.add("audio", audio_tokens(mel.shape[1], self.config.mel_window))
+        draft.add("audio", audio_tokens(mel.shape[1], self.config.mel_window, self.config.mel_halvings))
         draft.add("audio_end")
 
     def finish(self, draft: Draft) -> Encoded:
@@ -227,16 +252,3 @@ def resize(frames: UInt8[Tensor, "frames 3 height width"], size: tuple[int, int]
         return frames
     resized: Tensor = tv.resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
     return resized
-
-
-def audio_tokens(frames: int, window: int) -> int:
-    """Encoder frames that a log-mel of so many frames becomes: three halvings in each window, rounded up."""
-    whole, rest = divmod(frames, window)
-    return whole * halve_thrice(window) + halve_thrice(rest)
-
-
-def halve_thrice(frames: int) -> int:
-    """Length after three convolutions of stride 2."""
-    for _ in range(3):
-        frames = (frames + 1) // 2
-    return frames

@@ -114,6 +114,8 @@ def tiny_embedder(seed: int = 0) -> tuple[OmniEmbedder, OmniProcessor]:
         max_pixels=64 * 64,
         video_min_pixels=2 * 32 * 32,
         video_max_pixels=8 * 64 * 64,
+        frame_max_tokens=None,
+        wrap_videos=False,
         sampling=Sampling(fps=2.0, min_frames=2, max_frames=8),
     )
     processor = OmniProcessor(tiny_tokenizer(), settings)

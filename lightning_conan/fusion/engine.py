@@ -1,24 +1,18 @@
-"""Fuses folders tensor by tensor: memory holds one output shard and one tensor of each model."""
+"""Fuses folders tensor by tensor: memory holds one tensor of each model."""
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from lightning_conan.embedder import OmniConfig, Provenance, load_processor
-from lightning_conan.embedder.checkpoint import CONFIG, check_tensors, tensor_shapes, whole_folder, write_sidecars
+from lightning_conan.embedder.checkpoint import CONFIG, check_specs, open_tensors, whole_folder, write_shards, write_sidecars
 from lightning_conan.fusion.recipe import Recipe
 from lightning_conan.fusion.task_arithmetic import task_arithmetic
 
-SHARD_BYTES = 5 * 10**9
 EMBEDDING = "embed_tokens.weight"
 
 
@@ -41,52 +35,50 @@ class FusionReport:
     cosines: dict[str, float] = field(default_factory=dict)
 
 
-class FolderTensors:
-    """A folder's tensors, memory-mapped, by name."""
+class Fusion:
+    """The fused model's tensors, by name; ``report`` fills as they are asked for.
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.files: dict[str, Any] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            file = stack.enter_context(safe_open(path, "pt"))
-            self.files |= dict.fromkeys(file.keys(), file)
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self.files[name].get_tensor(name)
-        return tensor
-
-
-def fuse_tensors(recipe: Recipe, report: FusionReport) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor of the fused model, by name; ``report`` fills as they come.
+    Args:
+        recipe: A recipe that was checked.
 
     Raises:
-        ValueError: A tensor that one of the models lacks, has in another shape, or holds NaN or inf.
+        ValueError: A tensor that one of the models lacks, has in another shape, or that holds NaN or inf.
     """
-    shapes = tensor_shapes(recipe.base)
-    for folder in recipe.specialists.values():
-        check_tensors(folder, shapes)
-    gram = dict.fromkeys(pairs_of(recipe.specialists), 0.0)
-    tokens = audio_rows(recipe.specialists[recipe.owner])
-    with ExitStack() as stack:
-        base = FolderTensors(recipe.base, stack)
-        models = {name: FolderTensors(folder, stack) for name, folder in sorted(recipe.specialists.items())}
-        for name in tqdm(sorted(shapes), desc="fusing", unit="tensor", disable=None):
-            parts = {model: tensors[name] for model, tensors in models.items()}
-            for model, part in {"base": base[name], **parts}.items():
-                if not bool(part.isfinite().all()):
-                    raise ValueError(
-                        f"{name!r} of {model} must be finite, it holds NaN or inf. That run diverged: train it again."
-                    )
-            if name.startswith(recipe.owned):
-                report.copied.append(name)
-                yield name, parts[recipe.owner].clone()
-                continue
-            report.fused.append(name)
-            add_geometry(gram, base[name], parts)
-            result = task_arithmetic(base[name], parts, recipe.alphas)
-            if name.endswith(EMBEDDING):
-                result[tokens] = parts[recipe.owner][tokens]
-            yield name, result
-    finish_geometry(report, gram)
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.report = recipe, FusionReport(dict(recipe.alphas))
+        self.base = open_tensors(recipe.base)
+        self.specs = self.base.specs
+        self.models = {name: open_tensors(folder, recipe.base) for name, folder in sorted(recipe.specialists.items())}
+        shapes = {name: spec.shape for name, spec in self.specs.items()}
+        for name, tensors in self.models.items():
+            check_specs(tensors.specs, shapes, recipe.specialists[name])
+        self.gram = dict.fromkeys(pairs_of(recipe.specialists), 0.0)
+        self.tokens = audio_rows(recipe.specialists[recipe.owner])
+        self.bar = tqdm(total=len(self.specs), desc="fusing", unit="tensor", disable=None)
+
+    def __getitem__(self, name: str) -> Tensor:
+        recipe, base = self.recipe, self.base[name]
+        parts = {model: tensors[name] for model, tensors in self.models.items()}
+        for model, part in {"base": base, **parts}.items():
+            if not bool(part.isfinite().all()):
+                raise ValueError(f"{name!r} of {model} must be finite, it holds NaN or inf. That run diverged: train it again.")
+        self.bar.update()
+        if name.startswith(recipe.owned):
+            self.report.copied.append(name)
+            return parts[recipe.owner].clone()
+        self.report.fused.append(name)
+        add_geometry(self.gram, base, parts)
+        result = task_arithmetic(base, parts, recipe.alphas)
+        if name.endswith(EMBEDDING):
+            result[self.tokens] = parts[recipe.owner][self.tokens]
+        return result
+
+    def finish(self) -> FusionReport:
+        """The complete report."""
+        self.bar.close()
+        finish_geometry(self.report, self.gram)
+        return self.report
 
 
 def pairs_of(names: dict[str, Path]) -> list[tuple[str, str]]:
@@ -120,51 +112,21 @@ def audio_rows(folder: Path) -> list[int]:
 def fuse_folders(recipe: Recipe, out: Path) -> FusionReport:
     """Writes the fused folder ``out``, whole or not at all, with ``fusion.json`` beside its weights."""
     found = recipe.check()
-    report = FusionReport(dict(recipe.alphas))
+    fusion = Fusion(recipe)
     owner = recipe.specialists[recipe.owner]
     with whole_folder(out) as scratch:
-        write_shards(scratch, fuse_tensors(recipe, report))
+        write_shards(scratch, fusion.specs, fusion.__getitem__)
         (scratch / CONFIG).write_bytes((owner / CONFIG).read_bytes())
-        (scratch / "fusion.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+        (scratch / "fusion.json").write_text(json.dumps(asdict(fusion.finish()), indent=2) + "\n")
         parents = {name: provenance.fingerprint for name, provenance in found.items()}
         notes = {"alphas": recipe.alphas, "owner": recipe.owner, "method": "task_arithmetic"}
         write_sidecars(scratch, load_processor(owner), Provenance("fused", parents=parents, notes=notes))
-    return report
-
-
-def write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """Safetensors files of at most ``SHARD_BYTES`` and, for several, their index."""
-    shards: list[dict[str, str]] = []
-    pending: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        path = folder / f"model-{len(shards) + 1:05d}.safetensors"
-        save_file(pending, path, metadata={"format": "pt"})
-        shards.append(dict.fromkeys(pending, path.name))
-        pending.clear()
-
-    total = 0
-    for name, tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if pending and sum(part.numel() * part.element_size() for part in pending.values()) + size > SHARD_BYTES:
-            flush()
-        pending[name] = tensor.contiguous()
-        total += size
-    flush()
-    if len(shards) == 1:
-        (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
-        return
-    weights: dict[str, str] = {}
-    for index, names in enumerate(shards, start=1):
-        final = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"model-{index:05d}.safetensors").rename(folder / final)
-        weights |= dict.fromkeys(names, final)
-    index_file = {"metadata": {"total_size": total}, "weight_map": weights}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index_file, indent=2) + "\n")
+    return fusion.report
 
 
 def fused_state(recipe: Recipe) -> dict[str, Tensor]:
     """The fused model's tensors in memory, for scoring without writing a folder."""
     recipe.check()
+    fusion = Fusion(recipe)
     with torch.no_grad():
-        return dict(fuse_tensors(recipe, FusionReport(dict(recipe.alphas))))
+        return {name: fusion[name] for name in sorted(fusion.specs)}

@@ -1,8 +1,10 @@
 """LoRA by peft, injected in place and merged in place."""
 
+from pathlib import Path
+
 from torch import nn
 
-from lightning_conan.embedder import OmniEmbedder
+from lightning_conan.embedder import Adapter, OmniEmbedder
 from lightning_conan.stages.settings import Lora
 
 
@@ -31,12 +33,27 @@ class Adapters:
         ]
         if not names:
             raise ValueError(f"Adapters need linear layers that start with {adapted}, got none.")
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+        self.config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
         trained = [parameter for parameter in embedder.parameters() if parameter.requires_grad]
-        self.model = LoraModel(embedder, {"default": config}, "default")
+        self.model = LoraModel(embedder, {"default": self.config}, "default")
         for parameter in trained:  # peft freezes everything but its adapters
             parameter.requires_grad_(True)
 
     def merge(self) -> None:
         """Adds the adapters to the dense weights and removes them."""
         self.model.merge_and_unload()
+
+    def export(self, embedder: OmniEmbedder, base: Path, full: tuple[str, ...]) -> Adapter:
+        """What was trained, as an adapter on ``base``.
+
+        Raises:
+            ValueError: Something that trained fully is no whole module, which adapter folders cannot say.
+        """
+        modules = {name for name, _ in embedder.named_modules()}
+        if odd := [name for name in full if name.removesuffix(".") not in modules]:
+            raise ValueError(f"An adapter folder takes whole modules besides LoRA, got {odd[0]!r}. Write a dense folder instead.")
+        named = dict(embedder.named_parameters())
+        factors = {name.replace(".default.", "."): tensor for name, tensor in named.items() if ".lora_" in name}
+        whole = {name: tensor for name, tensor in named.items() if full and name.startswith(full)}
+        config = self.config.to_dict() | {"base_model_name_or_path": str(base.resolve())}
+        return Adapter(factors, whole, [name.removesuffix(".") for name in full], config)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from lightning_conan.embedder import (
     load_processor,
     pack,
     read_provenance,
+    save_adapter_folder,
     save_folder,
 )
 from lightning_conan.items import Modality
@@ -34,6 +35,8 @@ from lightning_conan.retrieval import RetrievalMetric
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.settings import Lora, Training
+
+Form = Literal["dense", "adapter"]
 
 
 class Stage(LightningModule):
@@ -111,15 +114,25 @@ class Stage(LightningModule):
         """The parameters that train, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if name in self.trained_names}
 
-    def write_folder(self, out: Path) -> None:
-        """Merges the adapters and writes the trained model as a dense folder."""
+    def write_folder(self, out: Path, form: Form = "dense") -> None:
+        """Writes the trained model, its adapters merged into dense weights or left as they are.
+
+        Raises:
+            ValueError: ``adapter`` is asked for and there is none.
+        """
         assert self.writes is not None, "prepare() refused such a stage"
-        if self.adapters is not None:
-            self.adapters.merge()
-            self.adapters = None
         parents = dict(self.provenance.parents) if self.writes != "specialist" else {}
         parents[self.provenance.modality or self.provenance.state] = self.provenance.fingerprint
         provenance = Provenance(self.writes, self.modality, parents, {"steps": self.global_step})
+        if form == "adapter":
+            if self.adapters is None or self.writes != "specialist":
+                raise ValueError(f"Only a specialist with LoRA can be written as an adapter, got {type(self).__name__}.")
+            adapter = self.adapters.export(self.embedder, self.folder, self.full)
+            save_adapter_folder(out, self.embedder, self.processor, provenance, adapter)
+            return
+        if self.adapters is not None:
+            self.adapters.merge()
+            self.adapters = None
         save_folder(out, self.embedder, self.processor, provenance)
 
     # Training

@@ -3,8 +3,8 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor
 
 from lightning_conan.embedder import OmniProcessor, ProcessorConfig
+from lightning_conan.embedder.audio import audio_tokens
 from lightning_conan.embedder.model import patchify
-from lightning_conan.embedder.processor import audio_tokens
 from lightning_conan.items import Item, Media
 from lightning_conan.media import MediaError
 from samples import flac, png
@@ -34,7 +34,7 @@ def test_placeholders_match_what_they_stand_for(encoded, processor):
     ids = item.input_ids.tolist()
     frames, _, height, width = item.pixels[0].shape
     assert ids.count(processor.ids["video"]) == frames // 2 * (height // 16) * (width // 16)
-    assert ids.count(processor.ids["audio"]) == audio_tokens(item.mels[0].shape[1], 100)
+    assert ids.count(processor.ids["audio"]) == audio_tokens(item.mels[0].shape[1], 100, 3)
     assert item.positions.shape == (3, len(ids))
 
 
@@ -60,7 +60,7 @@ def test_number_of_audio_tokens_is_the_encoders(tiny):
     for seconds in (0.1, 0.99, 1.0, 1.01, 2.345):
         item = tiny[1](Item((Media("audio", flac(seconds), "a.flac"),)))
         with torch.no_grad():
-            assert len(tiny[0].encode_mels(item.mels)) == audio_tokens(item.mels[0].shape[1], 100)
+            assert len(tiny[0].encode_mels(item.mels)) == audio_tokens(item.mels[0].shape[1], 100, 3)
 
 
 def test_a_sound_of_a_few_samples_is_refused(processor):

@@ -1,0 +1,47 @@
+"""Checkpoint folders: provenance, tensors, adapters, golden vectors, grafting."""
+
+from lightning_conan.embedder.checkpoint.adapter import Adapter
+from lightning_conan.embedder.checkpoint.folder import (
+    CONFIG,
+    check_folder,
+    load_folder,
+    load_processor,
+    open_tensors,
+    read_model,
+    save_adapter_folder,
+    save_folder,
+    whole_folder,
+    write_sidecars,
+)
+from lightning_conan.embedder.checkpoint.golden import changed_versions, compare_golden
+from lightning_conan.embedder.checkpoint.graft import GraftReport, graft_folder
+from lightning_conan.embedder.checkpoint.provenance import STATES, Provenance, State, read_provenance, sha256
+from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors, check_specs, write_shards
+
+__all__ = [
+    "CONFIG",
+    "STATES",
+    "Adapter",
+    "GraftReport",
+    "Provenance",
+    "Spec",
+    "State",
+    "TensorFiles",
+    "Tensors",
+    "changed_versions",
+    "check_folder",
+    "check_specs",
+    "compare_golden",
+    "graft_folder",
+    "load_folder",
+    "load_processor",
+    "open_tensors",
+    "read_model",
+    "read_provenance",
+    "save_adapter_folder",
+    "save_folder",
+    "sha256",
+    "whole_folder",
+    "write_shards",
+    "write_sidecars",
+]

@@ -1,0 +1,132 @@
+"""Adapter folders in PEFT's layout: low-rank factors, and whole tensors of what trained fully."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_rslora": (False, None),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "lora_bias": (False, None),
+}
+"""What an adapter must be for ``base + alpha / rank * B A`` to hold."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter instead of dense weights."""
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def base_of(folder: Path) -> Path:
+    """The base folder that an adapter names.
+
+    Raises:
+        ValueError: It is not there.
+    """
+    base = Path(json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
+    if not base.is_dir():
+        raise ValueError(
+            f"The adapter {folder} needs its base {base}, which is not there. "
+            f"Put it back, or name its place as base_model_name_or_path in {ADAPTER_CONFIG}."
+        )
+    return base
+
+
+class AdapterTensors(Tensors):
+    """A base with an adapter on it, tensor by tensor: no dense copy is written first.
+
+    Args:
+        folder: The adapter.
+        base: Its base's tensors.
+
+    Raises:
+        ValueError: An adapter that is no plain LoRA, or whose tensors do not fit the base.
+    """
+
+    def __init__(self, folder: Path, base: Tensors) -> None:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
+        for name, allowed in PLAIN.items():
+            if config.get(name, allowed[0]) not in allowed:
+                raise ValueError(
+                    f"{name} in {folder / ADAPTER_CONFIG} must be {allowed[0]!r}, got {config[name]!r}. Merge it with peft first."
+                )
+        self.base, self.specs = base, dict(base.specs)
+        self.scale = config["lora_alpha"] / config["r"]
+        self.files = TensorFiles([folder / ADAPTER_WEIGHTS])
+        self.factors: dict[str, tuple[str, str]] = {}
+        self.whole: dict[str, str] = {}
+        self.sort(folder)
+
+    def sort(self, folder: Path) -> None:
+        """Which file tensors belong to which tensor of the base; each must be of use."""
+        for name in self.files.specs:
+            target = name.removeprefix(PREFIX)
+            if target.endswith(".lora_A.weight"):
+                stem = target.removesuffix(".lora_A.weight")
+                pair = name, f"{PREFIX}{stem}.lora_B.weight"
+                self.factors[f"{stem}.weight"] = pair
+                self.hold(folder, pair[1], pair[1] in self.files.specs, "is missing")
+                shapes = [self.files.specs[part].shape for part in pair]
+                shape = (shapes[1][0], shapes[0][1])
+                target = f"{stem}.weight"
+            elif target.endswith(".lora_B.weight"):
+                self.hold(folder, name, name.replace("lora_B", "lora_A") in self.files.specs, "has no lora_A")
+                continue
+            else:
+                self.whole[target] = name
+                shape = self.files.specs[name].shape
+            self.hold(folder, target, target in self.specs, "is not among the base's tensors")
+            self.hold(folder, target, self.specs[target].shape == shape, f"must be {self.specs[target].shape}, got {shape}")
+
+    def hold(self, folder: Path, name: str, fits: bool, what: str) -> None:
+        """Refuses what does not fit."""
+        if not fits:
+            raise ValueError(f"The adapter {folder} must fit its base, but {name!r} {what}. It may be of another base.")
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.whole:
+            return self.files[self.whole[name]].to(self.specs[name].dtype)
+        dense = self.base[name]
+        if name not in self.factors:
+            return dense
+        down, up = (self.files[part].float() for part in self.factors[name])
+        return (dense.float() + self.scale * (up @ down)).to(dense.dtype)  # one rounding
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What training added to a base.
+
+    Args:
+        factors: ``MODULE.lora_A.weight`` and ``MODULE.lora_B.weight``.
+        whole: Tensors that trained fully, by their names in the model.
+        modules: The modules that hold all of ``whole`` and nothing else.
+        config: peft's settings, with ``base_model_name_or_path``.
+    """
+
+    factors: Mapping[str, Tensor]
+    whole: Mapping[str, Tensor]
+    modules: list[str]
+    config: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Writes it into an existing folder, as `peft.PeftModel.from_pretrained` reads it too."""
+        both = {**self.factors, **self.whole}
+        tensors = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in both.items()}
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        settings = {**self.config, "modules_to_save": self.modules or None}
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, default=list) + "\n")

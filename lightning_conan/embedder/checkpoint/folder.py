@@ -1,0 +1,205 @@
+"""Checkpoint folders: written whole or not at all, read strictly, each with its provenance."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+from transformers.initialization import no_init_weights
+
+from lightning_conan.embedder.checkpoint.adapter import Adapter, AdapterTensors, base_of, is_adapter
+from lightning_conan.embedder.checkpoint.golden import check_golden, write_golden
+from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, STATES, Provenance, State, read_provenance, sha256
+from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, check_specs, tensor_paths
+from lightning_conan.embedder.config import OmniConfig
+from lightning_conan.embedder.model import OmniEmbedder
+from lightning_conan.embedder.processor import OmniProcessor, ProcessorConfig
+
+PROCESSOR, CONFIG = "omni_processor.json", "config.json"
+PACKAGES = ("lightning", "torch", "transformers", "peft")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A scratch folder that takes ``folder``'s place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        ValueError: ``folder`` exists and is not a checkpoint folder, so it is not ours to replace.
+    """
+    if folder.exists() and not (folder / PROVENANCE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not a checkpoint folder. Choose another place, or remove it yourself.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f".{folder.name}.partial-*"):
+        shutil.rmtree(stale)
+    scratch = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    scratch.mkdir()
+    try:
+        yield scratch
+        for path in [*scratch.rglob("*"), scratch]:
+            sync(path)
+        if folder.exists():
+            old = folder.parent / f".{folder.name}.partial-old"
+            folder.rename(old)
+            scratch.rename(folder)
+            shutil.rmtree(old)
+        else:
+            scratch.rename(folder)
+        sync(folder.parent)
+    except OSError as error:
+        raise OSError(f"{folder} could not be written ({error}); what was there before is untouched.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Forces a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_sidecars(scratch: Path, processor: OmniProcessor, provenance: Provenance) -> None:
+    """Everything beside config and weights: tokenizer, processor settings and, last, the provenance with its hashes."""
+    processor.tokenizer.save_pretrained(scratch)
+    (scratch / PROCESSOR).write_text(json.dumps(processor.config.to_dict(), indent=2) + "\n")
+    files = {path.relative_to(scratch).as_posix(): sha256(path) for path in sorted(scratch.rglob("*")) if path.is_file()}
+    complete = replace(provenance, files=files, versions={name: version(name) for name in PACKAGES})
+    (scratch / PROVENANCE).write_text(json.dumps(asdict(complete), indent=2, default=dict) + "\n")
+
+
+def save_folder(folder: Path, model: OmniEmbedder, processor: OmniProcessor, provenance: Provenance) -> Path:
+    """Writes a checkpoint folder with its golden vectors, whole or not at all."""
+    with whole_folder(folder) as scratch:
+        model.save_pretrained(scratch)
+        write_golden(scratch, model, processor)
+        write_sidecars(scratch, processor, provenance)
+    return folder
+
+
+def save_adapter_folder(
+    folder: Path, model: OmniEmbedder, processor: OmniProcessor, provenance: Provenance, adapter: Adapter
+) -> Path:
+    """Writes what training added to a base instead of dense weights; loads and fuses like a dense folder.
+
+    Args:
+        folder: The folder.
+        model: The base with the adapter active, for the golden vectors.
+        processor: Its processor.
+        provenance: Names the base's fingerprint as parent ``base``.
+        adapter: What was trained.
+    """
+    with whole_folder(folder) as scratch:
+        adapter.save(scratch)
+        model.config.save_pretrained(scratch)
+        write_golden(scratch, model, processor)
+        write_sidecars(scratch, processor, provenance)
+    return folder
+
+
+def check_folder(folder: Path, states: tuple[State, ...] = STATES) -> Provenance:
+    """Holds a folder against its provenance: its state, and each file's hash.
+
+    Raises:
+        ValueError: Another state than those asked for, or a file that is missing or was changed.
+    """
+    provenance = read_provenance(folder)
+    if provenance.state not in states:
+        wanted = " or ".join(states)
+        raise ValueError(
+            f"{folder} holds a {provenance.state} model, and a {wanted} one is needed. Name the folder of that stage."
+        )
+    for name, digest in provenance.files.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is incomplete: {name} is missing. Write or copy the folder again.")
+        if sha256(folder / name) != digest:
+            raise ValueError(
+                f"{folder / name} differs from its hash in {PROVENANCE}. It was cut or changed: write or copy it again."
+            )
+    return provenance
+
+
+def open_tensors(folder: Path, base: Path | None = None) -> Tensors:
+    """A folder's tensors, dense or from an adapter: the one door through which weights come.
+
+    Args:
+        folder: A checked folder.
+        base: An adapter's base; the one that it names by default.
+
+    Raises:
+        ValueError: An adapter of another base.
+    """
+    if not is_adapter(folder):
+        return TensorFiles(tensor_paths(folder))
+    base = base or base_of(folder)
+    wanted, found = read_provenance(folder).parents.get("base"), check_folder(base).fingerprint
+    if wanted != found:
+        raise ValueError(f"The adapter {folder} was trained on another base than {base}. Name its own base.")
+    return AdapterTensors(folder, TensorFiles(tensor_paths(base)))
+
+
+def load_processor(folder: Path) -> OmniProcessor:
+    """The processor of a checkpoint folder."""
+    settings = json.loads((folder / PROCESSOR).read_text())
+    return OmniProcessor(AutoTokenizer.from_pretrained(folder), ProcessorConfig.from_dict(settings))
+
+
+def load_folder(
+    folder: Path,
+    states: tuple[State, ...] = STATES,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    verify: bool = False,
+) -> tuple[OmniEmbedder, OmniProcessor, Provenance]:
+    """Model, processor and provenance of a checkpoint folder, strictly.
+
+    Memory holds the weights once: they are read tensor by tensor into their places.
+
+    Args:
+        folder: The folder, dense or an adapter.
+        states: The states that will do; any by default.
+        dtype: Of the weights; by default the folder's on a CPU, and bfloat16 elsewhere.
+        device: Where the weights go.
+        verify: Recompute the golden vectors and compare.
+
+    Raises:
+        ValueError: Another state, a missing or changed file, tensors that are not those of its config, or golden
+            vectors that come out differently.
+    """
+    provenance = check_folder(folder, states)
+    config = OmniConfig.from_pretrained(folder)
+    device = torch.device(device)
+    if dtype is None:
+        dtype = config.dtype or torch.float32 if device.type == "cpu" else torch.bfloat16
+    model = read_model(config, open_tensors(folder), folder, dtype, device)
+    processor = load_processor(folder)
+    if verify:
+        check_golden(folder, model, processor)
+    return model, processor, provenance
+
+
+def read_model(config: OmniConfig, tensors: Tensors, where: Path, dtype: torch.dtype, device: torch.device) -> OmniEmbedder:
+    """A model of ``config`` that holds exactly ``tensors``, in eval mode."""
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in OmniEmbedder(config).state_dict().items()}
+    check_specs(tensors.specs, expected, where)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        # Without initialisation no page of the weights is touched before they are read.
+        with no_init_weights(), device:
+            model = OmniEmbedder(config)
+    finally:
+        torch.set_default_dtype(default)
+    with torch.no_grad():
+        for name, place in model.state_dict().items():
+            place.copy_(tensors[name])
+    model.config.dtype = dtype
+    return model.eval()

@@ -1,0 +1,122 @@
+"""Golden vectors: a few fixed items, their files and their embeddings, so that a folder can tell when inputs go wrong.
+
+Weights have hashes; what happens to an input on its way to them (decoders, resizing, tokenizer, kernels) has none.
+"""
+
+import io
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_conan.embedder.model import OmniEmbedder
+from lightning_conan.embedder.processor import OmniProcessor
+from lightning_conan.items import Item, Media
+from lightning_conan.media import encode_audio, encode_video
+
+GOLDEN = "golden"
+VECTORS, RECORD = "vectors.safetensors", "golden.json"
+PACKAGES = ("torch", "torchvision", "torchaudio", "transformers", "tokenizers", "av", "pillow")
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""How far an entry of a unit vector may be off, by the coarser of the dtypes then and now."""
+
+
+def draw_files() -> dict[str, bytes]:
+    """Small media, made in code: gradients, a moving square, a rising tone."""
+    side = torch.arange(96)
+    gradient = torch.stack([side[:, None] * 2 + 0 * side, 0 * side[:, None] + side * 2, (side[:, None] + side) % 64 * 4])
+    image = gradient.to(torch.uint8)
+    frames = image.repeat(8, 1, 1, 1)
+    for index in range(8):
+        frames[index, :, 32:64, index * 8 : index * 8 + 32] = 255 - 20 * index
+    page = torch.full((128, 96, 3), 255, dtype=torch.uint8)
+    page[16:112:8, 12:84] = 0
+    tone = 0.4 * torch.sin(torch.arange(20_000) * (0.05 + torch.arange(20_000) * 4e-6))
+    files = {"video.mp4": encode_video(frames, 4), "audio.flac": encode_audio(tone)}
+    for name, pixels in {"image.png": image.permute(1, 2, 0), "page.png": page}.items():
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.contiguous().numpy()).save(buffer, "PNG")
+        files[name] = buffer.getvalue()
+    return files
+
+
+def golden_items(files: dict[str, bytes]) -> dict[str, Item]:
+    """An item of each modality, and a mixture."""
+    image, video = Media("image", files["image.png"], "image.png"), Media("video", files["video.mp4"], "video.mp4")
+    page, audio = Media("document", files["page.png"], "page.png"), Media("audio", files["audio.flac"], "audio.flac")
+    return {
+        "text": Item(("The quick brown fox, caf\u00e9 \u5c0f\u7c73, 42.",)),
+        "image": Item((image,)),
+        "video": Item((video,)),
+        "document": Item((page,)),
+        "audio": Item((audio,)),
+        "mixture": Item((image, "the same, but louder", audio)),
+    }
+
+
+def embed_golden(model: OmniEmbedder, processor: OmniProcessor, files: dict[str, bytes]) -> dict[str, Float[Tensor, " dim"]]:
+    """The items' embeddings, each alone."""
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        found = {name: model.embed([processor(item)])[0].cpu() for name, item in golden_items(files).items()}
+    model.train(training)
+    return found
+
+
+def write_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -> None:
+    """Writes the items' files and vectors, with dtype, device and versions, under ``golden/``."""
+    (folder / GOLDEN).mkdir()
+    files = draw_files()
+    for name, data in files.items():
+        (folder / GOLDEN / name).write_bytes(data)
+    vectors = embed_golden(model, processor, files)
+    save_file({name: vector.contiguous() for name, vector in vectors.items()}, folder / GOLDEN / VECTORS)
+    record = {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    (folder / GOLDEN / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def compare_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -> tuple[dict[str, float], float]:
+    """How far each item's vector is from the one in the folder (largest difference of an entry), and how far it may be.
+
+    Raises:
+        ValueError: The folder has no golden vectors.
+    """
+    if not (folder / GOLDEN / RECORD).is_file():
+        raise ValueError(f"{folder} has no golden vectors. Write them with `conan doctor {folder} --record true`.")
+    record = json.loads((folder / GOLDEN / RECORD).read_text())
+    files = {path.name: path.read_bytes() for path in (folder / GOLDEN).iterdir()}
+    wanted, found = load_file(folder / GOLDEN / VECTORS), embed_golden(model, processor, files)
+    off = {name: float((found[name] - vector).abs().max()) for name, vector in wanted.items()}
+    return off, max(TOLERANCE[model.dtype], TOLERANCE[getattr(torch, record["dtype"])])
+
+
+def check_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -> None:
+    """Recomputes a folder's golden vectors.
+
+    Raises:
+        ValueError: One is too far off, named with the likely reason.
+    """
+    off, allowed = compare_golden(folder, model, processor)
+    worst = max(off, key=lambda name: off[name])
+    if not off[worst] <= allowed:
+        raise ValueError(
+            f"The golden {worst} of {folder} must come out within {allowed:g}, it is off by {off[worst]:.2g}: inputs reach "
+            f"the weights differently here. {changed_versions(folder)}"
+        )
+
+
+def changed_versions(folder: Path) -> str:
+    """What differs between the machine that wrote the golden vectors and this one."""
+    then = json.loads((folder / GOLDEN / RECORD).read_text())["versions"]
+    changed = [f"{name} {then[name]} -> {version(name)}" for name in PACKAGES if then.get(name) != version(name)]
+    return f"Changed since: {', '.join(changed)}." if changed else "No package changed since: look at the folder's settings."

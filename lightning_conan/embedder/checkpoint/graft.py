@@ -1,0 +1,224 @@
+"""Grafting: a Qwen3-VL with an audio encoder's ears, a fresh projector and rows for the audio tokens (PAPERS.md A1)."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from lightning_conan.embedder.audio import ENCODERS, audio_encoder_of
+from lightning_conan.embedder.checkpoint.folder import read_model, whole_folder, write_sidecars
+from lightning_conan.embedder.checkpoint.golden import write_golden
+from lightning_conan.embedder.checkpoint.provenance import Provenance
+from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, check_specs, tensor_paths, write_shards
+from lightning_conan.embedder.checkpoint.upstream import Upstream, read_json
+from lightning_conan.embedder.config import OmniConfig
+from lightning_conan.embedder.model import OmniEmbedder
+from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor, ProcessorConfig
+from lightning_conan.embedder.projector import AudioProjector
+
+AUDIO_TOKENS = [token for name, token in SPECIAL_TOKENS.items() if name.startswith("audio")]
+ROWS = ("backbone.language_model.embed_tokens.weight", "lm_head.weight")
+AUDIO_SOURCES: dict[str, tuple[str, Callable[[PreTrainedConfig], PreTrainedConfig]]] = {
+    "qwen3_omni_moe": ("thinker.audio_tower.", lambda config: config.thinker_config.audio_config),
+    "whisper": ("model.encoder.", lambda config: config),
+    "conan_omni": ("audio_encoder.", lambda config: config.audio_config),
+}
+"""Where checkpoints of a ``model_type`` keep their audio encoder, and its config."""
+PROBE = [
+    {"role": "system", "content": [{"type": "text", "text": "INSTRUCTION"}]},
+    {"role": "user", "content": [{"type": "text", "text": "TEXT"}]},
+]
+TEMPLATE = "<|im_start|>system\nINSTRUCTION<|im_end|>\n<|im_start|>user\nTEXT<|im_end|>\n<|im_start|>assistant\n"
+
+
+@dataclass
+class GraftReport:
+    """What came from where: a base folder's ``graft.json``.
+
+    Args:
+        backbone: Folder or hub name of the backbone.
+        audio: Folder or hub name of the audio encoder's checkpoint.
+        seed: Of what is fresh.
+        parameters: Number of parameters by part.
+        fresh: Tensors that started at random, and token rows.
+        left_out: Tensors of the backbone's checkpoint that the base does not hold.
+        nbytes: Bytes of tensors read, by source.
+    """
+
+    backbone: str
+    audio: str
+    seed: int
+    parameters: dict[str, int] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    nbytes: dict[str, int] = field(default_factory=dict)
+
+
+class Graft:
+    """A base in the making: each tensor of it comes from the backbone, from the audio encoder, or is fresh.
+
+    Args:
+        backbone: Folder or hub name of a Qwen3-VL checkpoint.
+        audio: Folder or hub name of a checkpoint that holds an audio encoder.
+        settings: How inputs become tokens; sizes that the models fix are taken from them.
+        hidden: Width of the projector's hidden layer.
+        seed: Of the projector and the token rows.
+
+    Raises:
+        ValueError: Checkpoints of other kinds, or tensors that are not those of their configs.
+    """
+
+    def __init__(self, backbone: str, audio: str, settings: ProcessorConfig, hidden: int, seed: int) -> None:
+        self.report = GraftReport(backbone, audio, seed)
+        eyes, ears = Upstream(backbone, ("",)), self.audio_source(audio)
+        backbone_config = eyes.config
+        if backbone_config.model_type != "qwen3_vl":
+            raise ValueError(f"The backbone must be a Qwen3-VL ('qwen3_vl'), {backbone} is {backbone_config.model_type!r}.")
+        audio_config = AUDIO_SOURCES[ears.config.model_type][1](ears.config)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(eyes.folder)
+        check_inputs(eyes.folder, tokenizer, backbone_config)
+        self.vocabulary = backbone_config.text_config.vocab_size
+        self.new_rows = add_audio_tokens(tokenizer, backbone_config)
+        self.grown = backbone_config.text_config.vocab_size - self.vocabulary
+        self.processor = OmniProcessor(tokenizer, fit_settings(settings, backbone_config, audio_config))
+        ids = {f"{name}_token_id": self.processor.ids[name] for name in ("audio", "audio_start", "audio_end")}
+        self.config = OmniConfig(backbone_config, audio_config, projector_hidden_size=hidden, **ids)
+        self.read_specs(eyes.tensors(), ears.tensors(), ears.prefixes[0])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            width = audio_encoder_of(audio_config).width(audio_config)
+            fresh = AudioProjector(width, hidden, self.config.dim).state_dict()
+            self.fresh = {f"audio_projector.{name}": tensor.to(self.config.dtype) for name, tensor in fresh.items()}
+            self.noise = torch.randn(2, len(AUDIO_TOKENS) + self.grown, self.config.dim)
+        self.report.fresh = [*self.fresh, *(f"row of {token}" for token in AUDIO_TOKENS)]
+
+    def audio_source(self, audio: str) -> Upstream:
+        """The audio encoder's checkpoint, of which only the encoder is read."""
+        kind = Upstream(audio, ()).config.model_type
+        if kind not in AUDIO_SOURCES:
+            raise ValueError(
+                f"The audio encoder must come from a checkpoint of {sorted(AUDIO_SOURCES)}, {audio} is {kind!r}. "
+                f"Encoders that fit: {sorted(ENCODERS)}."
+            )
+        return Upstream(audio, (AUDIO_SOURCES[kind][0],))
+
+    def read_specs(self, eyes: TensorFiles, ears: TensorFiles, ears_prefix: str) -> None:
+        """Which source tensor becomes which of ours; every one expected is there, and every one there is used."""
+        before = "model." if any(name.startswith("model.") for name in eyes.specs) else ""
+        self.sources: dict[str, tuple[TensorFiles, str]] = {}
+        for name in eyes.specs:
+            head = name == "lm_head.weight"
+            if head and self.config.backbone_config.tie_word_embeddings:
+                self.report.left_out.append(name)
+                continue
+            self.config.output_head = self.config.output_head or head
+            self.sources[name if head else f"backbone.{name.removeprefix(before)}"] = eyes, name
+        self.sources |= {f"audio_encoder.{name.removeprefix(ears_prefix)}": (ears, name) for name in ears.specs}
+        self.config.dtype = eyes.specs[self.sources[ROWS[0]][1]].dtype if ROWS[0] in self.sources else torch.float32
+        with torch.device("meta"):
+            shapes = {name: tuple(tensor.shape) for name, tensor in OmniEmbedder(self.config).state_dict().items()}
+        found = {name: tensors.specs[source] for name, (tensors, source) in self.sources.items()}
+        old = {name: (self.vocabulary, *shape[1:]) if name in ROWS else shape for name, shape in shapes.items()}
+        wanted = {name: shape for name, shape in old.items() if not name.startswith("audio_projector.")}
+        check_specs(found, wanted, Path(f"{self.report.backbone} and {self.report.audio}"))
+        self.specs = {name: Spec(shape, found[name].dtype if name in found else self.config.dtype) for name, shape in shapes.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One tensor of the base."""
+        part = name.split(".")[0]
+        self.report.parameters[part] = self.report.parameters.get(part, 0) + torch.Size(self.specs[name].shape).numel()
+        if name in self.fresh:
+            return self.fresh[name]
+        tensors, source = self.sources[name]
+        where = self.report.audio if part == "audio_encoder" else self.report.backbone
+        self.report.nbytes[where] = self.report.nbytes.get(where, 0) + tensors.specs[source].nbytes
+        tensor = tensors[source]
+        return self.with_new_rows(tensor, self.noise[ROWS.index(name)]) if name in ROWS else tensor
+
+    def with_new_rows(self, rows: Tensor, noise: Tensor) -> Tensor:
+        """Rows for the audio tokens, drawn like the others: around their mean, with their spread in each dimension."""
+        known = rows.float()
+        drawn = (known.mean(dim=0) + noise * known.std(dim=0)).to(rows.dtype)
+        result = torch.cat([rows, drawn[len(AUDIO_TOKENS) :]])
+        if self.new_rows:
+            result[self.new_rows] = drawn[: len(self.new_rows)]
+        return result
+
+
+def check_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Holds what the backbone's own processor does against what ours does.
+
+    Raises:
+        ValueError: Another chat template, normalisation or patch layout than Qwen3-VL's.
+    """
+    template = tokenizer.chat_template or read_json(folder / "chat_template.json").get("chat_template")
+    if template is not None:
+        written = tokenizer.apply_chat_template(PROBE, chat_template=template, tokenize=False, add_generation_prompt=True)
+        if written != TEMPLATE:
+            raise ValueError(f"The backbone's chat template must write {TEMPLATE!r} here, {folder} writes {written!r}.")
+    vision = config.vision_config
+    fixed = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "temporal_patch_size": 2}
+    fixed |= {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        found = read_json(folder / name)
+        for key, value in fixed.items():
+            if found.get(key, value) != value:
+                raise ValueError(f"{key} in {folder / name} must be {value}, got {found[key]}: pixels would be read wrongly.")
+
+
+def add_audio_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:
+    """Teaches the tokenizer the audio tokens, makes room for their rows, and returns those that are new."""
+    known = tokenizer.get_vocab()
+    new = [token for token in AUDIO_TOKENS if token not in known]
+    tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
+    if len(tokenizer) > config.text_config.vocab_size:
+        config.text_config.vocab_size = len(tokenizer)
+    return [int(tokenizer.convert_tokens_to_ids(token)) for token in new]
+
+
+def fit_settings(settings: ProcessorConfig, backbone: PreTrainedConfig, audio: PreTrainedConfig) -> ProcessorConfig:
+    """The settings with the sizes that the models fix."""
+    encoder = audio_encoder_of(audio)
+    return replace(
+        settings,
+        patch_size=backbone.vision_config.patch_size,
+        merge_size=backbone.vision_config.spatial_merge_size,
+        mel_bins=audio.num_mel_bins,
+        mel_window=encoder.window(audio),
+        mel_halvings=encoder.halvings,
+    )
+
+
+def graft_folder(
+    backbone: str, audio: str, out: Path, settings: ProcessorConfig, hidden: int = 3072, seed: int = 0, golden: bool = True
+) -> GraftReport:
+    """Writes the base folder ``out``, whole or not at all, with ``graft.json`` beside its weights.
+
+    Memory holds one tensor; the golden vectors need the whole model once.
+    """
+    made = Graft(backbone, audio, settings, hidden, seed)
+    with whole_folder(out) as scratch:
+        with tqdm(total=len(made.specs), desc="grafting", unit="tensor", disable=None) as bar:
+
+            def tensor_of(name: str) -> Tensor:
+                bar.update()
+                return made[name]
+
+            write_shards(scratch, made.specs, tensor_of)
+        made.config.architectures = [OmniEmbedder.__name__]
+        made.config.save_pretrained(scratch)
+        (scratch / "graft.json").write_text(json.dumps(asdict(made.report), indent=2) + "\n")
+        if golden:
+            tensors = TensorFiles(tensor_paths(scratch))
+            model = read_model(OmniConfig.from_pretrained(scratch), tensors, scratch, made.config.dtype, torch.device("cpu"))
+            write_golden(scratch, model, made.processor)
+        notes = {"backbone": backbone, "audio": audio, "seed": seed}
+        write_sidecars(scratch, made.processor, Provenance("base", notes=notes))
+    return made.report
+
+

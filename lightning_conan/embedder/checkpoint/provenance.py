@@ -1,0 +1,64 @@
+"""Where a folder's weights come from: its ``conan.json``."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lightning_conan.items import Modality
+
+State = Literal["base", "specialist", "fused", "recovered", "rehearsed"]
+STATES: tuple[State, ...] = get_args(State)
+PROVENANCE = "conan.json"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a folder's weights come from: its ``conan.json``.
+
+    Args:
+        state: Which of the model's states it holds.
+        modality: A specialist's modality.
+        parents: Fingerprints of the folders it was made from, by role (``base``, ``image``, ...).
+        notes: What its stage recorded: coefficients, checksums, steps.
+        versions: The packages that wrote it.
+        files: SHA-256 of each other file.
+    """
+
+    state: State
+    modality: Modality | None = None
+    parents: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal weights."""
+        weights = sorted(digest for name, digest in self.files.items() if name.endswith(".safetensors"))
+        return hashlib.sha256("".join(weights).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """A file's hash."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """A folder's provenance.
+
+    Raises:
+        ValueError: Not a checkpoint folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"The checkpoint folder {folder} does not exist. Run the stage that writes it first.")
+    if not (folder / PROVENANCE).is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        remedy = (
+            "It holds an adapter: name the dense folder." if adapter else "Name a folder that a stage or `conan graft` wrote."
+        )
+        raise ValueError(f"{folder} is not a checkpoint folder: it has no {PROVENANCE}. {remedy}")
+    return Provenance(**json.loads((folder / PROVENANCE).read_text()))

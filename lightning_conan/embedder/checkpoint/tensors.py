@@ -1,0 +1,212 @@
+"""Safetensors files: which tensors they hold, one tensor at a time, and files written tensor by tensor."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+SHARD_BYTES = 5 * 10**9
+CODES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a file's header says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in a file."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+class Tensors(ABC):
+    """Tensors by name, whatever they are read from: dense files, or a base with an adapter on it."""
+
+    specs: dict[str, Spec]
+
+    @abstractmethod
+    def __getitem__(self, name: str) -> Tensor:
+        """Reads one tensor."""
+
+
+class TensorFiles(Tensors):
+    """The tensors of some safetensors files. Each is read when it is asked for, and held by nobody else.
+
+    Args:
+        paths: The files.
+        wanted: Which names to take; all by default. Other tensors are never read.
+
+    Raises:
+        ValueError: A tensor that is there twice, or a file that is no sound safetensors file.
+    """
+
+    def __init__(self, paths: list[Path], wanted: Callable[[str], bool] = lambda name: True) -> None:
+        self.specs: dict[str, Spec] = {}
+        self.files: dict[str, Path] = {}
+        for path in paths:
+            found = {name: spec for name, spec in read_header(path).items() if wanted(name)}
+            if twice := sorted(found.keys() & self.specs.keys()):
+                raise ValueError(f"{path} holds {twice[0]!r} a second time. Each tensor must be there once.")
+            self.specs |= found
+            self.files |= dict.fromkeys(found, path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        # A file is mapped anew for each tensor: pages that were read do not pile up in resident memory.
+        with safe_open(self.files[name], "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def read_header(path: Path) -> dict[str, Spec]:
+    """Shapes and dtypes of a safetensors file's tensors, without reading them.
+
+    Raises:
+        ValueError: Not such a file: cut, overlapping, of an unknown dtype, or with a name twice.
+    """
+    try:
+        with safe_open(path, "pt"):  # checks sizes, offsets, shapes and dtypes against each other
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file ({error}). Write or copy it again.") from error
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        fields = json.loads(file.read(size), object_pairs_hook=lambda pairs: unique(pairs, path))
+    fields.pop("__metadata__", None)
+    if odd := {name: entry["dtype"] for name, entry in fields.items() if entry["dtype"] not in CODES}:
+        name, code = next(iter(odd.items()))
+        raise ValueError(f"{path} holds {name!r} as {code}, must be one of {sorted(CODES)}. Quantised weights are not read.")
+    return {name: Spec(tuple(entry["shape"]), CODES[entry["dtype"]]) for name, entry in fields.items()}
+
+
+def unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """A JSON object whose names differ: the library takes the last of two tensors of one name."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path} holds {twice!r} twice in its header. Each tensor must be there once.")
+    return fields
+
+
+def tensor_paths(folder: Path) -> list[Path]:
+    """A folder's safetensors files: those that its index names, or all.
+
+    Raises:
+        ValueError: None, or one that the index names is missing.
+    """
+    if (folder / INDEX).is_file():
+        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise ValueError(f"{folder} is incomplete: {INDEX} names {missing[0]}, which is not there. Copy it again.")
+        return [folder / name for name in names]
+    if found := sorted(folder.glob("*.safetensors")):
+        return found
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"{folder} holds {pickles[0]}, and weights must be safetensors: a pickle can run code. "
+            "Convert it where you trust it, with transformers' save_pretrained."
+        )
+    raise ValueError(f"{folder} holds no weights: there is no safetensors file. Write or copy it again.")
+
+
+def check_specs(found: Mapping[str, Spec], expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
+    """Every tensor expected is there with its shape, and none besides.
+
+    Raises:
+        ValueError: Names the first odd tensors and the likely reason.
+    """
+    odd = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name].shape),
+    }
+    if not any(odd.values()):
+        return
+    lines = "; ".join(f"{len(names)} {what}, such as {names[0]!r}" for what, names in odd.items() if names)
+    if name := next(iter(odd["of another shape"]), None):
+        lines += f", which is {list(found[name].shape)} and must be {list(expected[name])}"
+    adapter = any("lora_" in name for name in found)
+    reason = "The adapter was not merged." if adapter else "config.json may be of another backbone."
+    raise ValueError(f"The tensors in {where} must be those of its config.json, but {lines}. {reason}")
+
+
+def write_shards(
+    folder: Path, specs: Mapping[str, Spec], tensor_of: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Safetensors files and, for several, their index; memory holds one tensor.
+
+    Args:
+        folder: Where to write.
+        specs: All tensors' shapes and dtypes.
+        tensor_of: Gives one tensor; called once for each, in the order of their names.
+        shard_bytes: A file's largest size, unless one tensor is larger.
+    """
+    shards = plan_shards(specs, shard_bytes)
+    names = [WEIGHTS] if len(shards) == 1 else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    weights: dict[str, str] = {}
+    for name, shard in zip(names, shards, strict=True):
+        with (folder / name).open("wb") as file:
+            file.write(header_of({tensor: specs[tensor] for tensor in shard}))
+            for tensor in shard:
+                file.write(bytes_of(tensor_of(tensor), specs[tensor]))
+        weights |= dict.fromkeys(shard, name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weights}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def plan_shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
+    """Names of each file's tensors. Wide dtypes come first, as safetensors wants it, so that each is aligned."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name in sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name)):
+        if shards[-1] and size + specs[name].nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += specs[name].nbytes
+    return shards
+
+
+def header_of(specs: Mapping[str, Spec]) -> bytes:
+    """The header of a safetensors file that holds these tensors one after the other."""
+    codes = {dtype: code for code, dtype in CODES.items()}
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, spec in specs.items():
+        fields[name] = {"dtype": codes[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, start + spec.nbytes]}
+        start += spec.nbytes
+    text = json.dumps(fields).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def bytes_of(tensor: Tensor, spec: Spec) -> memoryview:
+    """A tensor's bytes, in the machine's (little-endian) order."""
+    found = Spec(tuple(tensor.shape), tensor.dtype)
+    assert found == spec, f"a tensor announced as {spec} came as {found}"
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+

@@ -1,0 +1,250 @@
+import json
+import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, WhisperForConditionalGeneration
+
+from lightning_conan.cli.main import main
+from lightning_conan.embedder import OmniConfig, graft_folder, load_folder
+from lightning_conan.embedder.checkpoint import TensorFiles, sha256
+from lightning_conan.embedder.checkpoint.graft import AUDIO_TOKENS
+from lightning_conan.embedder.checkpoint.tensors import tensor_paths
+from lightning_conan.embedder.projector import AudioProjector
+from lightning_conan.items import Item, Media
+from samples import flac
+from upstream import write_qwen3_vl, write_whisper
+
+
+def tensors(folder: Path) -> TensorFiles:
+    return TensorFiles(tensor_paths(folder))
+
+
+def graft(upstream, out, **options):
+    from lightning_conan.embedder import ProcessorConfig
+
+    sources = {"backbone": str(upstream / "qwen3_vl"), "audio": str(upstream / "qwen3_omni"), **options}
+    return graft_folder(out=out, settings=ProcessorConfig(), hidden=32, **sources)
+
+
+def test_every_tensor_is_where_it_came_from(upstream, grafted):
+    base, eyes, ears = tensors(grafted), tensors(upstream / "qwen3_vl"), tensors(upstream / "qwen3_omni")
+    for name in base.specs:
+        part, _, rest = name.partition(".")
+        if part == "backbone" and not name.endswith("embed_tokens.weight"):
+            assert torch.equal(base[name], eyes[f"model.{rest}"]), name
+        elif part == "audio_encoder":
+            assert torch.equal(base[name], ears[f"thinker.audio_tower.{rest}"]), name
+    assert sum(name.startswith("audio_encoder.") for name in base.specs) == sum(".audio_tower." in name for name in ears.specs)
+
+
+def test_audio_tokens_get_rows_of_their_own(upstream, grafted):
+    model, processor, _ = load_folder(grafted)
+    rows = [processor.tokenizer.convert_tokens_to_ids(token) for token in AUDIO_TOKENS]
+    before = tensors(upstream / "qwen3_vl")["model.language_model.embed_tokens.weight"]
+    after = model.get_input_embeddings().weight
+    others = [row for row in range(len(before)) if row not in rows]
+    assert torch.equal(after[others], before[others])
+    assert not torch.equal(after[rows], before[rows])
+    assert len({tuple(after[row].tolist()) for row in rows}) == len(AUDIO_TOKENS)
+    assert 0.5 < after[rows].std() / before.std() < 2
+
+
+def test_a_vocabulary_without_room_grows(upstream, tmp_path):
+    full = write_qwen3_vl(tmp_path / "full", tied=False, spare_rows=1)
+    graft(upstream, tmp_path / "base", backbone=str(full))
+    model, processor, _ = load_folder(tmp_path / "base")
+    before = tensors(full)["model.language_model.embed_tokens.weight"]
+    assert model.lm_head.weight.shape == model.get_input_embeddings().weight.shape == (len(before) + 3, 64)
+    assert max(processor.ids.values()) == len(before) + 2
+    assert not torch.equal(model.lm_head.weight[-3:], model.get_input_embeddings().weight[-3:])
+
+
+def test_the_same_seed_gives_the_same_folder(upstream, tmp_path):
+    for name, seed in {"a": 0, "b": 0, "c": 1}.items():
+        graft(upstream, tmp_path / name, seed=seed)
+    assert sha256(tmp_path / "a" / "model.safetensors") == sha256(tmp_path / "b" / "model.safetensors")
+    assert sha256(tmp_path / "a" / "model.safetensors") != sha256(tmp_path / "c" / "model.safetensors")
+
+
+def test_projector_of_the_paper_has_its_size():
+    with torch.device("meta"):
+        assert sum(p.numel() for p in AudioProjector(2048, 3072, 4096).parameters()) == 18_881_536
+
+
+def test_only_the_audio_towers_shards_are_needed(upstream, tmp_path):
+    """Other files of the 30-billion-parameter checkpoint need not even be there."""
+    ears = shutil.copytree(upstream / "qwen3_omni", tmp_path / "ears")
+    index = json.loads((ears / "model.safetensors.index.json").read_text())["weight_map"]
+    needed = {file for name, file in index.items() if ".audio_tower." in name}
+    for path in ears.glob("*.safetensors"):
+        if path.name not in needed:
+            path.unlink()
+    report = graft(upstream, tmp_path / "base", audio=str(ears))
+    held = tensors(tmp_path / "base")
+    assert report.nbytes[str(ears)] == sum(spec.nbytes for name, spec in held.specs.items() if name.startswith("audio_encoder."))
+    assert len(needed) < len(set(index.values()))
+    next(iter(ears.glob("*.safetensors"))).unlink()
+    with pytest.raises(ValueError, match="is incomplete: model.safetensors.index.json names"):
+        graft(upstream, tmp_path / "again", audio=str(ears))
+
+
+def test_whispers_ears_fit_too(upstream, tmp_path):
+    """Its frames equal those of Whisper's own encoder on its own features."""
+    write_whisper(tmp_path / "whisper")
+    graft(upstream, tmp_path / "base", audio=str(tmp_path / "whisper"))
+    model, processor, _ = load_folder(tmp_path / "base")
+    item = processor(Item((Media("audio", flac(2.0), "a.flac"),)))
+    encoder = WhisperForConditionalGeneration.from_pretrained(tmp_path / "whisper").model.encoder.eval()
+    with torch.no_grad():
+        wanted = encoder(item.mels[0][None]).last_hidden_state[0]
+        torch.testing.assert_close(model.encode_mels(item.mels), wanted, atol=1e-6, rtol=0)
+        sounds = [processor(Item((Media("audio", flac(seconds), "a.flac"),))) for seconds in (0.3, 2.5, 4.0)]
+        alone = torch.cat([model.embed([sound]) for sound in sounds])
+        torch.testing.assert_close(model.embed(sounds), alone, atol=1e-5, rtol=0)
+
+
+def test_auto_model_reads_a_base(grafted):
+    import lightning_conan.embedder  # noqa: F401  # registers the class
+
+    found, wanted = AutoModel.from_pretrained(grafted).state_dict(), load_folder(grafted)[0].state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def edit(path: Path, change) -> None:
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", lambda fields: fields.update(model_type="qwen2"), "must be a Qwen3-VL"),
+        ("config.json", lambda fields: fields["text_config"].update(num_hidden_layers=2), "unexpected, such as 'backbone.lang"),
+        ("config.json", lambda fields: fields["text_config"].update(num_hidden_layers=4), "missing, such as 'backbone.lang"),
+        ("config.json", lambda fields: fields["text_config"].update(intermediate_size=32), "of another shape"),
+        ("preprocessor_config.json", lambda fields: fields.update(image_mean=[0.48] * 3), "image_mean in .* must be"),
+        ("video_preprocessor_config.json", lambda fields: fields.update(patch_size=14), "patch_size in .* must be 16, got 14"),
+    ],
+)
+def test_what_does_not_fit_is_refused(upstream, tmp_path, file, change, message):
+    eyes = shutil.copytree(upstream / "qwen3_vl", tmp_path / "eyes")
+    edit(eyes / file, change)
+    with pytest.raises(ValueError, match=message):
+        graft(upstream, tmp_path / "base", backbone=str(eyes))
+    assert not (tmp_path / "base").exists()
+
+
+def test_another_chat_template_is_refused(upstream, tmp_path):
+    eyes = shutil.copytree(upstream / "qwen3_vl", tmp_path / "eyes")
+    (eyes / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.role }}]{% endfor %}")
+    with pytest.raises(ValueError, match="chat template must write"):
+        graft(upstream, tmp_path / "base", backbone=str(eyes))
+
+
+def test_ears_must_be_ears(upstream, tmp_path):
+    with pytest.raises(ValueError, match="must come from a checkpoint of"):
+        graft(upstream, tmp_path / "base", audio=str(upstream / "qwen3_vl"))
+    with pytest.raises(ValueError, match="no such folder"):
+        graft(upstream, tmp_path / "base", audio="nowhere")
+
+
+def test_pickles_are_refused_unopened(upstream, tmp_path):
+    eyes = shutil.copytree(upstream / "qwen3_vl", tmp_path / "eyes")
+    for path in [*eyes.glob("*.safetensors"), eyes / "model.safetensors.index.json"]:
+        path.unlink()
+    (eyes / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
+    with pytest.raises(ValueError, match="holds pytorch_model.bin, and weights must be safetensors"):
+        graft(upstream, tmp_path / "base", backbone=str(eyes))
+
+
+def test_the_verb_reports_and_refuses(upstream, tmp_path, capsys):
+    words = ["graft", "--backbone", str(upstream / "qwen3_vl"), "--out", str(tmp_path / "base")]
+    assert main(words) == 1
+    assert "needs both --backbone and --audio" in capsys.readouterr().err
+    assert main([*words, "--audio", str(upstream / "qwen3_omni"), "--processor.max_pixels", "99999"]) == 0
+    assert "fresh, seed 0" in capsys.readouterr().out
+    assert load_folder(tmp_path / "base")[1].config.max_pixels == 99999
+    assert OmniConfig.from_pretrained(tmp_path / "base").projector_hidden_size == 3072
+
+
+class Hub(SimpleHTTPRequestHandler):
+    """Serves folders as a hub does: a listing of a repository, and its files by name."""
+
+    root: Path
+    asked: list[str]
+
+    def log_message(self, *args) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            folder = self.root / parts[3]
+            if not folder.is_dir():
+                return self.missing("RepoNotFound")
+            files = [{"rfilename": path.name, "type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0"} for path in sorted(folder.iterdir())]
+            listing = files if "tree" in parts else {"id": "/".join(parts[2:4]), "sha": "a" * 40, "siblings": files}
+            return self.send(json.dumps(listing).encode(), body)
+        path = self.root / parts[1] / parts[-1]
+        if not path.is_file():
+            return self.missing("EntryNotFound")
+        if body:
+            self.asked.append(path.name)
+        return self.send(path.read_bytes(), body, {"ETag": f'"{sha256(path)}"', "X-Repo-Commit": "a" * 40})
+
+    def missing(self, code: str) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self.end_headers()
+
+    def send(self, data: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def hub(upstream, tmp_path, monkeypatch):
+    """A stand-in for the hub, on this machine."""
+    import huggingface_hub.constants as constants
+
+    handler = type("TheHub", (Hub,), {"root": upstream, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield handler
+    server.shutdown()
+
+
+def test_only_the_audio_towers_shards_are_downloaded(upstream, hub, tmp_path):
+    graft(upstream, tmp_path / "base", backbone="owner/qwen3_vl", audio="owner/qwen3_omni")
+    index = json.loads((upstream / "qwen3_omni" / "model.safetensors.index.json").read_text())["weight_map"]
+    needed = {file for name, file in index.items() if ".audio_tower." in name}
+    eyes = {path.name for path in (upstream / "qwen3_vl").glob("*.safetensors")}
+    assert {name for name in hub.asked if name.endswith(".safetensors")} == needed | eyes
+    graft(upstream, tmp_path / "local")
+    assert sha256(tmp_path / "base" / "model.safetensors") == sha256(tmp_path / "local" / "model.safetensors")
+
+
+def test_an_unknown_repository_is_one_error(upstream, hub, tmp_path):
+    with pytest.raises(ValueError, match="'owner/nowhere' could not be fetched"):
+        graft(upstream, tmp_path / "base", audio="owner/nowhere")
