@@ -91,7 +91,10 @@ def write_qwen3_vl(folder: Path, tied: bool = True, spare_rows: int = 20, seed: 
         Qwen3VLForConditionalGeneration(config).save_pretrained(folder, max_shard_size="150KB")
     processor.save_pretrained(folder)
     # Published folders carry these two; this version of transformers writes one file instead.
-    for name, part in {"preprocessor_config.json": "image_processor", "video_preprocessor_config.json": "video_processor"}.items():
+    for name, part in {
+        "preprocessor_config.json": "image_processor",
+        "video_preprocessor_config.json": "video_processor",
+    }.items():
         (folder / name).write_text(json.dumps(getattr(processor, part).to_dict(), default=str, indent=2))
     return folder
 
@@ -108,7 +111,13 @@ def write_qwen3_omni(folder: Path, seed: int = 0) -> Path:
     talker = {"text_config": experts | {"shared_expert_intermediate_size": 16}, "num_code_groups": 2, "thinker_hidden_size": 32}
     talker |= {"code_predictor_config": small | {"num_code_groups": 2}, "spatial_merge_size": 2}
     vocoder = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "decoder_dim": 32}
-    vocoder |= {"intermediate_size": 32, "codebook_size": 16, "num_quantizers": 2, "upsample_rates": [2], "upsampling_ratios": [2]}
+    vocoder |= {
+        "intermediate_size": 32,
+        "codebook_size": 16,
+        "num_quantizers": 2,
+        "upsample_rates": [2],
+        "upsampling_ratios": [2],
+    }
     config = Qwen3OmniMoeConfig(
         thinker_config={"audio_config": audio, "vision_config": vision, "text_config": experts},
         talker_config=talker,

@@ -15,6 +15,7 @@ VERBS = {
     "graft": "make a base folder",
     "fuse": "fuse specialists into one folder",
     "pack": "turn manifests into shards",
+    "doctor": "check this machine, or that a folder's vectors come out as they were written",
     "demo": "run every stage on the tiny configuration and the toy world",
 }
 

@@ -1,6 +1,7 @@
 """From an Item to an Encoded: decoding, resizing, log-mel, the chat template and its placeholders."""
 
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as fields_of
 from functools import cached_property
 from typing import Any
 
@@ -76,7 +77,13 @@ class ProcessorConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ProcessorConfig":
-        """The inverse of ``to_dict``; unknown fields raise a TypeError."""
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ValueError: Fields that are missing or unknown: defaults of another version would change what is read.
+        """
+        if odd := {field.name for field in fields_of(cls)} ^ set(fields):
+            raise ValueError(f"omni_processor.json must have exactly the fields of this version, but {sorted(odd)} differ.")
         return cls(**{**fields, "sampling": Sampling(**fields["sampling"]), "limits": Limits(**fields["limits"])})
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The tiny configuration: about a million parameters of the real classes, and a tokenizer built in code."""
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -101,7 +103,7 @@ def tiny_config(ids: dict[str, int], vocab_size: int) -> OmniConfig:
         max_source_positions=100,
         initializer_range=0.06,
     )
-    tokens = {f"{name}_token_id": ids[name] for name in ("audio", "audio_start", "audio_end")}
+    tokens: dict[str, Any] = {f"{name}_token_id": ids[name] for name in ("audio", "audio_start", "audio_end")}
     return OmniConfig(backbone, audio, projector_hidden_size=128, **tokens)
 
 

@@ -73,6 +73,7 @@ class AdapterTensors(Tensors):
 
     def sort(self, folder: Path) -> None:
         """Which file tensors belong to which tensor of the base; each must be of use."""
+        shape: tuple[int, ...]
         for name in self.files.specs:
             target = name.removeprefix(PREFIX)
             if target.endswith(".lora_A.weight"):
@@ -104,7 +105,8 @@ class AdapterTensors(Tensors):
         if name not in self.factors:
             return dense
         down, up = (self.files[part].float() for part in self.factors[name])
-        return (dense.float() + self.scale * (up @ down)).to(dense.dtype)  # one rounding
+        merged: Tensor = dense.float() + self.scale * (up @ down)
+        return merged.to(dense.dtype)  # the only rounding
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from transformers.initialization import no_init_weights
 
 from lightning_conan.embedder.checkpoint.adapter import Adapter, AdapterTensors, base_of, is_adapter
-from lightning_conan.embedder.checkpoint.golden import check_golden, write_golden
+from lightning_conan.embedder.checkpoint.golden import GOLDEN, check_golden, write_golden
 from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, STATES, Provenance, State, read_provenance, sha256
 from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, check_specs, tensor_paths
 from lightning_conan.embedder.config import OmniConfig
@@ -72,7 +72,31 @@ def write_sidecars(scratch: Path, processor: OmniProcessor, provenance: Provenan
     (scratch / PROCESSOR).write_text(json.dumps(processor.config.to_dict(), indent=2) + "\n")
     files = {path.relative_to(scratch).as_posix(): sha256(path) for path in sorted(scratch.rglob("*")) if path.is_file()}
     complete = replace(provenance, files=files, versions={name: version(name) for name in PACKAGES})
-    (scratch / PROVENANCE).write_text(json.dumps(asdict(complete), indent=2, default=dict) + "\n")
+    (scratch / PROVENANCE).write_text(complete.to_json())
+
+
+def record_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -> None:
+    """Adds golden vectors to a folder that has none, or replaces them; at no moment does the folder fail its hashes."""
+    provenance = read_provenance(folder)
+    others = {name: digest for name, digest in provenance.files.items() if not name.startswith(f"{GOLDEN}/")}
+    scratch = folder / f".{GOLDEN}.partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    write_golden(scratch, model, processor)
+    replace_provenance(folder, replace(provenance, files=others))
+    shutil.rmtree(folder / GOLDEN, ignore_errors=True)
+    (scratch / GOLDEN).rename(folder / GOLDEN)
+    scratch.rmdir()
+    new = {path.relative_to(folder).as_posix(): sha256(path) for path in sorted((folder / GOLDEN).iterdir())}
+    replace_provenance(folder, replace(provenance, files={**others, **new}))
+
+
+def replace_provenance(folder: Path, provenance: Provenance) -> None:
+    """Writes a folder's ``conan.json``, whole or not at all."""
+    scratch = folder / f".{PROVENANCE}.partial"
+    scratch.write_text(provenance.to_json())
+    sync(scratch)
+    scratch.rename(folder / PROVENANCE)
 
 
 def save_folder(folder: Path, model: OmniEmbedder, processor: OmniProcessor, provenance: Provenance) -> Path:
@@ -177,12 +201,18 @@ def load_folder(
     config = OmniConfig.from_pretrained(folder)
     device = torch.device(device)
     if dtype is None:
-        dtype = config.dtype or torch.float32 if device.type == "cpu" else torch.bfloat16
+        dtype = stored_dtype(config) if device.type == "cpu" else torch.bfloat16
     model = read_model(config, open_tensors(folder), folder, dtype, device)
     processor = load_processor(folder)
     if verify:
         check_golden(folder, model, processor)
     return model, processor, provenance
+
+
+def stored_dtype(config: OmniConfig) -> torch.dtype:
+    """The dtype that a folder's config notes."""
+    found = config.dtype or torch.float32
+    return found if isinstance(found, torch.dtype) else getattr(torch, found)  # type: ignore[no-any-return]
 
 
 def read_model(config: OmniConfig, tensors: Tensors, where: Path, dtype: torch.dtype, device: torch.device) -> OmniEmbedder:
@@ -202,4 +232,5 @@ def read_model(config: OmniConfig, tensors: Tensors, where: Path, dtype: torch.d
         for name, place in model.state_dict().items():
             place.copy_(tensors[name])
     model.config.dtype = dtype
-    return model.eval()
+    model.eval()
+    return model

@@ -21,7 +21,7 @@ from lightning_conan.media import encode_audio, encode_video
 
 GOLDEN = "golden"
 VECTORS, RECORD = "vectors.safetensors", "golden.json"
-PACKAGES = ("torch", "torchvision", "torchaudio", "transformers", "tokenizers", "av", "pillow")
+PACKAGES = ("lightning-conan", "torch", "torchvision", "torchaudio", "transformers", "tokenizers", "av", "pillow")
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """How far an entry of a unit vector may be off, by the coarser of the dtypes then and now."""
 

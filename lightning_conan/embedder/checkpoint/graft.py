@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ AUDIO_SOURCES: dict[str, tuple[str, Callable[[PreTrainedConfig], PreTrainedConfi
     "conan_omni": ("audio_encoder.", lambda config: config.audio_config),
 }
 """Where checkpoints of a ``model_type`` keep their audio encoder, and its config."""
-PROBE = [
+PROBE: list[dict[str, Any]] = [
     {"role": "system", "content": [{"type": "text", "text": "INSTRUCTION"}]},
     {"role": "user", "content": [{"type": "text", "text": "TEXT"}]},
 ]
@@ -86,14 +87,14 @@ class Graft:
         self.new_rows = add_audio_tokens(tokenizer, backbone_config)
         self.grown = backbone_config.text_config.vocab_size - self.vocabulary
         self.processor = OmniProcessor(tokenizer, fit_settings(settings, backbone_config, audio_config))
-        ids = {f"{name}_token_id": self.processor.ids[name] for name in ("audio", "audio_start", "audio_end")}
+        ids: dict[str, Any] = {f"{name}_token_id": self.processor.ids[name] for name in ("audio", "audio_start", "audio_end")}
         self.config = OmniConfig(backbone_config, audio_config, projector_hidden_size=hidden, **ids)
         self.read_specs(eyes.tensors(), ears.tensors(), ears.prefixes[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             width = audio_encoder_of(audio_config).width(audio_config)
             fresh = AudioProjector(width, hidden, self.config.dim).state_dict()
-            self.fresh = {f"audio_projector.{name}": tensor.to(self.config.dtype) for name, tensor in fresh.items()}
+            self.fresh = {f"audio_projector.{name}": tensor.to(self.dtype) for name, tensor in fresh.items()}
             self.noise = torch.randn(2, len(AUDIO_TOKENS) + self.grown, self.config.dim)
         self.report.fresh = [*self.fresh, *(f"row of {token}" for token in AUDIO_TOKENS)]
 
@@ -119,14 +120,15 @@ class Graft:
             self.config.output_head = self.config.output_head or head
             self.sources[name if head else f"backbone.{name.removeprefix(before)}"] = eyes, name
         self.sources |= {f"audio_encoder.{name.removeprefix(ears_prefix)}": (ears, name) for name in ears.specs}
-        self.config.dtype = eyes.specs[self.sources[ROWS[0]][1]].dtype if ROWS[0] in self.sources else torch.float32
+        self.dtype = eyes.specs[self.sources[ROWS[0]][1]].dtype if ROWS[0] in self.sources else torch.float32
+        self.config.dtype = self.dtype
         with torch.device("meta"):
             shapes = {name: tuple(tensor.shape) for name, tensor in OmniEmbedder(self.config).state_dict().items()}
         found = {name: tensors.specs[source] for name, (tensors, source) in self.sources.items()}
         old = {name: (self.vocabulary, *shape[1:]) if name in ROWS else shape for name, shape in shapes.items()}
         wanted = {name: shape for name, shape in old.items() if not name.startswith("audio_projector.")}
         check_specs(found, wanted, Path(f"{self.report.backbone} and {self.report.audio}"))
-        self.specs = {name: Spec(shape, found[name].dtype if name in found else self.config.dtype) for name, shape in shapes.items()}
+        self.specs = {name: Spec(shape, found[name].dtype if name in found else self.dtype) for name, shape in shapes.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         """One tensor of the base."""
@@ -137,14 +139,14 @@ class Graft:
         tensors, source = self.sources[name]
         where = self.report.audio if part == "audio_encoder" else self.report.backbone
         self.report.nbytes[where] = self.report.nbytes.get(where, 0) + tensors.specs[source].nbytes
-        tensor = tensors[source]
+        tensor: Tensor = tensors[source]
         return self.with_new_rows(tensor, self.noise[ROWS.index(name)]) if name in ROWS else tensor
 
     def with_new_rows(self, rows: Tensor, noise: Tensor) -> Tensor:
         """Rows for the audio tokens, drawn like the others: around their mean, with their spread in each dimension."""
         known = rows.float()
         drawn = (known.mean(dim=0) + noise * known.std(dim=0)).to(rows.dtype)
-        result = torch.cat([rows, drawn[len(AUDIO_TOKENS) :]])
+        result: Tensor = torch.cat([rows, drawn[len(AUDIO_TOKENS) :]])
         if self.new_rows:
             result[self.new_rows] = drawn[: len(self.new_rows)]
         return result
@@ -178,7 +180,7 @@ def add_audio_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
     tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
     if len(tokenizer) > config.text_config.vocab_size:
         config.text_config.vocab_size = len(tokenizer)
-    return [int(tokenizer.convert_tokens_to_ids(token)) for token in new]
+    return [int(tokenizer.get_vocab()[token]) for token in new]
 
 
 def fit_settings(settings: ProcessorConfig, backbone: PreTrainedConfig, audio: PreTrainedConfig) -> ProcessorConfig:
@@ -215,10 +217,8 @@ def graft_folder(
         (scratch / "graft.json").write_text(json.dumps(asdict(made.report), indent=2) + "\n")
         if golden:
             tensors = TensorFiles(tensor_paths(scratch))
-            model = read_model(OmniConfig.from_pretrained(scratch), tensors, scratch, made.config.dtype, torch.device("cpu"))
+            model = read_model(OmniConfig.from_pretrained(scratch), tensors, scratch, made.dtype, torch.device("cpu"))
             write_golden(scratch, model, made.processor)
         notes = {"backbone": backbone, "audio": audio, "seed": seed}
         write_sidecars(scratch, made.processor, Provenance("base", notes=notes))
     return made.report
-
-

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,6 +39,10 @@ class Provenance:
         """Equal for equal weights."""
         weights = sorted(digest for name, digest in self.files.items() if name.endswith(".safetensors"))
         return hashlib.sha256("".join(weights).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The text of ``conan.json``."""
+        return json.dumps(asdict(self), indent=2, default=dict) + "\n"
 
 
 def sha256(path: Path) -> str:

@@ -61,7 +61,7 @@ class TensorFiles(Tensors):
         ValueError: A tensor that is there twice, or a file that is no sound safetensors file.
     """
 
-    def __init__(self, paths: list[Path], wanted: Callable[[str], bool] = lambda name: True) -> None:
+    def __init__(self, paths: list[Path], wanted: Callable[[str], bool] = bool) -> None:
         self.specs: dict[str, Spec] = {}
         self.files: dict[str, Path] = {}
         for path in paths:
@@ -164,7 +164,9 @@ def write_shards(
         shard_bytes: A file's largest size, unless one tensor is larger.
     """
     shards = plan_shards(specs, shard_bytes)
-    names = [WEIGHTS] if len(shards) == 1 else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    names = (
+        [WEIGHTS] if len(shards) == 1 else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    )
     weights: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
         with (folder / name).open("wb") as file:
@@ -207,6 +209,5 @@ def bytes_of(tensor: Tensor, spec: Spec) -> memoryview:
     """A tensor's bytes, in the machine's (little-endian) order."""
     found = Spec(tuple(tensor.shape), tensor.dtype)
     assert found == spec, f"a tensor announced as {spec} came as {found}"
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
+    flat: Tensor = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -49,7 +49,9 @@ class Upstream:
             return fetch(*args, **options)
         except Exception as error:  # the library lets its HTTP client's errors through
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{self.source!r} could not be fetched from the hub ({reason}). Name a local folder instead.") from error
+            raise ValueError(
+                f"{self.source!r} could not be fetched from the hub ({reason}). Name a local folder instead."
+            ) from error
 
     @property
     def config(self) -> PreTrainedConfig:

@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
+from upstream import write_qwen3_omni, write_qwen3_vl
 
 from lightning_conan.embedder import ProcessorConfig, graft_folder
 from lightning_conan.media.video import Sampling
-from upstream import write_qwen3_omni, write_qwen3_vl
 
 LIMITS = ProcessorConfig(
     min_pixels=4096,

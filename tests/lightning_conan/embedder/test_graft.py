@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModel, WhisperForConditionalGeneration
+from upstream import write_qwen3_vl, write_whisper
 
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import OmniConfig, graft_folder, load_folder
@@ -16,7 +17,6 @@ from lightning_conan.embedder.checkpoint.tensors import tensor_paths
 from lightning_conan.embedder.projector import AudioProjector
 from lightning_conan.items import Item, Media
 from samples import flac
-from upstream import write_qwen3_vl, write_whisper
 
 
 def tensors(folder: Path) -> TensorFiles:
@@ -88,7 +88,7 @@ def test_only_the_audio_towers_shards_are_needed(upstream, tmp_path):
     assert report.nbytes[str(ears)] == sum(spec.nbytes for name, spec in held.specs.items() if name.startswith("audio_encoder."))
     assert len(needed) < len(set(index.values()))
     next(iter(ears.glob("*.safetensors"))).unlink()
-    with pytest.raises(ValueError, match="is incomplete: model.safetensors.index.json names"):
+    with pytest.raises(ValueError, match=r"is incomplete: model\.safetensors\.index\.json names"):
         graft(upstream, tmp_path / "again", audio=str(ears))
 
 
@@ -159,7 +159,7 @@ def test_pickles_are_refused_unopened(upstream, tmp_path):
     for path in [*eyes.glob("*.safetensors"), eyes / "model.safetensors.index.json"]:
         path.unlink()
     (eyes / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch canary'\ntR.")
-    with pytest.raises(ValueError, match="holds pytorch_model.bin, and weights must be safetensors"):
+    with pytest.raises(ValueError, match=r"holds pytorch_model\.bin, and weights must be safetensors"):
         graft(upstream, tmp_path / "base", backbone=str(eyes))
 
 
@@ -194,7 +194,10 @@ class Hub(SimpleHTTPRequestHandler):
             folder = self.root / parts[3]
             if not folder.is_dir():
                 return self.missing("RepoNotFound")
-            files = [{"rfilename": path.name, "type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0"} for path in sorted(folder.iterdir())]
+            files = [
+                {"rfilename": path.name, "type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0"}
+                for path in sorted(folder.iterdir())
+            ]
             listing = files if "tree" in parts else {"id": "/".join(parts[2:4]), "sha": "a" * 40, "siblings": files}
             return self.send(json.dumps(listing).encode(), body)
         path = self.root / parts[1] / parts[-1]

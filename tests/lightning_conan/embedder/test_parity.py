@@ -9,6 +9,7 @@ from transformers import Qwen3VLForConditionalGeneration, WhisperFeatureExtracto
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeForConditionalGeneration
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import _get_feat_extract_output_lengths
 from transformers.video_utils import VideoMetadata
+from upstream import upstream_processor
 
 from lightning_conan.embedder import OmniProcessor, load_folder
 from lightning_conan.embedder.model import patchify
@@ -16,7 +17,6 @@ from lightning_conan.items import Item, Media
 from lightning_conan.media import decode_audio, decode_document, decode_image
 from lightning_conan.media.video import Sampling, decode_video
 from samples import flac, mp4, png
-from upstream import upstream_processor
 
 EVERY_FRAME = Sampling(fps=1e6, min_frames=1, max_frames=10**6)
 
