@@ -94,7 +94,7 @@ class Graft:
             torch.manual_seed(seed)
             width = audio_encoder_of(audio_config).width(audio_config)
             fresh = AudioProjector(width, hidden, self.config.dim).state_dict()
-            self.fresh = {f"audio_projector.{name}": tensor.to(self.dtype) for name, tensor in fresh.items()}
+            self.fresh: dict[str, Tensor] = {f"audio_projector.{name}": tensor.to(self.dtype) for name, tensor in fresh.items()}
             self.noise = torch.randn(2, len(AUDIO_TOKENS) + self.grown, self.config.dim)
         self.report.fresh = [*self.fresh, *(f"row of {token}" for token in AUDIO_TOKENS)]
 

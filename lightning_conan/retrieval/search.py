@@ -1,0 +1,52 @@
+"""Exact nearest neighbours, block by block."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def top_k(
+    queries: Float[Tensor, "queries dim"], blocks: Iterable[Float[Tensor, "_ dim"]], k: int
+) -> tuple[Float[Tensor, "queries found"], Int[Tensor, "queries found"]]:
+    """The ``k`` entries with the largest dot products, best first, and their row numbers over all blocks.
+
+    Among equal scores the earlier row comes first. Fewer than ``k`` come back from a smaller corpus.
+
+    Args:
+        queries: Embedded queries.
+        blocks: The corpus, in any pieces.
+        k: How many to find.
+
+    Raises:
+        ValueError: An empty corpus, or a query or entry that is not finite.
+    """
+    if not bool(queries.isfinite().all()):
+        raise ValueError("Queries must be finite, got NaN or inf. The encoder that made them is broken.")
+    best = torch.empty(len(queries), 0)
+    rows = torch.empty(len(queries), 0, dtype=torch.int64)
+    start = 0
+    for block in blocks:
+        scores = queries @ block.T
+        if not bool(scores.isfinite().all()):
+            row = start + int((~scores.isfinite().all(dim=0)).nonzero()[0])
+            raise ValueError(f"Entries must be finite, row {row} holds NaN or inf. Embed it again.")
+        best, rows = merge(best, rows, scores, start, k)
+        start += len(block)
+    if not start:
+        raise ValueError("A search needs at least 1 entry, got 0. Is the folder of embeddings empty?")
+    return best, rows
+
+
+def merge(best: Tensor, rows: Tensor, scores: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
+    """The best ``k`` of what was found before and of a further block whose first row is ``start``."""
+    kept = min(k, scores.shape[1])
+    # All entries as good as the block's k-th: which of equal ones topk returns is not defined.
+    bar = scores.topk(kept, dim=1).values[:, -1:]
+    most = int((scores >= bar).sum(dim=1).max())
+    order = scores.masked_fill(scores < bar, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :most]
+    both = torch.cat([best, scores.gather(1, order)], dim=1)
+    numbers = torch.cat([rows, order + start], dim=1)
+    chosen = both.argsort(dim=1, descending=True, stable=True)[:, : min(k, both.shape[1])]
+    return both.gather(1, chosen), numbers.gather(1, chosen)
