@@ -1,8 +1,9 @@
-"""What watches over a run: frozen parts, folders, checkpoints, scores."""
+"""What watches over a run: frozen parts, folders, checkpoints, scores, embeddings."""
 
+from callbacks.embedding_parts import EmbeddingParts
 from callbacks.folder_checkpoint import FolderCheckpoint
 from callbacks.frozen_backbone import FrozenBackbone
 from callbacks.resumable_checkpoint import ResumableCheckpoint
 from callbacks.score_file import ScoreFile
 
-__all__ = ["FolderCheckpoint", "FrozenBackbone", "ResumableCheckpoint", "ScoreFile"]
+__all__ = ["EmbeddingParts", "FolderCheckpoint", "FrozenBackbone", "ResumableCheckpoint", "ScoreFile"]

@@ -1,6 +1,7 @@
 """Shards in, batches out."""
 
+from datamodules.items import EmbedData
 from datamodules.rehearsal import RehearsalData
 from datamodules.specialist import SpecialistData
 
-__all__ = ["RehearsalData", "SpecialistData"]
+__all__ = ["EmbedData", "RehearsalData", "SpecialistData"]

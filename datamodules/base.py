@@ -89,7 +89,7 @@ class PairData(LightningDataModule):
         return of_rank(plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, world), rank, world)
 
     @override
-    def train_dataloader(self) -> BatchLoader:
+    def train_dataloader(self) -> BatchLoader[Batch]:
         def remaining() -> list[Slot]:
             assert self.trainer is not None
             epoch, start = self.trainer.current_epoch, 0
@@ -100,7 +100,7 @@ class PairData(LightningDataModule):
 
         return BatchLoader(remaining, len(self.training_slots(0)), self.encoder("fit"), self.num_workers)
 
-    def scoring_loaders(self, stage: str) -> list[BatchLoader]:
+    def scoring_loaders(self, stage: str) -> list[BatchLoader[Batch]]:
         """One loader a data set, in the order of their names in the configuration."""
         rank, world = self.world
         encoder = self.encoder(stage)
@@ -111,11 +111,11 @@ class PairData(LightningDataModule):
         return loaders
 
     @override
-    def val_dataloader(self) -> list[BatchLoader]:
+    def val_dataloader(self) -> list[BatchLoader[Batch]]:
         return self.scoring_loaders("validate")
 
     @override
-    def test_dataloader(self) -> list[BatchLoader]:
+    def test_dataloader(self) -> list[BatchLoader[Batch]]:
         return self.scoring_loaders("test")
 
     @override

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import webdataset as wds
 from torch.utils.data import get_worker_info
@@ -14,6 +14,7 @@ from datamodules.shards import Sample, ShardSet
 from lightning_conan.embedder import Batch, Encoded, OmniProcessor
 from lightning_conan.items import Item, Pair
 
+Made = TypeVar("Made")
 Prepared = tuple[list[tuple[str, Encoded, str]], int]
 """A pair's encoded sides (name, encoded, content hash), and its size in bytes."""
 
@@ -99,7 +100,7 @@ def collate(samples: list[Sample], sides: list[list[tuple[str, Encoded, str]]], 
     )
 
 
-class BatchLoader:
+class BatchLoader(Generic[Made]):
     """Iterates over encoded batches; each iteration asks anew which ones (epoch and position).
 
     Args:
@@ -109,13 +110,13 @@ class BatchLoader:
         num_workers: Worker processes; 0 encodes in this one.
     """
 
-    def __init__(self, slots: Callable[[], list[Slot]], length: int, encode: Callable[[Slot], Batch], num_workers: int) -> None:
+    def __init__(self, slots: Callable[[], list[Slot]], length: int, encode: Callable[[Slot], Made], num_workers: int) -> None:
         self.slots, self.length, self.encode, self.num_workers = slots, length, encode, num_workers
 
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Made]:
         pipeline = wds.DataPipeline(partial(iter, self.slots()), split_by_batch, wds.map(self.encode))
         settings: dict[str, Any] = {"prefetch_factor": 2} if self.num_workers else {}
         yield from wds.WebLoader(pipeline, batch_size=None, num_workers=self.num_workers, **settings)

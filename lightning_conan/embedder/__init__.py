@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel
 
-from lightning_conan.embedder.batch import Batch
+from lightning_conan.embedder.batch import Batch, ItemBatch
 from lightning_conan.embedder.checkpoint import (
     STATES,
     Adapter,
@@ -33,6 +33,7 @@ __all__ = [
     "Chunk",
     "Encoded",
     "GraftReport",
+    "ItemBatch",
     "OmniConfig",
     "OmniEmbedder",
     "OmniProcessor",

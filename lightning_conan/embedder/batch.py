@@ -44,3 +44,24 @@ class Batch:
         yield from self.targets
         for row in self.negatives:
             yield from row
+
+
+@dataclass(frozen=True)
+class ItemBatch:
+    """Encoded items of one part of what is being embedded.
+
+    Args:
+        part: The part's number.
+        rows: Each item's place in the whole.
+        keys: Each item's key.
+        modalities: What each item holds, such as ``image+text``.
+        items: The encoded items.
+        faults: JSON lines of the items that were left out.
+    """
+
+    part: int
+    rows: list[int]
+    keys: list[str]
+    modalities: list[str]
+    items: list[Encoded]
+    faults: list[str]

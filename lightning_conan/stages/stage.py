@@ -18,6 +18,7 @@ from lightning_conan.embedder import (
     STATES,
     Batch,
     Encoded,
+    ItemBatch,
     OmniEmbedder,
     OmniProcessor,
     Provenance,
@@ -240,6 +241,10 @@ class Stage(LightningModule):
     @override
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.score(batch, self.data_set("test", dataloader_idx))
+
+    @override
+    def predict_step(self, batch: ItemBatch, batch_idx: int) -> Float[Tensor, "items dim"]:
+        return self.embed(batch.items) if batch.items else torch.empty(0, self.embedder.config.dim)
 
     @override
     def on_validation_epoch_end(self) -> None:

@@ -1,0 +1,228 @@
+"""Items to embed: a manifest or a folder of media, in parts that are each embedded once."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import LightningDataModule
+from typing_extensions import override
+
+from datamodules.manifest import Fault
+from datamodules.plan import Slot
+from datamodules.stream import BatchLoader
+from lightning_conan.embedder import ItemBatch, OmniProcessor
+from lightning_conan.items import Item, Media, Modality, parse_item, parse_pair
+
+Side = Literal["query", "target"]
+SUFFIXES: dict[Modality, tuple[str, ...]] = {
+    "image": ("png", "jpg", "jpeg", "webp"),
+    "video": ("mp4", "webm", "mov", "mkv"),
+    "audio": ("wav", "flac", "mp3", "ogg", "opus", "m4a"),
+    "document": ("pdf",),
+    "text": ("txt",),
+}
+KINDS = {suffix: modality for modality, suffixes in SUFFIXES.items() for suffix in suffixes}
+
+
+class ItemList:
+    """Named items of a manifest or a folder, opened when they are embedded.
+
+    Args:
+        source: A manifest (JSONL) of pairs or of single items with a ``key``, or a folder of media files.
+        side: Which side of a pair.
+
+    Raises:
+        ValueError: Nothing there, a broken line, or a key that stands twice.
+    """
+
+    def __init__(self, source: Path, side: Side = "target") -> None:
+        self.source, self.side = source, side
+        if source.is_dir():
+            self.entries: list[tuple[str, Any]] = sorted(folder_entries(source))
+        elif source.is_file():
+            self.entries = list(manifest_entries(source))
+        else:
+            raise ValueError(f"{source} does not exist. Name a manifest (JSONL) or a folder of media.")
+        if not self.entries:
+            raise ValueError(f"{source} must hold at least 1 item to embed, got 0. Files end in {sorted(KINDS)}.")
+        keys = [key for key, _ in self.entries]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"Keys must be unique, {twice!r} stands twice in {source}.")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def key(self, number: int) -> str:
+        """An item's key."""
+        return self.entries[number][0]
+
+    def item(self, number: int) -> Item:
+        """An item, its media still encoded.
+
+        Raises:
+            ValueError: A field that is missing, unknown or ill-typed.
+        """
+        value = self.entries[number][1]
+        if isinstance(value, Item):
+            return value
+        if isinstance(value, Path):
+            return Item((value.read_text(errors="strict"),))
+        if "query" in value or "target" in value:
+            pair = parse_pair(value, self.source.parent)
+            return pair.query if self.side == "query" else pair.target
+        fields = {name: content for name, content in value.items() if name not in ("key", "split", "task", "modality")}
+        return parse_item(fields, self.source.parent)
+
+    def size(self, number: int) -> tuple[str, int]:
+        """What an item is and about how long it will be, without opening it: items of like size embed together."""
+        value = self.entries[number][1]
+        if isinstance(value, dict) and ("query" in value or "target" in value):
+            value = value.get(self.side) or {}
+        if not isinstance(value, dict):
+            return ("", number)
+        return ",".join(sorted(value)), len(json.dumps(value))
+
+    def fingerprint(self) -> str:
+        """Changes with what is there."""
+        digest = hashlib.sha256(f"{self.side}".encode())
+        if self.source.is_file():
+            digest.update(self.source.read_bytes())
+        else:
+            for key, value in self.entries:
+                path = value if isinstance(value, Path) else value.media[0].source
+                digest.update(f"{key}:{path.stat().st_size}:{path.stat().st_mtime_ns};".encode())
+        return digest.hexdigest()
+
+
+def folder_entries(folder: Path) -> Iterator[tuple[str, Item | Path]]:
+    """Each media file below a folder by its relative path; each page of a PDF apart."""
+    for path in folder.rglob("*"):
+        modality = KINDS.get(path.suffix.lower().removeprefix("."))
+        if modality is None or not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        key = path.relative_to(folder).as_posix()
+        if modality == "text":
+            yield key, path
+        elif modality == "document":
+            yield from (
+                (f"{key}#page={page}", Item((Media("document", path, key, page=page),))) for page in range(1, pages_of(path) + 1)
+            )
+        else:
+            yield key, Item((Media(modality, path, key),))
+
+
+def pages_of(path: Path) -> int:
+    """Number of a PDF's pages; 1 for a broken file, which then is quarantined like any other."""
+    import pypdfium2
+
+    try:
+        with pypdfium2.PdfDocument(path) as pdf:
+            return len(pdf)
+    except pypdfium2.PdfiumError:
+        return 1
+
+
+def manifest_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line's key and content.
+
+    Raises:
+        ValueError: A line that is no JSON object with a key.
+    """
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            value = json.loads(line)
+            if not isinstance(value, dict) or not isinstance(value.get("key"), str):
+                raise ValueError(f"Each line of a manifest must be an object with a key, got {line[:80]!r} in {path}:{number}.")
+            yield value["key"], value
+
+
+class ItemEncoder:
+    """Encodes the items of a slot; broken ones are left out and listed.
+
+    Args:
+        items: What there is.
+        processor: Encodes one.
+    """
+
+    def __init__(self, items: ItemList, processor: OmniProcessor) -> None:
+        self.items, self.processor = items, processor
+
+    def __call__(self, slot: Slot) -> ItemBatch:
+        batch = ItemBatch(part=int(slot.source), rows=[], keys=[], modalities=[], items=[], faults=[])
+        for number in slot.numbers:
+            try:
+                item = self.items.item(number)
+                encoded = self.processor(item)
+            except (ValueError, OSError) as error:
+                batch.faults.append(Fault(str(self.items.source), self.items.key(number), "sample", str(error)).to_json())
+                continue
+            kinds = dict.fromkeys("text" if isinstance(part, str) else part.modality for part in item.parts)
+            batch.rows.append(number)
+            batch.keys.append(self.items.key(number))
+            batch.modalities.append("+".join(kinds))
+            batch.items.append(encoded)
+        return batch
+
+
+class EmbedData(LightningDataModule):
+    """Streams the items of a manifest or a folder to `predict`, part by part.
+
+    Args:
+        source: A manifest (JSONL) of pairs or of single items, or a folder of media files.
+        side: Which side of a pair to embed.
+        rows_per_part: Items of a part: what a killed run repeats at most, on each device.
+        batch_size: Items that are encoded and packed together.
+        num_workers: Processes that decode; 0 decodes in the main process.
+    """
+
+    def __init__(
+        self, source: Path, side: Side = "target", rows_per_part: int = 4096, batch_size: int = 256, num_workers: int = 0
+    ) -> None:
+        super().__init__()
+        if rows_per_part < 1 or batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                "rows_per_part and batch_size must be positive and num_workers not negative, "
+                f"got {rows_per_part}, {batch_size} and {num_workers}."
+            )
+        self.source, self.side, self.num_workers = Path(source), side, num_workers
+        self.rows_per_part, self.batch_size = rows_per_part, batch_size
+        self.skip: set[int] = set()
+        self.items: ItemList
+
+    @override
+    def setup(self, stage: str) -> None:
+        self.items = ItemList(self.source, self.side)
+
+    @property
+    def parts(self) -> int:
+        """Number of parts."""
+        return -(-len(self.items) // self.rows_per_part)
+
+    def numbers(self, part: int) -> range:
+        """The items of a part."""
+        return range(part * self.rows_per_part, min((part + 1) * self.rows_per_part, len(self.items)))
+
+    def slots(self, rank: int, world: int) -> list[Slot]:
+        """Batches of the parts that a rank still has to embed; items of like size share a batch."""
+        todo = [part for part in range(self.parts) if part not in self.skip][rank::world]
+        slots = []
+        for part in todo:
+            order = sorted(self.numbers(part), key=self.items.size)
+            slots += [
+                Slot(str(part), tuple(order[start : start + self.batch_size])) for start in range(0, len(order), self.batch_size)
+            ]
+        return slots
+
+    @override
+    def predict_dataloader(self) -> BatchLoader[ItemBatch]:
+        assert self.trainer is not None, "loaders are made by a trainer"
+        slots = self.slots(self.trainer.global_rank, self.trainer.world_size)
+        encoder = ItemEncoder(self.items, self.trainer.lightning_module.processor)  # type: ignore[arg-type]
+        return BatchLoader(lambda: slots, len(slots), encoder, self.num_workers)
+
+    @override
+    def transfer_batch_to_device(self, batch: ItemBatch, device: Any, dataloader_idx: int) -> ItemBatch:
+        return batch  # the model moves each chunk when it is due

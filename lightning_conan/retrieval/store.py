@@ -1,0 +1,163 @@
+"""Embeddings on disk: Parquet parts of key, modality and embedding, each written whole and never twice."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Precision = Literal["float32", "float16", "int8"]
+TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a part's embeddings were made of; all parts of a folder share it.
+
+    Args:
+        model: Fingerprint of the checkpoint folder.
+        source: Fingerprint of what was embedded.
+        precision: How numbers are stored.
+        dim: Length of an embedding.
+        rows_per_part: Rows of a part, but the last.
+        parts: Number of parts.
+    """
+
+    model: str
+    source: str
+    precision: Precision
+    dim: int
+    rows_per_part: int
+    parts: int
+
+    def to_metadata(self) -> dict[str, str]:
+        """As Parquet stores it."""
+        return {name: str(value) for name, value in asdict(self).items()}
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """Where a part lies."""
+    return folder / f"part-{number:05d}.parquet"
+
+
+def shorten(vectors: Float[Tensor, "rows full"], dim: int) -> Float[Tensor, "rows dim"]:
+    """The first ``dim`` entries (Matryoshka, arXiv 2205.13147), unit-norm again."""
+    if dim == vectors.shape[1]:
+        return vectors
+    return torch.nn.functional.normalize(vectors[:, :dim], dim=-1)
+
+
+def write_part(
+    folder: Path, number: int, origin: Origin, keys: Sequence[str], modalities: Sequence[str], vectors: Float[Tensor, "rows dim"]
+) -> None:
+    """Writes one part, whole or not at all.
+
+    int8 parts have a ``scale`` column: a row's embedding is ``scale * embedding``.
+
+    Raises:
+        ValueError: Embeddings that are not finite or have no length, by key.
+    """
+    bad = ~vectors.isfinite().all(dim=1) | ~vectors.any(dim=1)
+    if bool(bad.any()):
+        names = [key for key, odd in zip(keys, bad.tolist(), strict=True) if odd]
+        raise ValueError(
+            f"Embeddings must be finite and not zero, those of {names[:5]} are not. The model diverged: do not use it."
+        )
+    columns = {"key": pa.array(keys, pa.string()), "modality": pa.array(modalities, pa.string())}
+    if origin.precision == "int8":
+        scale = vectors.abs().amax(dim=1) / 127
+        columns["scale"] = pa.array(scale.numpy())
+        vectors = (vectors / scale[:, None]).round()
+    flat = vectors.to(getattr(torch, origin.precision)).flatten().numpy()
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat, TYPES[origin.precision]), origin.dim)
+    table = pa.table(columns).replace_schema_metadata(origin.to_metadata())
+    path = part_path(folder, number)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with scratch.open("wb") as file:
+        pq.write_table(table, file, compression="none", use_dictionary=["modality"])
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.rename(path)
+
+
+def read_origin(path: Path) -> dict[str, str]:
+    """What a part says of its origin."""
+    return {
+        name.decode(): value.decode() for name, value in (pq.read_schema(path).metadata or {}).items() if name != b"ARROW:schema"
+    }
+
+
+def finished_parts(folder: Path, origin: Origin) -> set[int]:
+    """Numbers of the parts that are there already; leftovers of a killed run are removed.
+
+    Raises:
+        ValueError: A part of another model, source or setting.
+    """
+    for leftover in folder.glob(".part-*.partial"):
+        leftover.unlink()
+    wanted, found = origin.to_metadata(), set()
+    for path in sorted(folder.glob("part-*.parquet")):
+        if odd := {
+            name: (value, read_origin(path).get(name)) for name, value in wanted.items() if read_origin(path).get(name) != value
+        }:
+            name, (new, old) = next(iter(odd.items()))
+            raise ValueError(
+                f"{path} was made with {name} {old}, and this run has {new}. Choose another --out, or remove the old parts."
+            )
+        found.add(int(path.stem.removeprefix("part-")))
+    return found
+
+
+class EmbeddingStore:
+    """All parts of a folder, memory-mapped.
+
+    Args:
+        folder: What `conan embed` wrote.
+
+    Raises:
+        ValueError: No parts, or not all of them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("part-*.parquet"))
+        if not self.paths:
+            raise ValueError(f"{folder} holds no embeddings: there is no part-00000.parquet. Write it with `conan embed`.")
+        self.origin = read_origin(self.paths[0])
+        total = int(self.origin["parts"])
+        if missing := sorted({part_path(folder, number) for number in range(total)} - set(self.paths)):
+            raise ValueError(
+                f"{folder} is incomplete: {missing[0].name} of {total} parts is missing. Run the same `conan embed` again."
+            )
+        self.tables = [pq.read_table(path, memory_map=True) for path in self.paths]
+
+    def __len__(self) -> int:
+        return sum(len(table) for table in self.tables)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.origin["dim"])
+
+    def entry(self, row: int) -> tuple[str, str]:
+        """Key and modality of a row."""
+        for table in self.tables:
+            if row < len(table):
+                return table["key"][row].as_py(), table["modality"][row].as_py()
+            row -= len(table)
+        raise IndexError(row)
+
+    def blocks(self, rows: int = 16_384) -> Iterator[Float[Tensor, "_ dim"]]:
+        """The embeddings in float32, a block at a time."""
+        for table in self.tables:
+            for batch in table.to_batches(rows):
+                values = batch["embedding"].flatten().to_numpy(zero_copy_only=True)
+                block = torch.from_numpy(values.reshape(len(batch), self.dim).copy()).float()
+                if "scale" in batch.schema.names:
+                    block *= torch.from_numpy(batch["scale"].to_numpy().copy())[:, None]
+                yield block

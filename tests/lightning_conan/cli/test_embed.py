@@ -1,0 +1,170 @@
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from callbacks import EmbeddingParts
+from lightning_conan.cli.main import main
+from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
+from lightning_conan.items import Item, Media
+from lightning_conan.retrieval.store import EmbeddingStore
+from samples import flac, mp4, png
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """A folder of nine good items and a broken one, in subfolders."""
+    root = tmp_path_factory.mktemp("media")
+    (root / "sub" / ".hidden").mkdir(parents=True)
+    for row in range(3):
+        (root / f"{row}.png").write_bytes(png(seed=row))
+        (root / "sub" / f"{row}.FLAC").write_bytes(flac(0.5 + 0.3 * row))
+        (root / f"note{row}.txt").write_text("a red circle " * (row + 1))
+    (root / "broken.mp4").write_bytes(mp4()[:500])
+    (root / "sub" / ".hidden" / "x.png").write_bytes(png())
+    (root / "thesis.docx").write_bytes(b"no medium")
+    return root
+
+
+def embed(base, source, out, *options) -> int:
+    return main(["embed", "--folder", str(base), "--source", str(source), "--out", str(out), "--accelerator", "cpu", *options])
+
+
+def rows(out) -> dict[str, list[float]]:
+    found = [row for path in sorted(out.glob("part-*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert len({row["key"] for row in found}) == len(found), "a key stands twice"
+    return {row["key"]: row["embedding"] for row in found}
+
+
+def test_a_folder_of_media_becomes_one_row_each(base, media, tmp_path, capsys):
+    assert embed(base, media, tmp_path / "out", "--precision", "float32", "--rows_per_part", "4") == 0
+    captured = capsys.readouterr()
+    assert "9 embeddings of 128 entries in 3 parts, 9 of them new" in captured.out
+    assert "left out 1 broken items" in captured.err
+    found = rows(tmp_path / "out")
+    assert sorted(found) == sorted(
+        [*(f"{r}.png" for r in range(3)), *(f"sub/{r}.FLAC" for r in range(3)), *(f"note{r}.txt" for r in range(3))]
+    )
+    (fault,) = [line for path in (tmp_path / "out" / "quarantine").iterdir() for line in path.read_text().splitlines()]
+    assert json.loads(fault)["key"] == "broken.mp4"
+    model, processor, _ = load_folder(base)
+    with torch.no_grad():
+        wanted = model.embed([processor(Item((Media("image", (media / "1.png"), "1.png"),)))])[0]
+    torch.testing.assert_close(torch.tensor(found["1.png"]), wanted, atol=1e-5, rtol=0)
+
+
+def manifest(root, lines):
+    root.mkdir(exist_ok=True)
+    (root / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return root / "m.jsonl"
+
+
+def test_a_manifest_gives_the_side_that_is_asked_for(base, tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    pair = {"key": "p", "task": "t", "modality": "image", "query": {"image": "a.png"}, "target": {"text": "noise"}}
+    source = manifest(tmp_path, [pair, {"key": "i", "image": "a.png", "text": "make it blue"}])
+    for side in ("query", "target"):
+        assert embed(base, source, tmp_path / side, "--side", side) == 0
+    kinds = {
+        side: dict(
+            zip(
+                *pq.read_table(tmp_path / side / "part-00000.parquet").select(["key", "modality"]).to_pydict().values(),
+                strict=True,
+            )
+        )
+        for side in ("query", "target")
+    }
+    assert kinds == {"query": {"p": "image", "i": "image+text"}, "target": {"p": "text", "i": "image+text"}}
+
+
+@pytest.mark.parametrize(("precision", "off"), [("float32", 1e-6), ("float16", 1e-3), ("int8", 5e-3)])
+def test_precisions_store_the_same_vectors(base, media, tmp_path, precision, off):
+    for name in ("float32", precision):
+        assert embed(base, media, tmp_path / name, "--precision", name) == 0
+    wanted, found = (torch.cat(list(EmbeddingStore(tmp_path / name).blocks())) for name in ("float32", precision))
+    torch.testing.assert_close(found, wanted, atol=off, rtol=0)
+
+
+def test_fewer_dimensions_are_the_first_ones_at_unit_length(base, media, tmp_path):
+    assert embed(base, media, tmp_path / "full", "--precision", "float32") == 0
+    assert embed(base, media, tmp_path / "short", "--precision", "float32", "--dim", "32") == 0
+    full, short = (torch.cat(list(EmbeddingStore(tmp_path / name).blocks())) for name in ("full", "short"))
+    torch.testing.assert_close(short, torch.nn.functional.normalize(full[:, :32], dim=-1))
+
+
+def test_a_killed_run_goes_on_and_writes_each_key_once(base, media, tmp_path, monkeypatch, capsys):
+    """Killed while it writes the second part: the first stays as it is, nothing half-written is taken for whole."""
+    real, calls = EmbeddingParts.write, []
+
+    def dies(self, part):
+        calls.append(part)
+        if len(calls) == 2:
+            (self.out / ".part-00001.parquet.1.partial").write_bytes(b"half")
+            raise KeyboardInterrupt
+        real(self, part)
+
+    monkeypatch.setattr(EmbeddingParts, "write", dies)
+    assert embed(base, media, tmp_path / "out", "--rows_per_part", "4") == 130
+    monkeypatch.setattr(EmbeddingParts, "write", real)
+    before = (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns
+    assert main(["search", "--folder", str(base), "--index", str(tmp_path / "out"), "--text", "x"]) == 1
+    assert "is incomplete" in capsys.readouterr().err
+    assert embed(base, media, tmp_path / "out", "--rows_per_part", "4") == 0
+    assert (tmp_path / "out" / "part-00000.parquet").stat().st_mtime_ns == before
+    assert embed(base, media, tmp_path / "whole", "--rows_per_part", "4") == 0
+    assert rows(tmp_path / "out") == rows(tmp_path / "whole")
+    assert not list((tmp_path / "out").glob(".part*"))
+    capsys.readouterr()
+    assert embed(base, media, tmp_path / "out", "--rows_per_part", "4") == 0
+    assert "0 of them new" in capsys.readouterr().out
+
+
+def test_other_settings_do_not_mix(base, media, tmp_path, capsys):
+    assert embed(base, media, tmp_path / "out") == 0
+    assert embed(base, media, tmp_path / "out", "--precision", "int8") == 1
+    assert "was made with precision float16, and this run has int8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "at least 1 item"),
+        ([{"key": "a", "text": "x"}, {"key": "a", "text": "y"}], "'a' stands twice"),
+        ([{"text": "x"}], "must be an object with a key"),
+    ],
+)
+def test_unusable_manifests_are_one_error(base, tmp_path, lines, message, capsys):
+    assert embed(base, manifest(tmp_path, lines), tmp_path / "out") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_search_finds_what_was_embedded(base, media, tmp_path, capsys):
+    assert embed(base, media, tmp_path / "out") == 0
+    capsys.readouterr()
+    words = ["search", "--folder", str(base), "--index", str(tmp_path / "out"), "--k", "3"]
+    for query in (("--image", str(media / "2.png")), ("--audio", str(media / "sub" / "0.FLAC")), ("--text", "a red circle " * 2)):
+        assert main([*words, *query]) == 0
+        first = capsys.readouterr().out.splitlines()[0].split()
+        assert first[0] == "1"
+        assert float(first[1]) > 0.999
+        assert first[3] == {"--image": "2.png", "--audio": "sub/0.FLAC", "--text": "note1.txt"}[query[0]]
+    queries = manifest(tmp_path / "queries", [{"key": "q1", "text": "a red circle "}, {"key": "q2", "text": "blue"}])
+    assert main([*words, "--queries", str(queries), "--format", "jsonl"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["query"] for line in lines] == ["q1", "q2"]
+    assert lines[0]["hits"][0]["key"] == "note0.txt"
+    assert all(len(line["hits"]) == 3 for line in lines)
+
+
+def test_search_refuses_what_makes_no_sense(base, media, tmp_path, capsys):
+    assert embed(base, media, tmp_path / "out") == 0
+    words = ["search", "--folder", str(base), "--index", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert "needs a query" in capsys.readouterr().err
+    assert main([*words, "--text", "x", "--k", "0"]) == 1
+    other = shutil.copytree(base, tmp_path / "other")
+    save_folder(other, *tiny_embedder(5), Provenance("base"))
+    assert main(["search", "--folder", str(other), "--index", str(tmp_path / "out"), "--text", "x"]) == 1
+    assert "another model" in capsys.readouterr().err
