@@ -17,6 +17,7 @@ VERBS = {
     "pack": "turn manifests into shards",
     "embed": "embed a manifest or a folder of media into Parquet parts",
     "search": "find the nearest embeddings of a text, an image, a video or a sound",
+    "export": "write a folder that sentence-transformers loads",
     "doctor": "check this machine, or that a folder's vectors come out as they were written",
     "demo": "run every stage on the tiny configuration and the toy world",
 }

@@ -1,5 +1,6 @@
 """From an Item to an Encoded: decoding, resizing, log-mel, the chat template and its placeholders."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as fields_of
 from functools import cached_property
@@ -17,10 +18,13 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize 
 from lightning_conan.embedder.audio import audio_tokens
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.embedder.positions import Run, mrope_positions
-from lightning_conan.items import Item, Media
-from lightning_conan.media import Clip, Limits, MediaError, decode_audio, decode_document, decode_image, decode_video
+from lightning_conan.items import Item
+from lightning_conan.media import Clip, Limits, MediaError, decode_media
 from lightning_conan.media.audio import SAMPLE_RATE
 from lightning_conan.media.video import Sampling
+
+Decoded = Tensor | Clip
+"""Pixels of an image or page (3 axes), a waveform at 16 kHz (1 axis), or a video's sampled frames."""
 
 SPECIAL_TOKENS = {
     "im_start": "<|im_start|>",
@@ -140,8 +144,36 @@ class OmniProcessor:
         Raises:
             MediaError: One of its media is broken or over a limit.
         """
+        draft = self.begin(item.instruction)
+        for part in item.parts:
+            if isinstance(part, str):
+                draft.write(part)
+                continue
+            decoded = decode_media(part, self.config.sampling, self.config.limits)
+            try:
+                self.add(draft, decoded)
+            except ValueError as error:
+                raise MediaError(part, str(error)) from error
+        return self.finish(draft)
+
+    def encode(self, parts: Sequence[str | Decoded], instruction: str | None = None) -> Encoded:
+        """As calling it, for media that are decoded already: pixels, sampled frames, a 16 kHz waveform.
+
+        Raises:
+            ValueError: A sliver of an image, a blip of a sound.
+        """
+        draft = self.begin(instruction)
+        for part in parts:
+            if isinstance(part, str):
+                draft.write(part)
+            else:
+                self.add(draft, part)
+        return self.finish(draft)
+
+    def begin(self, instruction: str | None) -> Draft:
+        """The template up to the user's words."""
         draft = Draft()
-        instruction = self.config.instruction if item.instruction is None else item.instruction
+        instruction = self.config.instruction if instruction is None else instruction
         if instruction:
             draft.add("im_start")
             draft.write(f"system\n{instruction}")
@@ -149,48 +181,29 @@ class OmniProcessor:
             draft.write("\n")
         draft.add("im_start")
         draft.write("user\n")
-        for part in item.parts:
-            if isinstance(part, str):
-                draft.write(part)
-            else:
-                self.add_media(draft, part)
-        draft.add("im_end")
-        draft.write("\n")
-        draft.add("im_start")
-        draft.write("assistant\n")
-        draft.add("end")
-        return self.finish(draft)
+        return draft
 
-    def add_media(self, draft: Draft, media: Media) -> None:
-        """Appends one medium: its pixels or frames, and its placeholders."""
-        limits = self.config.limits
-        match media.modality:
-            case "audio":
-                self.add_audio(draft, decode_audio(media, limits), media)
-            case "video":
-                self.add_video(draft, decode_video(media, self.config.sampling, limits), media)
-            case _:
-                decode = decode_document if media.modality == "document" else decode_image
-                self.add_image(draft, decode(media, limits), media)
+    def add(self, draft: Draft, decoded: Decoded) -> None:
+        """Appends one decoded medium: its pixels, frames or log-mel, and its placeholders."""
+        if isinstance(decoded, Clip):
+            self.add_video(draft, decoded)
+        elif decoded.ndim == 1:
+            self.add_audio(draft, decoded)
+        else:
+            self.add_image(draft, decoded)
 
-    def add_image(self, draft: Draft, image: UInt8[Tensor, "3 height width"], media: Media) -> None:
+    def add_image(self, draft: Draft, image: UInt8[Tensor, "3 height width"]) -> None:
         config = self.config
         bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
-        try:
-            size = smart_resize(image.shape[1], image.shape[2], factor=config.patch_size * config.merge_size, **bounds)
-        except ValueError as error:  # an aspect ratio above 200
-            raise MediaError(media, str(error)) from error
+        size = smart_resize(image.shape[1], image.shape[2], factor=config.patch_size * config.merge_size, **bounds)
         draft.pixels.append(resize(image[None], size))
         self.add_grid(draft, "image", size)
 
-    def add_video(self, draft: Draft, clip: Clip, media: Media) -> None:
+    def add_video(self, draft: Draft, clip: Clip) -> None:
         frames, seconds = clip.frames, clip.seconds
         if len(frames) == 1:  # the vision tower takes frames in pairs
             frames, seconds = frames.repeat(2, 1, 1, 1), seconds * 2
-        try:
-            size = self.frame_size(len(frames), frames.shape[2], frames.shape[3])
-        except ValueError as error:
-            raise MediaError(media, str(error)) from error
+        size = self.frame_size(len(frames), frames.shape[2], frames.shape[3])
         frames = resize(frames, size)
         if len(frames) % 2:
             frames, seconds = torch.cat([frames, frames[-1:]]), [*seconds, seconds[-1]]
@@ -223,10 +236,10 @@ class OmniProcessor:
         draft.add(token, draft.grids[-1][0] * draft.grids[-1][1])
         draft.add("vision_end")
 
-    def add_audio(self, draft: Draft, wave: Float[Tensor, " samples"], media: Media) -> None:
+    def add_audio(self, draft: Draft, wave: Float[Tensor, " samples"]) -> None:
         extractor: Any = self.mel_extractor
         if len(wave) < extractor.n_fft:
-            raise MediaError(media, f"{len(wave)} samples at 16 kHz are too short, must be {extractor.n_fft} or more")
+            raise ValueError(f"{len(wave)} samples at 16 kHz are too short, must be {extractor.n_fft} or more")
         features = extractor(wave.numpy(), sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
         mel = features["input_features"][0]
         draft.mels.append(mel)
@@ -235,7 +248,12 @@ class OmniProcessor:
         draft.add("audio_end")
 
     def finish(self, draft: Draft) -> Encoded:
-        """Token ids and positions of a complete draft."""
+        """The rest of the template, then token ids and positions."""
+        draft.add("im_end")
+        draft.write("\n")
+        draft.add("im_start")
+        draft.write("assistant\n")
+        draft.add("end")
         ids: list[int] = []
         runs: list[Run] = []
         grids = iter(draft.grids)

@@ -1,6 +1,7 @@
 """Checkpoint folders: provenance, tensors, adapters, golden vectors, grafting."""
 
 from lightning_conan.embedder.checkpoint.adapter import Adapter
+from lightning_conan.embedder.checkpoint.export import export_folder
 from lightning_conan.embedder.checkpoint.folder import (
     CONFIG,
     check_folder,
@@ -33,6 +34,7 @@ __all__ = [
     "check_folder",
     "check_specs",
     "compare_golden",
+    "export_folder",
     "graft_folder",
     "load_folder",
     "load_processor",

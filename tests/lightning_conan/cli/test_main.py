@@ -29,7 +29,9 @@ def test_usage():
     assert main(["frobnicate"]) == 2
 
 
-@pytest.mark.parametrize("verb", ["fit", "test", "validate", "predict", "graft", "fuse", "pack", "doctor", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["fit", "test", "validate", "predict", "graft", "fuse", "pack", "embed", "search", "export", "doctor", "demo"]
+)
 def test_every_verb_explains_itself(verb, capsys):
     assert main([verb, "--help"]) == 0
     assert "--config" in capsys.readouterr().out

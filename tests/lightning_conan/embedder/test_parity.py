@@ -15,10 +15,8 @@ from lightning_conan.embedder import OmniProcessor, load_folder
 from lightning_conan.embedder.model import patchify
 from lightning_conan.items import Item, Media
 from lightning_conan.media import decode_audio, decode_document, decode_image
-from lightning_conan.media.video import Sampling, decode_video
-from samples import flac, mp4, png
-
-EVERY_FRAME = Sampling(fps=1e6, min_frames=1, max_frames=10**6)
+from lightning_conan.media.video import decode_video
+from samples import EVERY_FRAME, flac, mp4, png
 
 
 def image(seed=0, height=90, width=140, kind="image"):

@@ -1,0 +1,36 @@
+"""`conan export`: a checkpoint folder for the libraries that users already have."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the options and exports."""
+    from jsonargparse import ArgumentParser
+
+    from lightning_conan.cli.quiet import quiet_libraries
+    from lightning_conan.embedder import export_folder
+
+    parser = ArgumentParser(
+        prog="conan export",
+        description="Writes a folder that sentence-transformers loads, with the same vectors and a model card.",
+    )
+    parser.add_argument("--config", action="config", help="Read options from a YAML file.")
+    parser.add_argument("folder", type=Path, help="The checkpoint folder, dense or an adapter.")
+    parser.add_argument("out", type=Path, help="The folder to write.")
+    parser.add_argument("--to", type=Literal["sentence-transformers"], default="sentence-transformers", help="The library.")
+    parser.add_argument(
+        "--stock",
+        type=bool,
+        default=False,
+        help="Only the library's own modules: text, image and video, without the ears; loading needs nothing of this package.",
+    )
+    parser.add_argument("--scores", type=Path | None, default=None, help="What `conan test` wrote, for the model card.")
+    options = parser.parse_args(list(args))
+    quiet_libraries()
+    scores = json.loads(options.scores.read_text()) if options.scores else None
+    export_folder(options.folder, options.out, options.stock, scores)
+    trust = "" if options.stock else ", trust_remote_code=True"
+    print(f'{options.out}: SentenceTransformer("{options.out}"{trust}) gives the vectors of {options.folder}')

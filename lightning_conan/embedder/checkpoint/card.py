@@ -1,0 +1,71 @@
+"""The model card: what a published folder says of itself."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_conan.embedder.checkpoint.provenance import Provenance
+from lightning_conan.embedder.config import OmniConfig
+
+CARD = "README.md"
+
+
+def write_card(
+    folder: Path, provenance: Provenance, config: OmniConfig, parameters: int, scores: Mapping[str, Any] | None, stock: bool
+) -> None:
+    """Writes ``README.md`` with the front matter that hubs read."""
+    modalities = "text, image, video, visual document" + ("" if stock else " and audio")
+    sections = [
+        front_matter(provenance, stock),
+        f"# Omni-modal embedder ({provenance.state})",
+        f"One vector of {config.dim} entries for {modalities}: {parameters:,} parameters, cosine similarity, last-token pooling.",
+        usage(folder.name, stock),
+        "## Where it comes from",
+        origin(provenance),
+        *score_table(scores),
+        "## Versions",
+        "\n".join(f"- {name} {number}" for name, number in sorted(provenance.versions.items())),
+    ]
+    (folder / CARD).write_text("\n\n".join(section for section in sections if section) + "\n")
+
+
+def front_matter(provenance: Provenance, stock: bool) -> str:
+    """YAML that a hub's search reads."""
+    names = [str(provenance.notes[part]) for part in ("backbone", "audio") if part in provenance.notes]
+    tags = ["sentence-transformers", "feature-extraction", "multimodal", "lightning-conan", *([] if stock else ["audio"])]
+    lines = ["---", "library_name: sentence-transformers", "pipeline_tag: feature-extraction", "tags:"]
+    lines += [f"- {tag}" for tag in tags]
+    if names:
+        lines += ["base_model:", *(f"- {name}" for name in names), "base_model_relation: finetune"]
+    return "\n".join([*lines, "---"])
+
+
+def usage(name: str, stock: bool) -> str:
+    """How to load it."""
+    needs = "sentence-transformers" if stock else "sentence-transformers lightning-conan"
+    trust = "" if stock else ", trust_remote_code=True"  # the library asks for it; nothing but the package is imported
+    return f"""```python
+# pip install {needs}
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{name.lstrip(".").split(".partial")[0]}"{trust})
+vectors = model.encode(["a small red circle", {{"image": "photo.jpg"}}{"" if stock else ', {"audio": "clip.flac"}'}])
+```"""
+
+
+def origin(provenance: Provenance) -> str:
+    """State, parents and what the stage noted."""
+    lines = [f"- state: {provenance.state}" + (f" ({provenance.modality})" if provenance.modality else "")]
+    lines += [f"- made from {role}: `{digest[:16]}`" for role, digest in sorted(provenance.parents.items())]
+    lines += [f"- {name}: {value}" for name, value in sorted(provenance.notes.items())]
+    return "\n".join([*lines, f"- fingerprint of the weights it was exported from: `{provenance.fingerprint[:16]}`"])
+
+
+def score_table(scores: Mapping[str, Any] | None) -> list[str]:
+    """Scores by data set, with the command that made them."""
+    if not scores:
+        return []
+    columns = ("recall@1", "recall@10", "ndcg@10", "mrr")
+    rows = [f"| {name} | " + " | ".join(f"{values[column]:.1f}" for column in columns) + " |" for name, values in scores.items()]
+    head = f"| data set | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
+    return ["## Scores", "In per cent, mean of both directions, by `conan test`:", "\n".join([head, *rows])]

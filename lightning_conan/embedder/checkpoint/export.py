@@ -1,0 +1,151 @@
+"""Export: folders that sentence-transformers and transformers load, with a model card."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+from lightning_conan.embedder.checkpoint.card import write_card
+from lightning_conan.embedder.checkpoint.folder import check_folder, load_processor, open_tensors, whole_folder, write_sidecars
+from lightning_conan.embedder.checkpoint.provenance import Provenance
+from lightning_conan.embedder.checkpoint.tensors import Spec, write_shards
+from lightning_conan.embedder.config import OmniConfig
+from lightning_conan.embedder.model import OmniEmbedder
+from lightning_conan.embedder.processor import OmniProcessor, ProcessorConfig
+
+LIBRARY = "sentence_transformers"
+OUR_MODULE = "lightning_conan.embedder.sentence_transformer.OmniModule"
+POOLING = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+
+
+def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[str, Any] | None = None) -> None:
+    """Writes ``out`` so that ``SentenceTransformer(out)`` gives the folder's vectors.
+
+    Args:
+        folder: A checkpoint folder, dense or an adapter.
+        out: The folder to write.
+        stock: Only stock modules, a plain Qwen3-VL for text, image and video: nothing of this package is needed to load
+            it, and the ears stay behind.
+        scores: Of `conan test`, for the model card.
+    """
+    provenance = check_folder(folder)
+    config, processor, tensors = OmniConfig.from_pretrained(folder), load_processor(folder), open_tensors(folder)
+    names = {name: stock_name(name) if stock else name for name in tensors.specs}
+    sources = {target: name for name, target in names.items() if target is not None}
+    specs: dict[str, Spec] = {target: tensors.specs[name] for target, name in sources.items()}
+
+    def tensor_of(target: str) -> Tensor:
+        return tensors[sources[target]]
+
+    with whole_folder(out) as scratch:
+        write_shards(scratch, specs, tensor_of)
+        write_modules(scratch, config.dim, stock)
+        write_prompts(scratch, processor.config.instruction)
+        if stock:
+            write_stock(scratch, config, processor)
+        else:
+            config.architectures = [OmniEmbedder.__name__]
+            add_matryoshka(config, provenance)
+            config.save_pretrained(scratch)
+        write_card(scratch, provenance, config, sum(spec.nbytes // spec.dtype.itemsize for spec in specs.values()), scores, stock)
+        notes = {**provenance.notes, "exported": "stock" if stock else "whole"}
+        write_sidecars(scratch, processor, replace(provenance, notes=notes))
+
+
+def stock_name(name: str) -> str | None:
+    """A tensor's name in a plain Qwen3-VL checkpoint; None for what that has not."""
+    if name.startswith("backbone."):
+        return f"model.{name.removeprefix('backbone.')}"
+    return name if name == "lm_head.weight" else None
+
+
+def add_matryoshka(config: Any, provenance: Provenance) -> None:
+    """Servers cut embeddings only where the config says that the model was trained for it."""
+    if dims := provenance.notes.get("matryoshka_dims"):
+        config.is_matryoshka, config.matryoshka_dimensions = True, list(dims)
+
+
+def write_modules(scratch: Path, dim: int, stock: bool) -> None:
+    """``modules.json`` and each module's settings; pooling in the old schema and in the new one."""
+    first = [("", f"{LIBRARY}.models.Transformer"), ("1_Pooling", f"{LIBRARY}.models.Pooling")] if stock else [("", OUR_MODULE)]
+    modules = [*first, (f"{len(first)}_Normalize", f"{LIBRARY}.models.Normalize")]
+    listed = [{"idx": index, "name": str(index), "path": path, "type": kind} for index, (path, kind) in enumerate(modules)]
+    write_json(scratch / "modules.json", listed)
+    for path, _ in modules[1:]:
+        (scratch / path).mkdir()
+    if stock:
+        old = {f"pooling_mode_{name}": name == "lasttoken" for name in POOLING}
+        new = {"embedding_dimension": dim, "pooling_mode": "lasttoken", "include_prompt": True}
+        write_json(scratch / "1_Pooling" / "config.json", {"word_embedding_dimension": dim, **old, **new})
+
+
+def write_prompts(scratch: Path, instruction: str) -> None:
+    """``config_sentence_transformers.json``: a prompt is the system instruction."""
+    prompts = {"query": instruction, "document": instruction}
+    write_json(
+        scratch / "config_sentence_transformers.json",
+        {"model_type": "SentenceTransformer", "prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
+
+
+def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor) -> None:
+    """Config, processors and chat template of a plain Qwen3-VL that does what ours does."""
+    settings, backbone = processor.config, config.backbone_config
+    backbone.architectures, backbone.dtype = ["Qwen3VLForConditionalGeneration"], config.dtype
+    backbone.save_pretrained(scratch)
+    mean: dict[str, Any] = {
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "patch_size": settings.patch_size,
+        "merge_size": settings.merge_size,
+    }
+    image = Qwen2VLImageProcessor(size={"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}, **mean)
+    video = Qwen3VLVideoProcessor(
+        size={"shortest_edge": settings.video_min_pixels, "longest_edge": settings.video_max_pixels},
+        fps=settings.sampling.fps,
+        min_frames=settings.sampling.min_frames,
+        max_frames=settings.sampling.max_frames,
+        cap_pixels_per_frame=settings.frame_max_tokens is not None,
+        max_video_tokens=settings.frame_max_tokens or 768,
+        **mean,
+    )
+    template = chat_template(settings)
+    Qwen3VLProcessor(image, processor.tokenizer, video, chat_template=template).save_pretrained(scratch)
+    write_json(scratch / "preprocessor_config.json", image.to_dict())
+    write_json(scratch / "video_preprocessor_config.json", video.to_dict())
+    processor.tokenizer.chat_template = template  # write_sidecars saves the tokenizer once more
+    processor.tokenizer.padding_side = "left"
+    modes = {"method": "forward", "method_output_name": "last_hidden_state"}
+    write_json(
+        scratch / "sentence_bert_config.json",
+        {
+            "transformer_task": "feature-extraction",
+            "modality_config": {**dict.fromkeys(("text", "image", "video"), modes), "message": {**modes, "format": "structured"}},
+            "module_output_name": "token_embeddings",
+            "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+        },
+    )
+
+
+def chat_template(settings: ProcessorConfig) -> str:
+    """The template that our processor writes, end token included, with the default instruction where none is given."""
+    video = "<|vision_start|><|video_pad|><|vision_end|>" if settings.wrap_videos else "<|video_pad|>"
+    system = f"<|im_start|>system\n{settings.instruction}<|im_end|>\n" if settings.instruction else ""
+    return (
+        f"{{%- if messages[0].role != 'system' %}}{{{{- {json.dumps(system)} }}}}{{%- endif %}}"
+        "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
+        "{%- if message.content is string %}{{- message.content }}{%- else %}{%- for part in message.content %}"
+        "{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
+        f"{{%- elif part.type == 'video' %}}{{{{- '{video}' }}}}"
+        "{%- elif 'text' in part %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<|endoftext|>' }}{%- endif %}"
+    )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON."""
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")

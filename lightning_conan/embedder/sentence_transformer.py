@@ -1,0 +1,122 @@
+"""A sentence-transformers module of the whole embedder; exported folders name it in ``modules.json``."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sentence_transformers.base.modules import InputModule
+from torch import Tensor
+from torchaudio.functional import resample
+
+from lightning_conan.embedder.checkpoint import load_folder, save_folder
+from lightning_conan.embedder.checkpoint.provenance import Provenance
+from lightning_conan.embedder.model import OmniEmbedder
+from lightning_conan.embedder.packing import Encoded
+from lightning_conan.embedder.processor import Decoded, OmniProcessor
+from lightning_conan.items import MODALITIES, Media, Modality
+from lightning_conan.media import Clip, decode_media
+from lightning_conan.media.audio import SAMPLE_RATE
+from lightning_conan.media.image import rgb_tensor
+
+
+class OmniModule(InputModule):
+    """Embeds text, images, videos, pages and sounds, one vector each.
+
+    An input is a text; a PIL image; or a mapping from ``text``, ``image``, ``video``, ``document`` and ``audio`` to
+    content, several of which make one mixed input in their order. Content is a path, a PIL image, a video's
+    (frames, 3, height, width) uint8 array with ``fps``, or ``{"array": samples, "sampling_rate": rate}``. A prompt is the
+    system instruction.
+    """
+
+    config_file_name = "omni_processor.json"
+    save_in_root = True
+
+    def __init__(self, model: OmniEmbedder, processor: OmniProcessor, provenance: Provenance) -> None:
+        super().__init__()
+        self.model, self.processor, self.provenance = model, processor, provenance
+        self.tokenizer = processor.tokenizer
+
+    @classmethod
+    def load(cls, model_name_or_path: str, **kwargs: Any) -> "OmniModule":
+        """Loads an exported folder, strictly."""
+        options = kwargs.get("model_kwargs") or {}
+        dtype = options.get("dtype", options.get("torch_dtype"))
+        return cls(*load_folder(folder_of(model_name_or_path), dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype))
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """Writes weights, processor and provenance into the library's folder, which holds other files too."""
+        with TemporaryDirectory(dir=output_path) as scratch:
+            written = save_folder(Path(scratch) / "model", self.model, self.processor, self.provenance)
+            shutil.copytree(written, output_path, dirs_exist_ok=True)
+
+    @property
+    def modalities(self) -> list[Any]:
+        """What it takes."""
+        return [*MODALITIES, "message"]
+
+    def get_embedding_dimension(self) -> int:
+        """Length of an embedding."""
+        return int(self.model.config.dim)
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Encodes inputs; nothing is padded yet."""
+        return {"encoded": [self.processor.encode(parts_of(value), prompt or None) for value in inputs]}
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds ``sentence_embedding``."""
+        encoded: list[Encoded] = features["encoded"]
+        return {**features, "sentence_embedding": self.model.embed(encoded)}
+
+
+def folder_of(name: str) -> Path:
+    """A local folder, or a repository's files downloaded from the hub."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name))
+
+
+def parts_of(value: Any) -> list[str | Decoded]:
+    """The parts of one input, decoded.
+
+    Raises:
+        ValueError: Something that is none of the documented inputs.
+    """
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Image.Image):
+        return [rgb_tensor(value)]
+    if isinstance(value, Mapping) and value and set(value) <= set(MODALITIES):
+        return [decoded(name, content) for name, content in value.items()]
+    raise ValueError(f"An input must be a text, a PIL image or a mapping from {list(MODALITIES)} to content, got {value!r:.80}.")
+
+
+def decoded(modality: Modality, content: Any) -> str | Decoded:
+    """One part's content, decoded."""
+    if modality == "text":
+        return str(content)
+    if isinstance(content, str | Path):
+        found: Decoded = decode_media(Media(modality, Path(content), str(content)))
+        return found
+    if isinstance(content, Image.Image):
+        return rgb_tensor(content)
+    if modality == "audio" and isinstance(content, Mapping) and {"array", "sampling_rate"} <= set(content):
+        return waveform(torch.as_tensor(np.asarray(content["array"]), dtype=torch.float32), int(content["sampling_rate"]))
+    if modality == "video" and isinstance(content, Mapping) and {"frames", "fps"} <= set(content):
+        frames = torch.as_tensor(np.asarray(content["frames"]), dtype=torch.uint8)
+        return Clip(frames, [index / float(content["fps"]) for index in range(len(frames))])
+    raise ValueError(
+        f"A {modality} must be a path, a PIL image, an array with its rate or frames with their fps, got {content!r:.80}."
+    )
+
+
+def waveform(samples: Tensor, rate: int) -> Tensor:
+    """Mono at 16 kHz; channels stand first."""
+    mono = samples.mean(dim=0) if samples.ndim == 2 else samples
+    return mono if rate == SAMPLE_RATE else resample(mono, rate, SAMPLE_RATE)

@@ -1,0 +1,136 @@
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, Qwen3VLForConditionalGeneration
+from transformers.video_utils import VideoMetadata
+
+from lightning_conan.cli.main import main
+from lightning_conan.embedder import load_folder
+from lightning_conan.items import Item, Media
+from lightning_conan.media.video import decode_video
+from samples import EVERY_FRAME, flac, mp4, png
+
+IMAGE, VIDEO, AUDIO = (
+    Media("image", png(90, 140), "a.png"),
+    Media("video", mp4(9, 100), "a.mp4"),
+    Media("audio", flac(1.3), "a.flac"),
+)
+PICTURE = Image.open(io.BytesIO(png(90, 140)))
+FRAMES = decode_video(VIDEO, EVERY_FRAME).frames.numpy()
+SHARED = {
+    "text": (Item(("a small red circle",)), "a small red circle"),
+    "image": (Item((IMAGE,)), PICTURE),
+    "image and text": (Item((IMAGE, "make it blue")), {"image": PICTURE, "text": "make it blue"}),
+    "another text": (Item(("a text after an image",)), "a text after an image"),
+}
+
+
+@pytest.fixture(scope="module")
+def wanted(grafted):
+    model, processor, _ = load_folder(grafted)
+
+    def embed(*items):
+        with torch.no_grad():
+            return model.embed([processor(item) for item in items])
+
+    return embed
+
+
+@pytest.fixture(scope="module")
+def exported(grafted, tmp_path_factory):
+    root = tmp_path_factory.mktemp("exported")
+    (root / "scores.json").write_text(
+        json.dumps({"digits": {"recall@1": 95.0, "recall@10": 100.0, "ndcg@10": 98.0, "mrr": 97.0}})
+    )
+    for name, stock in {"whole": "false", "stock": "true"}.items():
+        words = ["export", str(grafted), "--to", "sentence-transformers", str(root / name), "--stock", stock]
+        assert main([*words, "--scores", str(root / "scores.json")]) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(exported):
+    return SentenceTransformer(str(exported / "whole"), trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def stock(exported):
+    return SentenceTransformer(str(exported / "stock"))
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["whole", "stock"])
+def test_vectors_are_those_of_embed(name, wanted, whole, stock):
+    model = {"whole": whole, "stock": stock}[name]
+    items, inputs = zip(*SHARED.values(), strict=True)
+    close(model.encode(list(inputs), convert_to_tensor=True), wanted(*items))
+    for item, value in SHARED.values():
+        close(model.encode([value], convert_to_tensor=True), wanted(item))
+    close(model.encode(["x"], prompt="Find it.", convert_to_tensor=True), wanted(Item(("x",), "Find it.")))
+    assert model.get_embedding_dimension() == 64
+    assert model.similarity_fn_name == "cosine"
+
+
+def test_stock_modules_take_whole_videos(wanted, stock):
+    value = {"array": FRAMES, "video_metadata": VideoMetadata(total_num_frames=9, fps=4.0)}
+    close(stock.encode([{"video": value}], convert_to_tensor=True), wanted(Item((VIDEO,))))
+
+
+def test_the_packages_module_takes_files_sounds_and_mixtures(wanted, whole, tmp_path):
+    for media in (IMAGE, VIDEO, AUDIO):
+        (tmp_path / media.name).write_bytes(media.read())
+    paths = {media.modality: str(tmp_path / media.name) for media in (IMAGE, VIDEO, AUDIO)}
+    inputs = [
+        {"video": paths["video"]},
+        {"audio": paths["audio"]},
+        {"image": paths["image"], "audio": paths["audio"], "text": "both"},
+    ]
+    items = [Item((VIDEO,)), Item((AUDIO,)), Item((IMAGE, AUDIO, "both"))]
+    close(whole.encode(inputs, convert_to_tensor=True), wanted(*items))
+    with pytest.raises(ValueError, match="An input must be a text, a PIL image or a mapping"):
+        whole.encode([{"smell": "rose"}])
+
+
+def test_arrays_with_their_rate_are_sounds(wanted, whole):
+    from lightning_conan.media import decode_audio
+
+    samples = decode_audio(AUDIO)
+    close(
+        whole.encode([{"audio": {"array": samples.numpy(), "sampling_rate": 16_000}}], convert_to_tensor=True),
+        wanted(Item((AUDIO,))),
+    )
+
+
+def test_a_saved_module_loads_again(wanted, whole, tmp_path):
+    whole.save(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True)
+    close(again.encode(["hello"], convert_to_tensor=True), wanted(Item(("hello",))))
+
+
+def test_transformers_load_both(grafted, exported):
+    held = load_folder(grafted)[0].state_dict()
+    ours = AutoModel.from_pretrained(exported / "whole").state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in held.items())
+    theirs = Qwen3VLForConditionalGeneration.from_pretrained(exported / "stock").model.state_dict()
+    assert all(torch.equal(theirs[name], held[f"backbone.{name}"]) for name in theirs)
+
+
+def test_the_card_says_where_it_comes_from(exported, upstream):
+    card = (exported / "whole" / "README.md").read_text()
+    for words in ("base_model:", str(upstream / "qwen3_vl"), "| digits | 95.0 |", "trust_remote_code=True", "- state: base"):
+        assert words in card
+    assert "- audio" not in (exported / "stock" / "README.md").read_text().split("---")[1]
+
+
+def test_both_pooling_schemas_are_there(exported):
+    fields = json.loads((exported / "stock" / "1_Pooling" / "config.json").read_text())
+    assert fields["pooling_mode"] == "lasttoken"
+    assert fields["pooling_mode_lasttoken"]
+    assert fields["word_embedding_dimension"] == fields["embedding_dimension"] == 64
