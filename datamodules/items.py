@@ -13,7 +13,7 @@ from datamodules.manifest import Fault
 from datamodules.plan import Slot
 from datamodules.stream import BatchLoader
 from lightning_conan.embedder import ItemBatch, OmniProcessor
-from lightning_conan.items import Item, Media, Modality, parse_item, parse_pair
+from lightning_conan.items import Item, Media, Modality, parse_side
 
 Side = Literal["query", "target"]
 SUFFIXES: dict[Modality, tuple[str, ...]] = {
@@ -70,11 +70,7 @@ class ItemList:
             return value
         if isinstance(value, Path):
             return Item((value.read_text(errors="strict"),))
-        if "query" in value or "target" in value:
-            pair = parse_pair(value, self.source.parent)
-            return pair.query if self.side == "query" else pair.target
-        fields = {name: content for name, content in value.items() if name not in ("key", "split", "task", "modality")}
-        return parse_item(fields, self.source.parent)
+        return parse_side(value, self.side, self.source.parent)
 
     def size(self, number: int) -> tuple[str, int]:
         """What an item is and about how long it will be, without opening it: items of like size embed together."""

@@ -170,3 +170,16 @@ def parse_pair(value: object, root: Path) -> Pair:
     negatives = tuple(parse_item(item, root) for item in value.get("negatives", ()))
     query, target = parse_item(value["query"], root), parse_item(value["target"], root)
     return Pair(value["key"], value["task"], value["modality"], query, target, negatives)
+
+
+def parse_side(value: Mapping[str, object], side: str, root: Path) -> Item:
+    """What a line of a list of items holds: a pair's ``side``, or a single item beside its ``key``.
+
+    Raises:
+        ValueError: A missing, unknown or ill-typed field, named with its value.
+    """
+    if "query" in value or "target" in value:
+        pair = parse_pair(value, root)
+        return pair.query if side == "query" else pair.target
+    beside = ("key", "split", "task", "modality")
+    return parse_item({name: content for name, content in value.items() if name not in beside}, root)

@@ -51,8 +51,13 @@ def upstream_processor() -> Qwen3VLProcessor:
     return Qwen3VLProcessor(image_processor=image, tokenizer=tokenizer(), video_processor=video, chat_template=TEMPLATE)
 
 
-def write_qwen3_vl(folder: Path, tied: bool = True, spare_rows: int = 20, seed: int = 0) -> Path:
-    """A Qwen3-VL checkpoint in shards, with its tokenizer, processor, chat-template and video-preprocessor files."""
+def write_qwen3_vl(
+    folder: Path, tied: bool = True, spare_rows: int = 20, seed: int = 0, shard: str = "150KB", **larger: int
+) -> Path:
+    """A Qwen3-VL checkpoint in shards, with its tokenizer, processor, chat-template and video-preprocessor files.
+
+    ``larger`` replaces sizes of the language model.
+    """
     processor = upstream_processor()
     ids = processor.tokenizer.get_vocab()
     text = {
@@ -65,6 +70,7 @@ def write_qwen3_vl(folder: Path, tied: bool = True, spare_rows: int = 20, seed: 
         "head_dim": 16,
         "initializer_range": 0.1,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True},
+        **larger,
     }
     vision = {
         "depth": 2,
@@ -72,7 +78,7 @@ def write_qwen3_vl(folder: Path, tied: bool = True, spare_rows: int = 20, seed: 
         "intermediate_size": 64,
         "num_heads": 2,
         "patch_size": 16,
-        "out_hidden_size": 64,
+        "out_hidden_size": text["hidden_size"],
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0],
         "initializer_range": 0.1,
@@ -88,7 +94,7 @@ def write_qwen3_vl(folder: Path, tied: bool = True, spare_rows: int = 20, seed: 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        Qwen3VLForConditionalGeneration(config).save_pretrained(folder, max_shard_size="150KB")
+        Qwen3VLForConditionalGeneration(config).save_pretrained(folder, max_shard_size=shard)
     processor.save_pretrained(folder)
     # Published folders carry these two; this version of transformers writes one file instead.
     for name, part in {

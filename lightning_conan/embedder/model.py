@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, DynamicCache, PreTrainedModel
 
 from lightning_conan.embedder.attention import use_grouped_attention
 from lightning_conan.embedder.audio import audio_encoder_of
@@ -17,6 +17,10 @@ from lightning_conan.embedder.packing import Chunk, Encoded, pack
 from lightning_conan.embedder.projector import AudioProjector
 
 EPS = 1e-12
+LEAST_SHARED, LONG = 8, 16
+"""A prefix is shared from so many tokens on, among items of at most so many prefixes' length."""
+Past = list[tuple[Tensor, Tensor]]
+"""Keys and values, (1, heads, tokens, dim), of each layer."""
 
 
 class OmniEmbedder(PreTrainedModel):
@@ -54,9 +58,14 @@ class OmniEmbedder(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_input_embeddings(value)
 
-    def forward(self, chunk: Chunk) -> Float[Tensor, "rows dim"]:
-        """Unit-norm float32 embeddings of a chunk's rows, in the chunk's order."""
-        states = self.hidden_states(chunk)
+    def forward(self, chunk: Chunk, past: Past | None = None) -> Float[Tensor, "rows dim"]:
+        """Unit-norm float32 embeddings of a chunk's rows, in the chunk's order.
+
+        Args:
+            chunk: The rows.
+            past: Keys and values of a prefix that all rows share and the chunk leaves out.
+        """
+        states = self.hidden_states(chunk, **(prefix_options(past, *chunk.input_ids.shape) if past else {}))
         pooled = states[torch.arange(len(chunk.last), device=states.device), chunk.last]
         return F.normalize(pooled.float(), dim=-1, eps=EPS)
 
@@ -103,11 +112,49 @@ class OmniEmbedder(PreTrainedModel):
         return self.ears.encode(self.audio_encoder, mels)
 
     def embed(self, items: Sequence[Encoded], token_budget: int = 16_384) -> Float[Tensor, "items dim"]:
-        """Unit-norm float32 embeddings of any items, in their order, in chunks of ``token_budget`` padded tokens."""
-        chunks = pack(items, token_budget)
-        found = torch.cat([self(chunk.to(self.device)) for chunk in chunks])
-        rows = torch.tensor([row for chunk in chunks for row in chunk.rows], device=found.device)
-        return found[rows.argsort()]
+        """Unit-norm float32 embeddings of any items, in their order, in chunks of ``token_budget`` padded tokens.
+
+        Without gradients, items of one instruction share the computation of their common first tokens.
+        """
+        pieces, order = [], []
+        for rows in by_prefix(items) if not torch.is_grad_enabled() else [list(range(len(items)))]:
+            group = [items[row] for row in rows]
+            past = self.read_prefix(group[0]) if shares(group) else None
+            for chunk in pack([item.without_prefix() for item in group] if past else group, token_budget):
+                pieces.append(self(chunk.to(self.device), past))
+                order += [rows[row] for row in chunk.rows]
+        return torch.cat(pieces)[torch.tensor(order, device=pieces[0].device).argsort()]
+
+    def read_prefix(self, item: Encoded) -> Past:
+        """Keys and values of each layer for an item's prefix."""
+        cache: Any = DynamicCache()
+        ids = item.input_ids[None, : item.prefix].to(self.device)
+        positions = item.positions[:, None, : item.prefix].to(self.device)
+        embeds = self.get_input_embeddings()(ids)
+        self.backbone.language_model(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True)
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def by_prefix(items: Sequence[Encoded]) -> list[list[int]]:
+    """Rows of like prefix; long items, whom sharing would save next to nothing, apart."""
+    groups: dict[object, list[int]] = {}
+    for row, item in enumerate(items):
+        short = len(item) <= LONG * item.prefix
+        groups.setdefault(tuple(item.input_ids[: item.prefix].tolist()) if short else None, []).append(row)
+    return list(groups.values())
+
+
+def shares(group: Sequence[Encoded]) -> bool:
+    """Whether sharing the prefix saves anything."""
+    return len(group) > 1 and group[0].prefix >= LEAST_SHARED and len(group[0]) <= LONG * group[0].prefix
+
+
+def prefix_options(past: Past, rows: int, length: int) -> dict[str, Any]:
+    """What makes the language model go on after a prefix: its keys and values for each row, and who sees whom."""
+    seen = past[0][0].shape[2]
+    cache = DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in past])
+    mask = torch.ones(length, seen + length, dtype=torch.bool, device=past[0][0].device).tril(diagonal=seen)
+    return {"past_key_values": cache, "attention_mask": mask[None, None]}
 
 
 def place(

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-LEAST_FILL = 0.75
-"""How much of its row an item must fill."""
+LEAST_FILL, LEAST_FILL_SMALL, SMALL = 0.9, 0.75, 1024
+"""How much of its row an item must fill; less in a chunk below so many tokens, whose fixed cost outweighs padding."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,21 @@ class Encoded:
         positions: M-RoPE positions: time, height, width.
         pixels: Each image (1 frame), page (1 frame) or video (an even number of frames), resized, in order.
         mels: Each sound's log-mel frames, in order.
+        prefix: How many leading tokens are template and instruction, and hold nothing of the item.
     """
 
     input_ids: Int[Tensor, " length"]
     positions: Int[Tensor, "3 length"]
     pixels: list[UInt8[Tensor, "_ 3 _ _"]] = field(default_factory=list)
     mels: list[Float[Tensor, "mels _"]] = field(default_factory=list)
+    prefix: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def without_prefix(self) -> "Encoded":
+        """The tokens after the prefix, at their positions."""
+        return replace(self, input_ids=self.input_ids[self.prefix :], positions=self.positions[:, self.prefix :], prefix=0)
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +94,8 @@ def pack(items: Sequence[Encoded], token_budget: int) -> list[Chunk]:
     groups: list[list[int]] = [[]]
     for row in order:
         longest = len(items[groups[-1][0]]) if groups[-1] else len(items[row])
-        too_short = len(items[row]) < LEAST_FILL * longest
+        fill = LEAST_FILL if longest * len(groups[-1]) >= SMALL else LEAST_FILL_SMALL
+        too_short = len(items[row]) < fill * longest
         if groups[-1] and (too_short or longest * (len(groups[-1]) + 1) > token_budget):
             groups.append([])
         groups[-1].append(row)

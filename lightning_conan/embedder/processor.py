@@ -103,6 +103,8 @@ class Draft:
     grids: list[tuple[int, int]] = field(default_factory=list)
     pixels: list[Tensor] = field(default_factory=list)
     mels: list[Tensor] = field(default_factory=list)
+    opening: int = 0
+    """Pieces before the one that the item's own words join."""
 
     def add(self, token: str, count: int = 1) -> None:
         self.text.append((token, count))
@@ -180,6 +182,7 @@ class OmniProcessor:
             draft.add("im_end")
             draft.write("\n")
         draft.add("im_start")
+        draft.opening = len(draft.text)
         draft.write("user\n")
         return draft
 
@@ -256,8 +259,10 @@ class OmniProcessor:
         draft.add("end")
         ids: list[int] = []
         runs: list[Run] = []
-        grids = iter(draft.grids)
-        for piece in draft.text:
+        grids, prefix = iter(draft.grids), 0
+        for number, piece in enumerate(draft.text):
+            if number == draft.opening:
+                prefix = len(ids)
             if isinstance(piece, str):
                 # Special tokens in a user's text are text: they must not become placeholders.
                 words = self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -268,7 +273,7 @@ class OmniProcessor:
                 ids += [self.ids[token]] * count
                 visual = token in ("image", "video")
                 runs.append(next(grids) if visual else count)
-        return Encoded(torch.tensor(ids), mrope_positions(runs), draft.pixels, draft.mels)
+        return Encoded(torch.tensor(ids), mrope_positions(runs), draft.pixels, draft.mels, prefix)
 
 
 def resize(frames: UInt8[Tensor, "frames 3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "frames 3 _ _"]:

@@ -32,8 +32,7 @@ from lightning_conan.embedder import (
 )
 from lightning_conan.items import Modality
 from lightning_conan.objectives import PairEmbeddings, cached_backward, symmetric_info_nce
-from lightning_conan.retrieval import RetrievalMetric
-from lightning_conan.retrieval.metric import hash_ids
+from lightning_conan.retrieval.metric import RetrievalMetric, hash_ids
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.settings import Lora, Training
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
 from lightning_conan.embedder.checkpoint.card import write_card
 from lightning_conan.embedder.checkpoint.folder import check_folder, load_processor, open_tensors, whole_folder, write_sidecars
@@ -94,6 +93,8 @@ def write_prompts(scratch: Path, instruction: str) -> None:
 
 def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor) -> None:
     """Config, processors and chat template of a plain Qwen3-VL that does what ours does."""
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
     settings, backbone = processor.config, config.backbone_config
     backbone.architectures, backbone.dtype = ["Qwen3VLForConditionalGeneration"], config.dtype
     backbone.save_pretrained(scratch)

@@ -1,5 +1,8 @@
+import io
 import json
 import shutil
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -158,11 +161,28 @@ def test_search_finds_what_was_embedded(base, media, tmp_path, capsys):
     assert all(len(line["hits"]) == 3 for line in lines)
 
 
+def test_search_answers_line_by_line(base, media, tmp_path, monkeypatch, capsys):
+    assert embed(base, media, tmp_path / "out") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a red circle \n\na red circle a red circle \n"))
+    assert main(["search", "--folder", str(base), "--index", str(tmp_path / "out"), "--k", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a red circle"
+    assert lines[2] == "a red circle a red circle"
+
+
+def test_search_imports_no_lightning():
+    """Its import would double the start-up."""
+    code = "import sys, lightning_conan.cli.search, lightning_conan.embedder, lightning_conan.retrieval.store; "
+    code += "sys.exit(any(name in sys.modules for name in ('lightning', 'torchmetrics', 'peft', 'wandb')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_search_refuses_what_makes_no_sense(base, media, tmp_path, capsys):
     assert embed(base, media, tmp_path / "out") == 0
     words = ["search", "--folder", str(base), "--index", str(tmp_path / "out")]
-    assert main(words) == 1
-    assert "needs a query" in capsys.readouterr().err
+    assert main([*words, "--text", "x", "--queries", str(tmp_path / "q.jsonl")]) == 1
+    assert "one query or --queries, got both" in capsys.readouterr().err
     assert main([*words, "--text", "x", "--k", "0"]) == 1
     other = shutil.copytree(base, tmp_path / "other")
     save_folder(other, *tiny_embedder(5), Provenance("base"))

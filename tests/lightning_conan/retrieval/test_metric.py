@@ -3,7 +3,7 @@ import hashlib
 import pytest
 import torch
 
-from lightning_conan.retrieval import RetrievalMetric
+from lightning_conan.retrieval.metric import RetrievalMetric
 
 
 def digest(*names):

@@ -1,0 +1,72 @@
+"""`conan search` over many vectors: the whole command's time, and the search itself against faiss' flat index."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import faiss
+import torch
+from common import options, report, timed
+
+from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+from lightning_conan.retrieval import top_k
+from lightning_conan.retrieval.store import EmbeddingStore, Origin, write_part
+
+K = 100
+
+
+def write_index(folder: Path, vectors: torch.Tensor, model: str, precision: str) -> EmbeddingStore:
+    """Parts of 10,000 rows."""
+    folder.mkdir()
+    parts = vectors.split(10_000)
+    origin = Origin(model, "random", precision, vectors.shape[1], 10_000, len(parts))
+    for number, part in enumerate(parts):
+        keys = [f"{number * 10_000 + row}" for row in range(len(part))]
+        write_part(folder, number, origin, keys, ["text"] * len(part), part)
+    return EmbeddingStore(folder)
+
+
+def main() -> None:
+    quick = options(__doc__ or "").quick
+    rows, dim = (20_000, 256) if quick else (100_000, 1024)
+    torch.manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(rows, dim), dim=-1)
+    queries = torch.nn.functional.normalize(torch.randn(64, dim), dim=-1)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        store = write_index(root / "index", vectors, "random", "float32")
+        flat = faiss.IndexFlatIP(dim)
+        flat.add(vectors.numpy())
+        faiss.omp_set_num_threads(1)
+        flat.search(queries.numpy(), K)
+        (_, ours), our_cpu, _ = timed(lambda: top_k(queries, store.blocks(), K))
+        (_, theirs), peer_cpu, _ = timed(lambda: flat.search(queries.numpy(), K))
+        same = float((ours.numpy() == theirs).mean())
+        model = save_folder(root / "model", *tiny_embedder(0), Provenance("base"))
+        from lightning_conan.embedder import read_provenance
+
+        small = torch.nn.functional.normalize(torch.randn(rows, 128), dim=-1)
+        write_index(root / "tiny", small, read_provenance(model).fingerprint, "float16")
+        command = [
+            sys.executable,
+            "-m",
+            "lightning_conan.cli.main",
+            "search",
+            "--folder",
+            str(model),
+            "--index",
+            str(root / "tiny"),
+        ]
+        _, _, wall = timed(lambda: subprocess.run([*command, "--text", "a red circle"], check=True, capture_output=True))
+    lines = [
+        ("64 queries, top 100", "CPU s"),
+        ("ours, from Parquet", f"{our_cpu:.2f}"),
+        ("faiss flat, from memory", f"{peer_cpu:.2f}"),
+    ]
+    print(f"{rows} x {dim}; identical ids: {same:.4%}; `conan search`, start-up and model included: {wall:.1f} s")
+    report(lines, {"ratio_cpu_faiss": our_cpu / peer_cpu, "identical": same, "command_seconds": wall})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Items of one instruction share the computation of their first tokens."""
+
+import pytest
+import torch
+
+from lightning_conan.embedder import load_folder
+from lightning_conan.embedder import model as model_module
+from lightning_conan.items import Item, Media
+from samples import flac, png
+
+LONG_INSTRUCTION = "Find the picture, the page or the sound that shows what these words say."
+
+
+@pytest.fixture(scope="module")
+def folder(grafted):
+    return load_folder(grafted)
+
+
+@pytest.fixture
+def encoded(folder):
+    image, audio = Media("image", png(), "a.png"), Media("audio", flac(), "a.flac")
+    items = [Item((f"text number {n} " * (1 + n),)) for n in range(6)] + [Item((image,)), Item((audio, "loud"))]
+    items += [Item((f"query {n}",), LONG_INSTRUCTION) for n in range(3)] + [Item(("alone",), "Say."), Item(("word " * 400,))]
+    return [folder[1](item) for item in items]
+
+
+@pytest.mark.parametrize("budget", [1, 200, 100_000])
+def test_sharing_changes_no_vector(folder, encoded, budget, monkeypatch):
+    with torch.no_grad():
+        shared = folder[0].embed(encoded, budget)
+        monkeypatch.setattr(model_module, "shares", lambda group: False)
+        torch.testing.assert_close(shared, folder[0].embed(encoded, budget), atol=1e-5, rtol=0)
+
+
+def test_it_saves_tokens(folder, encoded):
+    """What the language model sees is less than what the items hold."""
+    seen = []
+    hook = folder[0].backbone.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[0] * kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    with torch.no_grad():
+        folder[0].embed(encoded, 1)
+    hook.remove()
+    assert sum(seen) < 0.9 * sum(map(len, encoded))
+
+
+def test_the_prefix_holds_nothing_of_the_item(folder, encoded):
+    words = [folder[1].tokenizer.decode(item.input_ids[: item.prefix]) for item in encoded]
+    assert words[0].endswith("<|im_end|>\n<|im_start|>")
+    assert len(set(words[:8])) == 1
+    assert LONG_INSTRUCTION in words[8]
+
+
+def test_gradients_never_pass_a_shared_prefix(folder, encoded):
+    """Training sees each item whole, so that every token's gradient is there."""
+    folder[0].embed(encoded[:3]).sum().backward()
+    gradient = folder[0].get_input_embeddings().weight.grad
+    assert gradient[encoded[0].input_ids[0]].abs().sum() > 0
+    folder[0].zero_grad()
