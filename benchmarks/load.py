@@ -53,7 +53,7 @@ def drop_cache(paths: list[Path]) -> None:
 def main() -> None:
     quick = options(__doc__ or "").quick
     quiet_libraries()
-    layers = 6 if quick else 32
+    layers = 6 if quick else 44
     rows, figures = [("", "peak over start, MB", "of the weights", "wall s")], {}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

@@ -52,7 +52,13 @@ def upstream_processor() -> Qwen3VLProcessor:
 
 
 def write_qwen3_vl(
-    folder: Path, tied: bool = True, spare_rows: int = 20, seed: int = 0, shard: str = "150KB", **larger: int
+    folder: Path,
+    tied: bool = True,
+    spare_rows: int = 20,
+    seed: int = 0,
+    shard: str = "150KB",
+    dtype: torch.dtype = torch.float32,
+    **larger: int,
 ) -> Path:
     """A Qwen3-VL checkpoint in shards, with its tokenizer, processor, chat-template and video-preprocessor files.
 
@@ -94,7 +100,7 @@ def write_qwen3_vl(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        Qwen3VLForConditionalGeneration(config).save_pretrained(folder, max_shard_size=shard)
+        Qwen3VLForConditionalGeneration(config).to(dtype).save_pretrained(folder, max_shard_size=shard)
     processor.save_pretrained(folder)
     # Published folders carry these two; this version of transformers writes one file instead.
     for name, part in {
@@ -105,7 +111,7 @@ def write_qwen3_vl(
     return folder
 
 
-def write_qwen3_omni(folder: Path, seed: int = 0) -> Path:
+def write_qwen3_omni(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
     """A Qwen3-Omni checkpoint in shards: thinker (with the audio tower), talker and vocoder."""
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     small |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 300}
@@ -131,7 +137,7 @@ def write_qwen3_omni(folder: Path, seed: int = 0) -> Path:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        Qwen3OmniMoeForConditionalGeneration(config).save_pretrained(folder, max_shard_size="150KB")
+        Qwen3OmniMoeForConditionalGeneration(config).to(dtype).save_pretrained(folder, max_shard_size="150KB")
     WhisperFeatureExtractor(feature_size=128, chunk_length=300).save_pretrained(folder)
     return folder
 

@@ -19,6 +19,7 @@ VERBS = {
     "search": "find the nearest embeddings of a text, an image, a video or a sound",
     "export": "write a folder that sentence-transformers loads",
     "doctor": "check this machine, or that a folder's vectors come out as they were written",
+    "memory": "say what a stage will take of each device's memory",
     "demo": "run every stage on the tiny configuration and the toy world",
 }
 

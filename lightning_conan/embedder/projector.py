@@ -14,5 +14,6 @@ class AudioProjector(nn.Module):
         self.linear_2 = nn.Linear(hidden_dim, out_dim)
 
     def forward(self, frames: Float[Tensor, "frames in_dim"]) -> Float[Tensor, "frames out_dim"]:
-        projected: Tensor = self.linear_2(F.gelu(self.linear_1(frames)))
+        # While it trains it is float32, and the encoder before it may be bfloat16.
+        projected: Tensor = self.linear_2(F.gelu(self.linear_1(frames.to(self.linear_1.weight.dtype))))
         return projected

@@ -52,7 +52,7 @@ class RetrievalMetric(Metric):
         Raises:
             ValueError: Nothing was added.
         """
-        if not self.query:
+        if not len(self.query):  # a list, or one tensor once it is gathered
             raise ValueError("A retrieval score needs at least 1 pair, got 0. Is the data set empty, or all quarantined?")
         query, target = cat(self.query), cat(self.target)
         query_rows, query_first = positions_of([str(number) for number in cat(self.query_ids).tolist()])

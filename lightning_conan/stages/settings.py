@@ -27,6 +27,8 @@ class Training:
         clip_norm: Gradients are scaled down to this norm.
         temperature: Of InfoNCE.
         token_budget: Padded tokens of one chunk: memory grows with it, not with the batch.
+        checkpoint_activations: Keep only each layer's input and compute the rest again in the backward pass: a third more
+            time for a tenth of the memory.
         seed: Of the dropout; each step's random numbers depend on seed, step and rank alone, so that resuming repeats them.
     """
 
@@ -37,6 +39,7 @@ class Training:
     clip_norm: float = 1.0
     temperature: float = 0.02
     token_budget: int = 16_384
+    checkpoint_activations: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

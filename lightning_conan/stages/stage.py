@@ -89,6 +89,7 @@ class Stage(LightningModule):
             return
         fitting = self.trainer.training or self.trainer.state.fn == "fit"
         self.embedder, _, self.provenance = load_folder(self.folder, self.accepts if fitting else STATES)
+        self.stored = self.embedder.dtype
         if fitting:
             self.prepare()
 
@@ -107,6 +108,10 @@ class Stage(LightningModule):
         if self.lora is not None:
             self.adapters = Adapters(self.embedder, self.lora, self.adapted, self.full)
         self.trained_names = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        for tensor in self.trained().values():  # steps are too small for bfloat16, whatever the frozen weights are
+            tensor.data = tensor.data.float()
+        if self.training_settings.checkpoint_activations:
+            self.embedder.gradient_checkpointing_enable({"use_reentrant": False})
         if not self.trained_names:
             raise ValueError(f"{type(self).__name__} would train nothing: lora is off and no parameter starts with {self.full}.")
 
@@ -122,7 +127,8 @@ class Stage(LightningModule):
         """
         assert self.writes is not None, "prepare() refused such a stage"
         parents = dict(self.provenance.parents) if self.writes != "specialist" else {}
-        parents[self.provenance.modality or self.provenance.state] = self.provenance.fingerprint
+        source = self.provenance
+        parents[str(source.modality) if source.state == "specialist" else source.state] = source.fingerprint
         provenance = Provenance(self.writes, self.modality, parents, {"steps": self.global_step})
         if form == "adapter":
             if self.adapters is None or self.writes != "specialist":
@@ -133,6 +139,7 @@ class Stage(LightningModule):
         if self.adapters is not None:
             self.adapters.merge()
             self.adapters = None
+        self.embedder.to(dtype=self.stored)  # type: ignore[call-arg]
         save_folder(out, self.embedder, self.processor, provenance)
 
     # Training

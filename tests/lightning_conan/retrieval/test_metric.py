@@ -36,3 +36,16 @@ def test_mean_of_both_directions():
 def test_nothing_is_no_score():
     with pytest.raises(ValueError, match="at least 1 pair, got 0"):
         RetrievalMetric().compute()
+
+
+def test_scores_are_the_same_once_gathered():
+    """After torchmetrics has gathered them, list states are one tensor each."""
+    plain, gathered = RetrievalMetric(), RetrievalMetric()
+    vectors = torch.eye(4)
+    for metric in (plain, gathered):
+        metric.update(vectors, vectors.flip(0), ["1", "2", "3", "4"], ["5", "6", "7", "8"])
+    for name in ("query", "target", "query_ids", "target_ids"):
+        setattr(gathered, name, torch.cat(getattr(gathered, name)))
+    assert {name: float(value) for name, value in gathered.compute().items()} == pytest.approx(
+        {name: float(value) for name, value in plain.compute().items()}
+    )

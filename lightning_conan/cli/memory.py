@@ -1,0 +1,56 @@
+"""`conan memory`: what a stage will take of each device, before anything is downloaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the options and counts."""
+    from jsonargparse import auto_cli
+
+    from lightning_conan.cli.quiet import quiet_libraries
+    from lightning_conan.embedder import OmniConfig
+    from lightning_conan.embedder.published import published_config
+    from lightning_conan.items import Modality
+    from lightning_conan.stages.memory import Plan, memory_need
+    from lightning_conan.stages.settings import TOWERS, Lora
+
+    def memory(
+        model: str = "qwen3-vl-8b",
+        folder: Path | None = None,
+        stage: Literal["specialist", "recovery", "rehearsal", "embed"] = "specialist",
+        modality: Modality = "image",
+        rank: int = 32,
+        token_budget: int = 16_384,
+        checkpoint_activations: bool = False,
+        batch_size: int = 1024,
+        devices: int = 1,
+    ) -> None:
+        """Prints what a stage takes of each device: weights counted from the config, activations measured on one layer.
+
+        Args:
+            model: qwen3-vl-2b, qwen3-vl-4b or qwen3-vl-8b with Qwen3-Omni's audio encoder.
+            folder: Instead, a base folder.
+            stage: specialist, recovery, rehearsal or embed.
+            modality: What passes through the model.
+            rank: Of the LoRA adapters.
+            token_budget: Padded tokens of a chunk.
+            checkpoint_activations: Whether only layers' inputs are kept.
+            batch_size: Pairs of a global batch.
+            devices: Each holds the whole model (ddp); a batch is shared out among them.
+        """
+        config = OmniConfig.from_pretrained(folder) if folder else published_config(model)
+        lora = Lora(rank, rank) if stage in ("specialist", "rehearsal") else None
+        adapted = {"specialist": TOWERS[modality], "rehearsal": ("backbone.",)}.get(stage, ())
+        trained = stage == "recovery" or (stage, modality) == ("specialist", "audio")
+        full = ("audio_projector.",) if trained else ()
+        asked = "audio" if stage == "recovery" else modality
+        plan = Plan(asked, adapted, full, lora, token_budget, checkpoint_activations, -(-batch_size // devices))
+        need = memory_need(config, plan)
+        for part, size in need.items():
+            print(f"{part:<44}{size / 2**30:>8.2f} GiB")
+        print(f"{'each of ' + str(devices) + ' device(s)':<44}{sum(need.values()) / 2**30:>8.2f} GiB, and the driver's own")
+
+    quiet_libraries()
+    auto_cli(memory, args=list(args), prog="conan memory", as_positional=False)

@@ -1,0 +1,175 @@
+"""What a stage takes of a device's memory: counted from the config, activations measured on one layer."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.initialization import no_init_weights
+
+from lightning_conan.embedder import Encoded, OmniConfig, OmniEmbedder, pack
+from lightning_conan.embedder.audio import audio_encoder_of, audio_tokens
+from lightning_conan.embedder.positions import mrope_positions
+from lightning_conan.items import Modality
+from lightning_conan.stages.adapters import Adapters
+from lightning_conan.stages.settings import Lora
+
+TOKENS = 64
+"""How many tokens are measured; activations grow in proportion."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What trains, and on how much at once.
+
+    Args:
+        modality: What passes through the model.
+        adapted: Beginnings of the names of modules that get adapters.
+        full: Beginnings of the names of parameters that train fully.
+        lora: The adapters; None for none.
+        token_budget: Padded tokens of a chunk.
+        checkpoint_activations: Whether only layers' inputs are kept.
+        batch_size: Pairs of this device's share of a batch.
+    """
+
+    modality: Modality
+    adapted: tuple[str, ...] = ()
+    full: tuple[str, ...] = ()
+    lora: Lora | None = None
+    token_budget: int = 16_384
+    checkpoint_activations: bool = False
+    batch_size: int = 1024
+
+
+def memory_need(config: OmniConfig, plan: Plan) -> dict[str, int]:
+    """Bytes by part: frozen weights in bfloat16; what trains, its gradients and AdamW's moments in float32."""
+    with torch.device("meta"), no_init_weights():
+        model = prepared(config, plan)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
+    activations = activation_bytes(config, plan) if trained else inference_bytes(config, plan)
+    return {
+        "frozen weights, bfloat16": 2 * frozen,
+        "trained weights, float32": 4 * trained,
+        "their gradients": 4 * trained,
+        "AdamW's moments": 8 * trained,
+        f"activations of {plan.token_budget:,} {plan.modality} tokens": activations,
+        f"embeddings and scores of {plan.batch_size:,} pairs": 4 * plan.batch_size * (4 * config.dim + 3 * plan.batch_size),
+    }
+
+
+def prepared(config: OmniConfig, plan: Plan) -> OmniEmbedder:
+    """A model of which the right parameters train."""
+    model = OmniEmbedder(config)
+    model.train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(bool(plan.full) and name.startswith(plan.full))
+    if plan.lora is not None:
+        Adapters(model, plan.lora, plan.adapted, plan.full)
+    return model
+
+
+def activation_bytes(config: OmniConfig, plan: Plan) -> int:
+    """What the backward pass keeps of a chunk: measured with one and two layers of each tower, and extended to all."""
+    one = saved_bytes(shallow(config, 1, 1), plan)
+    language = saved_bytes(shallow(config, 2, 1), plan) - one
+    tower = saved_bytes(shallow(config, 1, 2), plan) - one
+    layers, depth = config.get_text_config().num_hidden_layers, tower_depth(config, plan.modality)
+    rest = one - language - tower
+    if plan.checkpoint_activations:
+        inputs = 2 * TOKENS * (layers * config.dim + (depth * tower_inputs(config, plan.modality) if tower else 0))
+        total = rest + inputs + max(language, tower)
+    else:
+        total = rest + layers * language + depth * tower
+    return int(total * plan.token_budget / TOKENS)
+
+
+def inference_bytes(config: OmniConfig, plan: Plan) -> int:
+    """Without gradients: a layer's widest tensors, input, gate, up and output, at a time."""
+    text = config.get_text_config()
+    return 6 * plan.token_budget * (int(text.hidden_size) + int(text.intermediate_size))
+
+
+def tower_depth(config: OmniConfig, modality: Modality) -> int:
+    """Layers of the tower that a modality passes before the language model."""
+    if modality == "audio":
+        return int(config.audio_config.encoder_layers)
+    return 0 if modality == "text" else int(config.backbone_config.vision_config.depth)
+
+
+def tower_inputs(config: OmniConfig, modality: Modality) -> int:
+    """Numbers that enter a layer of that tower, for each token of the language model."""
+    if modality == "audio":
+        return int(config.audio_config.d_model)
+    vision = config.backbone_config.vision_config
+    merge = int(vision.spatial_merge_size)
+    return int(vision.hidden_size) * merge * merge
+
+
+def shallow(config: OmniConfig, layers: int, depth: int) -> OmniConfig:
+    """The config with few layers and a small vocabulary, all widths as they are."""
+    small = copy.deepcopy(config)
+    text, vision = small.get_text_config(), small.backbone_config.vision_config
+    text.num_hidden_layers, text.vocab_size = layers, 64
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    vision.depth, vision.deepstack_visual_indexes = depth, [0]
+    small.audio_config.encoder_layers = depth
+    small.backbone_config.image_token_id, small.backbone_config.video_token_id = 1, 2
+    small.audio_token_id, small.output_head = 3, False
+    return small
+
+
+def saved_bytes(config: OmniConfig, plan: Plan) -> int:
+    """What autograd keeps for the backward pass of ``TOKENS`` tokens, weights left out."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with no_init_weights():
+            model = prepared(config, plan)
+    finally:
+        torch.set_default_dtype(default)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    with counted(weights) as kept, torch.autocast("cpu", torch.bfloat16):
+        model(pack([sample(config, plan.modality)], TOKENS)[0])
+    return sum(kept.values())
+
+
+@contextmanager
+def counted(weights: set[int]) -> Iterator[dict[int, int]]:
+    """Bytes of each storage that autograd saves within the block, those of weights left out."""
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # a freed storage's address would be given out again
+
+    def pack_hook(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor):
+        yield kept
+
+
+def sample(config: OmniConfig, modality: Modality) -> Encoded:
+    """An item of about ``TOKENS`` tokens, all of its modality."""
+    if modality == "text":
+        return Encoded(torch.full((TOKENS,), 5), mrope_positions([TOKENS]))
+    if modality == "audio":
+        encoder = audio_encoder_of(config.audio_config)
+        window = encoder.window(config.audio_config)
+        frames = TOKENS * 2**encoder.halvings
+        count = audio_tokens(frames, window, encoder.halvings)
+        mel = torch.zeros(config.audio_config.num_mel_bins, frames)
+        return Encoded(torch.tensor([3] * count + [5]), mrope_positions([count + 1]), mels=[mel])
+    vision = config.backbone_config.vision_config
+    side = int(TOKENS**0.5)
+    pixels = torch.zeros(1, 3, *[side * vision.patch_size * vision.spatial_merge_size] * 2, dtype=torch.uint8)
+    ids = torch.tensor([1] * side**2 + [5])
+    return Encoded(ids, mrope_positions([(side, side), 1]), pixels=[pixels])

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from lightning_conan.cli.main import main
+from lightning_conan.embedder import OmniEmbedder, tiny_embedder
+from lightning_conan.embedder.published import published_config
+from lightning_conan.stages.memory import Plan, activation_bytes, memory_need, saved_bytes
+from lightning_conan.stages.settings import TOWERS, Lora
+
+
+@pytest.mark.parametrize(("name", "billions"), [("qwen3-vl-2b", 2.13), ("qwen3-vl-4b", 4.44), ("qwen3-vl-8b", 8.77)])
+def test_published_models_have_their_published_sizes(name, billions):
+    """And the audio encoder its 0.65 billion."""
+    with torch.device("meta"):
+        model = OmniEmbedder(published_config(name))
+    sizes = {part: sum(p.numel() for p in child.parameters()) / 1e9 for part, child in model.named_children()}
+    assert sizes["backbone"] + sizes.get("lm_head", 0) == pytest.approx(billions, abs=0.005)
+    assert sizes["audio_encoder"] == pytest.approx(0.65, abs=0.005)
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "audio"])
+def test_activations_extend_from_one_layer_to_all(modality):
+    """Against measuring the tiny model at its full depth."""
+    config = tiny_embedder(0)[0].config
+    plan = Plan(modality, TOWERS[modality], (), Lora(8, 8), token_budget=64)
+    config.backbone_config.image_token_id, config.audio_token_id, config.backbone_config.video_token_id = 1, 3, 2
+    assert activation_bytes(config, plan) == pytest.approx(saved_bytes(config, plan), rel=0.1)
+
+
+def test_checkpointing_saves_most_of_it():
+    config = published_config("qwen3-vl-2b")
+    config.get_text_config().hidden_size = config.backbone_config.vision_config.out_hidden_size = 256
+    config.get_text_config().intermediate_size = 768
+    needs = [
+        activation_bytes(config, Plan("text", TOWERS["text"], (), Lora(8, 8), 64, checkpoint)) for checkpoint in (False, True)
+    ]
+    assert needs[1] < 0.2 * needs[0]
+
+
+def test_parts_add_up():
+    config = tiny_embedder(0)[0].config
+    need = memory_need(config, Plan("text", (), ("audio_projector.",), None, 64, batch_size=8))
+    trained = sum(p.numel() for p in tiny_embedder(0)[0].audio_projector.parameters())
+    assert need["trained weights, float32"] == need["their gradients"] == 4 * trained
+    assert need["AdamW's moments"] == 8 * trained
+
+
+def test_the_verb_prints_a_table(base, capsys):
+    assert main(["memory", "--folder", str(base), "--stage", "recovery", "--token_budget", "64"]) == 0
+    assert "each of 1 device(s)" in capsys.readouterr().out
+    assert main(["memory", "--model", "gpt-2"]) == 1
+    assert "must be one of" in capsys.readouterr().err
