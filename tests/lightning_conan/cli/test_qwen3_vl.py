@@ -42,7 +42,8 @@ def line(world, tmp_path_factory):
     assert main([*words, "--recipe.specialists", folders, "--out", str(root / "fused")]) == 0
     fit("recovered", "recovery", "fused", str(world / "audio"))
     fit("final", "rehearsal", "recovered", json.dumps({modality: str(world / modality) for modality in MODALITIES}))
-    return root
+    yield root
+    torch.distributed.destroy_process_group()  # ddp's, which Lightning leaves
 
 
 def test_every_folder_holds_its_state_in_bfloat16(line):
