@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from upstream import write_qwen3_omni, write_qwen3_vl
 
 from lightning_conan.cli.main import main
-from samples import CONFIGS, flac
+from samples import CONFIGS, flac, png
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -36,14 +37,41 @@ def home(base, tmp_path, monkeypatch):
     return tmp_path
 
 
+OWN_DATA, USE, REAL = ["pack", "pack", "fit", "test"], ["embed", "search", "export", "doctor"], ["memory", "graft", "fit"]
+
+
 def test_commands_for_ones_own_data(home, capsys):
     found = commands()
-    assert [command.split()[1] for command in found] == ["pack", "pack", "fit", "test"]
-    for command in found:
+    assert [command.split()[1] for command in found] == [*OWN_DATA, *USE, *REAL]
+    for command in found[: len(OWN_DATA)]:
         short = ["--trainer.max_steps", "2"] if command.startswith("conan fit") else []
         assert main([*shlex.split(command)[1:], *short]) == 0, capsys.readouterr().err
     assert "digits" in capsys.readouterr().out
     assert "digits" in json.loads((home / "runs" / "digits" / "scores.json").read_text())
+
+
+def test_commands_for_using_a_model(home, capsys):
+    shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
+    (home / "photos").mkdir()
+    (home / "photos" / "a.jpg").write_bytes(png(format="JPEG"))
+    for command in commands()[len(OWN_DATA) : -len(REAL)]:
+        assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    assert "a.jpg" in capsys.readouterr().out
+    assert (home / "exported" / "modules.json").is_file()
+
+
+def test_commands_for_real_checkpoints(home, world, capsys):
+    """On small checkpoints in the same layout, in the place of the hub's, and without a GPU."""
+    write_qwen3_vl(home / "Qwen" / "Qwen3-VL-2B-Instruct")
+    write_qwen3_omni(home / "Qwen" / "Qwen3-Omni-30B-A3B-Instruct")
+    (home / "packed").mkdir()
+    (home / "packed" / "image.train").symlink_to(world / "image")
+    for command in commands()[-len(REAL) :]:
+        command = command.replace("--model qwen3-vl-2b", "--folder runs/demo/base")
+        options = ["--trainer.max_steps", "1", "--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0"]
+        options += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
+        assert main([*shlex.split(command)[1:], *(options if " fit " in command else [])]) == 0, capsys.readouterr().err
+    assert (home / "runs" / "qwen3_vl" / "image" / "adapter_model.safetensors").is_file()
 
 
 def test_files_that_it_names_exist():
@@ -63,8 +91,6 @@ def test_its_manifest_line_is_valid(tmp_path):
 
 def test_its_python_works(home, base):
     code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1].replace("runs/demo/final", "runs/demo/base")
-    from samples import png
-
     (home / "photo.jpg").write_bytes(png(format="JPEG"))
     scope: dict = {}
     exec(code, scope)

@@ -29,6 +29,7 @@ class OmniCLI(LightningCLI):
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True})  # a .ckpt is a pickle, and pickles can run code
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # Lightning's table has a column a loader; ours is print_scores
         return parser

@@ -4,6 +4,7 @@ import importlib
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
+from pickle import UnpicklingError
 
 LIGHTNING = {
     "fit": "train a stage",
@@ -52,6 +53,14 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except UnpicklingError:
+        print(
+            f"conan {verb}: The .ckpt must hold plain values only, and holds objects or code: it was not opened. ",
+            end="",
+            file=sys.stderr,
+        )
+        print("No stage wrote it like that. Start from the last folder.", file=sys.stderr)
+        return 1
     except (ValueError, OSError, RuntimeError) as error:
         # What we raise says rule, value and remedy; the way there helps only us.
         print(f"conan {verb}: {plain(error)}", file=sys.stderr)

@@ -164,3 +164,24 @@ def test_results_and_progress_go_their_own_ways(world, tmp_path, monkeypatch):
     )
     assert main(["pack", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "set")]) == 0
     assert len(out.getvalue().splitlines()) == 1
+
+
+class Canary:
+    """What a hostile checkpoint holds: code that runs when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_hostile_ckpt_is_refused_before_its_code_runs(base, world, tmp_path, capsys):
+    """Fault 17."""
+    words = fit("specialist", tmp_path, base, world / "image")
+    assert main(words) == 0
+    checkpoint = tmp_path / "work" / "checkpoints" / "last.ckpt"
+    torch.save({**torch.load(checkpoint, weights_only=True), "extra": Canary(tmp_path / "canary")}, checkpoint)
+    assert main([*words, "--trainer.max_steps", "4", "--ckpt_path", "last"]) == 1
+    assert "must hold plain values only" in one_error(capsys)
+    assert not (tmp_path / "canary").exists()

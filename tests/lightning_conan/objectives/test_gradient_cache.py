@@ -25,7 +25,6 @@ def gradients(modality: str, budget: int, processor, dropout: float = 0.0, one_p
     """Loss and gradients of a batch of three pairs and two hard negatives in chunks of a budget."""
     torch.manual_seed(0)
     model = tiny_embedder(0)[0].train()
-    model.requires_grad_(modality != "lora")
     if dropout:
         Adapters(model, Lora(rank=4, alpha=8, dropout=dropout), ("backbone.", "audio_encoder."), ())
         for name, parameter in model.named_parameters():
