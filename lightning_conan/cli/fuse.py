@@ -1,7 +1,11 @@
 """`conan fuse`: specialists to one folder."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+ALARM = 0.05
+"""Share of the change that rounding may take before it is worth a word."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -9,18 +13,30 @@ def run(args: Sequence[str]) -> None:
     from jsonargparse import auto_cli
 
     from lightning_conan.cli.quiet import quiet_libraries
-    from lightning_conan.fusion import Recipe, fuse_folders
+    from lightning_conan.fusion import Recipe, dry_run, fuse_folders
 
-    def fuse(recipe: Recipe, out: Path) -> None:
-        """Fuses specialists of one base: base + sum of alpha times task vector, not normalised.
+    def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False) -> None:
+        """Fuses specialists of one base: dense folders or adapters, tensor by tensor.
 
         Args:
-            recipe: The base, the specialists and their coefficients.
+            recipe: The base, the specialists, their coefficients and the method.
             out: The folder to write.
+            workers: Tensors that are made at once.
+            dry: Only print what would become of each tensor.
         """
-        report = fuse_folders(recipe, out)
+        if dry:
+            for name, fate, spec in dry_run(recipe):
+                print(f"{fate:<8}{name}  {list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}")
+            return
+        report = fuse_folders(recipe, out, workers)
         alphas = ", ".join(f"{name} {alpha:g}" for name, alpha in sorted(report.alphas.items()))
         print(f"{out}: {len(report.fused)} tensors fused ({alphas}), {len(report.copied)} copied from {recipe.owner}")
+        if report.rounding_loss > ALARM:
+            print(
+                f"rounding took {report.rounding_loss:.0%} of the change: the specialists differ from the base by less than "
+                "the output's dtype resolves. Write it with --recipe.dtype float32.",
+                file=sys.stderr,
+            )
 
     quiet_libraries()
     auto_cli(fuse, args=list(args), prog="conan fuse", as_positional=False)

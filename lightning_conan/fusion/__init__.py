@@ -1,7 +1,29 @@
 """Task vectors: many specialists of one base into one model."""
 
-from lightning_conan.fusion.engine import FusionReport, fuse_folders
+from lightning_conan.fusion.dare import Dare
+from lightning_conan.fusion.della import Della
+from lightning_conan.fusion.engine import FusionReport, dry_run, fuse_folders
+from lightning_conan.fusion.iso_c import IsoC
+from lightning_conan.fusion.method import Method, Place
 from lightning_conan.fusion.recipe import Recipe
-from lightning_conan.fusion.task_arithmetic import task_arithmetic
+from lightning_conan.fusion.statistics import Fisher, RegMean
+from lightning_conan.fusion.task_arithmetic import TaskArithmetic
+from lightning_conan.fusion.ties import Ties
+from lightning_conan.fusion.tsv_m import TsvM
 
-__all__ = ["FusionReport", "Recipe", "fuse_folders", "task_arithmetic"]
+__all__ = [
+    "Dare",
+    "Della",
+    "Fisher",
+    "FusionReport",
+    "IsoC",
+    "Method",
+    "Place",
+    "Recipe",
+    "RegMean",
+    "TaskArithmetic",
+    "Ties",
+    "TsvM",
+    "dry_run",
+    "fuse_folders",
+]

@@ -1,7 +1,8 @@
-"""Fuses folders tensor by tensor: memory holds one tensor of each model."""
+"""Fuses folders tensor by tensor: memory holds a few tensors, whatever the model's size."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -9,34 +10,59 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lightning_conan.embedder import OmniConfig, Provenance, load_processor
-from lightning_conan.embedder.checkpoint import CONFIG, check_specs, open_tensors, whole_folder, write_shards, write_sidecars
+from lightning_conan.embedder.checkpoint import (
+    Spec,
+    check_specs,
+    open_tensors,
+    whole_folder,
+    write_order,
+    write_shards,
+    write_sidecars,
+)
+from lightning_conan.fusion.geometry import Geometry, by_group, gram_of, group_of
+from lightning_conan.fusion.method import Place
 from lightning_conan.fusion.recipe import Recipe
-from lightning_conan.fusion.task_arithmetic import task_arithmetic
 
-EMBEDDING = "embed_tokens.weight"
+TOKEN_ROWS = ("embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass
 class FusionReport:
-    """What became of each tensor.
+    """What became of each tensor: a fused folder's ``fusion.json``.
 
     Args:
         alphas: The coefficients.
-        fused: Names of the tensors that were summed.
+        method: The method and its settings.
+        fused: Names of the tensors that were fused.
         copied: Names of those copied from the owner.
         norms: Length of each specialist's task vector over all fused tensors (PAPERS.md A5).
         cosines: Cosine of each two task vectors, keyed ``a-b``.
+        layers: Norms and cosines by layer or module.
+        rounding_loss: What rounding to the output's dtype took away, relative to the change itself (lengths).
     """
 
     alphas: dict[str, float]
+    method: str = ""
     fused: list[str] = field(default_factory=list)
     copied: list[str] = field(default_factory=list)
     norms: dict[str, float] = field(default_factory=dict)
     cosines: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, Geometry] = field(default_factory=dict)
+    rounding_loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One fused tensor, and its share of the report."""
+
+    tensor: Tensor
+    gram: Tensor | None = None
+    lost: float = 0.0
+    change: float = 0.0
 
 
 class Fusion:
-    """The fused model's tensors, by name; ``report`` fills as they are asked for.
+    """The fused model's tensors, by name; the report fills as they are asked for.
 
     Args:
         recipe: A recipe that was checked.
@@ -46,82 +72,139 @@ class Fusion:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.report = recipe, FusionReport(dict(recipe.alphas))
+        self.recipe = recipe
+        self.report = FusionReport(dict(recipe.alphas), repr(recipe.method))
         self.base = open_tensors(recipe.base)
-        self.specs = self.base.specs
-        self.models = {name: open_tensors(folder, recipe.base) for name, folder in sorted(recipe.specialists.items())}
-        shapes = {name: spec.shape for name, spec in self.specs.items()}
+        self.names = sorted(recipe.specialists)
+        self.models = {name: open_tensors(recipe.specialists[name], recipe.base) for name in self.names}
+        shapes = {name: spec.shape for name, spec in self.base.specs.items()}
         for name, tensors in self.models.items():
             check_specs(tensors.specs, shapes, recipe.specialists[name])
-        self.gram = dict.fromkeys(pairs_of(recipe.specialists), 0.0)
-        self.tokens = audio_rows(recipe.specialists[recipe.owner])
-        self.bar = tqdm(total=len(self.specs), desc="fusing", unit="tensor", disable=None)
+        dtype = None if recipe.dtype == "base" else getattr(torch, recipe.dtype)
+        self.specs = {name: replace(spec, dtype=dtype or spec.dtype) for name, spec in self.base.specs.items()}
+        ids = load_processor(recipe.specialists[recipe.owner]).ids
+        self.rows = [row for token, row in ids.items() if token.startswith("audio")]
+        self.grams: dict[str, Tensor] = {}
+        self.lost = self.change = 0.0
 
-    def __getitem__(self, name: str) -> Tensor:
-        recipe, base = self.recipe, self.base[name]
-        parts = {model: tensors[name] for model, tensors in self.models.items()}
-        for model, part in {"base": base, **parts}.items():
+    def fate(self, name: str) -> str:
+        """``copied`` from the owner, or ``fused``."""
+        return "copied" if name.startswith(self.recipe.owned) else "fused"
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """One tensor of the base and of each specialist."""
+        found = {"base": self.base[name]} | {model: tensors[name] for model, tensors in self.models.items()}
+        for model, part in found.items():
             if not bool(part.isfinite().all()):
                 raise ValueError(f"{name!r} of {model} must be finite, it holds NaN or inf. That run diverged: train it again.")
-        self.bar.update()
-        if name.startswith(recipe.owned):
-            self.report.copied.append(name)
-            return parts[recipe.owner].clone()
-        self.report.fused.append(name)
-        add_geometry(self.gram, base, parts)
-        result = task_arithmetic(base, parts, recipe.alphas)
-        if name.endswith(EMBEDDING):
-            result[self.tokens] = parts[recipe.owner][self.tokens]
-        return result
+        return found
+
+    def piece(self, name: str) -> Piece:
+        """One tensor of the result; pure, so that several can be made at once."""
+        parts, dtype = self.read(name), self.specs[name].dtype
+        owner = parts[self.recipe.owner]
+        if self.fate(name) == "copied":
+            return Piece(owner.to(dtype, copy=True))
+        anchor = parts.pop("base").float()
+        deltas = {model: part.float() - anchor for model, part in parts.items()}
+        alphas = self.recipe.alphas_of(name)
+        weighted = {model: deltas[model] for model in sorted(alphas)}
+        if not any(bool(delta.any()) for delta in weighted.values()):
+            change, result = torch.zeros(()), self.base[name].to(dtype, copy=True)
+        else:
+            change = self.recipe.method(weighted, alphas, Place(name, self.recipe.seed))
+            result = (anchor + change).to(dtype)  # the only rounding
+        if not bool(result.isfinite().all()):
+            raise ValueError(f"{name!r} of the result must be finite in {dtype}, it overflows. Choose another dtype or method.")
+        lost = float((result.float() - anchor - change).double().norm()) ** 2 if dtype != torch.float32 else 0.0
+        if name.endswith(TOKEN_ROWS):
+            result[self.rows] = owner[self.rows].to(dtype)
+        return Piece(result, gram_of([deltas[model] for model in self.names]), lost, float(change.double().norm()) ** 2)
+
+    def add(self, name: str, piece: Piece) -> Tensor:
+        """Notes a piece in the report and hands its tensor on."""
+        (self.report.fused if piece.gram is not None else self.report.copied).append(name)
+        if piece.gram is not None:
+            group = group_of(name)
+            self.grams[group] = self.grams.get(group, torch.zeros_like(piece.gram)) + piece.gram
+            self.lost, self.change = self.lost + piece.lost, self.change + piece.change
+        return piece.tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.add(name, self.piece(name))
 
     def finish(self) -> FusionReport:
         """The complete report."""
-        self.bar.close()
-        finish_geometry(self.report, self.gram)
+        total = sum(self.grams.values(), torch.zeros(len(self.names), len(self.names), dtype=torch.float64))
+        whole = Geometry.from_gram(self.names, total)
+        self.report.norms, self.report.cosines = whole.norms, whole.cosines
+        self.report.layers = by_group(self.names, self.grams)
+        self.report.rounding_loss = (self.lost / self.change) ** 0.5 if self.change else 0.0
         return self.report
 
 
-def pairs_of(names: dict[str, Path]) -> list[tuple[str, str]]:
-    """Each two of the names once, and each with itself."""
-    ordered = sorted(names)
-    return [(one, other) for index, one in enumerate(ordered) for other in ordered[index:]]
+class Ahead:
+    """Makes pieces on several threads, a few ahead of the one that is asked for next.
+
+    Args:
+        fusion: Makes one.
+        order: In which order they will be asked for.
+        workers: How many at once; memory holds so many tensors.
+    """
+
+    def __init__(self, fusion: Fusion, order: list[str], workers: int) -> None:
+        self.fusion, self.order, self.workers = fusion, order, workers
+        self.pool = ThreadPoolExecutor(workers)
+        self.pending = {name: self.pool.submit(fusion.piece, name) for name in order[:workers]}
+        self.next = workers
+        self.bar = tqdm(total=len(order), desc="fusing", unit="tensor", disable=None)
+
+    def __call__(self, name: str) -> Tensor:
+        piece = self.pending.pop(name).result()
+        if self.next < len(self.order):
+            self.pending[self.order[self.next]] = self.pool.submit(self.fusion.piece, self.order[self.next])
+            self.next += 1
+        self.bar.update()
+        return self.fusion.add(name, piece)
+
+    def close(self) -> None:
+        """Drops what was made ahead."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.bar.close()
 
 
-def add_geometry(gram: dict[tuple[str, str], float], base: Tensor, parts: dict[str, Tensor]) -> None:
-    """Adds one tensor's share of the task vectors' inner products."""
-    deltas = {model: (part.double() - base.double()).flatten() for model, part in parts.items()}
-    for one, other in gram:
-        gram[one, other] += float(deltas[one] @ deltas[other])
+def fuse_folders(recipe: Recipe, out: Path, workers: int = 2) -> FusionReport:
+    """Writes the fused folder ``out``, whole or not at all, with ``fusion.json`` beside its weights.
 
-
-def finish_geometry(report: FusionReport, gram: dict[tuple[str, str], float]) -> None:
-    """Norms and cosines from the inner products."""
-    report.norms = {one: gram[one, other] ** 0.5 for one, other in gram if one == other}
-    for (one, other), product in gram.items():
-        scale = report.norms[one] * report.norms[other]
-        if one != other and scale > 0:
-            report.cosines[f"{one}-{other}"] = product / scale
-
-
-def audio_rows(folder: Path) -> list[int]:
-    """Rows of the audio tokens: the owner's, like its encoder."""
-    config = OmniConfig.from_pretrained(folder)
-    return [config.audio_token_id, config.audio_start_token_id, config.audio_end_token_id]
-
-
-def fuse_folders(recipe: Recipe, out: Path) -> FusionReport:
-    """Writes the fused folder ``out``, whole or not at all, with ``fusion.json`` beside its weights."""
+    Args:
+        recipe: What is fused.
+        out: The folder.
+        workers: Tensors that are made at once.
+    """
     found = recipe.check()
     fusion = Fusion(recipe)
     owner = recipe.specialists[recipe.owner]
     with whole_folder(out) as scratch:
-        write_shards(scratch, fusion.specs, fusion.__getitem__)
-        (scratch / CONFIG).write_bytes((owner / CONFIG).read_bytes())
+        ahead = Ahead(fusion, write_order(fusion.specs), workers)
+        try:
+            write_shards(scratch, fusion.specs, ahead)
+        finally:
+            ahead.close()
+        config = OmniConfig.from_pretrained(owner)
+        config.dtype = next(iter(fusion.specs.values())).dtype
+        config.save_pretrained(scratch)
         (scratch / "fusion.json").write_text(json.dumps(asdict(fusion.finish()), indent=2) + "\n")
         parents = {name: provenance.fingerprint for name, provenance in found.items()}
-        notes = {"alphas": recipe.alphas, "owner": recipe.owner, "method": "task_arithmetic"}
+        notes = {"alphas": recipe.alphas, "owner": recipe.owner, "method": repr(recipe.method)}
         write_sidecars(scratch, load_processor(owner), Provenance("fused", parents=parents, notes=notes))
     return fusion.report
+
+
+def dry_run(recipe: Recipe) -> list[tuple[str, str, Spec]]:
+    """What would become of each tensor, without reading any."""
+    recipe.check()
+    fusion = Fusion(recipe)
+    return [(name, fusion.fate(name), spec) for name, spec in sorted(fusion.specs.items())]
 
 
 def fused_state(recipe: Recipe) -> dict[str, Tensor]:

@@ -1,12 +1,17 @@
-"""What is fused, and with which coefficients."""
+"""What is fused, by which method, and with which coefficients."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lightning_conan.embedder import Provenance, check_folder
+from lightning_conan.fusion.method import Method
+from lightning_conan.fusion.task_arithmetic import TaskArithmetic
 
 PAPER_ALPHAS = {"image": 0.3, "video": 0.3, "document": 0.3, "audio": 0.5}
+OutputType = Literal["base", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -15,17 +20,33 @@ class Recipe:
 
     Args:
         base: The folder that every specialist was trained from.
-        specialists: Dense specialist folders by modality.
+        specialists: Specialist folders by modality, dense or adapters.
         alphas: Coefficient of each specialist; the paper's by default. 0 leaves a specialist out.
+        method: The rule of fusion.
+        alphas_by_module: Other coefficients for tensors whose names match a pattern (a regular expression, anywhere in the
+            name), such as ``visual`` or ``layers\\.(2[0-9]|3[0-5])``; of several that match the last holds.
         owner: The specialist whose own modules (``owned``) are copied bit for bit.
         owned: Beginnings of the names of tensors that only the owner trains: they have no task vector.
+        dtype: Of the result; ``base`` for the base's. In bfloat16 small changes are lost to rounding, which is reported.
+        seed: Of methods that draw at random.
     """
 
     base: Path
     specialists: dict[str, Path]
     alphas: dict[str, float] = field(default_factory=lambda: dict(PAPER_ALPHAS))
+    method: Method = TaskArithmetic()  # noqa: RUF009  # frozen
+    alphas_by_module: dict[str, dict[str, float]] = field(default_factory=dict)
     owner: str = "audio"
     owned: tuple[str, ...] = ("audio_encoder.", "audio_projector.")
+    dtype: OutputType = "base"
+    seed: int = 0
+
+    def alphas_of(self, name: str) -> dict[str, float]:
+        """The coefficients of one tensor, those of weight 0 left out."""
+        alphas = self.alphas
+        for pattern, other in self.alphas_by_module.items():
+            alphas = other if re.search(pattern, name) else alphas
+        return {specialist: alpha for specialist, alpha in alphas.items() if alpha != 0}
 
     def check(self) -> dict[str, Provenance]:
         """Provenance of the base and of each specialist.
@@ -33,12 +54,13 @@ class Recipe:
         Raises:
             ValueError: Coefficients and specialists that do not match, or a folder that is none of this base's specialists.
         """
-        if not self.specialists or set(self.specialists) != set(self.alphas):
-            raise ValueError(
-                f"alphas must name the specialists {sorted(self.specialists)}, got {sorted(self.alphas)}. Give one each."
-            )
-        if odd := {name: alpha for name, alpha in self.alphas.items() if not math.isfinite(alpha)}:
-            raise ValueError(f"alphas must be finite, got {odd}.")
+        for alphas in (self.alphas, *self.alphas_by_module.values()):
+            if not self.specialists or set(self.specialists) != set(alphas):
+                raise ValueError(
+                    f"alphas must name the specialists {sorted(self.specialists)}, got {sorted(alphas)}. Give one each."
+                )
+            if odd := {name: alpha for name, alpha in alphas.items() if not math.isfinite(alpha)}:
+                raise ValueError(f"alphas must be finite, got {odd}.")
         if self.owner not in self.specialists:
             raise ValueError(f"owner must be among the specialists {sorted(self.specialists)}, got {self.owner!r}.")
         found = {"base": check_folder(self.base, ("base",))}

@@ -1,25 +1,19 @@
-"""Task arithmetic, https://arxiv.org/abs/2212.04089: the base plus the weighted task vectors."""
+"""Task arithmetic, https://arxiv.org/abs/2212.04089: the weighted sum of the task vectors."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
+
+from lightning_conan.fusion.method import Deltas, Method, Place, weighted_sum
 
 
-def task_arithmetic(
-    base: Float[Tensor, "*shape"], specialists: Mapping[str, Float[Tensor, "*shape"]], alphas: Mapping[str, float]
-) -> Float[Tensor, "*shape"]:
-    """``base + sum_m alpha_m * (specialist_m - base)``, not normalised (PAPERS.md A4).
+@dataclass(frozen=True)
+class TaskArithmetic(Method):
+    """``sum_m alpha_m * delta_m``, not normalised (PAPERS.md A4): the paper's rule."""
 
-    Sums in float32, in alphabetical order, and rounds once to the base's dtype. A specialist of weight 0 is left out;
-    with none left the base comes back bit for bit.
-    """
-    weighted = [name for name in sorted(specialists) if alphas[name] != 0]
-    if not weighted:
-        return base.clone()
-    anchor = base.to(torch.float32)
-    total = torch.zeros_like(anchor)
-    for name in weighted:
-        total += alphas[name] * (specialists[name].to(torch.float32) - anchor)
-    return (anchor + total).to(base.dtype)
+    @override
+    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+        return weighted_sum(deltas, alphas)

@@ -18,7 +18,7 @@ from lightning_conan.embedder.checkpoint.folder import (
 from lightning_conan.embedder.checkpoint.golden import changed_versions, compare_golden
 from lightning_conan.embedder.checkpoint.graft import GraftReport, graft_folder
 from lightning_conan.embedder.checkpoint.provenance import STATES, Provenance, State, read_provenance, sha256
-from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors, check_specs, write_shards
+from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors, check_specs, write_order, write_shards
 
 __all__ = [
     "CONFIG",
@@ -46,6 +46,7 @@ __all__ = [
     "save_folder",
     "sha256",
     "whole_folder",
+    "write_order",
     "write_shards",
     "write_sidecars",
 ]

@@ -160,7 +160,7 @@ def write_shards(
     Args:
         folder: Where to write.
         specs: All tensors' shapes and dtypes.
-        tensor_of: Gives one tensor; called once for each, in the order of their names.
+        tensor_of: Gives one tensor; called once for each, in ``write_order``.
         shard_bytes: A file's largest size, unless one tensor is larger.
     """
     shards = plan_shards(specs, shard_bytes)
@@ -183,13 +183,18 @@ def plan_shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
     """Names of each file's tensors. Wide dtypes come first, as safetensors wants it, so that each is aligned."""
     shards: list[list[str]] = [[]]
     size = 0
-    for name in sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name)):
+    for name in write_order(specs):
         if shards[-1] and size + specs[name].nbytes > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
         size += specs[name].nbytes
     return shards
+
+
+def write_order(specs: Mapping[str, Spec]) -> list[str]:
+    """The order in which ``write_shards`` asks for tensors."""
+    return sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
 
 
 def header_of(specs: Mapping[str, Spec]) -> bytes:

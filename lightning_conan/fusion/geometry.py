@@ -1,0 +1,60 @@
+"""Lengths and angles of task vectors, over all tensors and by layer (PAPERS.md A5)."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+COLUMNS = 2**18
+"""Entries that are multiplied at once, in float32; sums over them are float64."""
+
+
+def gram_of(deltas: Sequence[Float[Tensor, "*shape"]]) -> Float[Tensor, "vectors vectors"]:
+    """Inner products of task vectors over one tensor."""
+    rows = torch.stack([delta.flatten() for delta in deltas])
+    products = [(block @ block.T).double() for block in rows.split(COLUMNS, dim=1)]
+    return torch.stack(products).sum(dim=0) if products else torch.zeros(len(rows), len(rows), dtype=torch.float64)
+
+
+def group_of(name: str) -> str:
+    """The layer or module that a tensor belongs to: ``backbone.language_model.layers.3``."""
+    if found := re.match(r".*?\.(layers|blocks|deepstack_merger_list)\.\d+", name):
+        return found[0]
+    return ".".join(name.split(".")[:3]) if name.count(".") > 2 else name.rsplit(".", 1)[0]
+
+
+@dataclass
+class Geometry:
+    """Norms and cosines of task vectors.
+
+    Args:
+        norms: Each vector's length.
+        cosines: The cosine of each two, keyed ``a-b``.
+    """
+
+    norms: dict[str, float] = field(default_factory=dict)
+    cosines: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_gram(cls, names: Sequence[str], gram: Float[Tensor, "vectors vectors"]) -> "Geometry":
+        """From the inner products of the named vectors."""
+        found = cls({name: float(gram[row, row]) ** 0.5 for row, name in enumerate(names)})
+        for row, one in enumerate(names):
+            for column, other in enumerate(names[row + 1 :], start=row + 1):
+                scale = found.norms[one] * found.norms[other]
+                if scale > 0:
+                    found.cosines[f"{one}-{other}"] = float(gram[row, column]) / scale
+        return found
+
+
+def by_group(names: Sequence[str], grams: Mapping[str, Float[Tensor, "vectors vectors"]]) -> dict[str, Geometry]:
+    """The geometry of each layer or module."""
+    return {group: Geometry.from_gram(names, gram) for group, gram in sorted(grams.items(), key=lambda item: natural(item[0]))}
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

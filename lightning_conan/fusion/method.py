@@ -1,0 +1,78 @@
+"""What a fusion method is: from the specialists' task vectors of one tensor to one change of the base."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Deltas = Mapping[str, Float[Tensor, "*shape"]]
+"""Task vectors in float32 by specialist, those of weight 0 left out."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which tensor is being fused, for methods that draw at random or bring statistics.
+
+    Args:
+        name: The tensor's name.
+        seed: The recipe's seed.
+    """
+
+    name: str
+    seed: int = 0
+
+    def generator(self, specialist: str) -> torch.Generator:
+        """Random numbers that depend on seed, tensor and specialist alone: not on order, threads or other tensors."""
+        digest = hashlib.sha256(f"{self.seed} {self.name} {specialist}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+class Method(ABC):
+    """A rule of fusion; subclasses are dataclasses whose fields are its settings."""
+
+    @abstractmethod
+    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+        """The change of the base: what is added to it, in float32.
+
+        Args:
+            deltas: At least one task vector.
+            alphas: A weight for each.
+            place: The tensor's name and the seed.
+        """
+
+
+def weighted_sum(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "*shape"]:
+    """``sum_m alpha_m * delta_m``, in alphabetical order."""
+    total = torch.zeros_like(next(iter(deltas.values())))
+    for name in sorted(deltas):
+        total += alphas[name] * deltas[name]
+    return total
+
+
+def keep_largest(delta: Float[Tensor, "*shape"], density: float) -> Float[Tensor, "*shape"]:
+    """The ``density`` share of entries of largest magnitude, all others 0."""
+    count = max(1, int(density * delta.numel()))
+    if count >= delta.numel():
+        return delta
+    kept = delta.abs().flatten().argsort(descending=True, stable=True)[:count]
+    result = torch.zeros_like(delta).flatten()
+    result[kept] = delta.flatten()[kept]
+    return result.view_as(delta)
+
+
+def agreeing_mean(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "*shape"]:
+    """The weighted mean of the entries whose sign is that of the weighted sum (TIES' election and disjoint merge)."""
+    elected = weighted_sum(deltas, alphas).sign()
+    agreeing = {name: torch.where(delta.sign() == elected, delta, 0.0) for name, delta in deltas.items()}
+    weight = weighted_sum({name: (delta != 0).float() for name, delta in agreeing.items()}, alphas)
+    return weighted_sum(agreeing, alphas) / torch.where(weight == 0, 1.0, weight)
+
+
+def check_share(what: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
+    """Refuses a share outside of its range."""
+    if not low < value <= high:
+        raise ValueError(f"{what} must be above {low:g} and at most {high:g}, got {value}.")

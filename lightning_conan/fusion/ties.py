@@ -1,0 +1,31 @@
+"""TIES, https://arxiv.org/abs/2306.01708: trim, elect a sign, merge what agrees."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_conan.fusion.method import Deltas, Method, Place, agreeing_mean, check_share, keep_largest
+
+
+@dataclass(frozen=True)
+class Ties(Method):
+    """The weighted mean of what agrees in sign among each task vector's largest entries, times ``scale``.
+
+    Args:
+        density: Share of each task vector's entries that is kept.
+        scale: Factor on the result (the paper's lambda).
+    """
+
+    density: float = 0.2
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_share("density", self.density)
+
+    @override
+    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+        trimmed = {name: keep_largest(delta, self.density) for name, delta in deltas.items()}
+        return self.scale * agreeing_mean(trimmed, alphas)
