@@ -13,10 +13,12 @@ def run(args: Sequence[str]) -> None:
     from jsonargparse import auto_cli
 
     from lightning_conan.cli.quiet import quiet_libraries
-    from lightning_conan.fusion import Recipe, dry_run, fuse_folders
+    from lightning_conan.fusion import Recipe, dry_run, fuse_folders, read_mergekit
 
     def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False) -> None:
         """Fuses specialists of one base: dense folders or adapters, tensor by tensor.
+
+        With --mergekit FILE instead of --recipe a mergekit YAML is read, whose models are specialist folders.
 
         Args:
             recipe: The base, the specialists, their coefficients and the method.
@@ -38,5 +40,17 @@ def run(args: Sequence[str]) -> None:
                 file=sys.stderr,
             )
 
+    def fuse_mergekit(mergekit: Path, out: Path, workers: int = 2, dry: bool = False) -> None:
+        """Fuses what a mergekit YAML describes, whose models are specialist folders.
+
+        Args:
+            mergekit: The YAML; paths in it are relative to it.
+            out: The folder to write.
+            workers: Tensors that are made at once.
+            dry: Only print what would become of each tensor.
+        """
+        fuse(read_mergekit(mergekit), out, workers, dry)
+
     quiet_libraries()
-    auto_cli(fuse, args=list(args), prog="conan fuse", as_positional=False)
+    verb = fuse_mergekit if any(word.split("=")[0] == "--mergekit" for word in args) else fuse
+    auto_cli(verb, args=list(args), prog="conan fuse", as_positional=False)

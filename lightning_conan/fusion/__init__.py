@@ -4,6 +4,7 @@ from lightning_conan.fusion.dare import Dare
 from lightning_conan.fusion.della import Della
 from lightning_conan.fusion.engine import FusionReport, dry_run, fuse_folders
 from lightning_conan.fusion.iso_c import IsoC
+from lightning_conan.fusion.mergekit import read_mergekit
 from lightning_conan.fusion.method import Method, Place
 from lightning_conan.fusion.recipe import Recipe
 from lightning_conan.fusion.statistics import Fisher, RegMean
@@ -26,4 +27,5 @@ __all__ = [
     "TsvM",
     "dry_run",
     "fuse_folders",
+    "read_mergekit",
 ]

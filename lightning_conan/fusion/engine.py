@@ -1,11 +1,14 @@
 """Fuses folders tensor by tensor: memory holds a few tensors, whatever the model's size."""
 
 import json
+import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,9 +23,12 @@ from lightning_conan.embedder.checkpoint import (
     write_sidecars,
 )
 from lightning_conan.fusion.geometry import Geometry, by_group, gram_of, group_of
+from lightning_conan.fusion.mergekit import MERGEKIT_CONFIG, mergekit_config
 from lightning_conan.fusion.method import Place
 from lightning_conan.fusion.recipe import Recipe
 
+BLOCK = 2**18
+"""Entries that are fused at once: a megabyte of each model stays in the processor's cache."""
 TOKEN_ROWS = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -56,7 +62,7 @@ class Piece:
     """One fused tensor, and its share of the report."""
 
     tensor: Tensor
-    gram: Tensor | None = None
+    gram: Tensor
     lost: float = 0.0
     change: float = 0.0
 
@@ -91,40 +97,49 @@ class Fusion:
         """``copied`` from the owner, or ``fused``."""
         return "copied" if name.startswith(self.recipe.owned) else "fused"
 
-    def read(self, name: str) -> dict[str, Tensor]:
-        """One tensor of the base and of each specialist."""
-        found = {"base": self.base[name]} | {model: tensors[name] for model, tensors in self.models.items()}
-        for model, part in found.items():
-            if not bool(part.isfinite().all()):
-                raise ValueError(f"{name!r} of {model} must be finite, it holds NaN or inf. That run diverged: train it again.")
-        return found
-
     def piece(self, name: str) -> Piece:
         """One tensor of the result; pure, so that several can be made at once."""
-        parts, dtype = self.read(name), self.specs[name].dtype
+        spec, base = self.specs[name], self.base[name]
+        parts = {model: tensors[name] for model, tensors in self.models.items()}
         owner = parts[self.recipe.owner]
         if self.fate(name) == "copied":
-            return Piece(owner.to(dtype, copy=True))
-        anchor = parts.pop("base").float()
-        deltas = {model: part.float() - anchor for model, part in parts.items()}
+            check_finite(name, {"base": base, **parts})
+            return Piece(owner.to(spec.dtype, copy=True), torch.empty(0))
+        result = torch.empty(spec.shape, dtype=spec.dtype)
+        gram, lost, change = torch.zeros(len(parts), len(parts), dtype=torch.float64), 0.0, 0.0
+        for place in blocks(spec.shape, BLOCK if self.recipe.method.elementwise else None):
+            block = self.block(name, base.view(-1)[place], {model: part.view(-1)[place] for model, part in parts.items()}, spec)
+            result.view(-1)[place] = block.tensor.view(-1)
+            gram, lost, change = gram + block.gram, lost + block.lost, change + block.change
+        if name.endswith(TOKEN_ROWS):
+            result[self.rows] = owner[self.rows].to(spec.dtype)
+        return Piece(result, gram, lost, change)
+
+    def block(self, name: str, base: Tensor, parts: dict[str, Tensor], spec: Spec) -> Piece:
+        """As much of a tensor as fits the processor's cache, or all of it where the method needs it whole."""
+        shape = spec.shape if len(base) == torch.Size(spec.shape).numel() else base.shape
+        anchor = base.float().view(shape)
+        deltas = {model: part.float().view(shape) - anchor for model, part in parts.items()}
+        gram = gram_of([deltas[model] for model in self.names])
+        if not bool(gram.isfinite().all()):  # as NaN and inf make it, at no cost; what else does is let through
+            check_finite(name, {"base": base, **parts})
         alphas = self.recipe.alphas_of(name)
         weighted = {model: deltas[model] for model in sorted(alphas)}
         if not any(bool(delta.any()) for delta in weighted.values()):
-            change, result = torch.zeros(()), self.base[name].to(dtype, copy=True)
-        else:
-            change = self.recipe.method(weighted, alphas, Place(name, self.recipe.seed))
-            result = (anchor + change).to(dtype)  # the only rounding
-        if not bool(result.isfinite().all()):
-            raise ValueError(f"{name!r} of the result must be finite in {dtype}, it overflows. Choose another dtype or method.")
-        lost = float((result.float() - anchor - change).double().norm()) ** 2 if dtype != torch.float32 else 0.0
-        if name.endswith(TOKEN_ROWS):
-            result[self.rows] = owner[self.rows].to(dtype)
-        return Piece(result, gram_of([deltas[model] for model in self.names]), lost, float(change.double().norm()) ** 2)
+            return Piece(base.to(spec.dtype, copy=True), gram)  # the base bit for bit, the sign of a zero included
+        change = self.recipe.method(weighted, alphas, Place(name, self.recipe.seed))
+        exact = anchor + change
+        result = exact.to(spec.dtype)  # the only rounding
+        lost = float((result.float() - exact).square().sum())
+        if not math.isfinite(lost):
+            check_finite(name, {f"the result in {spec.dtype}": result})
+        return Piece(result, gram, lost, float(change.square().sum()))
 
     def add(self, name: str, piece: Piece) -> Tensor:
         """Notes a piece in the report and hands its tensor on."""
-        (self.report.fused if piece.gram is not None else self.report.copied).append(name)
-        if piece.gram is not None:
+        copied = self.fate(name) == "copied"
+        (self.report.copied if copied else self.report.fused).append(name)
+        if not copied:
             group = group_of(name)
             self.grams[group] = self.grams.get(group, torch.zeros_like(piece.gram)) + piece.gram
             self.lost, self.change = self.lost + piece.lost, self.change + piece.change
@@ -141,6 +156,23 @@ class Fusion:
         self.report.layers = by_group(self.names, self.grams)
         self.report.rounding_loss = (self.lost / self.change) ** 0.5 if self.change else 0.0
         return self.report
+
+
+def check_finite(name: str, parts: dict[str, Tensor]) -> None:
+    """Refuses NaN and inf, by tensor and model."""
+    for model, part in parts.items():
+        if not bool(part.isfinite().all()):
+            raise ValueError(
+                f"{name!r} of {model} must be finite, it holds NaN or inf. A model's run diverged: train it again; "
+                "a result overflows: choose another recipe.dtype."
+            )
+
+
+def blocks(shape: tuple[int, ...], size: int | None) -> Iterator[slice]:
+    """Pieces of a flattened tensor; one, if no size is given."""
+    total = torch.Size(shape).numel()
+    for start in range(0, max(total, 1), size or max(total, 1)):
+        yield slice(start, min(start + (size or total), total))
 
 
 class Ahead:
@@ -174,7 +206,8 @@ class Ahead:
 
 
 def fuse_folders(recipe: Recipe, out: Path, workers: int = 2) -> FusionReport:
-    """Writes the fused folder ``out``, whole or not at all, with ``fusion.json`` beside its weights.
+    """Writes the fused folder ``out``, whole or not at all, with ``fusion.json`` and, where mergekit has
+    the method, ``mergekit_config.yml`` beside its weights.
 
     Args:
         recipe: What is fused.
@@ -194,6 +227,8 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2) -> FusionReport:
         config.dtype = next(iter(fusion.specs.values())).dtype
         config.save_pretrained(scratch)
         (scratch / "fusion.json").write_text(json.dumps(asdict(fusion.finish()), indent=2) + "\n")
+        if merge := mergekit_config(recipe):
+            (scratch / MERGEKIT_CONFIG).write_text(yaml.safe_dump(merge, sort_keys=False))
         parents = {name: provenance.fingerprint for name, provenance in found.items()}
         notes = {"alphas": recipe.alphas, "owner": recipe.owner, "method": repr(recipe.method)}
         write_sidecars(scratch, load_processor(owner), Provenance("fused", parents=parents, notes=notes))

@@ -4,6 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,9 @@ class Place:
 
 class Method(ABC):
     """A rule of fusion; subclasses are dataclasses whose fields are its settings."""
+
+    elementwise: ClassVar[bool] = False
+    """Whether each entry depends on that entry alone, so that tensors can be fused piece by piece."""
 
     @abstractmethod
     def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +14,8 @@ from lightning_conan.fusion.method import Deltas, Method, Place, weighted_sum
 @dataclass(frozen=True)
 class TaskArithmetic(Method):
     """``sum_m alpha_m * delta_m``, not normalised (PAPERS.md A4): the paper's rule."""
+
+    elementwise: ClassVar[bool] = True
 
     @override
     def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:

@@ -1,0 +1,90 @@
+"""mergekit's YAML, the field's lingua franca for merges: read into a recipe, and written beside a result."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_conan.embedder import read_provenance
+from lightning_conan.fusion.dare import Dare
+from lightning_conan.fusion.method import Method
+from lightning_conan.fusion.recipe import OutputType, Recipe
+from lightning_conan.fusion.task_arithmetic import TaskArithmetic
+from lightning_conan.fusion.ties import Ties
+
+MERGEKIT_CONFIG = "mergekit_config.yml"
+KNOWN = {"merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source"}
+
+
+def read_mergekit(path: Path) -> Recipe:
+    """The recipe that a mergekit YAML describes; paths are relative to it.
+
+    Each model must be a specialist folder, whose modality names it here.
+
+    Raises:
+        ValueError: A method, key or setting that means something else here, or nothing.
+    """
+    config = yaml.safe_load(path.read_text())
+    if not isinstance(config, dict) or not {"merge_method", "base_model", "models"} <= set(config) <= KNOWN:
+        found = sorted(config) if isinstance(config, dict) else config
+        raise ValueError(f"{path} must have merge_method, base_model and models, and may have {sorted(KNOWN)}, got {found}.")
+    shared = dict(config.get("parameters") or {})
+    specialists: dict[str, Path] = {}
+    alphas: dict[str, float] = {}
+    densities = set()
+    for entry in config["models"]:
+        folder = path.parent / entry["model"]
+        if folder == path.parent / config["base_model"]:
+            continue
+        parameters = {**shared, **(entry.get("parameters") or {})}
+        name = str(read_provenance(folder).modality)
+        specialists[name], alphas[name] = folder, number(path, "weight", parameters.get("weight", 1.0))
+        densities.add(number(path, "density", parameters.get("density", 1.0)))
+    if len(densities) != 1:
+        raise ValueError(f"density must be the same for all models in {path}, got {sorted(densities)}.")
+    method = method_of(path, str(config["merge_method"]), densities.pop(), shared)
+    owner = "audio" if "audio" in specialists else next(iter(specialists))
+    dtype: OutputType = config.get("out_dtype") or config.get("dtype") or "base"
+    return Recipe(path.parent / config["base_model"], specialists, alphas, method, owner=owner, dtype=dtype)
+
+
+def number(path: Path, what: str, value: Any) -> float:
+    """A plain number: mergekit's gradients and filters have their own way here."""
+    if not isinstance(value, int | float):
+        raise ValueError(f"{what} in {path} must be one number, got {value!r}. For layers use recipe.alphas_by_module.")
+    return float(value)
+
+
+def method_of(path: Path, name: str, density: float, shared: dict[str, Any]) -> Method:
+    """The method that means the same here."""
+    scale, normalize = float(shared.get("lambda", 1.0)), bool(shared.get("normalize", name in ("ties", "dare_ties")))
+    wanted = {"task_arithmetic": False, "dare_linear": False, "ties": True, "dare_ties": True}
+    if name not in wanted:
+        raise ValueError(f"merge_method in {path} must be one of {sorted(wanted)}, got {name!r}. Name a recipe.method instead.")
+    if normalize != wanted[name] or shared.get("rescale") or (scale != 1 and name != "ties"):
+        raise ValueError(
+            f"normalize must be {wanted[name]}, rescale false and lambda 1 (but for ties) for {name} in {path}, got {shared}: "
+            "mergekit means another rule with it than the papers."
+        )
+    if name == "ties":
+        return Ties(density, scale)
+    return TaskArithmetic() if name == "task_arithmetic" else Dare(1 - density, elect=name == "dare_ties")
+
+
+def mergekit_config(recipe: Recipe) -> dict[str, Any] | None:
+    """What ``mergekit_config.yml`` says of a recipe; None where mergekit has no such method."""
+    match recipe.method:
+        case TaskArithmetic():
+            name, density, shared = "task_arithmetic", 1.0, {"normalize": False, "lambda": 1.0}
+        case Ties(density=density, scale=scale):
+            name, shared = "ties", {"normalize": True, "lambda": scale}
+        case Dare(drop=drop, elect=elect):
+            name, density, shared = "dare_ties" if elect else "dare_linear", 1 - drop, {"normalize": elect, "lambda": 1.0}
+        case _:
+            return None
+    models = [
+        {"model": str(folder), "parameters": {"weight": recipe.alphas[specialist], "density": density}}
+        for specialist, folder in sorted(recipe.specialists.items())
+    ]
+    dtype = {} if recipe.dtype == "base" else {"out_dtype": recipe.dtype}
+    return {"merge_method": name, "base_model": str(recipe.base), "models": models, "parameters": shared, **dtype}

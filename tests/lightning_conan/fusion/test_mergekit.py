@@ -1,0 +1,85 @@
+import pytest
+import yaml
+from mergekit.config import MergeConfiguration
+
+from lightning_conan.cli.main import main
+from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
+from lightning_conan.fusion import Dare, Della, Recipe, TaskArithmetic, Ties, read_mergekit
+from lightning_conan.fusion.mergekit import mergekit_config
+
+
+@pytest.fixture(scope="module")
+def folders(base, tmp_path_factory):
+    """The base and two specialists of it."""
+    root, parent = tmp_path_factory.mktemp("merge"), load_folder(base)[2].fingerprint
+    for seed, name in enumerate(("image", "audio"), start=1):
+        model, processor = tiny_embedder(0)
+        for parameter in model.parameters():
+            parameter.data += 0.01 * seed
+        save_folder(root / name, model, processor, Provenance("specialist", name, {"base": parent}))
+    return {"base": base, "image": root / "image", "audio": root / "audio"}
+
+
+def config(folders, method="ties", **parameters):
+    weights = {"image": 0.3, "audio": 0.5}
+    models = [{"model": str(folders[name]), "parameters": {"weight": alpha, **parameters}} for name, alpha in weights.items()]
+    return {"merge_method": method, "base_model": str(folders["base"]), "models": models, "parameters": {}}
+
+
+def write(tmp_path, content):
+    path = tmp_path / "merge.yml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_mergekit_yaml_becomes_a_recipe(folders, tmp_path):
+    found = read_mergekit(write(tmp_path, config(folders, density=0.4) | {"dtype": "float32"}))
+    specialists = {name: folders[name] for name in ("image", "audio")}
+    assert found == Recipe(folders["base"], specialists, {"image": 0.3, "audio": 0.5}, Ties(0.4), dtype="float32")
+
+
+@pytest.mark.parametrize("method", [TaskArithmetic(), Ties(0.3, 0.7), Dare(0.4), Dare(0.4, elect=True)], ids=repr)
+def test_what_is_written_is_read_back_and_is_valid_for_mergekit(folders, tmp_path, method):
+    recipe = Recipe(folders["base"], {name: folders[name] for name in ("image", "audio")}, {"image": 0.3, "audio": 0.5}, method)
+    written = mergekit_config(recipe)
+    MergeConfiguration.model_validate(written)
+    assert read_mergekit(write(tmp_path, written)) == recipe
+
+
+def test_methods_that_mergekit_lacks_write_none(folders):
+    assert mergekit_config(Recipe(folders["base"], {"audio": folders["audio"]}, {"audio": 1.0}, Della())) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merge_method": "slerp"}, "merge_method in .* must be one of"),
+        ({"slices": []}, "must have merge_method, base_model and models"),
+        ({"parameters": {"normalize": False}}, "normalize must be True"),
+        ({"parameters": {"rescale": True}}, "rescale false"),
+    ],
+)
+def test_what_means_something_else_is_refused(folders, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        read_mergekit(write(tmp_path, config(folders) | change))
+
+
+def test_gradients_and_unequal_densities_are_refused(folders, tmp_path):
+    with pytest.raises(ValueError, match=r"weight in .* must be one number"):
+        read_mergekit(write(tmp_path, config(folders, weight=[0.1, 0.5])))
+    uneven = config(folders, density=0.4)
+    uneven["models"][0]["parameters"]["density"] = 0.2
+    with pytest.raises(ValueError, match="density must be the same"):
+        read_mergekit(write(tmp_path, uneven))
+
+
+def test_the_verb_takes_it(folders, tmp_path, capsys):
+    path = write(tmp_path, config(folders, "task_arithmetic"))
+    assert main(["fuse", "--mergekit", str(path), "--out", str(tmp_path / "fused")]) == 0
+    assert "audio 0.5, image 0.3" in capsys.readouterr().out
+    again = read_mergekit(tmp_path / "fused" / "mergekit_config.yml")
+    assert again.alphas == {"image": 0.3, "audio": 0.5}
+    assert main(["fuse", "--mergekit", str(path), "--out", str(tmp_path / "dry"), "--dry", "true"]) == 0
+    assert "copied" in capsys.readouterr().out
+    assert not (tmp_path / "dry").exists()
+    assert main(["fuse", "--mergekit", str(path), "--out", str(tmp_path / "x"), "--recipe.base", "y"]) == 2
