@@ -118,22 +118,25 @@ class Fusion:
     def block(self, name: str, base: Tensor, parts: dict[str, Tensor], spec: Spec) -> Piece:
         """As much of a tensor as fits the processor's cache, or all of it where the method needs it whole."""
         shape = spec.shape if len(base) == torch.Size(spec.shape).numel() else base.shape
-        anchor = base.float().view(shape)
-        deltas = {model: part.float().view(shape) - anchor for model, part in parts.items()}
-        gram = gram_of([deltas[model] for model in self.names])
+        anchor = base.float()
+        rows = torch.empty(len(self.names), len(base))
+        for row, model in zip(rows, self.names, strict=True):
+            row.copy_(parts[model]).sub_(anchor)
+        gram = gram_of(rows)
         if not bool(gram.isfinite().all()):  # as NaN and inf make it, at no cost; what else does is let through
             check_finite(name, {"base": base, **parts})
         alphas = self.recipe.alphas_of(name)
-        weighted = {model: deltas[model] for model in sorted(alphas)}
-        if not any(bool(delta.any()) for delta in weighted.values()):
+        weighted = {model: row.view(shape) for model, row in zip(self.names, rows, strict=True) if model in alphas}
+        if not any(gram[row, row] > 0 or bool(rows[row].any()) for row, model in enumerate(self.names) if model in alphas):
             return Piece(base.to(spec.dtype, copy=True), gram)  # the base bit for bit, the sign of a zero included
-        change = self.recipe.method(weighted, alphas, Place(name, self.recipe.seed))
+        change = self.recipe.method(weighted, alphas, Place(name, self.recipe.seed)).reshape(-1)
         exact = anchor + change
         result = exact.to(spec.dtype)  # the only rounding
-        lost = float((result.float() - exact).square().sum())
+        off = exact - result
+        lost = float(off @ off)
         if not math.isfinite(lost):
             check_finite(name, {f"the result in {spec.dtype}": result})
-        return Piece(result, gram, lost, float(change.square().sum()))
+        return Piece(result, gram, lost, float(change @ change))
 
     def add(self, name: str, piece: Piece) -> Tensor:
         """Notes a piece in the report and hands its tensor on."""

@@ -12,11 +12,10 @@ COLUMNS = 2**18
 """Entries that are multiplied at once, in float32; sums over them are float64."""
 
 
-def gram_of(deltas: Sequence[Float[Tensor, "*shape"]]) -> Float[Tensor, "vectors vectors"]:
-    """Inner products of task vectors over one tensor."""
-    rows = torch.stack([delta.flatten() for delta in deltas])
+def gram_of(rows: Float[Tensor, "vectors entries"]) -> Float[Tensor, "vectors vectors"]:
+    """Inner products of task vectors over one tensor, a row each."""
     products = [(block @ block.T).double() for block in rows.split(COLUMNS, dim=1)]
-    return torch.stack(products).sum(dim=0) if products else torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    return torch.stack(products).sum(dim=0)
 
 
 def group_of(name: str) -> str:

@@ -53,7 +53,7 @@ def weighted_sum(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "
     """``sum_m alpha_m * delta_m``, in alphabetical order."""
     total = torch.zeros_like(next(iter(deltas.values())))
     for name in sorted(deltas):
-        total += alphas[name] * deltas[name]
+        total.add_(deltas[name], alpha=alphas[name])
     return total
 
 

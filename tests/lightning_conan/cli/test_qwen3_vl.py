@@ -69,16 +69,18 @@ def test_recovery_moved_the_projector_alone(line):
     assert all(name.startswith("audio_projector.") for name in moved)
 
 
-def test_the_result_is_scored_embedded_and_searched(line, world, tmp_path, capsys):
+@pytest.mark.parametrize("folder", ["final", "audio"])
+def test_the_result_is_scored_embedded_and_searched(line, world, tmp_path, folder, capsys):
+    """A dense folder, and an adapter on the base."""
     words = ["test", "--config", str(CONFIGS / "base.yaml"), "--config", str(CONFIGS / "qwen3_vl/test.yaml"), *SMALL, *ON_A_CPU]
     words += ["--trainer.default_root_dir", str(tmp_path), "--trainer.callbacks.path", str(tmp_path / "scores.json")]
     sets = json.dumps({modality: str(world / modality) for modality in MODALITIES})
-    assert main([*words, "--model.init_args.folder", str(line / "final"), "--data.init_args.test", sets]) == 0
+    assert main([*words, "--model.init_args.folder", str(line / folder), "--data.init_args.test", sets]) == 0
     assert json.loads((tmp_path / "scores.json").read_text()).keys() == set(MODALITIES)
     (tmp_path / "m.jsonl").write_text("".join(json.dumps({"key": str(n), "text": f"text {n}"}) + "\n" for n in range(5)))
-    embed = ["embed", "--folder", str(line / "final"), "--source", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "index")]
+    embed = ["embed", "--folder", str(line / folder), "--source", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "index")]
     assert main([*embed, "--accelerator", "cpu"]) == 0
     capsys.readouterr()
-    find = ["search", "--folder", str(line / "final"), "--index", str(tmp_path / "index"), "--text", "text 3", "--k", "1"]
+    find = ["search", "--folder", str(line / folder), "--index", str(tmp_path / "index"), "--text", "text 3", "--k", "1"]
     assert main(find) == 0
     assert capsys.readouterr().out.split()[-1] == "3"

@@ -8,10 +8,13 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, Qwen3VLForConditionalGeneration
 from transformers.video_utils import VideoMetadata
 
+from callbacks import FolderCheckpoint
 from lightning_conan.cli.main import main
-from lightning_conan.embedder import load_folder
+from lightning_conan.embedder import Provenance, export_folder, load_folder, save_folder
 from lightning_conan.items import Item, Media
 from lightning_conan.media.video import decode_video
+from lightning_conan.stages import Lora, Specialist
+from runs import QUICK, data, trainer
 from samples import EVERY_FRAME, flac, mp4, png
 
 IMAGE, VIDEO, AUDIO = (
@@ -134,3 +137,22 @@ def test_both_pooling_schemas_are_there(exported):
     assert fields["pooling_mode"] == "lasttoken"
     assert fields["pooling_mode_lasttoken"]
     assert fields["word_embedding_dimension"] == fields["embedding_dimension"] == 64
+
+
+def test_servers_may_cut_vectors_only_where_that_was_trained(tiny, exported, tmp_path):
+    trained = save_folder(tmp_path / "trained", *tiny, Provenance("rehearsed", notes={"matryoshka_dims": [128, 64]}))
+    export_folder(trained, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["is_matryoshka"]
+    assert config["matryoshka_dimensions"] == [128, 64]
+    assert "is_matryoshka" not in json.loads((exported / "whole" / "config.json").read_text())
+
+
+def test_an_adapter_is_exported_dense(grafted, world, wanted, tmp_path):
+    module = Specialist(grafted, "image", QUICK, Lora(rank=4, alpha=8))
+    trainer(tmp_path / "work", 1, FolderCheckpoint(tmp_path / "adapter", "adapter")).fit(module, data(world, "image"))
+    export_folder(tmp_path / "adapter", tmp_path / "out", stock=True)
+    found = SentenceTransformer(str(tmp_path / "out")).encode(["hello"], convert_to_tensor=True)
+    model, processor, _ = load_folder(tmp_path / "adapter")
+    with torch.no_grad():
+        close(found, model.embed([processor(Item(("hello",)))]))
