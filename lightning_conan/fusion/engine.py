@@ -39,6 +39,7 @@ class FusionReport:
     Args:
         alphas: The coefficients.
         method: The method and its settings.
+        alphas_by_module: The coefficients of modules that have their own.
         fused: Names of the tensors that were fused.
         copied: Names of those copied from the owner.
         norms: Length of each specialist's task vector over all fused tensors (PAPERS.md A5).
@@ -49,6 +50,7 @@ class FusionReport:
 
     alphas: dict[str, float]
     method: str = ""
+    alphas_by_module: dict[str, dict[str, float]] = field(default_factory=dict)
     fused: list[str] = field(default_factory=list)
     copied: list[str] = field(default_factory=list)
     norms: dict[str, float] = field(default_factory=dict)
@@ -79,7 +81,7 @@ class Fusion:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.report = FusionReport(dict(recipe.alphas), repr(recipe.method))
+        self.report = FusionReport(dict(recipe.alphas), repr(recipe.method), dict(recipe.alphas_by_module))
         self.base = open_tensors(recipe.base)
         self.names = sorted(recipe.specialists)
         self.models = {name: open_tensors(recipe.specialists[name], recipe.base) for name in self.names}
@@ -137,6 +139,18 @@ class Fusion:
         if not math.isfinite(lost):
             check_finite(name, {f"the result in {spec.dtype}": result})
         return Piece(result, gram, lost, float(change @ change))
+
+    def vectors(self, name: str) -> tuple[Tensor, Tensor]:
+        """A tensor of the base in float32, and the task vectors of it, in the order of ``names``.
+
+        Rows that are the owner's whatever the coefficients say stand in the base, and nothing is added to them.
+        """
+        anchor, owner = self.base[name].float().clone(), self.models[self.recipe.owner][name]
+        deltas = torch.stack([self.models[model][name].float() - anchor for model in self.names])
+        if name.endswith(TOKEN_ROWS):
+            anchor[self.rows] = owner[self.rows].float()
+            deltas[:, self.rows] = 0
+        return anchor, deltas
 
     def add(self, name: str, piece: Piece) -> Tensor:
         """Notes a piece in the report and hands its tensor on."""
@@ -243,11 +257,3 @@ def dry_run(recipe: Recipe) -> list[tuple[str, str, Spec]]:
     recipe.check()
     fusion = Fusion(recipe)
     return [(name, fusion.fate(name), spec) for name, spec in sorted(fusion.specs.items())]
-
-
-def fused_state(recipe: Recipe) -> dict[str, Tensor]:
-    """The fused model's tensors in memory, for scoring without writing a folder."""
-    recipe.check()
-    fusion = Fusion(recipe)
-    with torch.no_grad():
-        return {name: fusion[name] for name in sorted(fusion.specs)}

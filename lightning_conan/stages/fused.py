@@ -1,37 +1,118 @@
-"""Stage 2, fuse: the base plus the weighted task vectors, scored without writing it (PAPERS.md A4)."""
+"""Stage 2, fuse: the base plus the weighted task vectors, scored without writing it, its coefficients learned if asked."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+from torch import nn
 from typing_extensions import override
 
 from lightning_conan.embedder import STATES, OmniConfig, OmniEmbedder, State
-from lightning_conan.fusion import Recipe
-from lightning_conan.fusion.engine import fused_state
+from lightning_conan.fusion import Recipe, TaskArithmetic, fuse_folders
+from lightning_conan.fusion.engine import Fusion
+from lightning_conan.fusion.geometry import group_of
 from lightning_conan.stages.settings import Training
-from lightning_conan.stages.stage import Stage
+from lightning_conan.stages.stage import Form, Stage
+
+WHOLE = "all"
+"""The one group, when coefficients are not learned by layer."""
 
 
 class Fused(Stage):
-    """The fusion of a recipe, made in memory: for scoring coefficients before `conan fuse` writes a folder.
+    """The fusion of a recipe, in memory: for scoring coefficients before `conan fuse` writes a folder, or learning them.
+
+    `conan test` scores it. `conan fit` learns the coefficients, and nothing else, by the contrastive loss (AdaMerging,
+    https://arxiv.org/abs/2310.02575, with pairs instead of entropy), from those of the recipe on; the folder that it
+    writes is that of `conan fuse` with what was learned. Learn on pairs that no specialist has seen: on their own
+    training pairs all coefficients look too good.
 
     Args:
-        recipe: What is fused, and with which coefficients.
-        training: Its ``token_budget`` bounds a chunk; nothing trains.
+        recipe: What is fused, and with which coefficients to start.
+        training: How coefficients train; a rate of 1e-3 to 1e-2 suits them.
+        by_layer: Learn a coefficient for each layer or module of each specialist, instead of one for each specialist.
     """
 
     accepts: ClassVar[tuple[State, ...]] = STATES
+    writes: ClassVar[State | None] = "fused"
 
-    def __init__(self, recipe: Recipe, training: Training = Training()) -> None:  # noqa: B008  # frozen
+    def __init__(self, recipe: Recipe, training: Training = Training(), by_layer: bool = False) -> None:  # noqa: B008  # frozen
         super().__init__(Path(recipe.specialists.get(recipe.owner, recipe.base)), training)
-        self.recipe = recipe
+        self.recipe, self.by_layer = recipe, by_layer
+        self.names = sorted(recipe.specialists)
 
     @override
     def configure_model(self) -> None:
         if hasattr(self, "embedder"):
             return
-        embedder = OmniEmbedder(OmniConfig.from_pretrained(self.folder))
-        embedder.load_state_dict(fused_state(self.recipe), strict=True)
-        self.embedder = embedder.eval()
+        self.recipe.check()
+        self.fusion = Fusion(self.recipe)
+        self.embedder = OmniEmbedder(OmniConfig.from_pretrained(self.folder)).eval()
+        with torch.no_grad():
+            state = {name: self.fusion[name] for name in sorted(self.fusion.specs)}
+        self.embedder.load_state_dict(state, strict=True)
         if self.trainer.state.fn == "fit":
             self.prepare()
+
+    @override
+    def prepare(self) -> None:
+        if not isinstance(self.recipe.method, TaskArithmetic):
+            raise ValueError(f"Coefficients are learned for TaskArithmetic, got {self.recipe.method}. Leave recipe.method out.")
+        fused = sorted(name for name in self.fusion.specs if self.fusion.fate(name) == "fused")
+        self.groups = sorted({self.group(name) for name in fused})
+        start = [[self.start(group, fused).get(name, 0.0) for name in self.names] for group in self.groups]
+        self.alphas = nn.Parameter(torch.tensor(start))
+        self.vectors = {name: self.fusion.vectors(name) for name in fused}
+        self.embedder.requires_grad_(False)
+        for name, parameter in self.embedder.named_parameters():
+            parameter.requires_grad_(name in self.vectors)  # their gradients become the coefficients'
+        self.trained_names = frozenset({"alphas"})
+
+    def group(self, name: str) -> str:
+        """Which coefficients a tensor takes."""
+        return group_of(name) if self.by_layer else WHOLE
+
+    def start(self, group: str, names: list[str]) -> dict[str, float]:
+        """The recipe's coefficients of a group."""
+        return self.recipe.alphas_of(next(name for name in names if self.group(name) == group))
+
+    @override
+    def gather_gradients(self) -> None:
+        """The coefficients' gradients: of each weight the gradient, times what its coefficient multiplies."""
+        gradient = torch.zeros_like(self.alphas)
+        parameters = dict(self.embedder.named_parameters())
+        for name, (_, deltas) in self.vectors.items():
+            if (found := parameters[name].grad) is not None:
+                gradient[self.groups.index(self.group(name))] += deltas.flatten(1) @ found.float().flatten()
+                parameters[name].grad = None
+        self.alphas.grad = gradient
+
+    @override
+    def after_step(self) -> None:
+        """Makes the weights what the coefficients say."""
+        parameters = dict(self.embedder.named_parameters())
+        with torch.no_grad():
+            for name, (anchor, deltas) in self.vectors.items():
+                alphas = self.alphas[self.groups.index(self.group(name))]
+                parameters[name].copy_(anchor + (alphas @ deltas.flatten(1)).view_as(anchor))
+        if self.groups == [WHOLE]:
+            self.log_dict({f"train/alpha/{name}": value for name, value in zip(self.names, self.alphas[0].detach(), strict=True)})
+
+    @override
+    def on_train_start(self) -> None:
+        self.after_step()  # a resumed run brings other coefficients than the recipe's
+
+    def learned(self) -> Recipe:
+        """The recipe with what was learned."""
+        rows = [dict(zip(self.names, row, strict=True)) for row in self.alphas.detach().tolist()]
+        if not self.by_layer:
+            return replace(self.recipe, alphas=rows[0], alphas_by_module={})
+        patterns = [rf"^{re.escape(group)}(\.|$)" for group in self.groups]
+        return replace(self.recipe, alphas_by_module=dict(zip(patterns, rows, strict=True)))
+
+    @override
+    def write_folder(self, out: Path, form: Form = "dense") -> None:
+        if form != "dense":
+            raise ValueError(f"A fused folder is dense, got form={form!r}. Leave it out.")
+        fuse_folders(self.learned(), out)

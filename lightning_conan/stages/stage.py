@@ -164,12 +164,20 @@ class Stage(LightningModule):
             return self.checked(self.loss(batch, embeddings), batch)
 
         value = cached_backward(self.embedder, chunks, loss, self.manual_backward, self.device, one_pass=fits)
+        self.gather_gradients()
         norm = self.clipped_norm(batch)
         optimizer.step()
+        self.after_step()
         scheduler.step()
         self.log("train/loss", value, prog_bar=True)
         self.log(f"train/loss/{batch.modality}", value)
         self.log_dict({"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]})
+
+    def gather_gradients(self) -> None:
+        """What a subclass does once all chunks' gradients are there."""
+
+    def after_step(self) -> None:
+        """What a subclass does once the optimizer has stepped."""
 
     def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
         """The batch's loss from the embeddings of ``batch.items()``."""

@@ -164,8 +164,8 @@ def test_order_of_specialists_does_not_matter(recipe, tmp_path, method):
 def test_streaming_equals_in_memory(recipe, tmp_path, workers):
     drawn = replace(recipe, method=Dare(0.3, elect=True))
     fuse_folders(drawn, tmp_path / "out", workers)
-    found, state = tensors(tmp_path / "out"), engine.fused_state(drawn)
-    assert all(torch.equal(found[name], state[name]) for name in state)
+    found, fusion = tensors(tmp_path / "out"), engine.Fusion(drawn)
+    assert all(torch.equal(found[name], fusion[name]) for name in fusion.specs)
 
 
 def test_coefficients_by_module(recipe, tmp_path):

@@ -5,9 +5,7 @@ import torch
 from lightning import Callback, Trainer
 
 from datamodules import RehearsalData, SpecialistData
-from lightning_conan.embedder import Provenance, read_provenance, save_folder, tiny_embedder
-from lightning_conan.fusion import Recipe, fuse_folders
-from lightning_conan.stages import Fused, Lora, Rehearsal, Specialist, Stage, Training
+from lightning_conan.stages import Lora, Rehearsal, Specialist, Stage, Training
 from runs import QUICK, Record, data, trainer
 
 
@@ -116,27 +114,6 @@ def test_scoring_takes_any_state_and_training_none_but_its_own(base, fused, worl
     runner = trainer(tmp_path, 1)
     runner.test(module, SpecialistData(test={"a": world / "image", "b": world / "audio"}, batch_size=7), verbose=False)
     assert {"test/a/recall@1", "test/b/ndcg@10", "test/a/forth/mrr"} <= set(runner.callback_metrics)
-
-
-def test_fused_in_memory_scores_as_its_folder(base, world, tmp_path):
-    """`Fused` and `conan fuse` are one thing: to try coefficients, nothing has to be written."""
-    parent = read_provenance(base).fingerprint
-    for seed, name in enumerate(("image", "audio")):
-        model, processor = tiny_embedder(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
-        save_folder(tmp_path / name, model, processor, Provenance("specialist", name, {"base": parent}))
-    recipe = Recipe(base, {name: tmp_path / name for name in ("image", "audio")}, {"image": 0.3, "audio": 0.5})
-    fuse_folders(recipe, tmp_path / "fused")
-    found = []
-    for module in (Fused(recipe), Stage(tmp_path / "fused")):
-        runner = trainer(tmp_path, 1)
-        runner.test(module, SpecialistData(test={"a": world / "image", "b": world / "audio"}, num_workers=0), verbose=False)
-        found.append({name: float(value) for name, value in runner.callback_metrics.items()})
-    assert found[0] == found[1]
-    with pytest.raises(ValueError, match="Fused trains nothing"):
-        trainer(tmp_path, 1).fit(Fused(recipe), data(world))
 
 
 def test_validation_runs_in_fit(base, world, tmp_path):

@@ -1,0 +1,138 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from lightning import Callback
+from torch.func import functional_call
+
+from callbacks import FolderCheckpoint
+from datamodules import SpecialistData
+from lightning_conan.cli.main import main
+from lightning_conan.embedder import Provenance, load_folder, read_provenance, save_folder, tiny_embedder
+from lightning_conan.fusion import Recipe, Ties, fuse_folders
+from lightning_conan.stages import Fused, Stage, Training
+from runs import Record, data, trainer
+from samples import CONFIGS
+
+TRAINING = Training(lr=0.05, warmup_steps=1, token_budget=500)
+
+
+@pytest.fixture(scope="module")
+def recipe(base, tmp_path_factory):
+    """Two specialists, of noise: one good for nothing is what learning must find out."""
+    root, parent = tmp_path_factory.mktemp("specialists"), read_provenance(base).fingerprint
+    for seed, name in enumerate(("image", "audio")):
+        model, processor = tiny_embedder(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+        save_folder(root / name, model, processor, Provenance("specialist", name, {"base": parent}))
+    return Recipe(base, {name: root / name for name in ("image", "audio")}, {"image": 0.3, "audio": 0.5})
+
+
+def test_in_memory_scores_as_its_folder(recipe, world, tmp_path):
+    """`Fused` and `conan fuse` are one thing: to try coefficients, nothing has to be written."""
+    fuse_folders(recipe, tmp_path / "fused")
+    found = []
+    for module in (Fused(recipe), Stage(tmp_path / "fused")):
+        runner = trainer(tmp_path, 1)
+        runner.test(module, SpecialistData(test={"a": world / "image", "b": world / "audio"}, num_workers=0), verbose=False)
+        found.append({name: float(value) for name, value in runner.callback_metrics.items()})
+    assert found[0] == found[1]
+
+
+class Stop(Callback):
+    """Ends a run after so many steps, as if it had been asked to."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step >= self.after
+
+
+class Gradients(Record):
+    """Notes the coefficients' first gradient and the batch that it came from."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.gradient = pl_module.alphas.grad.clone()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batch = batch
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_gradients_are_those_of_the_plain_graph(recipe, world, tmp_path, by_layer):
+    """Against differentiating through base + sum of alpha times task vector, in one piece."""
+    module, seen = Fused(recipe, replace(TRAINING, clip_norm=1e9), by_layer), Gradients()
+    trainer(tmp_path, 1, seen).fit(module, data(world, "image"))
+    alphas = torch.tensor([[recipe.alphas[name] for name in module.names]] * len(module.groups), requires_grad=True)
+    weights = {}
+    for name, (anchor, deltas) in module.vectors.items():
+        row = alphas[module.groups.index(module.group(name))]
+        weights[name] = anchor + sum(row[index] * deltas[index] for index in range(len(row)))
+
+    class Plain(torch.nn.Module):
+        def __init__(self, embedder):
+            super().__init__()
+            self.embedder = embedder
+
+        def forward(self, items):
+            return self.embedder.embed(items, 100_000)
+
+    named = {f"embedder.{name}": weight for name, weight in weights.items()}
+    module.loss(seen.batch, functional_call(Plain(module.embedder), named, (list(seen.batch.items()),))).backward()
+    torch.testing.assert_close(seen.gradient, alphas.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_what_was_learned_is_what_is_written(recipe, world, tmp_path, by_layer, encoded):
+    module = Fused(recipe, TRAINING, by_layer)
+    trainer(tmp_path, 4, FolderCheckpoint(tmp_path / "out")).fit(module, data(world, "image"))
+    assert not torch.allclose(module.alphas.detach(), torch.tensor([0.5, 0.3]))
+    model, _, provenance = load_folder(tmp_path / "out", ("fused",))
+    items = list(encoded.values())
+    with torch.no_grad():
+        torch.testing.assert_close(model.embed(items), module.embed(items), atol=1e-5, rtol=0)
+    report = json.loads((tmp_path / "out" / "fusion.json").read_text())
+    assert bool(report["alphas_by_module"]) == by_layer
+    if not by_layer:
+        assert provenance.notes["alphas"] == pytest.approx(dict(zip(module.names, module.alphas[0].tolist(), strict=True)))
+
+
+def test_only_coefficients_train_and_owned_modules_stay(recipe, world, tmp_path):
+    module = Fused(recipe, TRAINING)
+    trainer(tmp_path, 3).fit(module, data(world, "image"))
+    assert set(module.trained()) == {"alphas"}
+    owner = load_folder(recipe.specialists["audio"])[0].state_dict()
+    state = module.embedder.state_dict()
+    assert all(torch.equal(state[name], owner[name]) for name in state if name.startswith(recipe.owned))
+
+
+def test_resuming_goes_on_from_the_learned_coefficients(recipe, world, tmp_path):
+    straight, first, then = Record(), Record(), Record()
+    whole = Fused(recipe, TRAINING)
+    trainer(tmp_path / "a", 4, straight).fit(whole, data(world, "image"))
+    trainer(tmp_path / "b", 4, first, Stop(after=2)).fit(Fused(recipe, TRAINING), data(world, "image"))
+    again = Fused(recipe, TRAINING)
+    trainer(tmp_path / "b", 4, then).fit(again, data(world, "image"), ckpt_path="last", weights_only=True)
+    assert first.losses + then.losses == straight.losses
+    assert torch.equal(again.alphas, whole.alphas)
+
+
+def test_other_methods_have_nothing_to_learn(recipe, world, tmp_path):
+    with pytest.raises(ValueError, match="learned for TaskArithmetic, got Ties"):
+        trainer(tmp_path, 1).fit(Fused(replace(recipe, method=Ties())), data(world, "image"))
+
+
+def test_the_config_runs(recipe, world, tmp_path):
+    words = ["fit", "--config", str(CONFIGS / "base.yaml"), "--config", str(CONFIGS / "tiny" / "coefficients.yaml")]
+    words += ["--trainer.default_root_dir", str(tmp_path / "work"), "--trainer.callbacks.out", str(tmp_path / "fused")]
+    words += ["--model.init_args.recipe.base", str(recipe.base), "--trainer.max_steps", "2", "--data.init_args.batch_size", "4"]
+    folders = {name: str(folder) for name, folder in recipe.specialists.items()}
+    words += ["--model.init_args.recipe.specialists", json.dumps(folders)]
+    words += ["--model.init_args.recipe.alphas", json.dumps(recipe.alphas)]
+    words += ["--data.init_args.train", json.dumps({"image": str(world / "image"), "audio": str(world / "audio")})]
+    assert main(words) == 0
+    assert read_provenance(tmp_path / "fused").state == "fused"
