@@ -3,7 +3,8 @@
 from callbacks.embedding_parts import EmbeddingParts
 from callbacks.folder_checkpoint import FolderCheckpoint
 from callbacks.frozen_backbone import FrozenBackbone
+from callbacks.projector_drift import ProjectorDrift
 from callbacks.resumable_checkpoint import ResumableCheckpoint
 from callbacks.score_file import ScoreFile
 
-__all__ = ["EmbeddingParts", "FolderCheckpoint", "FrozenBackbone", "ResumableCheckpoint", "ScoreFile"]
+__all__ = ["EmbeddingParts", "FolderCheckpoint", "FrozenBackbone", "ProjectorDrift", "ResumableCheckpoint", "ScoreFile"]

@@ -49,14 +49,14 @@ def read_items(out: Path, modality: str, count: int) -> list[Any]:
 
 def measure_drift(out: Path, count: int = 64) -> dict[str, list[float]]:
     """Cosine of the audio tokens to the audio specialist's, layer by layer, of each later state."""
-    from lightning_conan.drift import audio_states, layer_cosines
+    from lightning_conan.drift import layer_cosines, token_states
     from lightning_conan.embedder import load_folder
 
     model, processor, _ = load_folder(out / "audio")
     items = [processor(item) for item in read_items(out, "audio", count)]
-    reference = audio_states(model, items)
+    reference = token_states(model, items)
     return {
-        state: [round(float(value), 5) for value in layer_cosines(reference, audio_states(load_folder(out / state)[0], items))]
+        state: [round(float(value), 5) for value in layer_cosines(reference, token_states(load_folder(out / state)[0], items))]
         for state in ("fused", "recovered", "final")
     }
 

@@ -1,5 +1,5 @@
-"""What moved: how far the audio tokens turn from where the specialist had them."""
+"""What moved: how far a modality's tokens turn from where the specialist had them."""
 
-from lightning_conan.drift.layers import audio_states, layer_cosines
+from lightning_conan.drift.layers import layer_cosines, token_states
 
-__all__ = ["audio_states", "layer_cosines"]
+__all__ = ["layer_cosines", "token_states"]

@@ -1,4 +1,4 @@
-"""Direction of the audio tokens, layer by layer, against the audio specialist (PAPERS.md A5)."""
+"""Direction of a modality's tokens, layer by layer, against its specialist (PAPERS.md A5)."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_conan.embedder import Encoded, OmniEmbedder, pack
+from lightning_conan.items import Modality
 
 
 @torch.no_grad()
-def audio_states(model: OmniEmbedder, items: Sequence[Encoded], token_budget: int = 16_384) -> Float[Tensor, "layers tokens dim"]:
-    """Hidden states of all audio tokens: what enters the first layer, then what each layer gives.
+def token_states(
+    model: OmniEmbedder, items: Sequence[Encoded], modality: Modality = "audio", token_budget: int = 16_384
+) -> Float[Tensor, "layers tokens dim"]:
+    """Hidden states of all tokens that a projector made: what enters the first layer, then what each layer gives.
+
+    Args:
+        model: The model.
+        items: Inputs; those without such tokens add nothing.
+        modality: audio for the audio projector; image (documents are images) or video for the vision tower's merger.
+        token_budget: Padded tokens of a chunk.
 
     Raises:
-        ValueError: No item holds audio.
+        ValueError: No item holds such tokens.
     """
-    if not any(item.mels for item in items):
-        raise ValueError(f"Drift needs items with audio, got {len(items)} without.")
+    token = placeholder(model, modality)
+    if not any(bool((item.input_ids == token).any()) for item in items):
+        raise ValueError(f"Drift needs items with {modality}, got {len(items)} without.")
     pieces = []
     for chunk in pack(items, token_budget):
         chunk = chunk.to(model.device)
@@ -35,13 +45,31 @@ def audio_states(model: OmniEmbedder, items: Sequence[Encoded], token_budget: in
         finally:
             for handle in [*handles, first]:
                 handle.remove()
-        marked = chunk.input_ids == model.config.audio_token_id
+        marked = chunk.input_ids == token
         pieces.append(torch.stack([layer[marked] for layer in states]).float())
     return torch.cat(pieces, dim=1)
+
+
+def placeholder(model: OmniEmbedder, modality: Modality) -> int:
+    """The token that stands for what a modality's projector gives.
+
+    Raises:
+        ValueError: Text, which no projector makes.
+    """
+    backbone = model.config.backbone_config
+    tokens: dict[Modality, int] = {
+        "audio": model.config.audio_token_id,
+        "image": backbone.image_token_id,
+        "document": backbone.image_token_id,
+        "video": backbone.video_token_id,
+    }
+    if modality not in tokens:
+        raise ValueError(f"A projector makes the tokens of {sorted(tokens)}, got {modality!r}.")
+    return int(tokens[modality])
 
 
 def layer_cosines(
     reference: Float[Tensor, "layers tokens dim"], other: Float[Tensor, "layers tokens dim"]
 ) -> Float[Tensor, " layers"]:
-    """Mean cosine of corresponding audio tokens at each depth: 1 means that nothing turned."""
+    """Mean cosine of corresponding tokens at each depth: 1 means that nothing turned."""
     return F.cosine_similarity(reference, other, dim=-1).mean(dim=1)

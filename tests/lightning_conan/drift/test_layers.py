@@ -1,36 +1,52 @@
 import pytest
 import torch
 
-from lightning_conan.drift import audio_states, layer_cosines
+from lightning_conan.drift import layer_cosines, token_states
 from lightning_conan.embedder import tiny_embedder
 
 
 def test_nothing_moved_is_one_everywhere(tiny, encoded):
-    states = audio_states(tiny[0], [encoded["audio"], encoded["video and sound"]])
+    states = token_states(tiny[0], [encoded["audio"], encoded["video and sound"]])
     assert states.shape[0] == 1 + 4
     assert torch.allclose(layer_cosines(states, states), torch.ones(5))
 
 
 def test_a_moved_projector_shows_from_the_first_layer_a_moved_layer_from_its_own(tiny, encoded):
     items = [encoded["audio"], encoded["long audio"]]
-    reference = audio_states(tiny[0], items)
+    reference = token_states(tiny[0], items)
     model = tiny_embedder(0)[0]
     with torch.no_grad():
         model.backbone.language_model.layers[2].mlp.down_proj.weight.normal_(std=0.3)
-    cosines = layer_cosines(reference, audio_states(model, items))
+    cosines = layer_cosines(reference, token_states(model, items))
     assert torch.allclose(cosines[:3], torch.ones(3))
     assert (cosines[3:] < 0.99).all()
     with torch.no_grad():
         model.audio_projector.linear_2.weight.normal_()
-    assert (layer_cosines(reference, audio_states(model, items)) < 0.9).all()
+    assert (layer_cosines(reference, token_states(model, items)) < 0.9).all()
 
 
 def test_hooks_are_gone_afterwards(tiny, encoded):
-    audio_states(tiny[0], [encoded["audio"]])
+    token_states(tiny[0], [encoded["audio"]])
     layers = tiny[0].backbone.language_model.layers
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
 def test_refuses_items_without_audio(tiny, encoded):
     with pytest.raises(ValueError, match="items with audio, got 1 without"):
-        audio_states(tiny[0], [encoded["text"]])
+        token_states(tiny[0], [encoded["text"]])
+
+
+def test_a_moved_merger_shows_in_the_visual_tokens(tiny, encoded):
+    """The vision tower's merger is a projector too: it drifts alone, and audio does not notice."""
+    model = tiny_embedder(0)[0]
+    with torch.no_grad():
+        model.backbone.visual.merger.linear_fc2.weight.normal_()
+    for name, moved in {"image": True, "document": True, "video": True, "audio": False}.items():
+        items = [encoded[name]]
+        cosines = layer_cosines(token_states(tiny[0], items, name), token_states(model, items, name))
+        assert bool((cosines < 0.9).all()) == moved
+
+
+def test_text_has_no_projector(tiny, encoded):
+    with pytest.raises(ValueError, match="got 'text'"):
+        token_states(tiny[0], [encoded["text"]], "text")

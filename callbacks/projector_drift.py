@@ -1,0 +1,61 @@
+"""Watches a projector's tokens turn, layer by layer, while a stage trains."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_conan.drift import layer_cosines, token_states
+from lightning_conan.embedder import Batch, Encoded, load_folder
+from lightning_conan.items import Modality
+from lightning_conan.stages import Stage
+
+
+class ProjectorDrift(Callback):
+    """Logs ``drift/MODALITY/layer_K``: the cosine of each token that a projector made to the same token in the specialist.
+
+    1 means that nothing turned. Layer 0 is what enters the language model; the inputs are those of the first batch of the
+    modality that comes by. Several may watch several projectors.
+
+    Args:
+        specialist: The modality's specialist folder.
+        modality: Whose tokens: audio for the audio projector; image, document or video for the vision tower's merger.
+        every_n_steps: How often.
+        count: Inputs that are watched.
+    """
+
+    def __init__(self, specialist: Path, modality: Modality = "audio", every_n_steps: int = 50, count: int = 32) -> None:
+        if every_n_steps < 1 or count < 1:
+            raise ValueError(f"every_n_steps and count must be positive, got {every_n_steps} and {count}.")
+        self.specialist, self.modality = Path(specialist), modality
+        self.every_n_steps, self.count = every_n_steps, count
+        self.items: list[Encoded] = []
+        self.reference: Tensor
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if not self.items and batch.modality == self.modality:
+            self.items = [item for item in batch.items() if item.pixels or item.mels][: self.count]
+            model, _, _ = load_folder(self.specialist, ("specialist",))
+            self.reference = token_states(model.to(pl_module.device), self.items, self.modality)  # type: ignore[arg-type]
+            self.watch(pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self.items and trainer.global_step % self.every_n_steps == 0:
+            self.watch(pl_module)
+
+    def watch(self, pl_module: LightningModule) -> None:
+        """Measures and logs."""
+        assert isinstance(pl_module, Stage), f"ProjectorDrift watches stages, got {type(pl_module)}"
+        training = pl_module.embedder.training
+        pl_module.embedder.eval()
+        cosines = layer_cosines(self.reference, token_states(pl_module.embedder, self.items, self.modality))
+        pl_module.embedder.train(training)
+        names = [f"drift/{self.modality}/layer_{layer}" for layer in range(len(cosines))]
+        pl_module.log_dict(dict(zip(names, cosines, strict=True)), rank_zero_only=True)

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from lightning import Callback
+
+from callbacks import FolderCheckpoint, FrozenBackbone, ProjectorDrift
+from lightning_conan.embedder import load_folder
+from lightning_conan.fusion import Recipe, fuse_folders
+from lightning_conan.stages import Lora, ProjectorRecovery, Specialist
+from runs import QUICK, data, trainer
+
+
+class Logged(Callback):
+    """Notes what drift was logged after each step."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append({name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("drift/")})
+
+
+@pytest.fixture(scope="module")
+def line(base, world, tmp_path_factory):
+    """An audio specialist, and its fusion with itself at half weight."""
+    root = tmp_path_factory.mktemp("line")
+    module = Specialist(base, "audio", QUICK, Lora(rank=4, alpha=8))
+    trainer(root / "work", 4, FolderCheckpoint(root / "audio")).fit(module, data(world, "audio"))
+    fuse_folders(Recipe(base, {"audio": root / "audio"}, {"audio": 0.5}), root / "fused")
+    return root
+
+
+def test_drift_is_logged_layer_by_layer_and_changes_no_step(line, world, tmp_path):
+    found, plain = Logged(), ProjectorRecovery(line / "fused", QUICK)
+    watched = ProjectorRecovery(line / "fused", QUICK)
+    trainer(tmp_path / "a", 4, FrozenBackbone()).fit(plain, data(world, "audio"))
+    drift = ProjectorDrift(line / "audio", every_n_steps=2, count=4)
+    trainer(tmp_path / "b", 4, FrozenBackbone(), drift, found).fit(watched, data(world, "audio"))
+    layers = load_folder(line / "fused")[0].config.get_text_config().num_hidden_layers
+    assert found.values[0].keys() == {f"drift/audio/layer_{layer}" for layer in range(layers + 1)}
+    start = found.values[0]
+    assert start["drift/audio/layer_0"] == pytest.approx(1.0, abs=1e-5), "encoder and projector are copied bit for bit"
+    assert start[f"drift/audio/layer_{layers}"] < 0.99999, "the backbone is not the specialist's"
+    assert found.values[1] != found.values[0]
+    assert all(torch.equal(one, other) for one, other in zip(plain.trained().values(), watched.trained().values(), strict=True))
+
+
+def test_impossible_settings_are_refused(line):
+    with pytest.raises(ValueError, match="must be positive"):
+        ProjectorDrift(line / "audio", every_n_steps=0)
