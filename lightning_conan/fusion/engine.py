@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lightning_conan.embedder import OmniConfig, Provenance, load_processor
 from lightning_conan.embedder.checkpoint import (
     Spec,
+    check_apart,
     check_specs,
     open_tensors,
     whole_folder,
@@ -231,6 +232,7 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2) -> FusionReport:
         out: The folder.
         workers: Tensors that are made at once.
     """
+    check_apart(out, recipe.base, *recipe.specialists.values())
     found = recipe.check()
     fusion = Fusion(recipe)
     owner = recipe.specialists[recipe.owner]

@@ -103,9 +103,8 @@ def finished_parts(folder: Path, origin: Origin) -> set[int]:
         leftover.unlink()
     wanted, found = origin.to_metadata(), set()
     for path in sorted(folder.glob("part-*.parquet")):
-        if odd := {
-            name: (value, read_origin(path).get(name)) for name, value in wanted.items() if read_origin(path).get(name) != value
-        }:
+        there = read_origin(path)
+        if odd := {name: (value, there.get(name)) for name, value in wanted.items() if there.get(name) != value}:
             name, (new, old) = next(iter(odd.items()))
             raise ValueError(
                 f"{path} was made with {name} {old}, and this run has {new}. Choose another --out, or remove the old parts."

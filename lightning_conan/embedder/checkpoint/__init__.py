@@ -4,6 +4,7 @@ from lightning_conan.embedder.checkpoint.adapter import Adapter
 from lightning_conan.embedder.checkpoint.export import export_folder
 from lightning_conan.embedder.checkpoint.folder import (
     CONFIG,
+    check_apart,
     check_folder,
     load_folder,
     load_processor,
@@ -31,6 +32,7 @@ __all__ = [
     "TensorFiles",
     "Tensors",
     "changed_versions",
+    "check_apart",
     "check_folder",
     "check_specs",
     "compare_golden",

@@ -9,7 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from lightning_conan.embedder.checkpoint.card import write_card
-from lightning_conan.embedder.checkpoint.folder import check_folder, load_processor, open_tensors, whole_folder, write_sidecars
+from lightning_conan.embedder.checkpoint.folder import (
+    check_apart,
+    check_folder,
+    load_processor,
+    open_tensors,
+    whole_folder,
+    write_sidecars,
+)
 from lightning_conan.embedder.checkpoint.provenance import Provenance
 from lightning_conan.embedder.checkpoint.tensors import Spec, write_shards
 from lightning_conan.embedder.config import OmniConfig
@@ -31,6 +38,7 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
             it, and the ears stay behind.
         scores: Of `conan test`, for the model card.
     """
+    check_apart(out, folder)
     provenance = check_folder(folder)
     config, processor, tensors = OmniConfig.from_pretrained(folder), load_processor(folder), open_tensors(folder)
     names = {name: stock_name(name) if stock else name for name in tensors.specs}

@@ -57,6 +57,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def check_apart(out: Path, *sources: Path | str) -> None:
+    """Refuses to write over what is being read: the new folder would take its source's place.
+
+    Raises:
+        ValueError: ``out`` is one of the sources.
+    """
+    if any(Path(source).resolve() == out.resolve() for source in sources):
+        raise ValueError(f"out must differ from the folders that are read, got {out} for both. Choose another place.")
+
+
 def sync(path: Path) -> None:
     """Forces a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)

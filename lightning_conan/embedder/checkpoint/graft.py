@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lightning_conan.embedder.audio import ENCODERS, audio_encoder_of
-from lightning_conan.embedder.checkpoint.folder import read_model, whole_folder, write_sidecars
+from lightning_conan.embedder.checkpoint.folder import check_apart, read_model, whole_folder, write_sidecars
 from lightning_conan.embedder.checkpoint.golden import write_golden
 from lightning_conan.embedder.checkpoint.provenance import Provenance
 from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, check_specs, tensor_paths, write_shards
@@ -203,6 +203,7 @@ def graft_folder(
 
     Memory holds one tensor; the golden vectors need the whole model once.
     """
+    check_apart(out, backbone, audio)
     made = Graft(backbone, audio, settings, hidden, seed)
     with whole_folder(out) as scratch:
         with tqdm(total=len(made.specs), desc="grafting", unit="tensor", disable=None) as bar:

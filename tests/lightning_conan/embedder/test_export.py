@@ -156,3 +156,11 @@ def test_an_adapter_is_exported_dense(grafted, world, wanted, tmp_path):
     model, processor, _ = load_folder(tmp_path / "adapter")
     with torch.no_grad():
         close(found, model.embed([processor(Item(("hello",)))]))
+
+
+def test_a_folder_is_never_written_over_itself(tiny, tmp_path):
+    """The stock form would leave the ears behind for good."""
+    folder = save_folder(tmp_path / "base", *tiny, Provenance("base"))
+    with pytest.raises(ValueError, match="out must differ from the folders that are read"):
+        export_folder(folder, tmp_path / "base" / ".." / "base", stock=True)
+    load_folder(folder, verify=True)

@@ -236,3 +236,9 @@ def test_geometry_by_layer_adds_up(recipe, tmp_path):
     assert "backbone.language_model.layers.2" in report.layers
     for name in ALPHAS:
         assert sum(layer.norms[name] ** 2 for layer in report.layers.values()) == pytest.approx(report.norms[name] ** 2, rel=1e-6)
+
+
+def test_a_fusion_never_takes_the_place_of_what_it_reads(recipe):
+    for folder in (recipe.base, *recipe.specialists.values()):
+        with pytest.raises(ValueError, match="out must differ from the folders that are read"):
+            fuse_folders(recipe, folder)
