@@ -2,12 +2,16 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_conan.items import Item, parse_item, parse_side
+from lightning_conan.cli import resident
+from lightning_conan.items import parse_side
+
+Asked = tuple[str | None, dict[str, Any], str]
+"""A query's key, the item or pair, and the folder that its paths are relative to."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +34,17 @@ class Query:
     text: str | None = None
     instruction: str | None = None
 
-    def item(self) -> Item | None:
-        """The item that was asked for, if any."""
+    def fields(self) -> dict[str, str]:
+        """What was asked for, as an item of a manifest."""
         fields = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in vars(self).items()}
-        given = {name: value for name, value in fields.items() if value is not None}
-        return parse_item(given, Path("/")) if given else None
+        return {name: value for name, value in fields.items() if value is not None}
 
 
-def read_queries(path: Path) -> Iterator[tuple[str, Item]]:
-    """Keys and items of a JSONL file of items, or of pairs, whose query is taken."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            value = json.loads(line)
-            yield str(value.get("key", number)), parse_side(value, "query", path.parent)
+def read_queries(path: Path) -> list[Asked]:
+    """The queries of a JSONL file of items, or of pairs, whose query is taken."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    values = [(number, json.loads(line)) for number, line in enumerate(lines, start=1)]
+    return [(str(value.get("key", number)), value, str(path.resolve().parent)) for number, value in values]
 
 
 class Searcher:
@@ -58,31 +60,54 @@ class Searcher:
     """
 
     def __init__(self, folder: Path, index: Path, device: str) -> None:
+        from lightning_conan.cli.quiet import quiet_libraries
         from lightning_conan.embedder import load_folder
         from lightning_conan.retrieval.store import EmbeddingStore
 
+        quiet_libraries()
         self.store = EmbeddingStore(index)
         self.model, self.processor, provenance = load_folder(folder, device=device)
         if provenance.fingerprint != self.store.origin["model"]:
             raise ValueError(f"{index} was made with another model than {folder}: vectors of two models cannot be compared.")
 
-    def __call__(self, items: Sequence[Item], k: int) -> list[list[dict[str, Any]]]:
+    def __call__(self, asked: Sequence[Asked], k: int) -> list[dict[str, Any]]:
         """The best ``k`` entries of each query."""
         import torch
 
         from lightning_conan.retrieval.search import top_k
         from lightning_conan.retrieval.store import shorten
 
+        items = [parse_side(value, "query", Path(root)) for _, value, root in asked]
         with torch.inference_mode():
             vectors = shorten(self.model.embed([self.processor(item) for item in items]).cpu(), self.store.dim)
         scores, rows = top_k(vectors, self.store.blocks(), k)
         return [
-            [
-                {"key": key, "modality": modality, "score": round(score, 6)}
-                for score, (key, modality) in zip(values, map(self.store.entry, found), strict=True)
-            ]
-            for values, found in zip(scores.tolist(), rows.tolist(), strict=True)
+            {"query": key, "hits": [self.hit(score, row) for score, row in zip(values, found, strict=True)]}
+            for (key, _, _), values, found in zip(asked, scores.tolist(), rows.tolist(), strict=True)
         ]
+
+    def hit(self, score: float, row: int) -> dict[str, Any]:
+        """One entry that was found."""
+        key, modality = self.store.entry(row)
+        return {"key": key, "modality": modality, "score": round(score, 6)}
+
+
+def open_searcher(folder: Path, index: Path, device: str, keep: float) -> Callable[[list[Asked], int], list[dict[str, Any]]]:
+    """A searcher in this process, or a helper that has one loaded; one is started to stay for ``keep`` minutes."""
+    place = resident.address([folder, index], device)
+    if keep and not resident.listens(place):
+        resident.start(place, __name__, str(folder), str(index), device, str(place), str(keep * 60))
+    here: Searcher | None = None
+
+    def find(asked: list[Asked], k: int) -> list[dict[str, Any]]:
+        nonlocal here
+        found = resident.ask(place, {"asked": asked, "k": k}) if here is None else None
+        if found is None:  # no helper, or it has just left
+            here = here or Searcher(folder, index, device)
+            found = here(asked, k)
+        return found  # type: ignore[no-any-return]  # JSON
+
+    return find
 
 
 def table(title: str | None, hits: list[dict[str, Any]]) -> str:
@@ -100,10 +125,12 @@ def search(
     k: int = 10,
     format: Literal["table", "jsonl"] = "table",
     device: str = "cpu",
+    keep: float = 0.0,
 ) -> None:
     """Finds the nearest entries of an index, exactly, with the largest cosine first.
 
-    Without a query it reads one text a line from the standard input, so that start-up is paid once.
+    Without a query it reads one text a line from the standard input. Loading takes seconds and a search milliseconds: with
+    --keep a helper process stays behind, and the next calls answer at once.
 
     Args:
         folder: The checkpoint folder that the index was made with.
@@ -113,31 +140,29 @@ def search(
         k: How many to find.
         format: A table, or a JSON line for each query.
         device: Where to embed the queries.
+        keep: Minutes without a query after which the helper that keeps model and index loaded ends; 0 starts none.
     """
-    one = query.item()
+    one = query.fields()
     if one and queries:
         raise ValueError(f"search needs one query or --queries, got both: {one} and {queries}.")
-    if k < 1:
-        raise ValueError(f"k must be positive, got {k}.")
-    from lightning_conan.cli.quiet import quiet_libraries
+    if k < 1 or keep < 0:
+        raise ValueError(f"k must be positive and keep must not be negative, got {k} and {keep}.")
+    find = open_searcher(folder, index, device, keep)
 
-    quiet_libraries()
-    searcher = Searcher(folder, index, device)
-
-    def answer(named: list[tuple[str | None, Item]]) -> None:
-        for (key, _), hits in zip(named, searcher([item for _, item in named], k), strict=True):
-            print(json.dumps({"query": key, "hits": hits}) if format == "jsonl" else table(key, hits), flush=True)
+    def answer(asked: list[Asked]) -> None:
+        for found in find(asked, k):
+            print(json.dumps(found) if format == "jsonl" else table(found["query"], found["hits"]), flush=True)
 
     if queries:
-        answer(list(read_queries(queries)))
+        answer(read_queries(queries))
     elif one:
-        answer([(None, one)])
+        answer([(None, one, "/")])
     else:
         if sys.stdin.isatty():
-            print(f"{len(searcher.store)} entries; one text a line, Ctrl-D to end", file=sys.stderr)
+            print("one text a line, Ctrl-D to end", file=sys.stderr)
         for line in sys.stdin:
             if line.strip():
-                answer([(line.strip(), Item((line.strip(),)))])
+                answer([(line.strip(), {"text": line.strip()}, "/")])
 
 
 def run(args: Sequence[str]) -> None:
@@ -147,3 +172,13 @@ def run(args: Sequence[str]) -> None:
     fields = {f"--{name}" for name in Query.__dataclass_fields__}
     words = [f"--query.{word[2:]}" if word.split("=")[0] in fields else word for word in args]
     auto_cli(search, args=words, prog="conan search", as_positional=False)
+
+
+def main(folder: str, index: str, device: str, place: str, idle: str) -> None:
+    """The helper process."""
+    searcher = Searcher(Path(folder), Path(index), device)
+    resident.serve(Path(place), lambda request: searcher(request["asked"], request["k"]), float(idle))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from callbacks import EmbeddingParts
+from lightning_conan.cli import resident
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.items import Item, Media
@@ -176,6 +177,54 @@ def test_search_imports_no_lightning():
     code = "import sys, lightning_conan.cli.search, lightning_conan.embedder, lightning_conan.retrieval.store; "
     code += "sys.exit(any(name in sys.modules for name in ('lightning', 'torchmetrics', 'peft', 'wandb')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_kept_helper_answers_as_the_command_itself_does(base, media, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    index = tmp_path / "out"
+    assert embed(base, media, index) == 0
+    capsys.readouterr()
+    words = ["search", "--folder", str(base), "--index", str(index), "--text", "a red circle"]
+    assert main(words) == 0
+    alone = capsys.readouterr().out
+    place = resident.address([base, index], "cpu")
+    place.write_bytes(b"")  # what a killed helper leaves
+    assert main([*words, "--keep", "1"]) == 0
+    assert capsys.readouterr().out == alone
+    with monkeypatch.context() as patch:
+        patch.delattr("lightning_conan.cli.search.Searcher")  # the helper's answer, or none
+        assert main(words) == 0
+        assert capsys.readouterr().out == alone
+        assert main([*words[:-2], "--image", str(media / "missing.png")]) == 1
+        assert "missing.png" in capsys.readouterr().err
+    (index / "more").write_text("")  # another state of the folder: the old helper must not answer for it
+    assert not resident.address([base, index], "cpu").exists()
+    (index / "more").unlink()
+    assert place.exists()
+
+
+def test_a_helper_ends_when_nothing_comes(tmp_path):
+    place = tmp_path / "door"
+    resident.serve(place, lambda request: request, idle=0.05)
+    assert not place.exists()
+    assert resident.ask(place, {}) is None
+
+
+def test_a_helper_that_cannot_start_says_why(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    words = ["search", "--folder", str(base), "--index", str(tmp_path / "none"), "--text", "x", "--keep", "1"]
+    assert main(words) == 1
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_a_helper_keeps_to_its_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    home = resident.address([], "cpu").parent
+    assert home.stat().st_mode & 0o077 == 0
+    home.chmod(0o755)
+    with pytest.raises(ValueError, match="must belong to you alone"):
+        resident.address([], "cpu")
 
 
 def test_search_refuses_what_makes_no_sense(base, media, tmp_path, capsys):
