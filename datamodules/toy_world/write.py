@@ -3,7 +3,6 @@
 import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from datamodules.toy_world.pairs import DRAW, draw_pairs
 from lightning_conan.items import Item, Pair
 
 HELD_OUT = 256
+MOST = {"audio": (1200, 192)}
+"""Training and diagnostic pairs of a task that has only so many different captions (audio: 1,728)."""
 BASE_SHARE = 0.5
 """The base model's pairs, as a share of a specialist's."""
 
@@ -39,25 +40,33 @@ def write_pairs(pairs: list[Pair], out: Path, name: str) -> None:
     (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def captions(pairs: list[Pair]) -> frozenset[str]:
+    """What the pairs' targets say."""
+    return frozenset(str(pair.target.parts[0]) for pair in pairs)
+
+
 def write_task(task: str, out: Path, pairs: int, seed: int) -> str:
-    """One task's base, training and test manifests, without a caption in common between test and the others."""
+    """One task's manifests; captions of test stand in no other set, those of training not in diagnostic."""
     torch.set_num_threads(1)  # tasks run side by side, and spinning threads would slow each other tenfold
+    most, few = MOST.get(task, (pairs, HELD_OUT))
     test = draw_pairs(task, min(HELD_OUT, pairs), f"{seed} test")
-    avoid = frozenset(str(pair.target.parts[0]) for pair in test)
-    train = draw_pairs(task, pairs, f"{seed} train", avoid)
-    write_pairs(test, out, f"{task}.test")
-    write_pairs(train, out, f"{task}.train")
+    avoid = captions(test)
+    train = draw_pairs(task, min(pairs, most), f"{seed} train", avoid)
+    diagnostic = draw_pairs(task, min(few, pairs), f"{seed} diagnostic", avoid | captions(train))
+    for name, drawn in (("test", test), ("train", train), ("diagnostic", diagnostic)):
+        write_pairs(drawn, out, f"{task}.{name}")
     if task != "audio":
         write_pairs(draw_pairs(task, int(pairs * BASE_SHARE), f"{seed} base", avoid), out, f"{task}.base")
     return task
 
 
 def write_world(out: Path, pairs: int = 3072, seed: int = 0, processes: int = 2) -> None:
-    """Draws every task into ``out``: ``TASK.train.jsonl``, ``TASK.test.jsonl`` and, but for audio, ``TASK.base.jsonl``.
+    """Draws every task into ``out``: ``TASK.train.jsonl``, ``.test``, ``.diagnostic`` (for choosing coefficients: no
+    specialist has seen it) and, but for audio, ``.base``.
 
     Args:
         out: The folder to write; it must not exist yet.
-        pairs: Training pairs a task; as far as there are different captions (audio has 1,728 in all).
+        pairs: Training pairs a task; 1,200 at most for audio, which has 1,728 different captions in all.
         seed: Another seed, another world.
         processes: Tasks that are drawn at once.
     """
@@ -65,10 +74,9 @@ def write_world(out: Path, pairs: int = 3072, seed: int = 0, processes: int = 2)
         raise ValueError(f"{out} exists already. Choose another folder, or remove it first.")
     scratch = out.with_name(f".{out.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    counts = {task: min(pairs, 1400) if task == "audio" else pairs for task in DRAW}
     try:
         with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
-            jobs = [pool.submit(partial(write_task, task, scratch, count, seed)) for task, count in counts.items()]
+            jobs = [pool.submit(write_task, task, scratch, pairs, seed) for task in DRAW]
             for job in jobs:
                 print(f"drawn: {job.result()}", flush=True)
         scratch.rename(out)

@@ -30,9 +30,10 @@ def test_manifests_can_be_packed_and_test_captions_are_new(tmp_path):
         return {pair.target.parts[0] for pair in pairs}
 
     for task in DRAW:
-        test = captions(f"{task}.test")
-        assert len(test) == 8
-        assert not test & captions(f"{task}.train")
+        test, train, diagnostic = (captions(f"{task}.{name}") for name in ("test", "train", "diagnostic"))
+        assert len(test) == len(train) == len(diagnostic) == 8
+        assert not test & train
+        assert not diagnostic & (test | train)
         if task != "audio":
             assert not test & captions(f"{task}.base")
 
