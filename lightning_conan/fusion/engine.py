@@ -14,11 +14,14 @@ from tqdm import tqdm
 
 from lightning_conan.embedder import OmniConfig, Provenance, load_processor
 from lightning_conan.embedder.checkpoint import (
+    DELTA,
+    STEM,
     Spec,
     check_apart,
     check_specs,
     open_tensors,
     whole_folder,
+    write_delta_config,
     write_order,
     write_shards,
     write_sidecars,
@@ -89,12 +92,22 @@ class Fusion:
         shapes = {name: spec.shape for name, spec in self.base.specs.items()}
         for name, tensors in self.models.items():
             check_specs(tensors.specs, shapes, recipe.specialists[name])
-        dtype = None if recipe.dtype == "base" else getattr(torch, recipe.dtype)
-        self.specs = {name: replace(spec, dtype=dtype or spec.dtype) for name, spec in self.base.specs.items()}
+        self.specs = {name: replace(spec, dtype=self.dtype(name)) for name, spec in self.base.specs.items()}
         ids = load_processor(recipe.specialists[recipe.owner]).ids
         self.rows = [row for token, row in ids.items() if token.startswith("audio")]
         self.grams: dict[str, Tensor] = {}
         self.lost = self.change = 0.0
+
+    @property
+    def delta(self) -> bool:
+        """Whether the differences to the base are asked for instead of a model."""
+        return self.recipe.dtype == "delta"
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What a tensor of the result is written in."""
+        if self.recipe.dtype == "base" or (self.delta and self.fate(name) == "copied"):
+            return self.base.specs[name].dtype
+        return torch.float32 if self.delta else getattr(torch, self.recipe.dtype)  # type: ignore[no-any-return]
 
     def fate(self, name: str) -> str:
         """``copied`` from the owner, or ``fused``."""
@@ -115,7 +128,7 @@ class Fusion:
             result.view(-1)[place] = block.tensor.view(-1)
             gram, lost, change = gram + block.gram, lost + block.lost, change + block.change
         if name.endswith(TOKEN_ROWS):
-            result[self.rows] = owner[self.rows].to(spec.dtype)
+            result[self.rows] = owner[self.rows].to(spec.dtype) - (base[self.rows].float() if self.delta else 0)
         return Piece(result, gram, lost, change)
 
     def block(self, name: str, base: Tensor, parts: dict[str, Tensor], spec: Spec) -> Piece:
@@ -131,9 +144,9 @@ class Fusion:
         alphas = self.recipe.alphas_of(name)
         weighted = {model: row.view(shape) for model, row in zip(self.names, rows, strict=True) if model in alphas}
         if not any(gram[row, row] > 0 or bool(rows[row].any()) for row, model in enumerate(self.names) if model in alphas):
-            return Piece(base.to(spec.dtype, copy=True), gram)  # the base bit for bit, the sign of a zero included
+            return Piece(torch.zeros_like(anchor) if self.delta else base.to(spec.dtype, copy=True), gram)  # the base bit for bit, the sign of a zero included
         change = self.recipe.method(weighted, alphas, Place(name, self.recipe.seed)).reshape(-1)
-        exact = anchor + change
+        exact = change if self.delta else anchor + change
         result = exact.to(spec.dtype)  # the only rounding
         off = exact - result
         lost = float(off @ off)
@@ -239,12 +252,14 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2) -> FusionReport:
     with whole_folder(out) as scratch:
         ahead = Ahead(fusion, write_order(fusion.specs), workers)
         try:
-            write_shards(scratch, fusion.specs, ahead)
+            write_shards(scratch, fusion.specs, ahead, stem=DELTA if fusion.delta else STEM)
         finally:
             ahead.close()
         config = OmniConfig.from_pretrained(owner)
-        config.dtype = next(iter(fusion.specs.values())).dtype
+        config.dtype = next(spec.dtype for name, spec in fusion.specs.items() if fusion.fate(name) == "fused")
         config.save_pretrained(scratch)
+        if fusion.delta:
+            write_delta_config(scratch, recipe.base, fusion.report.copied)
         (scratch / "fusion.json").write_text(json.dumps(asdict(fusion.finish()), indent=2) + "\n")
         if merge := mergekit_config(recipe):
             (scratch / MERGEKIT_CONFIG).write_text(yaml.safe_dump(merge, sort_keys=False))

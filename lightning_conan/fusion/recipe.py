@@ -11,7 +11,7 @@ from lightning_conan.fusion.method import Method
 from lightning_conan.fusion.task_arithmetic import TaskArithmetic
 
 PAPER_ALPHAS = {"image": 0.3, "video": 0.3, "document": 0.3, "audio": 0.5}
-OutputType = Literal["base", "float32", "bfloat16", "float16"]
+OutputType = Literal["base", "float32", "bfloat16", "float16", "delta"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Recipe:
         owner: The specialist whose own modules (``owned``) are copied bit for bit.
         owned: Beginnings of the names of tensors that only the owner trains: they have no task vector.
         dtype: Of the result; ``base`` for the base's. In bfloat16 small changes are lost to rounding, which is reported.
+            ``delta`` writes no model but float32 differences to the base, which loads with the base beside it.
         seed: Of methods that draw at random.
     """
 

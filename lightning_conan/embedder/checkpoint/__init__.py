@@ -1,6 +1,7 @@
 """Checkpoint folders: provenance, tensors, adapters, golden vectors, grafting."""
 
 from lightning_conan.embedder.checkpoint.adapter import Adapter
+from lightning_conan.embedder.checkpoint.delta import DELTA, write_delta_config
 from lightning_conan.embedder.checkpoint.export import export_folder
 from lightning_conan.embedder.checkpoint.folder import (
     CONFIG,
@@ -19,11 +20,13 @@ from lightning_conan.embedder.checkpoint.folder import (
 from lightning_conan.embedder.checkpoint.golden import changed_versions, compare_golden
 from lightning_conan.embedder.checkpoint.graft import GraftReport, graft_folder
 from lightning_conan.embedder.checkpoint.provenance import STATES, Provenance, State, read_provenance, sha256
-from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors, check_specs, write_order, write_shards
+from lightning_conan.embedder.checkpoint.tensors import STEM, Spec, TensorFiles, Tensors, check_specs, write_order, write_shards
 
 __all__ = [
     "CONFIG",
+    "DELTA",
     "STATES",
+    "STEM",
     "Adapter",
     "GraftReport",
     "Provenance",
@@ -48,6 +51,7 @@ __all__ = [
     "save_folder",
     "sha256",
     "whole_folder",
+    "write_delta_config",
     "write_order",
     "write_shards",
     "write_sidecars",

@@ -31,21 +31,6 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
-def base_of(folder: Path) -> Path:
-    """The base folder that an adapter names.
-
-    Raises:
-        ValueError: It is not there.
-    """
-    base = Path(json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
-    if not base.is_dir():
-        raise ValueError(
-            f"The adapter {folder} needs its base {base}, which is not there. "
-            f"Put it back, or name its place as base_model_name_or_path in {ADAPTER_CONFIG}."
-        )
-    return base
-
-
 class AdapterTensors(Tensors):
     """A base with an adapter on it, tensor by tensor: no dense copy is written first.
 

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoTokenizer
 from transformers.initialization import no_init_weights
 
-from lightning_conan.embedder.checkpoint.adapter import Adapter, AdapterTensors, base_of, is_adapter
+from lightning_conan.embedder.checkpoint.adapter import ADAPTER_CONFIG, Adapter, AdapterTensors, is_adapter
+from lightning_conan.embedder.checkpoint.delta import DELTA, DELTA_CONFIG, DeltaTensors, is_delta
 from lightning_conan.embedder.checkpoint.golden import GOLDEN, check_golden, write_golden
 from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, STATES, Provenance, State, read_provenance, sha256
 from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, check_specs, tensor_paths
@@ -161,22 +162,39 @@ def check_folder(folder: Path, states: tuple[State, ...] = STATES) -> Provenance
 
 
 def open_tensors(folder: Path, base: Path | None = None) -> Tensors:
-    """A folder's tensors, dense or from an adapter: the one door through which weights come.
+    """A folder's tensors, dense, or an adapter or differences on a base: the one door through which weights come.
 
     Args:
         folder: A checked folder.
-        base: An adapter's base; the one that it names by default.
+        base: The base of an adapter or of differences; the one that it names by default.
 
     Raises:
-        ValueError: An adapter of another base.
+        ValueError: Something on another base.
     """
-    if not is_adapter(folder):
+    if not is_adapter(folder) and not is_delta(folder):
         return TensorFiles(tensor_paths(folder))
     base = base or base_of(folder)
     wanted, found = read_provenance(folder).parents.get("base"), check_folder(base).fingerprint
     if wanted != found:
-        raise ValueError(f"The adapter {folder} was trained on another base than {base}. Name its own base.")
-    return AdapterTensors(folder, TensorFiles(tensor_paths(base)))
+        raise ValueError(f"{folder} was made on another base than {base}. Name its own base.")
+    below = TensorFiles(tensor_paths(base))
+    return AdapterTensors(folder, below) if is_adapter(folder) else DeltaTensors(folder, tensor_paths(folder, DELTA), below)
+
+
+def base_of(folder: Path) -> Path:
+    """The base folder that an adapter or a folder of differences names.
+
+    Raises:
+        ValueError: It is not there.
+    """
+    config = folder / (ADAPTER_CONFIG if is_adapter(folder) else DELTA_CONFIG)
+    base = Path(json.loads(config.read_text())["base_model_name_or_path"])
+    if not base.is_dir():
+        raise ValueError(
+            f"{folder} needs its base {base}, which is not there. "
+            f"Put it back, or name its place as base_model_name_or_path in {config.name}."
+        )
+    return base
 
 
 def load_processor(folder: Path) -> OmniProcessor:

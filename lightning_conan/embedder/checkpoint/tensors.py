@@ -11,7 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+STEM, SUFFIX = "model", ".safetensors"
+WEIGHTS = STEM + SUFFIX
+INDEX = f"{WEIGHTS}.index.json"
 SHARD_BYTES = 5 * 10**9
 CODES = {
     "F64": torch.float64,
@@ -43,7 +45,7 @@ class Spec:
 class Tensors(ABC):
     """Tensors by name, whatever they are read from: dense files, or a base with an adapter on it."""
 
-    specs: dict[str, Spec]
+    specs: Mapping[str, Spec]
 
     @abstractmethod
     def __getitem__(self, name: str) -> Tensor:
@@ -62,14 +64,15 @@ class TensorFiles(Tensors):
     """
 
     def __init__(self, paths: list[Path], wanted: Callable[[str], bool] = bool) -> None:
-        self.specs: dict[str, Spec] = {}
+        specs: dict[str, Spec] = {}
         self.files: dict[str, Path] = {}
         for path in paths:
             found = {name: spec for name, spec in read_header(path).items() if wanted(name)}
-            if twice := sorted(found.keys() & self.specs.keys()):
+            if twice := sorted(found.keys() & specs.keys()):
                 raise ValueError(f"{path} holds {twice[0]!r} a second time. Each tensor must be there once.")
-            self.specs |= found
+            specs |= found
             self.files |= dict.fromkeys(found, path)
+        self.specs = specs
 
     def __getitem__(self, name: str) -> Tensor:
         # A file is mapped anew for each tensor: pages that were read do not pile up in resident memory.
@@ -109,16 +112,17 @@ def unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     return fields
 
 
-def tensor_paths(folder: Path) -> list[Path]:
+def tensor_paths(folder: Path, stem: str = STEM) -> list[Path]:
     """A folder's safetensors files: those that its index names, or all.
 
     Raises:
         ValueError: None, or one that the index names is missing.
     """
-    if (folder / INDEX).is_file():
-        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    index = folder / f"{stem}{SUFFIX}.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         if missing := [name for name in names if not (folder / name).is_file()]:
-            raise ValueError(f"{folder} is incomplete: {INDEX} names {missing[0]}, which is not there. Copy it again.")
+            raise ValueError(f"{folder} is incomplete: {index.name} names {missing[0]}, which is not there. Copy it again.")
         return [folder / name for name in names]
     if found := sorted(folder.glob("*.safetensors")):
         return found
@@ -153,7 +157,11 @@ def check_specs(found: Mapping[str, Spec], expected: Mapping[str, tuple[int, ...
 
 
 def write_shards(
-    folder: Path, specs: Mapping[str, Spec], tensor_of: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    specs: Mapping[str, Spec],
+    tensor_of: Callable[[str], Tensor],
+    shard_bytes: int = SHARD_BYTES,
+    stem: str = STEM,
 ) -> None:
     """Safetensors files and, for several, their index; memory holds one tensor.
 
@@ -162,11 +170,11 @@ def write_shards(
         specs: All tensors' shapes and dtypes.
         tensor_of: Gives one tensor; called once for each, in ``write_order``.
         shard_bytes: A file's largest size, unless one tensor is larger.
+        stem: The beginning of the files' names.
     """
     shards = plan_shards(specs, shard_bytes)
-    names = (
-        [WEIGHTS] if len(shards) == 1 else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    )
+    count = len(shards)
+    names = [f"{stem}-{i:05d}-of-{count:05d}{SUFFIX}" for i in range(1, count + 1)] if count > 1 else [stem + SUFFIX]
     weights: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
         with (folder / name).open("wb") as file:
@@ -176,7 +184,7 @@ def write_shards(
         weights |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weights}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / f"{stem}{SUFFIX}.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def plan_shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:

@@ -64,7 +64,7 @@ def test_an_adapter_of_another_base_is_refused(both, tmp_path):
     copy = shutil.copytree(both["adapter"], tmp_path / "copy")
     other = save_folder(tmp_path / "other", *tiny_embedder(1), Provenance("base"))
     rewrite(copy, "adapter_config.json", lambda fields: fields.update(base_model_name_or_path=str(other)))
-    with pytest.raises(ValueError, match="was trained on another base than"):
+    with pytest.raises(ValueError, match="was made on another base than"):
         load_folder(copy)
     rewrite(copy, "adapter_config.json", lambda fields: fields.update(base_model_name_or_path=str(tmp_path / "gone")))
     with pytest.raises(ValueError, match=r"needs its base .*gone, which is not there"):

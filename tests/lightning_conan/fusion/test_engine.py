@@ -210,6 +210,32 @@ def test_bfloat16_specialists_come_back_bit_for_bit(recipe, tmp_path):
     assert all(torch.equal(found[name], image[name]) for name in names)
 
 
+def test_a_delta_output_is_the_exact_fusion_beside_a_bfloat16_base(recipe, tmp_path):
+    """What rounding to bfloat16 would take stays there, at any dtype that the folder is loaded in."""
+    fuse_folders(replace(recipe, dtype="float32"), tmp_path / "float32")
+    report = fuse_folders(replace(recipe, dtype="delta"), tmp_path / "delta")
+    assert report.rounding_loss == 0
+    assert not (tmp_path / "delta" / "model.safetensors").exists()
+    exact, found = (load_folder(tmp_path / name)[0].state_dict() for name in ("float32", "delta"))
+    for name, tensor in exact.items():
+        assert torch.equal(found[name], tensor) or name.endswith("embed_tokens.weight")
+        assert torch.allclose(found[name], tensor, atol=1e-7)
+    owner = tensors(recipe.specialists["audio"])
+    assert all(torch.equal(found[name], owner[name]) for name in report.copied)
+    assert load_folder(tmp_path / "delta", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def test_a_delta_output_without_its_base_is_refused(recipe, base, tmp_path):
+    away = shutil.copytree(base, tmp_path / "away")
+    fuse_folders(replace(recipe, base=away, dtype="delta"), tmp_path / "delta")
+    away.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="needs its base"):
+        load_folder(tmp_path / "delta")
+    save_folder(away, *tiny_embedder(3), Provenance("base"))
+    with pytest.raises(ValueError, match="made on another base"):
+        load_folder(tmp_path / "delta")
+
+
 def test_an_overflowing_dtype_is_refused(recipe, tmp_path):
     model, processor, provenance = load_folder(recipe.specialists["image"])
     with torch.no_grad():
