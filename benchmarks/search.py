@@ -72,7 +72,9 @@ def main() -> None:
         ("ours, from Parquet", f"{our_cpu:.2f}"),
         ("faiss flat, from memory", f"{peer_cpu:.2f}"),
     ]
-    print(f"{rows} x {dim}; identical ids: {same:.4%}; `conan search`, start-up included: {alone:.1f} s; with --keep {kept:.2f} s")
+    print(
+        f"{rows} x {dim}; identical ids: {same:.4%}; `conan search`, start-up included: {alone:.1f} s; with --keep {kept:.2f} s"
+    )
     figures = {"ratio_cpu_faiss": our_cpu / peer_cpu, "identical": same, "command_seconds": alone, "kept_seconds": kept}
     report(lines, figures)
 

@@ -23,6 +23,16 @@ class Record(Callback):
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
 
+class Stop(Callback):
+    """Ends a run after so many steps, as if it had been asked to."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step >= self.after
+
+
 def trainer(root: Path, steps: int, *callbacks: Callback, **options) -> Trainer:
     torch.manual_seed(0)
     return Trainer(

@@ -15,6 +15,8 @@ LIGHTNING = {
 VERBS = {
     "graft": "make a base folder",
     "fuse": "fuse specialists into one folder",
+    "alphas": "search the coefficients of a fusion",
+    "drift": "say what fusion moved, what that cost, and whether the projector explains it",
     "pack": "turn manifests into shards",
     "embed": "embed a manifest or a folder of media into Parquet parts",
     "search": "find the nearest embeddings of a text, an image, a video or a sound",

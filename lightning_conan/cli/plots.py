@@ -2,16 +2,13 @@
 
 import base64
 import html
-import io
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")  # files only, wherever this runs
-
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+from lightning_conan.drift import Verdict, plot_drift, plot_verdicts
+from lightning_conan.fusion.plots import draw
 
 COLOURS = {"image": "#4477aa", "video": "#66ccee", "document": "#228833", "audio": "#ee6677"}
 STYLE = """
@@ -35,7 +32,13 @@ def page(report: dict[str, Any], rows: Mapping[str, str]) -> str:
         picture(plot_scores, report, rows, "recall@1 of every stage on every modality"),
         "<h2>Projector drift</h2><p>Cosine between each audio token and the same token in the audio specialist: "
         "1 means that the backbone sees what the specialist's saw.</p>",
-        picture(plot_drift, report, rows, "drift of the audio tokens by layer"),
+        picture(audio_drift, report, rows, "drift of the audio tokens by layer"),
+        "<h2>Verdicts</h2><p>Scores with parts of each specialist put into the fused model, and the other way round, on pairs "
+        "that no specialist has seen.</p>",
+        picture(swaps, report, rows, "scores of the swap tests"),
+        "<ul>",
+        *(f"<li>{html.escape(found['sentence'])}</li>" for found in report["verdicts"].values()),
+        "</ul>",
         "<h2>Task vectors</h2><p>Cosine of what each two specialists learned; near 0 they do not touch.</p>",
         picture(plot_cosines, report, rows, "cosines of the task vectors"),
         "<h2>What was expected</h2><ul>",
@@ -61,11 +64,8 @@ def score_table(report: dict[str, Any], rows: Mapping[str, str]) -> str:
 
 def picture(plot: Any, report: dict[str, Any], rows: Mapping[str, str], alt: str) -> str:
     """A plot as an image tag that carries its PNG."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    plot(figure.subplots(), report, rows)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return f"<img alt='{alt}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    png = draw(lambda axes: plot(axes, report, rows), width=9)
+    return f"<img alt='{alt}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
 
 
 def plot_scores(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:
@@ -79,14 +79,14 @@ def plot_scores(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> 
     axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.15), frameon=False)
 
 
-def plot_drift(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:
-    """Lines: cosine by depth, one line a stage."""
-    for state, values in report["drift"].items():
-        axes.plot(range(len(values)), values, marker="o", label=rows[state])
-    depth = len(next(iter(report["drift"].values())))
-    axes.set_xticks(range(depth), ["projector", *(f"layer {index}" for index in range(depth - 1))])
-    axes.set_ylabel("cosine to the audio specialist")
-    axes.legend(frameon=False)
+def audio_drift(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:
+    """Lines: cosine of the audio tokens by depth, one line a stage."""
+    plot_drift(axes, report["drift"]["audio"], rows)
+
+
+def swaps(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:
+    """Bars: the swap tests."""
+    plot_verdicts(axes, {name: Verdict.from_json(found) for name, found in report["verdicts"].items()})
 
 
 def plot_cosines(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_conan.cli.plots import page
+from lightning_conan.cli.sets import read_pairs, read_sets
+from lightning_conan.drift import DriftReport, measure_drift
+from lightning_conan.items import MEDIA
 
 STATES = ("base", "image", "video", "document", "audio", "fused", "recovered", "final")
-MODALITIES = ("image", "video", "document", "audio")
+MODALITIES = MEDIA
 KEPT = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr", "forth/recall@1", "back/recall@1")
 ROWS = {
     "base": "base",
@@ -27,38 +30,25 @@ def collect(out: Path, seconds: dict[str, float], seed: int) -> dict[str, Any]:
     for state in STATES:
         scores = json.loads((out / "scores" / f"{state}.json").read_text())
         stages[state] = {modality: {name: scores[modality][name] for name in KEPT} for modality in MODALITIES}
+    drift = drift_of(out)
     fusion = json.loads((out / "fused" / "fusion.json").read_text())
     return {
         "seed": seed,
         "stages": stages,
         "fusion": {name: fusion[name] for name in ("alphas", "norms", "cosines")},
-        "drift": measure_drift(out),
+        "drift": drift.layers,
+        "verdicts": {name: verdict.to_dict() for name, verdict in drift.verdicts.items()},
         "visual_embeddings_identical": visual_embeddings_identical(out),
         "checks": {},
         "seconds": seconds,
     }
 
 
-def read_items(out: Path, modality: str, count: int) -> list[Any]:
-    """The first held-out queries of a modality."""
-    from datamodules.shards import ShardSet
-
-    shards = ShardSet(out / "packed" / f"{modality}.test")
-    return [shards.read(number).query for number in range(min(count, len(shards)))]
-
-
-def measure_drift(out: Path, count: int = 64) -> dict[str, list[float]]:
-    """Cosine of the audio tokens to the audio specialist's, layer by layer, of each later state."""
-    from lightning_conan.drift import layer_cosines, token_states
-    from lightning_conan.embedder import load_folder
-
-    model, processor, _ = load_folder(out / "audio")
-    items = [processor(item) for item in read_items(out, "audio", count)]
-    reference = token_states(model, items)
-    return {
-        state: [round(float(value), 5) for value in layer_cosines(reference, token_states(load_folder(out / state)[0], items))]
-        for state in ("fused", "recovered", "final")
-    }
+def drift_of(out: Path) -> DriftReport:
+    """Verdicts and directions of every modality, on its diagnostic pairs."""
+    sets = read_sets({name: out / "packed" / f"{name}.diagnostic" for name in MODALITIES}, out / "audio", 256)
+    states = {name: out / name for name in ("fused", "recovered", "final")}
+    return measure_drift({name: out / name for name in MODALITIES}, states, sets)
 
 
 def visual_embeddings_identical(out: Path, count: int = 64) -> bool:
@@ -71,7 +61,7 @@ def visual_embeddings_identical(out: Path, count: int = 64) -> bool:
     recovered, _, _ = load_folder(out / "recovered")
     with torch.no_grad():
         for modality in ("image", "video", "document"):
-            items = [processor(item) for item in read_items(out, modality, count)]
+            items = [processor(pair.query) for pair in read_pairs(out / "packed" / f"{modality}.test", count)]
             if not torch.equal(fused.embed(items), recovered.embed(items)):
                 return False
     return True

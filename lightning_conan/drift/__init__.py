@@ -1,5 +1,18 @@
-"""What moved: how far a modality's tokens turn from where the specialist had them."""
+"""What moved: how far a modality's tokens turn from where the specialist had them, and what that cost."""
 
 from lightning_conan.drift.layers import layer_cosines, token_states
+from lightning_conan.drift.plots import plot_drift, plot_verdicts
+from lightning_conan.drift.report import DriftReport, measure_drift
+from lightning_conan.drift.verdict import PROJECTORS, Verdict, examine
 
-__all__ = ["layer_cosines", "token_states"]
+__all__ = [
+    "PROJECTORS",
+    "DriftReport",
+    "Verdict",
+    "examine",
+    "layer_cosines",
+    "measure_drift",
+    "plot_drift",
+    "plot_verdicts",
+    "token_states",
+]

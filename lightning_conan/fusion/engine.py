@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_conan.embedder import OmniConfig, Provenance, load_processor
+from lightning_conan.embedder import OmniConfig, OmniEmbedder, Provenance, load_processor
 from lightning_conan.embedder.checkpoint import (
     DELTA,
     STEM,
@@ -144,7 +144,9 @@ class Fusion:
         alphas = self.recipe.alphas_of(name)
         weighted = {model: row.view(shape) for model, row in zip(self.names, rows, strict=True) if model in alphas}
         if not any(gram[row, row] > 0 or bool(rows[row].any()) for row, model in enumerate(self.names) if model in alphas):
-            return Piece(torch.zeros_like(anchor) if self.delta else base.to(spec.dtype, copy=True), gram)  # the base bit for bit, the sign of a zero included
+            return Piece(
+                torch.zeros_like(anchor) if self.delta else base.to(spec.dtype, copy=True), gram
+            )  # the base bit for bit, the sign of a zero included
         change = self.recipe.method(weighted, alphas, Place(name, self.recipe.seed)).reshape(-1)
         exact = change if self.delta else anchor + change
         result = exact.to(spec.dtype)  # the only rounding
@@ -236,7 +238,22 @@ class Ahead:
         self.bar.close()
 
 
-def fuse_folders(recipe: Recipe, out: Path, workers: int = 2) -> FusionReport:
+def fused_model(recipe: Recipe, model: OmniEmbedder | None = None) -> OmniEmbedder:
+    """The fused model in memory, nothing written.
+
+    Args:
+        recipe: A recipe that was checked.
+        model: One to overwrite, as an earlier call returned it.
+    """
+    fusion = Fusion(replace(recipe, dtype="float32") if recipe.dtype == "delta" else recipe)
+    if model is None:
+        model = OmniEmbedder(OmniConfig.from_pretrained(recipe.specialists[recipe.owner])).eval()
+    with torch.no_grad():
+        model.load_state_dict({name: fusion[name] for name in sorted(fusion.specs)}, strict=True)
+    return model
+
+
+def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[str, bytes] | None = None) -> FusionReport:
     """Writes the fused folder ``out``, whole or not at all, with ``fusion.json`` and, where mergekit has
     the method, ``mergekit_config.yml`` beside its weights.
 
@@ -244,6 +261,7 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2) -> FusionReport:
         recipe: What is fused.
         out: The folder.
         workers: Tensors that are made at once.
+        beside: Further files of the folder, by name.
     """
     check_apart(out, recipe.base, *recipe.specialists.values())
     found = recipe.check()
@@ -263,6 +281,8 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2) -> FusionReport:
         (scratch / "fusion.json").write_text(json.dumps(asdict(fusion.finish()), indent=2) + "\n")
         if merge := mergekit_config(recipe):
             (scratch / MERGEKIT_CONFIG).write_text(yaml.safe_dump(merge, sort_keys=False))
+        for name, content in (beside or {}).items():
+            (scratch / name).write_bytes(content)
         parents = {name: provenance.fingerprint for name, provenance in found.items()}
         notes = {"alphas": recipe.alphas, "owner": recipe.owner, "method": repr(recipe.method)}
         write_sidecars(scratch, load_processor(owner), Provenance("fused", parents=parents, notes=notes))

@@ -3,7 +3,8 @@
 ``RetrievalMetric`` is imported from its file: torchmetrics takes four seconds, which a search can do without.
 """
 
-from lightning_conan.retrieval.ranking import ranking_scores
+from lightning_conan.retrieval.pair_set import PairSet
+from lightning_conan.retrieval.ranking import pair_scores, ranking_scores
 from lightning_conan.retrieval.search import top_k
 
-__all__ = ["ranking_scores", "top_k"]
+__all__ = ["PairSet", "pair_scores", "ranking_scores", "top_k"]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_conan.retrieval.ranking import mean_scores, positions_of, ranking_scores
+from lightning_conan.retrieval.ranking import pair_scores
 
 HEX_DIGITS = 15
 """Digits of a content hash that identify it: 60 bits fit an int64."""
@@ -54,16 +54,8 @@ class RetrievalMetric(Metric):
         """
         if not len(self.query):  # a list, or one tensor once it is gathered
             raise ValueError("A retrieval score needs at least 1 pair, got 0. Is the data set empty, or all quarantined?")
-        query, target = cat(self.query), cat(self.target)
-        query_rows, query_first = positions_of([str(number) for number in cat(self.query_ids).tolist()])
-        target_rows, target_first = positions_of([str(number) for number in cat(self.target_ids).tolist()])
-        relevant = torch.zeros(len(query_first), len(target_first), dtype=torch.bool, device=query.device)
-        relevant[query_rows, target_rows] = True
-        query, target = query[query_first], target[target_first]
-        forth = mean_scores(ranking_scores(query, target, relevant))
-        back = mean_scores(ranking_scores(target, query, relevant.T))
-        both = {name: (forth[name] + back[name]) / 2 for name in forth}
-        return both | {f"forth/{name}": x for name, x in forth.items()} | {f"back/{name}": x for name, x in back.items()}
+        ids = [[str(number) for number in cat(state).tolist()] for state in (self.query_ids, self.target_ids)]
+        return pair_scores(cat(self.query), cat(self.target), *ids)
 
 
 def cat(state: list[Tensor] | Tensor) -> Tensor:

@@ -35,6 +35,24 @@ def ranking_scores(
     return {name: torch.cat([scores[name] for scores in blocks]) for name in blocks[0]}
 
 
+def pair_scores(
+    query: Float[Tensor, "pairs dim"], target: Float[Tensor, "pairs dim"], query_ids: Sequence[str], target_ids: Sequence[str]
+) -> dict[str, Tensor]:
+    """Scores of pairs in per cent: ``forth/NAME`` (query to target), ``back/NAME``, and ``NAME``, their mean.
+
+    Items of one id are one entry of a corpus and one query: equal targets are one target.
+    """
+    query_rows, query_first = positions_of(query_ids)
+    target_rows, target_first = positions_of(target_ids)
+    relevant = torch.zeros(len(query_first), len(target_first), dtype=torch.bool, device=query.device)
+    relevant[query_rows, target_rows] = True
+    query, target = query[query_first], target[target_first]
+    forth = mean_scores(ranking_scores(query, target, relevant))
+    back = mean_scores(ranking_scores(target, query, relevant.T))
+    both = {name: (forth[name] + back[name]) / 2 for name in forth}
+    return both | {f"forth/{name}": x for name, x in forth.items()} | {f"back/{name}": x for name, x in back.items()}
+
+
 def block_scores(
     scores: Float[Tensor, "queries corpus"], relevant: Bool[Tensor, "queries corpus"]
 ) -> dict[str, Float[Tensor, " queries"]]:

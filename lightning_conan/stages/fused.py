@@ -1,18 +1,21 @@
 """Stage 2, fuse: the base plus the weighted task vectors, scored without writing it, its coefficients learned if asked."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_conan.embedder import STATES, OmniConfig, OmniEmbedder, State
-from lightning_conan.fusion import Recipe, TaskArithmetic, fuse_folders
+from lightning_conan.embedder import STATES, Batch, State
+from lightning_conan.fusion import Recipe, TaskArithmetic, fuse_folders, fused_model
 from lightning_conan.fusion.engine import Fusion
 from lightning_conan.fusion.geometry import group_of
+from lightning_conan.fusion.plots import plot_learning
 from lightning_conan.stages.settings import Training
 from lightning_conan.stages.stage import Form, Stage
 
@@ -25,8 +28,8 @@ class Fused(Stage):
 
     `conan test` scores it. `conan fit` learns the coefficients, and nothing else, by the contrastive loss (AdaMerging,
     https://arxiv.org/abs/2310.02575, with pairs instead of entropy), from those of the recipe on; the folder that it
-    writes is that of `conan fuse` with what was learned. Learn on pairs that no specialist has seen: on their own
-    training pairs all coefficients look too good.
+    writes is that of `conan fuse` with what was learned, and its ``alphas.png`` shows how. Learn on pairs that no
+    specialist has seen: on their own training pairs all coefficients look too good.
 
     Args:
         recipe: What is fused, and with which coefficients to start.
@@ -41,17 +44,15 @@ class Fused(Stage):
         super().__init__(Path(recipe.specialists.get(recipe.owner, recipe.base)), training)
         self.recipe, self.by_layer = recipe, by_layer
         self.names = sorted(recipe.specialists)
+        self.path: list[list[float]] = []
+        self.losses: dict[str, list[tuple[int, float]]] = {}
 
     @override
     def configure_model(self) -> None:
         if hasattr(self, "embedder"):
             return
         self.recipe.check()
-        self.fusion = Fusion(self.recipe)
-        self.embedder = OmniEmbedder(OmniConfig.from_pretrained(self.folder)).eval()
-        with torch.no_grad():
-            state = {name: self.fusion[name] for name in sorted(self.fusion.specs)}
-        self.embedder.load_state_dict(state, strict=True)
+        self.embedder = fused_model(self.recipe)
         if self.trainer.state.fn == "fit":
             self.prepare()
 
@@ -59,6 +60,7 @@ class Fused(Stage):
     def prepare(self) -> None:
         if not isinstance(self.recipe.method, TaskArithmetic):
             raise ValueError(f"Coefficients are learned for TaskArithmetic, got {self.recipe.method}. Leave recipe.method out.")
+        self.fusion = Fusion(self.recipe)
         fused = sorted(name for name in self.fusion.specs if self.fusion.fate(name) == "fused")
         self.groups = sorted({self.group(name) for name in fused})
         start = [[self.start(group, fused).get(name, 0.0) for name in self.names] for group in self.groups]
@@ -89,7 +91,17 @@ class Fused(Stage):
         self.alphas.grad = gradient
 
     @override
+    def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
+        value = super().loss(batch, embeddings)
+        self.losses.setdefault(batch.modality, []).append((self.global_step + 1, float(value)))
+        return value
+
+    @override
     def after_step(self) -> None:
+        self.path.append(self.alphas.detach().mean(dim=0).tolist())
+        self.apply_alphas()
+
+    def apply_alphas(self) -> None:
         """Makes the weights what the coefficients say."""
         parameters = dict(self.embedder.named_parameters())
         with torch.no_grad():
@@ -101,7 +113,7 @@ class Fused(Stage):
 
     @override
     def on_train_start(self) -> None:
-        self.after_step()  # a resumed run brings other coefficients than the recipe's
+        self.apply_alphas()  # a resumed run brings other coefficients than the recipe's
 
     def learned(self) -> Recipe:
         """The recipe with what was learned."""
@@ -115,4 +127,19 @@ class Fused(Stage):
     def write_folder(self, out: Path, form: Form = "dense") -> None:
         if form != "dense":
             raise ValueError(f"A fused folder is dense, got form={form!r}. Leave it out.")
-        fuse_folders(self.learned(), out)
+        history = {"names": self.names, "alphas": self.path, "losses": self.losses}
+        beside = {
+            "alphas.json": (json.dumps(history) + "\n").encode(),
+            "alphas.png": plot_learning(self.names, self.path, self.losses),
+        }
+        fuse_folders(self.learned(), out, beside=beside)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["learning"] = {"path": self.path, "losses": self.losses}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.path, self.losses = checkpoint["learning"]["path"], checkpoint["learning"]["losses"]

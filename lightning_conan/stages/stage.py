@@ -10,7 +10,6 @@ from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
@@ -34,6 +33,7 @@ from lightning_conan.items import Modality
 from lightning_conan.objectives import PairEmbeddings, cached_backward, symmetric_info_nce
 from lightning_conan.retrieval.metric import RetrievalMetric, hash_ids
 from lightning_conan.stages.adapters import Adapters
+from lightning_conan.stages.optimizers import make_optimizer
 from lightning_conan.stages.settings import Lora, Training
 
 Form = Literal["dense", "adapter"]
@@ -203,12 +203,8 @@ class Stage(LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        settings, parameters = self.training_settings, self.trained().values()
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = AdamW([group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, fused=True)
+        settings = self.training_settings
+        optimizer = make_optimizer(self.trained().values(), settings)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,9 +1,8 @@
 import pytest
 import torch
-from lightning import Callback
 
 from lightning_conan.stages import Lora, Specialist
-from runs import QUICK, Record, data, state, trainer
+from runs import QUICK, Record, Stop, data, state, trainer
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
@@ -26,16 +25,6 @@ def test_stop_and_resume_equals_going_on(base, world, tmp_path, stop, workers):
     assert first.losses + second.losses == record.losses
     expected, found = state(straight), state(again)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-class Stop(Callback):
-    """Ends a fit after some steps, as an early stop would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.should_stop = trainer.global_step >= self.step
 
 
 def test_resuming_on_other_data_is_refused(base, world, tmp_path):

@@ -41,15 +41,49 @@ def test_report_holds_every_score(demo):
             assert {"recall@1", "ndcg@10"} <= set(scores)
             assert all(0 <= value <= 100 for value in scores.values())
     assert report["seconds"].keys() >= {"world", "test", *STATES}
-    assert len(report["drift"]["fused"]) == 5
+    assert len(report["drift"]["audio"]["fused"]) == len(report["drift"]["image"]["fused"]) == 5
+    assert report["verdicts"].keys() == {"image", "video", "document", "audio"}
     assert report["visual_embeddings_identical"] is True
 
 
 def test_report_pages_show_it(demo):
     page, table = (demo[0] / "report.html").read_text(), (demo[0] / "report.md").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert "http" not in page
     assert table.count("\n| ") >= len(STATES)
+
+
+def words_for(demo, names):
+    """JSON options for a verb: folders, and diagnostic pairs."""
+    folders = {name: str(demo[0] / name) for name in names}
+    packed = {name: str(demo[0] / "packed" / f"{name}.diagnostic") for name in names}
+    return json.dumps(folders), json.dumps(packed)
+
+
+def test_drift_is_told_and_drawn(demo, tmp_path, capsys):
+    specialists, packed = words_for(demo, ["image", "audio"])
+    states = json.dumps({name: str(demo[0] / name) for name in ("fused", "recovered")})
+    words = ["drift", "--specialists", specialists, "--states", states, "--diagnostic", packed, "--out", str(tmp_path)]
+    assert main([*words, "--pairs", "8"]) == 0
+    said = capsys.readouterr()
+    assert "audio: " in said.out
+    assert json.loads((tmp_path / "drift.json").read_text())["verdicts"].keys() == {"image", "audio"}
+    assert (tmp_path / "drift.png").stat().st_size > 10_000
+
+
+def test_alphas_writes_a_fused_folder_with_the_trade_off(demo, tmp_path, capsys):
+    specialists, packed = words_for(demo, ["image", "audio"])
+    words = ["alphas", "--recipe.base", str(demo[0] / "base"), "--recipe.specialists", specialists, "--diagnostic", packed]
+    words += ["--recipe.alphas", '{"image": 0.3, "audio": 0.5}', "--search.trials", "2", "--pairs", "12"]
+    status = main([*words, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert "best of 2" in said.out
+    best = json.loads((tmp_path / "out" / "alphas.json").read_text())["best"]["alphas"]
+    assert json.loads((tmp_path / "out" / "fusion.json").read_text())["alphas"] == best
+    assert "alphas.png" in read_provenance(tmp_path / "out").files
+    assert main([*words, "--out", str(demo[0] / "base")]) == 1
+    assert "out must differ" in capsys.readouterr().err
 
 
 def test_folders_hold_their_states(demo):

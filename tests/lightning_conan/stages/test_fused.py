@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightning import Callback
 from torch.func import functional_call
 
 from callbacks import FolderCheckpoint
@@ -12,7 +11,7 @@ from lightning_conan.cli.main import main
 from lightning_conan.embedder import Provenance, load_folder, read_provenance, save_folder, tiny_embedder
 from lightning_conan.fusion import Recipe, Ties, fuse_folders
 from lightning_conan.stages import Fused, Stage, Training
-from runs import Record, data, trainer
+from runs import Record, Stop, data, trainer
 from samples import CONFIGS
 
 TRAINING = Training(lr=0.05, warmup_steps=1, token_budget=500)
@@ -40,16 +39,6 @@ def test_in_memory_scores_as_its_folder(recipe, world, tmp_path):
         runner.test(module, SpecialistData(test={"a": world / "image", "b": world / "audio"}, num_workers=0), verbose=False)
         found.append({name: float(value) for name, value in runner.callback_metrics.items()})
     assert found[0] == found[1]
-
-
-class Stop(Callback):
-    """Ends a run after so many steps, as if it had been asked to."""
-
-    def __init__(self, after):
-        self.after = after
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.should_stop = trainer.global_step >= self.after
 
 
 class Gradients(Record):

@@ -1,0 +1,46 @@
+"""`conan alphas`: coefficients by search."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the options and searches."""
+    from jsonargparse import auto_cli
+
+    from lightning_conan.cli.quiet import quiet_libraries
+    from lightning_conan.cli.sets import read_sets
+    from lightning_conan.embedder.checkpoint import check_apart
+    from lightning_conan.fusion import Recipe, Search, fuse_folders, search_alphas
+    from lightning_conan.fusion.plots import plot_trials
+
+    def alphas(recipe: Recipe, diagnostic: dict[str, Path], out: Path, search: Search = Search(), pairs: int = 512) -> None:  # noqa: B008
+        """Searches the coefficients of a fusion, scored by retrieval, and writes the best fused folder.
+
+        In the folder alphas.json lists every candidate and alphas.png draws the trade-off. `conan fit` on the stage Fused
+        learns them by the contrastive loss instead. Needs optuna: pip install -e ".[search]".
+
+        Args:
+            recipe: The base, the specialists, the method; its coefficients are the first candidate.
+            diagnostic: Packed pairs for each specialist that it has not seen, in no benchmark either.
+            out: The fused folder to write.
+            search: How.
+            pairs: Pairs that are used of each data set; they stay in memory.
+        """
+        check_apart(out, recipe.base, *recipe.specialists.values())
+        recipe.check()
+        found = search_alphas(recipe, read_sets(diagnostic, recipe.specialists[recipe.owner], pairs), search)
+        beside = {"alphas.json": found.to_json().encode(), "alphas.png": plot_trials(found, recipe.owner)}
+        fuse_folders(replace(recipe, alphas=found.best.alphas), out, beside=beside)
+        first = found.trials[0]
+        print(f"best of {len(found.trials)}, in brackets the first:")
+        for name, alpha in sorted(found.best.alphas.items()):
+            print(
+                f"{name:<10}{alpha:5.2f} ({first.alphas[name]:.2f})   recall@1 {found.best.scores[name]:5.1f} "
+                f"({first.scores[name]:.1f}) of the specialist's {found.own[name]:.1f}"
+            )
+        print(f"{out}: fused with the best; {out / 'alphas.png'} draws all")
+
+    quiet_libraries()
+    auto_cli(alphas, args=list(args), prog="conan alphas", as_positional=False)

@@ -1,0 +1,137 @@
+"""What fusion cost a modality, and why: its score with parts of the specialist put back, one at a time."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from lightning_conan.embedder import OmniEmbedder
+from lightning_conan.items import Modality
+from lightning_conan.retrieval import PairSet
+
+VISION = ("backbone.visual.merger.", "backbone.visual.deepstack_merger_list.")
+PROJECTORS: Mapping[Modality, tuple[str, ...]] = {
+    "audio": ("audio_projector.",),
+    "image": VISION,
+    "video": VISION,
+    "document": VISION,
+}
+"""What brings a modality's features into the language model, by the beginnings of its parameters' names."""
+NEGLIGIBLE = 0.05
+"""A loss or a difference below this share of the specialist's score is not worth a remedy."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A modality's scores (recall@1, per cent) with its specialist's parts in the fused model, and the other way round.
+
+    Args:
+        modality: Which.
+        specialist: The specialist's score.
+        fused: The fused model's.
+        fused_projector: The specialist with the fused model's projector: below the specialist's, the projector itself changed.
+        own_projector: The fused model with the specialist's projector.
+        own_media: Media embedded by the specialist, texts by the fused model: what a perfect repair of the media side
+            towards the specialist would give.
+        own_text: Texts embedded by the specialist, media by the fused model.
+        recovered: The recovered model's score, if there is one.
+    """
+
+    modality: Modality
+    specialist: float
+    fused: float
+    fused_projector: float
+    own_projector: float
+    own_media: float
+    own_text: float
+    recovered: float | None = None
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Verdict":
+        """The inverse of ``to_dict``."""
+        return cls(**{name: found[name] for name in cls.__dataclass_fields__})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores and what follows from them."""
+        return {**asdict(self), "lost": self.lost, "regained": self.regained, "cause": self.cause, "sentence": self.sentence()}
+
+    @property
+    def lost(self) -> float:
+        """Share of the specialist's score that fusion took; 0 where there was none."""
+        return 1 - self.fused / self.specialist if self.specialist else 0.0
+
+    @property
+    def regained(self) -> float | None:
+        """Share of the loss that recovery brought back; None without loss or recovery."""
+        if self.recovered is None or self.fused >= self.specialist:
+            return None
+        return (self.recovered - self.fused) / (self.specialist - self.fused)
+
+    @property
+    def cause(self) -> str:
+        """``none``, ``projector`` (itself changed), ``backbone`` (moved beneath an intact projector)."""
+        if self.lost < NEGLIGIBLE:
+            return "none"
+        return "projector" if self.fused_projector < (1 - NEGLIGIBLE) * self.specialist else "backbone"
+
+    def sentence(self) -> str:
+        """The verdict in words."""
+        if self.cause == "none":
+            return f"{self.modality}: {self.fused:.1f} of {self.specialist:.1f} kept; nothing to recover."
+        moved = "audio" if self.modality == "audio" else "vision"
+        why = {
+            "backbone": f"the {moved} projector is intact (with the specialist's backbone {self.fused_projector:.1f}), "
+            "the backbone moved beneath it",
+            "projector": f"the {moved} projector itself changed (with the specialist's backbone {self.fused_projector:.1f}; "
+            f"the specialist's in its place gives {self.own_projector:.1f})",
+        }[self.cause]
+        end = "recover it" if self.regained is None else f"recovery brought back {self.regained:.0%} of the loss"
+        return f"{self.modality}: {self.lost:.0%} lost ({self.specialist:.1f} -> {self.fused:.1f}); {why}: {end}."
+
+
+def examine(
+    modality: Modality, specialist: OmniEmbedder, fused: OmniEmbedder, pairs: PairSet, recovered: OmniEmbedder | None = None
+) -> Verdict:
+    """Scores every combination; the models come back as they were.
+
+    Args:
+        modality: Whose projector is swapped.
+        specialist: The modality's specialist.
+        fused: The fused model.
+        pairs: Pairs of the modality that no model has seen.
+        recovered: The model after recovery.
+
+    Raises:
+        ValueError: A modality without a projector.
+    """
+    if modality not in PROJECTORS:
+        raise ValueError(f"A projector stands before {sorted(PROJECTORS)}, got {modality!r}.")
+    own, other = pairs.embed(specialist), pairs.embed(fused)
+    scores = {"specialist": pairs.recall(*own), "fused": pairs.recall(*other)}
+    media, text = (0, 1) if any(item.pixels or item.mels for item in pairs.queries) else (1, 0)
+    crossed = {"own_media": media, "own_text": text}
+    for name, side in crossed.items():
+        mixed = [own[index] if index == side else other[index] for index in (0, 1)]
+        scores[name] = pairs.recall(mixed[0], mixed[1])
+    for name, (host, donor) in {"fused_projector": (specialist, fused), "own_projector": (fused, specialist)}.items():
+        kept = swap(host, donor, PROJECTORS[modality])
+        try:
+            scores[name] = pairs.recall(*pairs.embed(host))
+        finally:
+            host.load_state_dict(kept, strict=False)
+    if recovered is not None:
+        scores["recovered"] = pairs.recall(*pairs.embed(recovered))
+    return Verdict(modality, **scores)
+
+
+def swap(host: OmniEmbedder, donor: OmniEmbedder, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Gives ``host`` those parameters of ``donor``, and returns its own."""
+    own, other = host.state_dict(), donor.state_dict()
+    names = [name for name in own if name.startswith(prefixes)]
+    assert names, f"no parameter starts with {prefixes}"
+    kept = {name: own[name].clone() for name in names}
+    with torch.no_grad():
+        for name in names:
+            own[name].copy_(other[name])
+    return kept

@@ -1,0 +1,144 @@
+"""Coefficients by search: candidates are fused in memory and scored on pairs that no specialist has seen."""
+
+import json
+import math
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from lightning_conan.embedder import load_folder
+from lightning_conan.fusion.engine import fused_model
+from lightning_conan.fusion.recipe import Recipe
+from lightning_conan.retrieval import PairSet
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How coefficients are searched.
+
+    Args:
+        sampler: bayes (a Gaussian process learns which are worth a try) or grid (every combination).
+        trials: Candidates of bayes, the recipe's own coefficients first.
+        low: Smallest coefficient.
+        high: Largest coefficient.
+        values: Values of each coefficient on the grid.
+        aim: What is largest in the end: the share of its specialist's score that the worst modality keeps, or the mean
+            share, for which a modality may be given up.
+        seed: Of the sampler.
+        token_budget: Padded tokens of a chunk when scoring.
+    """
+
+    sampler: Literal["bayes", "grid"] = "bayes"
+    trials: int = 40
+    low: float = 0.0
+    high: float = 1.0
+    values: tuple[float, ...] = (0.1, 0.3, 0.5)
+    aim: Literal["worst", "mean"] = "worst"
+    seed: int = 0
+    token_budget: int = 16_384
+
+    def __post_init__(self) -> None:
+        if self.trials < 1 or not self.values:
+            raise ValueError(f"search.trials must be positive and values not empty, got {self.trials} and {self.values}.")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"search.low must be below search.high, got {self.low} and {self.high}.")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate.
+
+    Args:
+        alphas: Its coefficients.
+        scores: Recall@1 of each modality, in per cent.
+        value: What the search maximises.
+    """
+
+    alphas: dict[str, float]
+    scores: Scores
+    value: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found: a folder's ``alphas.json``.
+
+    Args:
+        own: Recall@1 of each specialist on its own modality.
+        trials: All candidates, in their order.
+    """
+
+    own: Scores
+    trials: list[Trial]
+
+    @property
+    def best(self) -> Trial:
+        """The first of the best candidates."""
+        return max(self.trials, key=lambda trial: trial.value)
+
+    def kept(self, trial: Trial) -> Scores:
+        """Which share of each specialist's score a candidate keeps."""
+        return {name: score / self.own[name] for name, score in trial.scores.items()}
+
+    def to_json(self) -> str:
+        """Everything, the best first."""
+        return (
+            json.dumps({"best": asdict(self.best), "own": self.own, "trials": [asdict(t) for t in self.trials]}, indent=2) + "\n"
+        )
+
+
+def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search) -> Found:
+    """Tries coefficients for a recipe; needs optuna (the extra ``search``).
+
+    Args:
+        recipe: What is fused; its coefficients are the first candidate of bayes.
+        sets: A data set for each specialist, of pairs that it has not seen.
+        search: How.
+
+    Raises:
+        ValueError: No optuna, a specialist without a data set, or one that scores 0 on its own.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise ValueError("Searching coefficients needs optuna, which is not installed: pip install optuna scipy.") from error
+    recipe.check()
+    if set(sets) != set(recipe.specialists):
+        raise ValueError(f"There must be a data set for each of {sorted(recipe.specialists)}, got {sorted(sets)}.")
+    own = {name: pairs.recall(*pairs.embed(load_folder(recipe.specialists[name])[0])) for name, pairs in sets.items()}
+    if dead := [name for name, score in own.items() if score == 0]:
+        raise ValueError(f"Each specialist must find something of its own, {dead[0]} scores 0. Is that its data set?")
+    model = fused_model(recipe)
+    trials: list[Trial] = []
+
+    def value_of(trial: "optuna.Trial") -> float:
+        alphas = {name: trial.suggest_float(name, search.low, search.high) for name in sorted(sets)}
+        fused_model(replace(recipe, alphas=alphas), model)
+        scores = {name: pairs.recall(*pairs.embed(model, search.token_budget)) for name, pairs in sets.items()}
+        kept = [score / own[name] for name, score in scores.items()]
+        value = min(kept) if search.aim == "worst" else sum(kept) / len(kept)
+        trials.append(Trial(alphas, scores, value))
+        return value
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(search, sorted(sets)))
+    if search.sampler == "bayes" and all(search.low <= alpha <= search.high for alpha in recipe.alphas.values()):
+        study.enqueue_trial(dict(recipe.alphas))
+    count = search.trials if search.sampler == "bayes" else len(search.values) ** len(sets)
+    study.optimize(value_of, n_trials=count, show_progress_bar=sys.stderr.isatty())
+    return Found(own, trials)
+
+
+def sampler_of(search: Search, names: list[str]) -> Any:
+    """The optimiser's."""
+    from optuna.exceptions import ExperimentalWarning
+    from optuna.samplers import GPSampler, GridSampler
+
+    warnings.simplefilter("ignore", ExperimentalWarning)  # its way of saying that GPSampler is young
+    if search.sampler == "grid":
+        return GridSampler({name: list(search.values) for name in names}, seed=search.seed)
+    return GPSampler(seed=search.seed, deterministic_objective=True, n_startup_trials=min(10, search.trials))

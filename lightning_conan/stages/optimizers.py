@@ -1,0 +1,54 @@
+"""The optimizers that a stage can choose from."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Muon, Optimizer
+from typing_extensions import override
+
+from lightning_conan.stages.settings import Training
+
+
+def make_optimizer(parameters: Iterable[Tensor], settings: Training) -> Optimizer:
+    """What ``training.optimizer`` names; weight decay goes to matrices only."""
+    listed = list(parameters)
+    matrices, rest = [p for p in listed if p.ndim >= 2], [p for p in listed if p.ndim < 2]
+    if settings.optimizer == "muon":
+        return MuonAdamW([p for p in matrices if p.ndim == 2], [*[p for p in matrices if p.ndim > 2], *rest], settings)
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return AdamW([group for group in groups if group["params"]], lr=settings.lr, betas=settings.betas, fused=True)
+
+
+class MuonAdamW(Optimizer):
+    """Muon (https://kellerjordan.github.io/posts/muon/) for matrices and AdamW for what is none, as one optimizer.
+
+    Muon's updates are orthogonal: each direction of a matrix moves equally fast, however small its gradient is. They are
+    scaled to the size of AdamW's (https://arxiv.org/abs/2502.16982).
+
+    Args:
+        matrices: Parameters of two dimensions.
+        rest: All others.
+        settings: Learning rate, weight decay and AdamW's betas.
+    """
+
+    def __init__(self, matrices: list[Tensor], rest: list[Tensor], settings: Training) -> None:
+        decay, self.parts = settings.weight_decay, list[Optimizer]()
+        if matrices:
+            self.parts.append(Muon(matrices, settings.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        if rest:
+            self.parts.append(AdamW(rest, settings.lr, settings.betas, weight_decay=0.0, fused=True))
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    @override
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.state, part.param_groups = self.state, [group]  # loading a checkpoint replaces both
+            part.step()
+        return loss
