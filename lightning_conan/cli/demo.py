@@ -8,10 +8,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 VISUAL = ("image", "video", "document")
 MODALITIES = (*VISUAL, "audio")
+EVERYTHING = {name: f"{name}.train" for name in MODALITIES}
 
 
 @dataclass
@@ -56,20 +59,30 @@ class Demo:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 1)
         self.say(f"# {name}: {self.seconds[name]:.0f} s")
 
-    def fit(self, name: str, config: str, folder: str, train: dict[str, str], *options: str, extra: str = "") -> None:
-        """Trains a stage from ``folder`` into the folder ``name``, and scores it."""
+    def clear(self) -> None:
+        """Starts with an empty folder."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir(parents=True)
+
+    def steps(self, number: float) -> int:
+        """A stage's number of steps, scaled."""
+        return max(1, round(number * self.steps_scale))
+
+    def fit(
+        self, name: str, config: str, folder: str, train: dict[str, str], *options: str, extra: str = "", length: float = 1.0
+    ) -> None:
+        """Trains a stage from ``folder`` into the folder ``name``, and scores it; ``length`` multiplies its steps."""
         import yaml
 
         configs = [self.configs / "base.yaml", self.configs / "tiny" / f"{config}.yaml"]
         configs += [self.configs / "tiny" / f"{extra}.yaml"] if extra else []
-        steps = yaml.safe_load(configs[-1].read_text())["trainer"]["max_steps"]
-        steps = max(1, round(steps * self.steps_scale))
+        steps = self.steps(yaml.safe_load(configs[-1].read_text())["trainer"]["max_steps"] * length)
         words = ["fit", *(word for path in configs for word in ("--config", str(path)))]
         words += ["--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.out / "work" / name)]
         words += ["--trainer.max_steps", str(steps), "--trainer.callbacks.out", str(self.out / name)]
         words += ["--model.init_args.folder", str(self.out / folder), "--data.init_args.seed", str(self.seed)]
         packed = {source: str(self.out / "packed" / part) for source, part in train.items()}
-        data = json.dumps(packed) if config in ("base", "rehearsal") else packed["train"]
+        data = packed.get("train") or json.dumps(packed)
         words += ["--data.init_args.train", data, *options]
         self.timed(name, words)
         self.test(name)
@@ -94,20 +107,29 @@ class Demo:
         manifests = sorted((self.out / "world").glob("*.jsonl"))
         self.timed("world", *(["pack", str(path), "--out", str(self.out / "packed" / path.stem)] for path in manifests))
 
-    def run(self) -> None:
-        """All stages, in the paper's order."""
+    def prepare(self) -> None:
+        """World, base and specialists: what every study starts from."""
         self.world()
         self.timed("start", ["graft", "--tiny", "true", "--seed", str(self.seed), "--out", str(self.out / "start")])
         self.fit("base", "base", "start", {name: f"{name}.base" for name in VISUAL})
         for name in MODALITIES:
             options = ("--model.init_args.modality", name) if name in VISUAL else ()
             self.fit(name, "specialist", "base", {"train": f"{name}.train"}, *options, extra="" if name in VISUAL else "audio")
+
+    def fuse(self, name: str, *options: str) -> None:
+        """Fuses the specialists into the folder ``name``, and scores it."""
         specialists = {name: str(self.out / name) for name in MODALITIES}
         words = ["fuse", "--config", str(self.configs / "tiny" / "fuse.yaml"), "--recipe.base", str(self.out / "base")]
-        self.timed("fused", [*words, "--recipe.specialists", json.dumps(specialists), "--out", str(self.out / "fused")])
-        self.test("fused")
+        words += ["--recipe.specialists", json.dumps(specialists), "--out", str(self.out / name), *options]
+        self.timed(name, words)
+        self.test(name)
+
+    def run(self) -> None:
+        """All stages, in the paper's order."""
+        self.prepare()
+        self.fuse("fused")
         self.fit("recovered", "recovery", "fused", {"train": "audio.train"})
-        self.fit("final", "rehearsal", "recovered", {name: f"{name}.train" for name in MODALITIES})
+        self.fit("final", "rehearsal", "recovered", EVERYTHING)
 
 
 def find_configs(configs: Path | None) -> Path:
@@ -128,30 +150,39 @@ def demo(
     pairs: int = 3072,
     steps_scale: float = 1.0,
     configs: Path | None = None,
+    study: Literal["fusion", "alpha", "recovery"] | None = None,
+    seeds: int = 3,
 ) -> None:
     """Runs the whole method in small: base, four specialists, fusion, drift, recovery, rehearsal; then reports.
 
-    Takes about ten minutes on two CPU cores and prints each command that it runs.
+    Takes about eight minutes on two CPU cores and prints each command that it runs. With --study it compares variants of one
+    stage over several seeds instead, in about half an hour; studies in one folder share what they start from.
 
     Args:
         out: Where everything is written; what an earlier demo left there is replaced.
-        seed: Of the world, of the random start and of every stage.
+        seed: Of the world, of the random start and of every stage; the first of a study's.
         pairs: Training pairs a task.
         steps_scale: Factor on every stage's number of steps, for a quick look.
         configs: The folder with the YAML files; that of the checkout by default.
+        study: Compare methods of fusion, coefficients, or ways of recovery.
+        seeds: How many seeds a study takes.
     """
+    folder = find_configs(configs)
+    if out.exists() and any(out.iterdir()) and not (out / ".demo").is_file():
+        raise ValueError(f"{out} exists and no demo made it. Choose another folder with --out, or remove it first.")
+    if study:
+        from lightning_conan.cli.study import run_study
+
+        make = partial(Demo, configs=folder, steps_scale=steps_scale, pairs=pairs)
+        print(run_study(study, {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}, out))
+        return
     from lightning_conan.cli.report import write_report
 
-    folder = find_configs(configs)
-    if out.exists() and any(out.iterdir()):
-        if not (out / ".demo").is_file():
-            raise ValueError(f"{out} exists and no demo made it. Choose another folder with --out, or remove it first.")
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+    line = Demo(out, folder, seed, steps_scale, pairs)
+    line.clear()
     (out / ".demo").touch()
-    run = Demo(out, folder, seed, steps_scale, pairs)
-    run.run()
-    print(write_report(out, run.seconds, seed))
+    line.run()
+    print(write_report(out, line.seconds, seed))
 
 
 def run(args: Sequence[str]) -> None:

@@ -1,12 +1,14 @@
 """The whole line, a few steps of everything, through the real command: what no unit test can promise."""
 
 import json
+import shutil
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 
 from lightning_conan.cli.main import main
+from lightning_conan.cli.study import table
 from lightning_conan.embedder import read_provenance
 from samples import CONFIGS
 
@@ -86,6 +88,39 @@ def test_alphas_writes_a_fused_folder_with_the_trade_off(demo, tmp_path, capsys)
     assert "out must differ" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def studies(demo, tmp_path_factory):
+    """A folder of studies whose specialists are the demo's."""
+    out = tmp_path_factory.mktemp("studies")
+    shutil.copytree(demo[0], out / "seed0")
+    (out / "seed0" / "prepared.json").write_text(json.dumps({"seed": 0, "pairs": 16, "steps_scale": 0.01}))
+    (out / ".demo").touch()
+    return out
+
+
+@pytest.mark.parametrize(("study", "rows"), [("fusion", 18), ("alpha", 15), ("recovery", 13)])
+def test_a_study_scores_every_variant(studies, demo, study, rows, capsys, monkeypatch):
+    monkeypatch.setattr("lightning_conan.cli.demo.Demo.say", lambda self, line: demo[1].append(line))
+    words = ["demo", "--out", str(studies), "--pairs", "16", "--steps_scale", "0.01", "--seeds", "1", "--study", study]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert (studies / f"{study}.md").read_text() in said
+    scores = json.loads((studies / f"{study}.json").read_text())["scores"]["0"]
+    assert len(scores) == rows
+    assert all(0 <= value <= 100 for row in scores.values() for value in row.values())
+
+
+def test_studies_never_mix_preparations(studies, capsys):
+    assert main(["demo", "--out", str(studies), "--pairs", "8", "--seeds", "1", "--study", "recovery"]) == 1
+    assert "must be prepared with" in capsys.readouterr().err
+
+
+def test_a_table_gives_mean_and_spread():
+    row = dict.fromkeys(("image", "video", "document", "audio"), 10.0)
+    found = {"0": {"fused": row}, "1": {"fused": {**row, "audio": 30.0}}}
+    assert table(found).splitlines()[-1] == "| fused | 10.0 ± 0.0 | 10.0 ± 0.0 | 10.0 ± 0.0 | 20.0 ± 14.1 |"
+
+
 def test_folders_hold_their_states(demo):
     for name, state in STATES.items():
         assert read_provenance(demo[0] / name).state == state
@@ -108,11 +143,10 @@ def test_a_specialist_moved_its_own_towers_only(demo):
     assert any(not base[name].equal(audio[name]) for name in base if name.startswith("audio_encoder."))
 
 
-def test_every_yaml_took_part(demo):
+def test_every_yaml_took_part(demo):  # after the studies
     """A config that nothing runs is a config that does not work."""
     used = {word for line in demo[1] for word in line.split() if word.endswith(".yaml")}
     elsewhere = {str(CONFIGS / "wandb.yaml")}  # test_main.py
-    elsewhere |= {str(CONFIGS / "tiny" / "coefficients.yaml")}  # test_fused.py
     elsewhere |= {str(path) for room in ("qwen3_vl", "trainer") for path in (CONFIGS / room).iterdir()}  # test_qwen3_vl.py
     assert used | elsewhere == {str(path) for path in CONFIGS.rglob("*.yaml")}
 
