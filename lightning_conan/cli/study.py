@@ -125,10 +125,8 @@ def prepare(demo: Demo) -> None:
     note = demo.out / "prepared.json"
     wanted = {"seed": demo.seed, "pairs": demo.pairs, "steps_scale": demo.steps_scale}
     if note.is_file():
-        if json.loads(note.read_text()) != wanted:
-            raise ValueError(
-                f"{demo.out} was prepared with {note.read_text().strip()}, and {wanted} is asked for. Choose another --out."
-            )
+        if (found := json.loads(note.read_text())) != wanted:
+            raise ValueError(f"{demo.out} must be prepared with {wanted}, it was with {found}. Choose another --out.")
         return
     demo.clear()
     demo.prepare()

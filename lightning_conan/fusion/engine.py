@@ -92,6 +92,7 @@ class Fusion:
         shapes = {name: spec.shape for name, spec in self.base.specs.items()}
         for name, tensors in self.models.items():
             check_specs(tensors.specs, shapes, recipe.specialists[name])
+            check_precision(tensors.specs, self.base.specs, recipe.specialists[name])
         self.specs = {name: replace(spec, dtype=self.dtype(name)) for name, spec in self.base.specs.items()}
         ids = load_processor(recipe.specialists[recipe.owner]).ids
         self.rows = [row for token, row in ids.items() if token.startswith("audio")]
@@ -189,6 +190,16 @@ class Fusion:
         self.report.layers = by_group(self.names, self.grams)
         self.report.rounding_loss = (self.lost / self.change) ** 0.5 if self.change else 0.0
         return self.report
+
+
+def check_precision(found: Mapping[str, Spec], base: Mapping[str, Spec], where: Path) -> None:
+    """Refuses a specialist that cannot hold the base: its task vector would be rounding."""
+    for name, spec in found.items():
+        if torch.promote_types(spec.dtype, base[name].dtype) != spec.dtype:
+            raise ValueError(
+                f"{name!r} in {where} must be at least as precise as the base's {base[name].dtype}, it is {spec.dtype}: "
+                "the difference would be mostly rounding. Write the specialist in the base's dtype."
+            )
 
 
 def check_finite(name: str, parts: dict[str, Tensor]) -> None:
