@@ -15,7 +15,7 @@ from upstream import tokenizer, write_qwen3_omni, write_qwen3_vl
 
 from lightning_conan.cli.quiet import quiet_libraries
 from lightning_conan.embedder import ProcessorConfig, Provenance, graft_folder, read_provenance
-from lightning_conan.embedder.checkpoint.folder import replace_provenance, sha256
+from lightning_conan.embedder.checkpoint.folder import file_hash, replace_provenance
 from lightning_conan.fusion import Recipe, fuse_folders
 
 NAMES = ("image", "video", "document", "audio")
@@ -40,7 +40,7 @@ def our_folders(root: Path, layers: int) -> None:
     parent = read_provenance(root / "base").fingerprint
     for seed, name in enumerate(NAMES):
         folder = jitter(root / "base", root / name, seed)
-        files = {file: sha256(folder / file) for file in read_provenance(folder).files}
+        files = {file: file_hash(folder / file) for file in read_provenance(folder).files}
         replace_provenance(folder, Provenance("specialist", name, {"base": parent}, files=files))
 
 

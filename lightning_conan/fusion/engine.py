@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import local
 
 import torch
 import yaml
@@ -31,8 +32,8 @@ from lightning_conan.fusion.mergekit import MERGEKIT_CONFIG, mergekit_config
 from lightning_conan.fusion.method import Place
 from lightning_conan.fusion.recipe import Recipe
 
-BLOCK = 2**18
-"""Entries that are fused at once: a megabyte of each model stays in the processor's cache."""
+BLOCK = 2**16
+"""Entries that are fused at once: a quarter of a megabyte of each model stays in the processor's cache."""
 TOKEN_ROWS = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -98,6 +99,7 @@ class Fusion:
         self.rows = [row for token, row in ids.items() if token.startswith("audio")]
         self.grams: dict[str, Tensor] = {}
         self.lost = self.change = 0.0
+        self.room = local()
 
     @property
     def delta(self) -> bool:
@@ -135,8 +137,8 @@ class Fusion:
     def block(self, name: str, base: Tensor, parts: dict[str, Tensor], spec: Spec) -> Piece:
         """As much of a tensor as fits the processor's cache, or all of it where the method needs it whole."""
         shape = spec.shape if len(base) == torch.Size(spec.shape).numel() else base.shape
-        anchor = base.float()
-        rows = torch.empty(len(self.names), len(base))
+        anchor, rows = self.scratch(len(base))
+        anchor.copy_(base)
         for row, model in zip(rows, self.names, strict=True):
             row.copy_(parts[model]).sub_(anchor)
         gram = gram_of(rows)
@@ -145,17 +147,27 @@ class Fusion:
         alphas = self.recipe.alphas_of(name)
         weighted = {model: row.view(shape) for model, row in zip(self.names, rows, strict=True) if model in alphas}
         if not any(gram[row, row] > 0 or bool(rows[row].any()) for row, model in enumerate(self.names) if model in alphas):
-            return Piece(
-                torch.zeros_like(anchor) if self.delta else base.to(spec.dtype, copy=True), gram
-            )  # the base bit for bit, the sign of a zero included
+            same = torch.zeros_like(anchor) if self.delta else base.to(spec.dtype, copy=True)
+            return Piece(same, gram)  # the base bit for bit, the sign of a zero included
         change = self.recipe.method(weighted, alphas, Place(name, self.recipe.seed)).reshape(-1)
-        exact = change if self.delta else anchor + change
-        result = exact.to(spec.dtype)  # the only rounding
-        off = exact - result
+        size = float(change @ change)
+        exact = change if self.delta else change.add_(anchor)
+        result = exact.to(spec.dtype, copy=True)  # the only rounding
+        off = exact.sub_(result)
         lost = float(off @ off)
         if not math.isfinite(lost):
             check_finite(name, {f"the result in {spec.dtype}": result})
-        return Piece(result, gram, lost, float(change @ change))
+        return Piece(result, gram, lost, size)
+
+    def scratch(self, length: int) -> tuple[Tensor, Tensor]:
+        """Room for a block of the base and of each task vector in float32, the same for each block of a thread: fresh memory
+        costs more than the arithmetic on it."""
+        kept: Tensor | None = getattr(self.room, "tensor", None)
+        if kept is None or kept.shape[1] < length:
+            kept = torch.empty(1 + len(self.names), length)
+            if length <= BLOCK:
+                self.room.tensor = kept
+        return kept[0, :length], kept[1:, :length]
 
     def vectors(self, name: str) -> tuple[Tensor, Tensor]:
         """A tensor of the base in float32, and the task vectors of it, in the order of ``names``.

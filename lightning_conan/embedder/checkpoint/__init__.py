@@ -19,7 +19,7 @@ from lightning_conan.embedder.checkpoint.folder import (
 )
 from lightning_conan.embedder.checkpoint.golden import changed_versions, compare_golden
 from lightning_conan.embedder.checkpoint.graft import GraftReport, graft_folder
-from lightning_conan.embedder.checkpoint.provenance import STATES, Provenance, State, read_provenance, sha256
+from lightning_conan.embedder.checkpoint.provenance import STATES, Provenance, State, file_hash, read_provenance
 from lightning_conan.embedder.checkpoint.tensors import STEM, Spec, TensorFiles, Tensors, check_specs, write_order, write_shards
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "check_specs",
     "compare_golden",
     "export_folder",
+    "file_hash",
     "graft_folder",
     "load_folder",
     "load_processor",
@@ -49,7 +50,6 @@ __all__ = [
     "record_golden",
     "save_adapter_folder",
     "save_folder",
-    "sha256",
     "whole_folder",
     "write_delta_config",
     "write_order",

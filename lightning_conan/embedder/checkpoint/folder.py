@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 from lightning_conan.embedder.checkpoint.adapter import ADAPTER_CONFIG, Adapter, AdapterTensors, is_adapter
 from lightning_conan.embedder.checkpoint.delta import DELTA, DELTA_CONFIG, DeltaTensors, is_delta
 from lightning_conan.embedder.checkpoint.golden import GOLDEN, check_golden, write_golden
-from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, STATES, Provenance, State, read_provenance, sha256
+from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_provenance
 from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, check_specs, tensor_paths
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
@@ -81,7 +81,7 @@ def write_sidecars(scratch: Path, processor: OmniProcessor, provenance: Provenan
     """Everything beside config and weights: tokenizer, processor settings and, last, the provenance with its hashes."""
     processor.tokenizer.save_pretrained(scratch)
     (scratch / PROCESSOR).write_text(json.dumps(processor.config.to_dict(), indent=2) + "\n")
-    files = {path.relative_to(scratch).as_posix(): sha256(path) for path in sorted(scratch.rglob("*")) if path.is_file()}
+    files = {path.relative_to(scratch).as_posix(): file_hash(path) for path in sorted(scratch.rglob("*")) if path.is_file()}
     complete = replace(provenance, files=files, versions={name: version(name) for name in PACKAGES})
     (scratch / PROVENANCE).write_text(complete.to_json())
 
@@ -98,7 +98,7 @@ def record_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -
     shutil.rmtree(folder / GOLDEN, ignore_errors=True)
     (scratch / GOLDEN).rename(folder / GOLDEN)
     scratch.rmdir()
-    new = {path.relative_to(folder).as_posix(): sha256(path) for path in sorted((folder / GOLDEN).iterdir())}
+    new = {path.relative_to(folder).as_posix(): file_hash(path) for path in sorted((folder / GOLDEN).iterdir())}
     replace_provenance(folder, replace(provenance, files={**others, **new}))
 
 
@@ -154,7 +154,7 @@ def check_folder(folder: Path, states: tuple[State, ...] = STATES) -> Provenance
     for name, digest in provenance.files.items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is incomplete: {name} is missing. Write or copy the folder again.")
-        if sha256(folder / name) != digest:
+        if file_hash(folder / name) != digest:
             raise ValueError(
                 f"{folder / name} differs from its hash in {PROVENANCE}. It was cut or changed: write or copy it again."
             )

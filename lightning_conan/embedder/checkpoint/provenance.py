@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from blake3 import blake3
+
 from lightning_conan.items import Modality
 
 State = Literal["base", "specialist", "fused", "recovered", "rehearsed"]
@@ -24,7 +26,7 @@ class Provenance:
         parents: Fingerprints of the folders it was made from, by role (``base``, ``image``, ...).
         notes: What its stage recorded: coefficients, checksums, steps.
         versions: The packages that wrote it.
-        files: SHA-256 of each other file.
+        files: BLAKE3 of each other file.
     """
 
     state: State
@@ -38,17 +40,17 @@ class Provenance:
     def fingerprint(self) -> str:
         """Equal for equal weights."""
         weights = sorted(digest for name, digest in self.files.items() if name.endswith(".safetensors"))
-        return hashlib.sha256("".join(weights).encode()).hexdigest()
+        return blake3("".join(weights).encode()).hexdigest()
 
     def to_json(self) -> str:
         """The text of ``conan.json``."""
         return json.dumps(asdict(self), indent=2, default=dict) + "\n"
 
 
-def sha256(path: Path) -> str:
-    """A file's hash."""
+def file_hash(path: Path) -> str:
+    """A file's BLAKE3: five times as fast as SHA-256, and every load and fusion reads gigabytes through it."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, blake3).hexdigest()  # type: ignore[arg-type]  # it has a hash's methods
 
 
 def read_provenance(folder: Path) -> Provenance:

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from callbacks import FolderCheckpoint
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
-from lightning_conan.embedder.checkpoint import sha256
+from lightning_conan.embedder.checkpoint import file_hash
 from lightning_conan.fusion import Recipe, fuse_folders
 from lightning_conan.stages import Lora, Specialist
 from runs import QUICK, data, trainer
@@ -81,7 +81,7 @@ def rewrite(folder, name, change):
 
 def rehash(folder, name):
     record = json.loads((folder / "conan.json").read_text())
-    record["files"][name] = sha256(folder / name)
+    record["files"][name] = file_hash(folder / name)
     (folder / "conan.json").write_text(json.dumps(record))
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_conan.embedder import Provenance, load_folder, save_folder
-from lightning_conan.embedder.checkpoint import sha256
+from lightning_conan.embedder.checkpoint import file_hash
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def rewrite(folder, change):
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
     record = json.loads((folder / "conan.json").read_text())
-    record["files"]["model.safetensors"] = sha256(path)
+    record["files"]["model.safetensors"] = file_hash(path)
     (folder / "conan.json").write_text(json.dumps(record))
 
 
@@ -85,7 +85,7 @@ def test_only_our_own_folders_are_replaced(tiny, folder, tmp_path):
 
 
 def test_a_failed_save_leaves_the_old_folder_and_no_litter(tiny, folder, monkeypatch):
-    before = sha256(folder / "conan.json")
+    before = file_hash(folder / "conan.json")
 
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -93,7 +93,7 @@ def test_a_failed_save_leaves_the_old_folder_and_no_litter(tiny, folder, monkeyp
     monkeypatch.setattr(tiny[0], "save_pretrained", fail)
     with pytest.raises(OSError, match="No space left"):
         save_folder(folder, *tiny, Provenance("base"))
-    assert sha256(folder / "conan.json") == before
+    assert file_hash(folder / "conan.json") == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 

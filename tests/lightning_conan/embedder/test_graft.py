@@ -11,7 +11,7 @@ from upstream import write_qwen3_vl, write_whisper
 
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import OmniConfig, graft_folder, load_folder
-from lightning_conan.embedder.checkpoint import TensorFiles, sha256
+from lightning_conan.embedder.checkpoint import TensorFiles, file_hash
 from lightning_conan.embedder.checkpoint.graft import AUDIO_TOKENS
 from lightning_conan.embedder.checkpoint.tensors import tensor_paths
 from lightning_conan.embedder.projector import AudioProjector
@@ -66,8 +66,8 @@ def test_a_vocabulary_without_room_grows(upstream, tmp_path):
 def test_the_same_seed_gives_the_same_folder(upstream, tmp_path):
     for name, seed in {"a": 0, "b": 0, "c": 1}.items():
         graft(upstream, tmp_path / name, seed=seed)
-    assert sha256(tmp_path / "a" / "model.safetensors") == sha256(tmp_path / "b" / "model.safetensors")
-    assert sha256(tmp_path / "a" / "model.safetensors") != sha256(tmp_path / "c" / "model.safetensors")
+    assert file_hash(tmp_path / "a" / "model.safetensors") == file_hash(tmp_path / "b" / "model.safetensors")
+    assert file_hash(tmp_path / "a" / "model.safetensors") != file_hash(tmp_path / "c" / "model.safetensors")
 
 
 def test_projector_of_the_paper_has_its_size():
@@ -205,7 +205,7 @@ class Hub(SimpleHTTPRequestHandler):
             return self.missing("EntryNotFound")
         if body:
             self.asked.append(path.name)
-        return self.send(path.read_bytes(), body, {"ETag": f'"{sha256(path)}"', "X-Repo-Commit": "a" * 40})
+        return self.send(path.read_bytes(), body, {"ETag": f'"{file_hash(path)}"', "X-Repo-Commit": "a" * 40})
 
     def missing(self, code: str) -> None:
         self.send_response(404)
@@ -245,7 +245,7 @@ def test_only_the_audio_towers_shards_are_downloaded(upstream, hub, tmp_path):
     eyes = {path.name for path in (upstream / "qwen3_vl").glob("*.safetensors")}
     assert {name for name in hub.asked if name.endswith(".safetensors")} == needed | eyes
     graft(upstream, tmp_path / "local")
-    assert sha256(tmp_path / "base" / "model.safetensors") == sha256(tmp_path / "local" / "model.safetensors")
+    assert file_hash(tmp_path / "base" / "model.safetensors") == file_hash(tmp_path / "local" / "model.safetensors")
 
 
 def test_an_unknown_repository_is_one_error(upstream, hub, tmp_path):

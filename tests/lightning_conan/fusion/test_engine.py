@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
-from lightning_conan.embedder.checkpoint import sha256, write_shards
+from lightning_conan.embedder.checkpoint import file_hash, write_shards
 from lightning_conan.fusion import Dare, Recipe, TaskArithmetic, TsvM, dry_run, engine, fuse_folders
 
 ALPHAS = {"image": 0.3, "audio": 0.5}
@@ -157,7 +157,7 @@ def test_order_of_specialists_does_not_matter(recipe, tmp_path, method):
     backwards = dict(reversed(recipe.specialists.items()))
     for name, specialists in {"one": recipe.specialists, "other": backwards}.items():
         fuse_folders(replace(recipe, specialists=specialists, method=method), tmp_path / name)
-    assert sha256(tmp_path / "one" / "model.safetensors") == sha256(tmp_path / "other" / "model.safetensors")
+    assert file_hash(tmp_path / "one" / "model.safetensors") == file_hash(tmp_path / "other" / "model.safetensors")
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_conan.embedder import Provenance, load_folder, read_provenance, save_folder, tiny_embedder
-from lightning_conan.embedder.checkpoint import sha256
+from lightning_conan.embedder.checkpoint import file_hash
 from lightning_conan.fusion import Recipe, fuse_folders
 
 WEIGHTS = "model.safetensors"
@@ -46,7 +46,7 @@ def altered(folder, out, change):
     change(tensors)
     save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
     provenance = json.loads((out / "conan.json").read_text())
-    provenance["files"][WEIGHTS] = sha256(out / WEIGHTS)
+    provenance["files"][WEIGHTS] = file_hash(out / WEIGHTS)
     (out / "conan.json").write_text(json.dumps(provenance))
     return out
 
