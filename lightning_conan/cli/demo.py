@@ -27,6 +27,7 @@ class Demo:
         seed: Of the world, of the random start and of every stage.
         steps_scale: Factor on every stage's number of steps.
         pairs: Training pairs a task.
+        keep: Whether what an earlier call made and scored is kept, instead of made again.
     """
 
     out: Path
@@ -34,6 +35,7 @@ class Demo:
     seed: int
     steps_scale: float
     pairs: int
+    keep: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     def say(self, line: str) -> None:
@@ -59,6 +61,10 @@ class Demo:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 1)
         self.say(f"# {name}: {self.seconds[name]:.0f} s")
 
+    def made(self, name: str) -> bool:
+        """Whether a folder was made and scored before, and is to be kept."""
+        return self.keep and (self.out / "scores" / f"{name}.json").is_file()
+
     def clear(self) -> None:
         """Starts with an empty folder."""
         shutil.rmtree(self.out, ignore_errors=True)
@@ -72,6 +78,8 @@ class Demo:
         self, name: str, config: str, folder: str, train: dict[str, str], *options: str, extra: str = "", length: float = 1.0
     ) -> None:
         """Trains a stage from ``folder`` into the folder ``name``, and scores it; ``length`` multiplies its steps."""
+        if self.made(name):
+            return
         import yaml
 
         configs = [self.configs / "base.yaml", self.configs / "tiny" / f"{config}.yaml"]
@@ -98,6 +106,9 @@ class Demo:
 
     def world(self) -> None:
         """Draws the toy world and packs it."""
+        if self.keep and (self.out / "packed" / "audio.train").is_dir():
+            return
+        shutil.rmtree(self.out / "world", ignore_errors=True)
         words = [sys.executable, "-m", "datamodules.toy_world", "--out", str(self.out / "world")]
         words += ["--pairs", str(self.pairs), "--seed", str(self.seed)]
         self.say(f"$ {shlex.join(['python', *words[1:]])}")
@@ -110,7 +121,8 @@ class Demo:
     def prepare(self) -> None:
         """World, base and specialists: what every study starts from."""
         self.world()
-        self.timed("start", ["graft", "--tiny", "true", "--seed", str(self.seed), "--out", str(self.out / "start")])
+        if not (self.keep and (self.out / "start" / "conan.json").is_file()):
+            self.timed("start", ["graft", "--tiny", "true", "--seed", str(self.seed), "--out", str(self.out / "start")])
         self.fit("base", "base", "start", {name: f"{name}.base" for name in VISUAL})
         for name in MODALITIES:
             options = ("--model.init_args.modality", name) if name in VISUAL else ()
@@ -118,6 +130,8 @@ class Demo:
 
     def fuse(self, name: str, *options: str) -> None:
         """Fuses the specialists into the folder ``name``, and scores it."""
+        if self.made(name):
+            return
         specialists = {name: str(self.out / name) for name in MODALITIES}
         words = ["fuse", "--config", str(self.configs / "tiny" / "fuse.yaml"), "--recipe.base", str(self.out / "base")]
         words += ["--recipe.specialists", json.dumps(specialists), "--out", str(self.out / name), *options]
@@ -156,7 +170,8 @@ def demo(
     """Runs the whole method in small: base, four specialists, fusion, drift, recovery, rehearsal; then reports.
 
     Takes about eight minutes on two CPU cores and prints each command that it runs. With --study it compares variants of one
-    stage over several seeds instead, in about half an hour; studies in one folder share what they start from.
+    stage over several seeds instead, in about half an hour; studies in one folder share what they start from, and one that was
+    stopped goes on.
 
     Args:
         out: Where everything is written; what an earlier demo left there is replaced.
@@ -173,7 +188,7 @@ def demo(
     if study:
         from lightning_conan.cli.study import run_study
 
-        make = partial(Demo, configs=folder, steps_scale=steps_scale, pairs=pairs)
+        make = partial(Demo, configs=folder, steps_scale=steps_scale, pairs=pairs, keep=True)
         print(run_study(study, {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}, out))
         return
     from lightning_conan.cli.report import write_report
