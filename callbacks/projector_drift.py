@@ -1,5 +1,6 @@
 """Watches a projector's tokens turn, layer by layer, while a stage trains."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,23 @@ class ProjectorDrift(Callback):
         modality: Whose tokens: audio for the audio projector; image, document or video for the vision tower's merger.
         every_n_steps: How often.
         count: Inputs that are watched.
+        path: Where to write all of it at the end, as JSON: a list of ``[step, cosines]``.
     """
 
-    def __init__(self, specialist: Path, modality: Modality = "audio", every_n_steps: int = 50, count: int = 32) -> None:
+    def __init__(
+        self,
+        specialist: Path,
+        modality: Modality = "audio",
+        every_n_steps: int = 50,
+        count: int = 32,
+        path: Path | None = None,
+    ) -> None:
         if every_n_steps < 1 or count < 1:
             raise ValueError(f"every_n_steps and count must be positive, got {every_n_steps} and {count}.")
         self.specialist, self.modality = Path(specialist), modality
         self.every_n_steps, self.count = every_n_steps, count
+        self.path = path
+        self.history: list[tuple[int, list[float]]] = []
         self.items: list[Encoded] = []
         self.reference: Tensor
 
@@ -50,6 +61,12 @@ class ProjectorDrift(Callback):
         if self.items and trainer.global_step % self.every_n_steps == 0:
             self.watch(pl_module)
 
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.path and trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.history) + "\n")
+
     def watch(self, pl_module: LightningModule) -> None:
         """Measures and logs."""
         assert isinstance(pl_module, Stage), f"ProjectorDrift watches stages, got {type(pl_module)}"
@@ -57,5 +74,6 @@ class ProjectorDrift(Callback):
         pl_module.embedder.eval()
         cosines = layer_cosines(self.reference, token_states(pl_module.embedder, self.items, self.modality))
         pl_module.embedder.train(training)
+        self.history.append((pl_module.global_step, [round(value, 5) for value in cosines.tolist()]))
         names = [f"drift/{self.modality}/layer_{layer}" for layer in range(len(cosines))]
         pl_module.log_dict(dict(zip(names, cosines, strict=True)), rank_zero_only=True)

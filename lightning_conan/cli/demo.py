@@ -14,6 +14,7 @@ from typing import Literal
 
 VISUAL = ("image", "video", "document")
 MODALITIES = (*VISUAL, "audio")
+EVERY = ("--trainer.callbacks.every_n_steps", "10")
 EVERYTHING = {name: f"{name}.train" for name in MODALITIES}
 
 
@@ -142,8 +143,13 @@ class Demo:
         """All stages, in the paper's order."""
         self.prepare()
         self.fuse("fused")
-        self.fit("recovered", "recovery", "fused", {"train": "audio.train"})
-        self.fit("final", "rehearsal", "recovered", EVERYTHING)
+        self.fit("recovered", "recovery", "fused", {"train": "audio.train"}, *self.watched("recovered"))
+        self.fit("final", "rehearsal", "recovered", EVERYTHING, *self.watched("final"))
+
+    def watched(self, name: str) -> list[str]:
+        """Options that have a stage note how far the audio tokens have turned."""
+        words = ["--trainer.callbacks+", "callbacks.ProjectorDrift", "--trainer.callbacks.specialist", str(self.out / "audio")]
+        return [*words, "--trainer.callbacks.path", str(self.out / "work" / name / "drift.json"), *EVERY]
 
 
 def find_configs(configs: Path | None) -> Path:

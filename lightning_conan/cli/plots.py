@@ -33,6 +33,7 @@ def page(report: dict[str, Any], rows: Mapping[str, str]) -> str:
         "<h2>Projector drift</h2><p>Cosine between each audio token and the same token in the audio specialist: "
         "1 means that the backbone sees what the specialist's saw.</p>",
         picture(audio_drift, report, rows, "drift of the audio tokens by layer"),
+        picture(drift_by_step, report, rows, "drift of the audio tokens while recovery and rehearsal train"),
         "<h2>Verdicts</h2><p>Scores with parts of each specialist put into the fused model, and the other way round, on pairs "
         "that no specialist has seen.</p>",
         picture(swaps, report, rows, "scores of the swap tests"),
@@ -82,6 +83,23 @@ def plot_scores(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> 
 def audio_drift(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:
     """Lines: cosine of the audio tokens by depth, one line a stage."""
     plot_drift(axes, report["drift"]["audio"], rows)
+
+
+def drift_by_step(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:
+    """Lines: cosine of the audio tokens at some depths, over the steps of recovery and then of rehearsal."""
+    points: list[tuple[int, list[float]]] = []
+    for state, found in report["drift_by_step"].items():
+        start = points[-1][0] if points else 0
+        axes.axvline(start, color="#cccccc", linewidth=1)
+        axes.text(start, 1.0, f" {rows[state]}", transform=axes.get_xaxis_transform(), va="bottom", fontsize=9)
+        points += [(start + step, cosines) for step, cosines in found]
+    depth = len(points[0][1])
+    for layer in sorted({0, depth // 2, depth - 1}):
+        name = "projector" if layer == 0 else f"layer {layer - 1}"
+        axes.plot([step for step, _ in points], [cosines[layer] for _, cosines in points], marker=".", label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("cosine to the audio specialist")
+    axes.legend(frameon=False)
 
 
 def swaps(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:

@@ -37,6 +37,7 @@ def collect(out: Path, seconds: dict[str, float], seed: int) -> dict[str, Any]:
         "stages": stages,
         "fusion": {name: fusion[name] for name in ("alphas", "norms", "cosines")},
         "drift": drift.layers,
+        "drift_by_step": {name: json.loads((out / "work" / name / "drift.json").read_text()) for name in ("recovered", "final")},
         "verdicts": {name: verdict.to_dict() for name, verdict in drift.verdicts.items()},
         "visual_embeddings_identical": visual_embeddings_identical(out),
         "checks": {},

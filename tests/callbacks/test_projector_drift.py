@@ -1,9 +1,12 @@
+import json
+
 import pytest
 import torch
 from lightning import Callback
 
 from callbacks import FolderCheckpoint, FrozenBackbone, ProjectorDrift
-from lightning_conan.embedder import load_folder
+from datamodules import RehearsalData
+from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.fusion import Recipe, fuse_folders
 from lightning_conan.stages import Lora, ProjectorRecovery, Specialist
 from runs import QUICK, data, trainer
@@ -33,7 +36,7 @@ def test_drift_is_logged_layer_by_layer_and_changes_no_step(line, world, tmp_pat
     found, plain = Logged(), ProjectorRecovery(line / "fused", QUICK)
     watched = ProjectorRecovery(line / "fused", QUICK)
     trainer(tmp_path / "a", 4, FrozenBackbone()).fit(plain, data(world, "audio"))
-    drift = ProjectorDrift(line / "audio", every_n_steps=2, count=4)
+    drift = ProjectorDrift(line / "audio", every_n_steps=2, count=4, path=tmp_path / "notes" / "drift.json")
     trainer(tmp_path / "b", 4, FrozenBackbone(), drift, found).fit(watched, data(world, "audio"))
     layers = load_folder(line / "fused")[0].config.get_text_config().num_hidden_layers
     assert found.values[0].keys() == {f"drift/audio/layer_{layer}" for layer in range(layers + 1)}
@@ -42,6 +45,21 @@ def test_drift_is_logged_layer_by_layer_and_changes_no_step(line, world, tmp_pat
     assert start[f"drift/audio/layer_{layers}"] < 0.99999, "the backbone is not the specialist's"
     assert found.values[1] != found.values[0]
     assert all(torch.equal(one, other) for one, other in zip(plain.trained().values(), watched.trained().values(), strict=True))
+
+    history = json.loads((tmp_path / "notes" / "drift.json").read_text())
+    assert [step for step, _ in history] == [0, 2, 4]
+    assert history[0][1] == pytest.approx(list(start.values()), abs=1e-5)
+
+
+def test_two_watch_two_projectors_at_once(line, base, world, tmp_path):
+    save_folder(tmp_path / "image", *tiny_embedder(0), Provenance("specialist", "image", {}))
+    both = ("audio_projector.", "backbone.visual.merger.")
+    mix = RehearsalData({name: world / name for name in ("image", "audio")}, batch_size=6, num_workers=0)
+    watchers = [ProjectorDrift(line / "audio", count=4), ProjectorDrift(tmp_path / "image", "image", count=4)]
+    module = ProjectorRecovery(line / "fused", QUICK, projectors=both)
+    found = Logged()
+    trainer(tmp_path / "run", 2, FrozenBackbone(both), *watchers, found).fit(module, mix)
+    assert {name.split("/")[1] for name in found.values[-1]} == {"image", "audio"}
 
 
 def test_impossible_settings_are_refused(line):

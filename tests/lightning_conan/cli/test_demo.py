@@ -44,13 +44,14 @@ def test_report_holds_every_score(demo):
             assert all(0 <= value <= 100 for value in scores.values())
     assert report["seconds"].keys() >= {"world", "test", *STATES}
     assert len(report["drift"]["audio"]["fused"]) == len(report["drift"]["image"]["fused"]) == 5
+    assert report["drift_by_step"]["recovered"][0][0] == 0
     assert report["verdicts"].keys() == {"image", "video", "document", "audio"}
     assert report["visual_embeddings_identical"] is True
 
 
 def test_report_pages_show_it(demo):
     page, table = (demo[0] / "report.html").read_text(), (demo[0] / "report.md").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     assert "http" not in page
     assert table.count("\n| ") >= len(STATES)
 
