@@ -9,12 +9,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
+from lightning_conan.stages.ranks import most
+
 
 class ResumableCheckpoint(ModelCheckpoint):
     """Keeps ``checkpoints/last.ckpt`` under the trainer's root, for ``--ckpt_path last``.
 
-    On SIGTERM or Ctrl-C the step that runs is finished and saved, and the process exits with 143 or 130 (Lightning
-    itself would exit with 0, or not save). A second Ctrl-C stops at once.
+    On SIGTERM or Ctrl-C, to whichever rank, the step that runs is finished and saved, and all exit with 143 or 130
+    (Lightning itself would exit with 0, or not save, or hang). A second Ctrl-C stops at once.
 
     Args:
         every_n_steps: How often to save.
@@ -45,11 +47,13 @@ class ResumableCheckpoint(ModelCheckpoint):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.stopped_by is None:
+        # One rank's signal stops all at the same step: a save is everyone's, and a rank that waits for one that left hangs.
+        stopped_by = most(self.stopped_by or 0, pl_module.device)
+        if not stopped_by:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             return
         trainer.save_checkpoint(Path(self.dirpath or ".") / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
-        raise SystemExit(128 + self.stopped_by)
+        raise SystemExit(128 + stopped_by)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -33,11 +33,11 @@ class Stop(Callback):
         trainer.should_stop = trainer.global_step >= self.after
 
 
-def trainer(root: Path, steps: int, *callbacks: Callback, **options) -> Trainer:
+def trainer(root: Path, steps: int, *callbacks: Callback, ranks: int = 1, **options) -> Trainer:
     torch.manual_seed(0)
     return Trainer(
         accelerator="cpu",
-        devices=1,
+        devices=ranks,
         max_steps=steps,
         max_epochs=-1,
         logger=False,

@@ -13,6 +13,7 @@ def info_nce(
     positive: Int[Tensor, " batch"],
     temperature: float,
     ignore: Bool[Tensor, "batch world"] | None = None,
+    margin: float | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of finding each query's positive among all targets.
 
@@ -25,8 +26,14 @@ def info_nce(
         positive: The row of ``target`` that each query must find.
         temperature: Divides the scores; 0.02 to 0.07 is usual.
         ignore: Where a target does not count as a query's negative (see ``equal_targets``).
+        margin: Targets whose score exceeds the positive's by more are taken for unmarked positives, and do not count
+            either (Qwen3-VL-Embedding uses 0.1).
     """
-    scores = query @ target.T / temperature
+    scores = query @ target.T
+    if margin is not None:
+        high = scores.detach() > scores.detach().gather(1, positive[:, None]) + margin
+        ignore = high if ignore is None else ignore | high
+    scores = scores / temperature
     if ignore is not None:
         scores = scores.masked_fill(ignore, float("-inf"))
     return F.cross_entropy(scores, positive)

@@ -1,17 +1,22 @@
 """InfoNCE for pairs that work both ways (PAPERS.md A2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_conan.objectives.info_nce import equal_targets, info_nce
+from lightning_conan.objectives.tiles import in_tiles
+
+TILE = 2**24
+"""Scores that are computed at once: 64 MB in float32, and a few times that with what goes with them."""
 
 
 @dataclass(frozen=True)
 class PairEmbeddings:
-    """A batch of embedded pairs.
+    """A batch of embedded pairs, those of all ranks.
 
     Args:
         query: Unit-norm embeddings of the queries.
@@ -30,19 +35,70 @@ class PairEmbeddings:
     negative_ids: Int[Tensor, " negatives"]
 
 
-def symmetric_info_nce(pairs: PairEmbeddings, temperature: float) -> Float[Tensor, ""]:
+@dataclass(frozen=True)
+class Contrast:
+    """What counts as a negative, and how much.
+
+    Args:
+        temperature: Divides the scores.
+        margin: See ``info_nce``.
+        same_side: Whether queries are negatives of queries too, and targets of targets.
+        dims: Leading dimensions that are trained to do alone (Matryoshka, https://arxiv.org/abs/2205.13147): the loss is the
+            mean over them; empty for all dimensions only.
+    """
+
+    temperature: float = 0.02
+    margin: float | None = None
+    same_side: bool = False
+    dims: tuple[int, ...] = ()
+
+
+def symmetric_info_nce(
+    pairs: PairEmbeddings, contrast: Contrast, own: slice = slice(None), tile: int = TILE
+) -> Float[Tensor, ""]:
     """Mean of query to target (hard negatives among the targets) and target to query.
 
-    Equal targets are not each other's negatives, nor are equal queries.
+    Equal targets are not each other's negatives, nor are equal queries. Scores are computed ``tile`` at a time, whatever the
+    batch, with the same loss and gradient.
+
+    Args:
+        pairs: All pairs, whose targets are everyone's negatives.
+        contrast: What counts as a negative.
+        own: The pairs whose loss is wanted: this rank's. The loss of all is the mean over the ranks, by their pairs.
+        tile: Scores in memory at once.
     """
-    positive = torch.arange(len(pairs.query), device=pairs.query.device)
-    targets = torch.cat([pairs.target, pairs.negative])
-    target_ids = torch.cat([pairs.target_ids, pairs.negative_ids])
+    start, stop, _ = own.indices(len(pairs.query))
+    columns = 2 * len(pairs.query) + len(pairs.negative)
+    step = max(1, tile // columns)
+    slices = [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+    def of_rows(rows: slice, query: Tensor, target: Tensor, negative: Tensor) -> Tensor:
+        values = []
+        for dim in contrast.dims or (query.shape[1],):
+            short = [F.normalize(side[:, :dim], dim=-1) if contrast.dims else side for side in (query, target, negative)]
+            values.append(both_ways(replace(pairs, query=short[0], target=short[1], negative=short[2]), contrast, rows))
+        mean: Tensor = torch.stack(values).mean() * ((rows.stop - rows.start) / (stop - start))
+        return mean
+
+    return in_tiles(of_rows, slices, pairs.query, pairs.target, pairs.negative)
+
+
+def both_ways(pairs: PairEmbeddings, contrast: Contrast, own: slice) -> Float[Tensor, ""]:
+    """The loss of some rows, all their scores at once."""
+    positive = torch.arange(len(pairs.query), device=pairs.query.device)[own]
     # A query whose target equals mine, or a target whose query equals mine, is as right as my own.
-    alike = equal_targets(pairs.query_ids, pairs.query_ids, positive)
-    forth_ignore = equal_targets(pairs.target_ids, target_ids, positive)
-    back_ignore = alike | equal_targets(pairs.target_ids, pairs.target_ids, positive)
-    forth_ignore[:, : len(positive)] |= alike
-    forth = info_nce(pairs.query, targets, positive=positive, temperature=temperature, ignore=forth_ignore)
-    back = info_nce(pairs.target, pairs.query, positive=positive, temperature=temperature, ignore=back_ignore)
-    return (forth + back) / 2
+    same_query = pairs.query_ids[own, None] == pairs.query_ids[None, :]
+    same_target = pairs.target_ids[own, None] == pairs.target_ids[None, :]
+    alike = (same_query | same_target).scatter(1, positive[:, None], False)
+    negatives = equal_targets(pairs.target_ids[own], pairs.negative_ids, torch.full_like(positive, -1))
+    forth, back = [alike, negatives], [alike]
+    targets, queries = [pairs.target, pairs.negative], [pairs.query]
+    if contrast.same_side:  # nobody is a negative of itself or of what is as right
+        forth, back = [*forth, same_query | same_target], [*back, same_query | same_target]
+        targets, queries = [*targets, pairs.query], [*queries, pairs.target]
+
+    def one_way(anchors: Tensor, found: list[Tensor], ignore: list[Bool[Tensor, "own _"]]) -> Tensor:
+        options = {"positive": positive, "temperature": contrast.temperature, "margin": contrast.margin}
+        return info_nce(anchors[own], torch.cat(found), ignore=torch.cat(ignore, dim=1), **options)  # type: ignore[arg-type]
+
+    return (one_way(pairs.query, targets, forth) + one_way(pairs.target, queries, back)) / 2

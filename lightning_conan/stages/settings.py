@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_conan.items import Modality
+from lightning_conan.objectives import Contrast
 
 TOWERS: dict[Modality, tuple[str, ...]] = {
     "text": ("backbone.language_model.",),
@@ -28,6 +29,10 @@ class Training:
         warmup_steps: Steps of linear warm-up; a cosine to zero follows.
         clip_norm: Gradients are scaled down to this norm.
         temperature: Of InfoNCE.
+        false_negative_margin: Targets that score higher than the positive by more than this do not count as negatives
+            (Qwen3-VL-Embedding: 0.1); none are left out by default.
+        same_side_negatives: Whether queries are negatives of queries too, and targets of targets.
+        matryoshka_dims: Leading dimensions of the embedding that are trained to do alone; the last should be all.
         token_budget: Padded tokens of one chunk: memory grows with it, not with the batch.
         checkpoint_activations: Keep only each layer's input and compute the rest again in the backward pass: a third more
             time for a tenth of the memory.
@@ -41,6 +46,9 @@ class Training:
     warmup_steps: int = 100
     clip_norm: float = 1.0
     temperature: float = 0.02
+    false_negative_margin: float | None = None
+    same_side_negatives: bool = False
+    matryoshka_dims: tuple[int, ...] = ()
     token_budget: int = 16_384
     checkpoint_activations: bool = False
     seed: int = 0
@@ -50,10 +58,17 @@ class Training:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"training.{name} must be positive and finite, got {value}.")
+        if any(dim < 1 for dim in self.matryoshka_dims) or len(set(self.matryoshka_dims)) != len(self.matryoshka_dims):
+            raise ValueError(f"training.matryoshka_dims must be positive and different, got {self.matryoshka_dims}.")
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError(
                 f"training.warmup_steps and weight_decay must not be negative, got {self.warmup_steps}, {self.weight_decay}."
             )
+
+    @property
+    def contrast(self) -> Contrast:
+        """What counts as a negative."""
+        return Contrast(self.temperature, self.false_negative_margin, self.same_side_negatives, self.matryoshka_dims)
 
     def scale(self, step: int, total: int) -> float:
         """The share of ``lr`` at a step."""

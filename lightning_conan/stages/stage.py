@@ -30,10 +30,11 @@ from lightning_conan.embedder import (
     save_folder,
 )
 from lightning_conan.items import Modality
-from lightning_conan.objectives import PairEmbeddings, cached_backward, symmetric_info_nce
+from lightning_conan.objectives import cached_backward, symmetric_info_nce
 from lightning_conan.retrieval.metric import RetrievalMetric, hash_ids
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.optimizers import make_optimizer
+from lightning_conan.stages.ranks import gather_pairs, leave_gradients_alone, sum_gradients, total
 from lightning_conan.stages.settings import Lora, Training
 
 Form = Literal["dense", "adapter"]
@@ -119,6 +120,11 @@ class Stage(LightningModule):
         """The parameters that train, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if name in self.trained_names}
 
+    def notes(self) -> dict[str, Any]:
+        """What the folder records of the training."""
+        dims = self.training_settings.matryoshka_dims
+        return {"steps": self.global_step} | ({"matryoshka_dims": sorted(dims, reverse=True)} if dims else {})
+
     def write_folder(self, out: Path, form: Form = "dense") -> None:
         """Writes the trained model, its adapters merged into dense weights or left as they are.
 
@@ -129,7 +135,7 @@ class Stage(LightningModule):
         parents = dict(self.provenance.parents) if self.writes != "specialist" else {}
         source = self.provenance
         parents[str(source.modality) if source.state == "specialist" else source.state] = source.fingerprint
-        provenance = Provenance(self.writes, self.modality, parents, {"steps": self.global_step})
+        provenance = Provenance(self.writes, self.modality, parents, self.notes())
         if form == "adapter":
             if self.adapters is None or self.writes != "specialist":
                 raise ValueError(f"Only a specialist with LoRA can be written as an adapter, got {type(self).__name__}.")
@@ -143,6 +149,10 @@ class Stage(LightningModule):
         save_folder(out, self.embedder, self.processor, provenance)
 
     # Training
+
+    @override
+    def on_fit_start(self) -> None:
+        leave_gradients_alone(self.trainer.strategy.model)
 
     def embed(self, items: list[Encoded]) -> Float[Tensor, "items dim"]:
         """Embeddings without gradients."""
@@ -165,6 +175,8 @@ class Stage(LightningModule):
 
         value = cached_backward(self.embedder, chunks, loss, self.manual_backward, self.device, one_pass=fits)
         self.gather_gradients()
+        sum_gradients(self.trained().values())
+        value = total(value)
         norm = self.clipped_norm(batch)
         optimizer.step()
         self.after_step()
@@ -180,13 +192,11 @@ class Stage(LightningModule):
         """What a subclass does once the optimizer has stepped."""
 
     def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
-        """The batch's loss from the embeddings of ``batch.items()``."""
-        size = len(batch)
-        ids = [
-            hash_ids(hashes).to(embeddings.device) for hashes in (batch.query_hashes, batch.target_hashes, batch.negative_hashes)
-        ]
-        pairs = PairEmbeddings(embeddings[:size], embeddings[size : 2 * size], embeddings[2 * size :], *ids)
-        return symmetric_info_nce(pairs, self.training_settings.temperature)
+        """This rank's share of the loss of all ranks' pairs, from the embeddings of ``batch.items()``."""
+        ids = hash_ids([*batch.query_hashes, *batch.target_hashes, *batch.negative_hashes]).to(embeddings.device)
+        pairs, own = gather_pairs(embeddings, ids, len(batch))
+        share = len(batch) / len(pairs.query)  # the ranks' losses add up to the mean over all pairs
+        return share * symmetric_info_nce(pairs, self.training_settings.contrast, own)
 
     def checked(self, value: Tensor, batch: Batch) -> Tensor:
         """The value, if it is finite: Lightning itself would go on with NaN weights."""
@@ -205,8 +215,8 @@ class Stage(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings = self.training_settings
         optimizer = make_optimizer(self.trained().values(), settings)
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, total))
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Resuming: a .ckpt holds what trains; the rest comes from the folder
@@ -229,8 +239,23 @@ class Stage(LightningModule):
     def score(self, batch: Batch, name: str) -> None:
         """Adds a batch to the metric of a data set."""
         embeddings = self.embed([*batch.queries, *batch.targets])
-        metric = self.metrics.setdefault(name, RetrievalMetric().to(self.device))
-        metric.update(embeddings[: len(batch)], embeddings[len(batch) :], batch.query_hashes, batch.target_hashes)
+        self.metrics[name].update(embeddings[: len(batch)], embeddings[len(batch) :], batch.query_hashes, batch.target_hashes)
+
+    def start_scores(self, stage: str) -> None:
+        """An empty metric for each data set, on every rank: one that gets no pair of a small set must take part in gathering."""
+        folders: dict[str, Path] = self.trainer.datamodule.folders[stage]  # type: ignore[attr-defined]
+        self.metrics = {name: RetrievalMetric().to(self.device) for name in folders}
+        nothing = torch.empty(0, self.embedder.config.dim, device=self.device)
+        for metric in self.metrics.values():
+            metric.update(nothing, nothing, [], [])
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self.start_scores("validate")
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self.start_scores("test")
 
     def log_scores(self, prefix: str) -> None:
         """Logs ``PREFIX/DATA_SET/METRIC`` and starts anew."""

@@ -5,7 +5,7 @@ import torch
 
 from lightning_conan.embedder import pack, tiny_embedder
 from lightning_conan.items import Item, Media
-from lightning_conan.objectives import PairEmbeddings, cached_backward, gradient_cache, symmetric_info_nce
+from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, gradient_cache, symmetric_info_nce
 from lightning_conan.stages import Lora
 from lightning_conan.stages.adapters import Adapters
 from samples import flac, mp4, png
@@ -36,7 +36,7 @@ def gradients(modality: str, budget: int, processor, dropout: float = 0.0, one_p
     def loss(found):
         ids = torch.arange(SIZE + 2)
         parts = found[:SIZE], found[SIZE : 2 * SIZE], found[2 * SIZE :]
-        return symmetric_info_nce(PairEmbeddings(*parts, ids[:SIZE], ids[:SIZE], ids[SIZE:]), 0.05)
+        return symmetric_info_nce(PairEmbeddings(*parts, ids[:SIZE], ids[:SIZE], ids[SIZE:]), Contrast(0.05))
 
     torch.manual_seed(1)
     chunks = pack([*queries, *texts], budget)

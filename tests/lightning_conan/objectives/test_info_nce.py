@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_conan.objectives import PairEmbeddings, equal_targets, info_nce, symmetric_info_nce
+from lightning_conan.objectives import Contrast, PairEmbeddings, equal_targets, info_nce, symmetric_info_nce
 
 
 def units(rows: int, dim: int = 8, seed: int = 0) -> torch.Tensor:
@@ -43,33 +43,91 @@ def test_symmetric_is_the_mean_of_both_directions():
     query, target, rows = units(6), units(6, seed=1), torch.arange(6)
     forth = info_nce(query, target, positive=rows, temperature=0.05)
     back = info_nce(target, query, positive=rows, temperature=0.05)
-    assert symmetric_info_nce(pairs(query, target), 0.05).item() == pytest.approx(((forth + back) / 2).item(), rel=1e-6)
+    assert symmetric_info_nce(pairs(query, target), Contrast(0.05)).item() == pytest.approx(((forth + back) / 2).item(), rel=1e-6)
 
 
 def test_equal_targets_are_not_negatives():
     """A second pair with the same target changes nothing for the first: there is nothing to push away."""
     query, target = units(2), units(1).expand(2, -1)
-    found = symmetric_info_nce(pairs(query, target, target_ids=torch.tensor([5, 5])), 0.05)
+    found = symmetric_info_nce(pairs(query, target, target_ids=torch.tensor([5, 5])), Contrast(0.05))
     assert found.item() == pytest.approx(0.0, abs=1e-6)
-    assert symmetric_info_nce(pairs(query, target), 0.05).item() > 0.3
+    assert symmetric_info_nce(pairs(query, target), Contrast(0.05)).item() > 0.3
 
 
 def test_equal_queries_are_not_negatives():
     query, target = units(1).expand(2, -1), units(2)
-    found = symmetric_info_nce(pairs(query, target, query_ids=torch.tensor([5, 5])), 0.05)
+    found = symmetric_info_nce(pairs(query, target, query_ids=torch.tensor([5, 5])), Contrast(0.05))
     assert found.item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_hard_negative_that_is_a_positive_does_not_count():
     query, target = units(3), units(3, seed=1)
-    without = symmetric_info_nce(pairs(query, target), 0.05)
+    without = symmetric_info_nce(pairs(query, target), Contrast(0.05))
     negative, ids = target[:1], torch.tensor([0])
-    other = symmetric_info_nce(pairs(query[:1], target[:1], negative, negative_ids=ids), 0.05)
+    other = symmetric_info_nce(pairs(query[:1], target[:1], negative, negative_ids=ids), Contrast(0.05))
     assert other.item() == pytest.approx(0.0, abs=1e-6)
-    assert symmetric_info_nce(pairs(query, target, units(4, seed=2)), 0.05) > without
+    assert symmetric_info_nce(pairs(query, target, units(4, seed=2)), Contrast(0.05)) > without
 
 
 def test_mask_keeps_each_positive():
     ids = torch.tensor([1, 1, 2])
     mask = equal_targets(ids, ids, torch.arange(3))
     assert mask.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+
+
+def test_a_target_above_the_margin_does_not_count():
+    query = units(1)
+    target = torch.cat([units(1, seed=1), query, units(1, seed=2)])  # the second is all but the query itself
+    options = {"positive": torch.tensor([0]), "temperature": 0.1}
+    found = info_nce(query, target, margin=0.1, **options)
+    assert found.item() == pytest.approx(info_nce(query, target[[0, 2]], **options).item(), rel=1e-5)
+    assert found < info_nce(query, target, **options)
+
+
+def test_same_side_negatives_push_queries_apart():
+    query, target = units(4), units(4, seed=1)
+    plain = symmetric_info_nce(pairs(query, target), Contrast(0.1))
+    found = symmetric_info_nce(pairs(query, target), Contrast(0.1, same_side=True))
+    scores, total = {"qt": query @ target.T, "qq": query @ query.T, "tt": target @ target.T}, 0.0
+    others = ~torch.eye(4, dtype=torch.bool)
+    for row in range(4):
+        forth = torch.cat([scores["qt"][row], scores["qq"][row][others[row]]]) / 0.1
+        back = torch.cat([scores["qt"][:, row], scores["tt"][row][others[row]]]) / 0.1
+        total += float(forth.logsumexp(0) + back.logsumexp(0) - 2 * scores["qt"][row, row] / 0.1)
+    assert found.item() == pytest.approx(total / 8, rel=1e-5)
+    assert found > plain
+
+
+def test_matryoshka_is_the_mean_over_the_dimensions():
+    query, target = units(5), units(5, seed=1)
+    expected = []
+    for dim in (2, 8):
+        short = [F.normalize(side[:, :dim], dim=-1) for side in (query, target)]
+        expected.append(symmetric_info_nce(pairs(*short), Contrast(0.05)).item())
+    found = symmetric_info_nce(pairs(query, target), Contrast(0.05, dims=(2, 8)))
+    assert found.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+CONTRASTS = [Contrast(0.05), Contrast(0.05, margin=0.05, same_side=True), Contrast(0.05, dims=(3, 8))]
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS, ids=str)
+@pytest.mark.parametrize("tile", [1, 30, 70])
+def test_tiles_change_neither_loss_nor_gradient(contrast, tile):
+    """Uneven last tile, equal targets, hard negatives."""
+    sides = [units(7), units(7, seed=1), units(3, seed=2)]
+    ids = torch.tensor([0, 1, 2, 2, 4, 5, 6]), torch.tensor([9, 9, 2, 3, 4, 5, 6]), torch.tensor([3, 50, 51])
+    found = []
+    for size in (10**9, tile):
+        leaves = [side.clone().requires_grad_() for side in sides]
+        value = symmetric_info_nce(PairEmbeddings(*leaves, *ids), contrast, tile=size)
+        (2 * value).backward()
+        found.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS, ids=str)
+def test_the_ranks_shares_add_up(contrast):
+    whole = pairs(units(7), units(7, seed=1), units(3, seed=2), target_ids=torch.tensor([0, 1, 1, 3, 4, 5, 5]))
+    shares = [symmetric_info_nce(whole, contrast, own) * count / 7 for own, count in ((slice(0, 2), 2), (slice(2, 7), 5))]
+    assert sum(shares).item() == pytest.approx(symmetric_info_nce(whole, contrast).item(), rel=1e-5)

@@ -1,0 +1,78 @@
+"""Two ranks are one larger process: same pairs, same gradients, same scores; and they fall together."""
+
+import signal
+
+import pytest
+import torch
+from ranks import both, values
+from scenarios import fit, fit_and_die, fit_and_stop, fit_folder, fit_spoilt, fit_with_budget, score
+
+from lightning_conan.embedder import load_folder
+
+
+def close(one, other):
+    """Within 1e-5 of the largest gradient."""
+    floor = 1e-5 * max(tensor.abs().max() for tensor in one.values())
+    return one.keys() == other.keys() and all((tensor - other[name]).abs().max() <= floor for name, tensor in one.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "budget"), [("image", 4000), ("image", 60), ("document", 300), ("video", 4000), ("audio", 60), ("rehearsal", 200)]
+)
+def test_gradients_are_those_of_one_process(base, recovered, world, tmp_path, kind, budget):
+    """With chunks of all sizes: ranks need not agree on how many they make."""
+    args = [kind, recovered if kind == "rehearsal" else base, world, tmp_path / "run", 2, 6]
+    alone = fit(*args[:3], tmp_path / "alone", 2, 6, token_budget=100_000)
+    ranks = values(fit_with_budget, *args, budget)
+    for step in range(2):
+        assert sorted(key for rank in ranks for key in rank["keys"][step]) == sorted(alone["keys"][step])
+    for rank in ranks:
+        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+        assert close(alone["gradients"], rank["gradients"])
+    assert all(torch.equal(tensor, ranks[1]["weights"][name]) for name, tensor in ranks[0]["weights"].items())
+
+
+def test_recovery_writes_one_whole_folder(fused, world, tmp_path):
+    values(fit_folder, "recovery", fused, world, tmp_path / "run", tmp_path / "out")
+    assert load_folder(tmp_path / "out", ("recovered",))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_scores_are_those_of_one_process(base, world, tmp_path):
+    """Each pair once, nothing added to make the ranks even."""
+    sets = {name: world / name for name in ("image", "audio")}
+    alone = score(base, sets, tmp_path / "alone")
+    first, second = values(score, base, sets, tmp_path / "run")
+    assert first == second == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_one_rank_stops_all_at_one_step(base, world, tmp_path, number, status):
+    found = both(fit_and_stop, "image", base, world, tmp_path / "run", number)
+    assert [kind for kind, _ in found] == ["exited", "exited"]
+    assert [value for _, value in found] == [status, status]
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3
+
+
+def test_resuming_on_two_ranks_is_bit_exact(base, world, tmp_path):
+    straight = values(fit, "image", base, world, tmp_path / "a", 5)
+    both(fit_and_stop, "image", base, world, tmp_path / "b", signal.SIGTERM)
+    resumed = values(fit, "image", base, world, tmp_path / "b", 5, 6, (), "last")
+    for one, other in zip(straight, resumed, strict=True):
+        assert one["losses"][3:] == other["losses"]
+        assert all(torch.equal(tensor, other["weights"][name]) for name, tensor in one["weights"].items())
+
+
+def test_a_rank_that_dies_takes_the_other_down(base, world, tmp_path):
+    (kind, reason), (end, status) = both(fit_and_die, "image", base, world, tmp_path / "run")
+    assert (end, status) == ("died", -signal.SIGKILL)
+    assert kind == "raised"
+    assert "RuntimeError" in reason
+
+
+def test_nan_on_one_rank_stops_both_before_the_step(base, world, tmp_path):
+    found = both(fit_spoilt, "image", base, world, tmp_path / "run")
+    assert all(kind == "raised" and "must be finite, got nan at step 1" in reason for kind, reason in found)
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(bool(tensor.isfinite().all()) for tensor in saved["state_dict"].values())
