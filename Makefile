@@ -15,6 +15,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e ".[dev]"
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib  # tests start many processes, some where Python may not write
 	touch $@
 
 demo: $(VENV)/.installed

@@ -2,7 +2,7 @@
 
 from lightning_conan.fusion.dare import Dare
 from lightning_conan.fusion.della import Della
-from lightning_conan.fusion.engine import FusionReport, dry_run, fuse_folders, fused_model
+from lightning_conan.fusion.engine import FusionReport
 from lightning_conan.fusion.iso_c import IsoC
 from lightning_conan.fusion.mergekit import read_mergekit
 from lightning_conan.fusion.method import Method, Place
@@ -12,6 +12,7 @@ from lightning_conan.fusion.statistics import Fisher, RegMean
 from lightning_conan.fusion.task_arithmetic import TaskArithmetic
 from lightning_conan.fusion.ties import Ties
 from lightning_conan.fusion.tsv_m import TsvM
+from lightning_conan.fusion.write import dry_run, fuse_folders, fused_model
 
 __all__ = [
     "Dare",

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from lightning_conan.embedder import load_folder
-from lightning_conan.fusion.engine import fused_model
 from lightning_conan.fusion.recipe import Recipe
+from lightning_conan.fusion.write import fused_model
 from lightning_conan.retrieval import PairSet
 
 Scores = dict[str, float]

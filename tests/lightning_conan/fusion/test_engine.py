@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.embedder.checkpoint import file_hash, write_shards
-from lightning_conan.fusion import Dare, Recipe, TaskArithmetic, TsvM, dry_run, engine, fuse_folders
+from lightning_conan.fusion import Dare, Recipe, TaskArithmetic, TsvM, dry_run, engine, fuse_folders, write
 
 ALPHAS = {"image": 0.3, "audio": 0.5}
 
@@ -87,7 +87,7 @@ def test_fused_folder_loads_and_names_its_parents(recipe, tmp_path):
 
 def test_many_shards_equal_one(recipe, tmp_path, monkeypatch):
     fuse_folders(recipe, tmp_path / "one")
-    monkeypatch.setattr(engine, "write_shards", partial(write_shards, shard_bytes=400_000))
+    monkeypatch.setattr(write, "write_shards", partial(write_shards, shard_bytes=400_000))
     fuse_folders(recipe, tmp_path / "many")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
     one, many = load_folder(tmp_path / "one")[0].state_dict(), load_folder(tmp_path / "many")[0].state_dict()

@@ -141,13 +141,13 @@ def test_a_full_disk_is_one_error_and_leaves_what_was_there(recipe, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lightning_conan.fusion import Recipe, engine, fuse_folders
+from lightning_conan.fusion import Recipe, fuse_folders, write as module
 
 def die(*args, **options):
     write(*args, **options)
     os.kill(os.getpid(), signal.SIGKILL)
 
-write, engine.write_shards = engine.write_shards, die
+write, module.write_shards = module.write_shards, die
 base, out, *folders = map(Path, sys.argv[1:])
 fuse_folders(Recipe(base, {folder.name: folder for folder in folders}, {folder.name: 0.3 for folder in folders}), out)
 """

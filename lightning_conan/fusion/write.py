@@ -1,0 +1,116 @@
+"""Fused folders and models: several tensors made ahead, written whole or not at all."""
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_conan.embedder import OmniConfig, OmniEmbedder, Provenance, load_processor
+from lightning_conan.embedder.checkpoint import (
+    DELTA,
+    STEM,
+    Spec,
+    check_apart,
+    whole_folder,
+    write_delta_config,
+    write_order,
+    write_shards,
+    write_sidecars,
+)
+from lightning_conan.fusion.engine import Fusion, FusionReport
+from lightning_conan.fusion.mergekit import MERGEKIT_CONFIG, mergekit_config
+from lightning_conan.fusion.recipe import Recipe
+
+
+class Ahead:
+    """Makes pieces on several threads, a few ahead of the one that is asked for next.
+
+    Args:
+        fusion: Makes one.
+        order: In which order they will be asked for.
+        workers: How many at once; memory holds so many tensors.
+    """
+
+    def __init__(self, fusion: Fusion, order: list[str], workers: int) -> None:
+        self.fusion, self.order, self.workers = fusion, order, workers
+        self.pool = ThreadPoolExecutor(workers)
+        self.pending = {name: self.pool.submit(fusion.piece, name) for name in order[:workers]}
+        self.next = workers
+        self.bar = tqdm(total=len(order), desc="fusing", unit="tensor", disable=None)
+
+    def __call__(self, name: str) -> Tensor:
+        piece = self.pending.pop(name).result()
+        if self.next < len(self.order):
+            self.pending[self.order[self.next]] = self.pool.submit(self.fusion.piece, self.order[self.next])
+            self.next += 1
+        self.bar.update()
+        return self.fusion.add(name, piece)
+
+    def close(self) -> None:
+        """Drops what was made ahead."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.bar.close()
+
+
+def fused_model(recipe: Recipe, model: OmniEmbedder | None = None) -> OmniEmbedder:
+    """The fused model in memory, nothing written.
+
+    Args:
+        recipe: A recipe that was checked.
+        model: One to overwrite, as an earlier call returned it.
+    """
+    fusion = Fusion(replace(recipe, dtype="float32") if recipe.dtype == "delta" else recipe)
+    if model is None:
+        model = OmniEmbedder(OmniConfig.from_pretrained(recipe.specialists[recipe.owner])).eval()
+    with torch.no_grad():
+        model.load_state_dict({name: fusion[name] for name in sorted(fusion.specs)}, strict=True)
+    return model
+
+
+def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[str, bytes] | None = None) -> FusionReport:
+    """Writes the fused folder ``out``, whole or not at all, with ``fusion.json`` and, where mergekit has
+    the method, ``mergekit_config.yml`` beside its weights.
+
+    Args:
+        recipe: What is fused.
+        out: The folder.
+        workers: Tensors that are made at once.
+        beside: Further files of the folder, by name.
+    """
+    check_apart(out, recipe.base, *recipe.specialists.values())
+    found = recipe.check()
+    fusion = Fusion(recipe)
+    owner = recipe.specialists[recipe.owner]
+    with whole_folder(out) as scratch:
+        ahead = Ahead(fusion, write_order(fusion.specs), workers)
+        try:
+            write_shards(scratch, fusion.specs, ahead, stem=DELTA if fusion.delta else STEM)
+        finally:
+            ahead.close()
+        config = OmniConfig.from_pretrained(owner)
+        config.dtype = next(spec.dtype for name, spec in fusion.specs.items() if fusion.fate(name) == "fused")
+        config.save_pretrained(scratch)
+        if fusion.delta:
+            write_delta_config(scratch, recipe.base, fusion.report.copied)
+        (scratch / "fusion.json").write_text(json.dumps(asdict(fusion.finish()), indent=2) + "\n")
+        if merge := mergekit_config(recipe):
+            (scratch / MERGEKIT_CONFIG).write_text(yaml.safe_dump(merge, sort_keys=False))
+        for name, content in (beside or {}).items():
+            (scratch / name).write_bytes(content)
+        parents = {name: provenance.fingerprint for name, provenance in found.items()}
+        notes = {"alphas": recipe.alphas, "owner": recipe.owner, "method": repr(recipe.method)}
+        write_sidecars(scratch, load_processor(owner), Provenance("fused", parents=parents, notes=notes))
+    return fusion.report
+
+
+def dry_run(recipe: Recipe) -> list[tuple[str, str, Spec]]:
+    """What would become of each tensor, without reading any."""
+    recipe.check()
+    fusion = Fusion(recipe)
+    return [(name, fusion.fate(name), spec) for name, spec in sorted(fusion.specs.items())]
