@@ -45,6 +45,10 @@ class Batch:
         for row in self.negatives:
             yield from row
 
+    def hashes(self) -> list[str]:
+        """Content hashes of ``items()``."""
+        return [*self.query_hashes, *self.target_hashes, *self.negative_hashes]
+
 
 @dataclass(frozen=True)
 class ItemBatch:

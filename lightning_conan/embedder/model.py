@@ -93,9 +93,9 @@ class OmniEmbedder(PreTrainedModel):
             visual_mask = (chunk.input_ids == config.image_token_id) | (chunk.input_ids == config.video_token_id)
             features, deepstack = self.embed_pixels(chunk.pixels)
             embeds = place(embeds, visual_mask, features, "visual tokens")
-        if chunk.mels:
-            frames = self.audio_projector(self.encode_mels(chunk.mels))
-            embeds = place(embeds, chunk.input_ids == self.config.audio_token_id, frames, "audio frames")
+        if chunk.mels or chunk.frames is not None:
+            frames = self.encode_mels(chunk.mels) if chunk.frames is None else chunk.frames
+            embeds = place(embeds, chunk.input_ids == self.config.audio_token_id, self.audio_projector(frames), "audio frames")
         return embeds, visual_mask, deepstack
 
     def embed_pixels(self, pixels: Sequence[UInt8[Tensor, "_ 3 _ _"]]) -> tuple[Float[Tensor, "tokens dim"], list[Tensor]]:

@@ -20,6 +20,7 @@ class Encoded:
         positions: M-RoPE positions: time, height, width.
         pixels: Each image (1 frame), page (1 frame) or video (an even number of frames), resized, in order.
         mels: Each sound's log-mel frames, in order.
+        frames: Instead of them, what the audio encoder made of all sounds, one after the other.
         prefix: How many leading tokens are template and instruction, and hold nothing of the item.
     """
 
@@ -27,6 +28,7 @@ class Encoded:
     positions: Int[Tensor, "3 length"]
     pixels: list[UInt8[Tensor, "_ 3 _ _"]] = field(default_factory=list)
     mels: list[Float[Tensor, "mels _"]] = field(default_factory=list)
+    frames: Float[Tensor, "frames audio_dim"] | None = None
     prefix: int = 0
 
     def __len__(self) -> int:
@@ -52,6 +54,7 @@ class Chunk:
         last: Each row's last token, whose state is the embedding.
         pixels: All rows' visual inputs, in the order of their placeholders.
         mels: All rows' sounds, in the order of their placeholders.
+        frames: Instead of them, what the audio encoder made of all rows' sounds.
         rows: Where each row stood in the list that was packed.
     """
 
@@ -60,6 +63,7 @@ class Chunk:
     last: Int[Tensor, " rows"]
     pixels: list[UInt8[Tensor, "_ 3 _ _"]]
     mels: list[Float[Tensor, "mels _"]]
+    frames: Float[Tensor, "frames audio_dim"] | None
     rows: list[int]
 
     @property
@@ -76,6 +80,7 @@ class Chunk:
             last=self.last.to(device, non_blocking=True),
             pixels=[pixels.to(device, non_blocking=True) for pixels in self.pixels],
             mels=[mel.to(device, non_blocking=True) for mel in self.mels],
+            frames=None if self.frames is None else self.frames.to(device, non_blocking=True),
         )
 
 
@@ -110,11 +115,14 @@ def pad(items: Sequence[Encoded], rows: list[int]) -> Chunk:
     for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
         input_ids[row, :length] = item.input_ids
         positions[:, row, :length] = item.positions
+    frames = [item.frames for item in items if item.frames is not None]
+    assert not frames or not any(item.mels for item in items), "sounds of a chunk are encoded, or none of them is"
     return Chunk(
         input_ids,
         positions,
         torch.tensor(lengths) - 1,
         [pixels for item in items for pixels in item.pixels],
         [mel for item in items for mel in item.mels],
+        torch.cat(frames) if frames else None,
         rows,
     )

@@ -273,7 +273,7 @@ class OmniProcessor:
                 ids += [self.ids[token]] * count
                 visual = token in ("image", "video")
                 runs.append(next(grids) if visual else count)
-        return Encoded(torch.tensor(ids), mrope_positions(runs), draft.pixels, draft.mels, prefix)
+        return Encoded(torch.tensor(ids), mrope_positions(runs), draft.pixels, draft.mels, prefix=prefix)
 
 
 def resize(frames: UInt8[Tensor, "frames 3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "frames 3 _ _"]:

@@ -1,12 +1,18 @@
 """Stage 3a, recover: the projectors alone (PAPERS.md A6)."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_conan.embedder import State
+from lightning_conan.embedder import Batch, Encoded, State
 from lightning_conan.items import Modality
+from lightning_conan.stages.constants import Constants
 from lightning_conan.stages.settings import Lora, Training
 from lightning_conan.stages.stage import Stage
 
@@ -24,6 +30,10 @@ class ProjectorRecovery(Stage):
         projectors: Beginnings of the names of their parameters; ``backbone.visual.merger.`` is that of vision. Several
             want data of all their modalities (``datamodules.RehearsalData``).
         lora: Adapters on the language backbone besides: the paper's other variant, which moves every other modality too.
+        constants: A folder where the embeddings of texts and the audio encoder's frames are kept, by content and weights. With
+            all but the audio projector frozen they never change: from the second epoch on only projector and backbone run,
+            on audio alone.
+        constants_gb: The folder's largest size.
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("fused",)
@@ -35,10 +45,20 @@ class ProjectorRecovery(Stage):
         training: Training = Training(),  # noqa: B008  # frozen
         projectors: tuple[str, ...] = (AUDIO_PROJECTOR,),
         lora: Lora | None = None,
+        constants: Path | None = None,
+        constants_gb: float = 16.0,
     ) -> None:
         super().__init__(folder, training)
         self.projectors, self.lora_settings = tuple(projectors), lora
-        self.modality: Modality | None = "audio" if self.projectors == (AUDIO_PROJECTOR,) else None
+        alone = self.projectors == (AUDIO_PROJECTOR,)
+        self.modality: Modality | None = "audio" if alone else None
+        if constants is not None and (lora is not None or not alone):
+            raise ValueError(
+                f"constants hold only while the audio projector trains alone, got projectors={self.projectors} and lora={lora}. "
+                "Leave one of them out."
+            )
+        self.constants_folder, self.constants_gb = constants, constants_gb
+        self.constants: Constants | None = None
 
     @property
     @override
@@ -61,3 +81,39 @@ class ProjectorRecovery(Stage):
         if odd := [prefix for prefix in self.projectors if not any(name.startswith(prefix) for name in names)]:
             raise ValueError(f"projectors must be beginnings of parameters' names, got {odd[0]!r}. They look like {names[0]!r}.")
         super().prepare()
+        if self.constants_folder is not None:
+            maker = f"{self.provenance.fingerprint}:{self.embedder.dtype}:{self.trainer.precision}:{self.device.type}"
+            self.constants = Constants(self.constants_folder, maker, self.constants_gb)
+
+    @override
+    def teardown(self, stage: str) -> None:
+        if self.constants is not None:
+            self.constants.store.close()
+            self.constants = None
+
+    @override
+    def inputs(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
+        items, digests = list(batch.items()), batch.hashes()
+        heard = [row for row, item in enumerate(items) if item.mels]
+        if self.constants is None or not heard:
+            return items, {}
+        self.embedder.eval()  # constants are what scoring would see; a projector has nothing that drops out
+        read = [row for row, item in enumerate(items) if not item.mels]
+        texts = self.constants.fetch(
+            "embedding",
+            [digests[row] for row in read],
+            lambda rows: self.embedder.embed([items[read[row]] for row in rows], self.training_settings.token_budget).unbind(),
+        )
+        frames = self.constants.fetch(
+            "frames", [digests[row] for row in heard], lambda rows: self.frames_of([items[heard[row]] for row in rows])
+        )
+        for row, found in zip(heard, frames, strict=True):
+            items[row] = replace(items[row], mels=[], frames=found)
+        return items, dict(zip(read, texts, strict=True))
+
+    def frames_of(self, items: list[Encoded]) -> Sequence[Tensor]:
+        """What the audio encoder makes of each item's sounds."""
+        mels = [mel.to(self.device) for item in items for mel in item.mels]
+        token = self.embedder.config.audio_token_id
+        counts = [int((item.input_ids == token).sum()) for item in items]
+        return torch.split(self.embedder.encode_mels(mels), counts)

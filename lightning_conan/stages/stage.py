@@ -165,12 +165,17 @@ class Stage(LightningModule):
         assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
         budget = self.training_settings.token_budget
-        chunks = pack(list(batch.items()), budget)
+        items, known = self.inputs(batch)
+        live = [row for row in range(len(items)) if row not in known]
+        chunks = pack([items[row] for row in live], budget)
         fits = sum(chunk.input_ids.numel() for chunk in chunks) <= budget
         torch.manual_seed(hash((self.training_settings.seed, self.global_step, self.global_rank)) % 2**63)
         optimizer.zero_grad()
 
         def loss(embeddings: Tensor) -> Tensor:
+            if known:
+                rows = torch.tensor([*live, *known], device=self.device).argsort()
+                embeddings = torch.cat([embeddings, torch.stack([*known.values()]).to(embeddings)])[rows]
             return self.checked(self.loss(batch, embeddings), batch)
 
         value = cached_backward(self.embedder, chunks, loss, self.manual_backward, self.device, one_pass=fits)
@@ -185,6 +190,10 @@ class Stage(LightningModule):
         self.log(f"train/loss/{batch.modality}", value)
         self.log_dict({"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]})
 
+    def inputs(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
+        """The batch's items, and the embeddings of those that nothing which trains takes part in, by row."""
+        return list(batch.items()), {}
+
     def gather_gradients(self) -> None:
         """What a subclass does once all chunks' gradients are there."""
 
@@ -193,7 +202,7 @@ class Stage(LightningModule):
 
     def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
         """This rank's share of the loss of all ranks' pairs, from the embeddings of ``batch.items()``."""
-        ids = hash_ids([*batch.query_hashes, *batch.target_hashes, *batch.negative_hashes]).to(embeddings.device)
+        ids = hash_ids(batch.hashes()).to(embeddings.device)
         pairs, own = gather_pairs(embeddings, ids, len(batch))
         share = len(batch) / len(pairs.query)  # the ranks' losses add up to the mean over all pairs
         return share * symmetric_info_nce(pairs, self.training_settings.contrast, own)

@@ -3,9 +3,10 @@ import torch
 
 from callbacks import FrozenBackbone
 from datamodules import RehearsalData
-from lightning_conan.embedder import load_folder
+from lightning_conan.embedder import OmniEmbedder, load_folder
 from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal
-from runs import QUICK, data, trainer
+from lightning_conan.stages.constants import Constants
+from runs import QUICK, Record, data, state, trainer
 
 MERGER = "backbone.visual.merger."
 
@@ -52,3 +53,56 @@ def test_one_stage_rehearses_a_fused_folder_with_its_projector(fused, world, tmp
     module.write_folder(tmp_path / "out")
     assert load_folder(tmp_path / "out", ("rehearsed",))
     assert any(name.startswith("audio_projector.") for name in moved(module, fused))
+
+
+def losses(fused, world, root, **options):
+    record, module = Record(), ProjectorRecovery(fused, QUICK, **options)
+    trainer(root, 6, record, FrozenBackbone()).fit(module, data(world, "audio"))
+    return record.losses, state(module)
+
+
+def test_constants_change_nothing_but_the_time(fused, world, tmp_path, monkeypatch):
+    """Fault 23: cached is live. The second epoch encodes neither sounds nor texts."""
+    expected, weights = losses(fused, world, tmp_path / "live")
+    encoded = []
+    encode = OmniEmbedder.encode_mels
+    monkeypatch.setattr(OmniEmbedder, "encode_mels", lambda self, mels: encoded.append(len(mels)) or encode(self, mels))
+    found, moved = losses(fused, world, tmp_path / "first", constants=tmp_path / "constants")
+    assert sum(encoded) == 20  # each sound once, in 6 steps of 6
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert all(torch.allclose(tensor, weights[name], atol=1e-4) for name, tensor in moved.items())
+    again, _ = losses(fused, world, tmp_path / "second", constants=tmp_path / "constants")
+    assert sum(encoded) == 20  # another run, none
+    assert again == pytest.approx(found, rel=1e-5)
+
+
+def test_constants_of_other_weights_are_not_taken(fused, base, world, tmp_path):
+    store = Constants(tmp_path / "c", "one", 0.01)
+    store.put("frames", {"a": torch.ones(3)})
+    assert torch.equal(store.get("frames", ["a"])[0], torch.ones(3))
+    del store
+    other = Constants(tmp_path / "c", "two", 0.01)
+    assert other.get("frames", ["a"]) == [None]
+
+
+def test_full_constants_are_computed_again_and_nothing_fails(tmp_path, caplog):
+    store = Constants(tmp_path, "m", 0.0005)
+    made = []
+
+    def make(rows):
+        made.append(len(rows))
+        return [torch.full((40_000,), float(row)) for row in rows]
+
+    digests = ["a", "b", "c", "a", "d", "e", "f"]
+    for _ in range(2):
+        found = store.fetch("frames", digests, make)
+        assert [float(tensor[0]) for tensor in found] == [0, 1, 2, 0, 4, 5, 6]
+    assert "is full" in caplog.text
+    assert made[0] == 6
+
+
+def test_constants_with_anything_else_that_trains_are_refused(fused, tmp_path):
+    with pytest.raises(ValueError, match="constants hold only while the audio projector trains alone"):
+        ProjectorRecovery(fused, QUICK, lora=Lora(), constants=tmp_path)
+    with pytest.raises(ValueError, match="constants hold only"):
+        ProjectorRecovery(fused, QUICK, projectors=("audio_projector.", MERGER), constants=tmp_path)

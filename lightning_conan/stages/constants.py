@@ -1,0 +1,71 @@
+"""What frozen parts of a model make of an input, kept on disk: it never changes, so it is computed once."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+Make = Callable[[list[int]], Sequence[Tensor]]
+"""From positions in a list of contents to a tensor for each."""
+
+
+class Constants:
+    """Tensors by the content that they were made of and the weights that made them.
+
+    An LMDB: memory-mapped, safe under several ranks and against being killed, never larger than asked for.
+
+    Args:
+        folder: Where they are kept; several models may share it.
+        maker: What fixes the values besides the content: the weights' fingerprint and the arithmetic.
+        gigabytes: Once it is full, nothing is added.
+    """
+
+    def __init__(self, folder: Path, maker: str, gigabytes: float) -> None:
+        import lmdb  # only recovery needs it
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.store = lmdb.open(str(folder), map_size=int(gigabytes * 2**30), max_readers=1024)
+        self.maker, self.full, self.error = maker, False, lmdb.MapFullError
+
+    def key(self, kind: str, digest: str) -> bytes:
+        """An entry's key; LMDB takes 511 bytes."""
+        return f"{self.maker}:{kind}:{digest}".encode()
+
+    def get(self, kind: str, digests: list[str]) -> list[Tensor | None]:
+        """What is kept for each content, None where nothing is."""
+        with self.store.begin() as transaction:
+            found = [transaction.get(self.key(kind, digest)) for digest in digests]
+        return [None if value is None else load(value)["value"] for value in found]
+
+    def put(self, kind: str, tensors: dict[str, Tensor]) -> None:
+        """Keeps tensors by the content's digest, as long as there is room."""
+        if self.full:
+            return
+        try:
+            with self.store.begin(write=True) as transaction:
+                for digest, tensor in tensors.items():
+                    transaction.put(self.key(kind, digest), save({"value": tensor.detach().cpu().contiguous()}))
+        except self.error:
+            self.full = True
+            log.warning("%s is full: what is not in it is computed again each time. Raise constants_gb.", self.store.path())
+
+    def fetch(self, kind: str, digests: list[str], make: Make) -> list[Tensor]:
+        """What is kept for each content; what is not is made, all at once, and kept.
+
+        Args:
+            kind: What the tensors are.
+            digests: The contents; equal ones are made once.
+            make: From positions in ``digests`` to a tensor for each.
+        """
+        found = dict(zip(digests, self.get(kind, digests), strict=True))
+        missing = [digests.index(digest) for digest, tensor in found.items() if tensor is None]
+        if missing:
+            with torch.no_grad():
+                made = {digests[row]: tensor for row, tensor in zip(missing, make(missing), strict=True)}
+            self.put(kind, made)
+            found |= made
+        return [tensor for tensor in (found[digest] for digest in digests) if tensor is not None]
