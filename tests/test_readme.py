@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from upstream import write_qwen3_omni, write_qwen3_vl
 
 from lightning_conan.cli.main import main
+from lightning_conan.embedder import Provenance, read_provenance, save_folder, tiny_embedder
 from samples import CONFIGS, flac, png
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -37,12 +39,13 @@ def home(base, tmp_path, monkeypatch):
     return tmp_path
 
 
-OWN_DATA, USE, REAL = ["pack", "pack", "fit", "test"], ["embed", "search", "export", "doctor"], ["memory", "graft", "fit"]
+OWN_DATA, DRIFT = ["pack", "pack", "fit", "test"], ["drift"]
+USE, REAL = ["embed", "search", "export", "doctor"], ["memory", "graft", "fit"]
 
 
 def test_commands_for_ones_own_data(home, capsys):
     found = commands()
-    assert [command.split()[1] for command in found] == [*OWN_DATA, *USE, *REAL]
+    assert [command.split()[1] for command in found] == [*OWN_DATA, *DRIFT, *USE, *REAL]
     for command in found[: len(OWN_DATA)]:
         short = ["--trainer.max_steps", "2"] if command.startswith("conan fit") else []
         assert main([*shlex.split(command)[1:], *short]) == 0, capsys.readouterr().err
@@ -50,11 +53,30 @@ def test_commands_for_ones_own_data(home, capsys):
     assert "digits" in json.loads((home / "runs" / "digits" / "scores.json").read_text())
 
 
+def test_the_command_for_drift(home, world, capsys):
+    """On specialists that moved at random."""
+    demo = home / "runs" / "demo"
+    (demo / "packed").mkdir()
+    parent = read_provenance(demo / "base").fingerprint
+    for seed, name in enumerate(("image", "video", "document", "audio", "fused", "recovered")):
+        model, processor = tiny_embedder(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+        state = Provenance(name) if seed > 3 else Provenance("specialist", name, {"base": parent})
+        save_folder(demo / name, model, processor, state)
+        if seed < 4:
+            (demo / "packed" / f"{name}.diagnostic").symlink_to(world / name)
+    (command,) = [command for command in commands() if " drift " in command]
+    assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    assert (demo / "drift" / "drift.png").is_file()
+
+
 def test_commands_for_using_a_model(home, capsys):
     shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
     (home / "photos").mkdir()
     (home / "photos" / "a.jpg").write_bytes(png(format="JPEG"))
-    for command in commands()[len(OWN_DATA) : -len(REAL)]:
+    for command in commands()[len(OWN_DATA) + 1 : -len(REAL)]:
         assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     assert "a.jpg" in capsys.readouterr().out
     assert (home / "exported" / "modules.json").is_file()
