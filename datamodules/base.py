@@ -83,10 +83,14 @@ class PairData(LightningDataModule):
         assert self.trainer is not None, "loaders are made by a trainer"
         return Encoder(self.sets[stage], self.trainer.lightning_module.processor, self.cache_bytes)  # type: ignore[arg-type]
 
+    def plan(self, epoch: int, ranks: int) -> list[Slot]:
+        """An epoch's global batches."""
+        return plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, ranks)
+
     def training_slots(self, epoch: int) -> list[Slot]:
         """An epoch's batches for this rank."""
         rank, world = self.world
-        return of_rank(plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, world), rank, world)
+        return of_rank(self.plan(epoch, world), rank, world)
 
     @override
     def train_dataloader(self) -> BatchLoader[Batch]:
@@ -154,19 +158,25 @@ class PairData(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return {}
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        return {"epoch": self.trainer.current_epoch, "batch": done, "order": self.order()}
+        return {"epoch": self.trainer.current_epoch, "batch": done, "order": self.order(), "ranks": self.world[1]}
 
     def order(self) -> str:
         """What fixes the order of samples, besides the epoch: data, seed and batch size."""
         contents = {source: shards.content_hash for source, shards in self.sets["fit"].items()}
-        return repr((contents, self.seed, self.batch_size, self.world[1]))
+        return repr((contents, self.seed, self.batch_size))
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             if state_dict["order"] != self.order():
                 raise ValueError(
-                    f"Resuming needs the same data, seed, batch size and number of ranks, {state_dict['order']}, "
+                    f"Resuming needs the same data, seed and batch size, {state_dict['order']}, "
                     f"got {self.order()}. Restore them, or start a new run from the last folder."
+                )
+            before, now = (self.plan(state_dict["epoch"], ranks) for ranks in (state_dict["ranks"], self.world[1]))
+            if before != now:
+                raise ValueError(
+                    f"Resuming on {self.world[1]} ranks instead of {state_dict['ranks']} needs the same batches, and a task's last "
+                    "one is too small for every rank. Resume with as many ranks as before, or start a new run from the last folder."
                 )
             self.resume = state_dict

@@ -64,6 +64,23 @@ def test_resuming_on_two_ranks_is_bit_exact(base, world, tmp_path):
         assert all(torch.equal(tensor, other["weights"][name]) for name, tensor in one["weights"].items())
 
 
+def test_a_run_of_two_ranks_goes_on_with_one(base, world, tmp_path):
+    """Fault 2: each sample once, in the order of the run that was never stopped."""
+    straight = fit("image", base, world, tmp_path / "a", 5)
+    both(fit_and_stop, "image", base, world, tmp_path / "b", signal.SIGTERM)
+    resumed = fit("image", base, world, tmp_path / "b", 5, ckpt="last")
+    assert resumed["keys"] == straight["keys"][3:]
+    assert resumed["losses"] == pytest.approx(straight["losses"][3:], rel=1e-3)
+
+
+def test_another_number_of_ranks_with_other_batches_is_refused(base, world, tmp_path):
+    """19 of the set's 20 pairs make a batch, and 1 is too few for two ranks."""
+    fit("image", base, world, tmp_path, 1, batch=19)
+    (kind, reason), _ = both(fit, "image", base, world, tmp_path, 2, 19, (), "last")
+    assert kind == "raised"
+    assert "Resuming on 2 ranks instead of 1 needs the same batches" in reason
+
+
 def test_a_rank_that_dies_takes_the_other_down(base, world, tmp_path):
     (kind, reason), (end, status) = both(fit_and_die, "image", base, world, tmp_path / "run")
     assert (end, status) == ("died", -signal.SIGKILL)
