@@ -176,7 +176,7 @@ class PairData(LightningDataModule):
             before, now = (self.plan(state_dict["epoch"], ranks) for ranks in (state_dict["ranks"], self.world[1]))
             if before != now:
                 raise ValueError(
-                    f"Resuming on {self.world[1]} ranks instead of {state_dict['ranks']} needs the same batches, and a task's last "
-                    "one is too small for every rank. Resume with as many ranks as before, or start a new run from the last folder."
+                    f"Resuming on {self.world[1]} ranks instead of {state_dict['ranks']} needs the same batches, and a task's "
+                    "last one is too small for every rank. Resume with as many ranks, or start a new run from the last folder."
                 )
             self.resume = state_dict
