@@ -81,8 +81,8 @@ class Found:
         return max(self.trials, key=lambda trial: trial.value)
 
     def kept(self, trial: Trial) -> Scores:
-        """Which share of each specialist's score a candidate keeps."""
-        return {name: score / self.own[name] for name, score in trial.scores.items()}
+        """Which share of each specialist's score a candidate keeps: all of it where there is none."""
+        return {name: share(score, self.own[name]) for name, score in trial.scores.items()}
 
     def to_json(self) -> str:
         """Everything, the best first."""
@@ -100,7 +100,7 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search) -
         search: How.
 
     Raises:
-        ValueError: No optuna, a specialist without a data set, or one that scores 0 on its own.
+        ValueError: No optuna, or a specialist without a data set.
     """
     try:
         import optuna
@@ -110,8 +110,6 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search) -
     if set(sets) != set(recipe.specialists):
         raise ValueError(f"There must be a data set for each of {sorted(recipe.specialists)}, got {sorted(sets)}.")
     own = {name: pairs.recall(*pairs.embed(load_folder(recipe.specialists[name])[0])) for name, pairs in sets.items()}
-    if dead := [name for name, score in own.items() if score == 0]:
-        raise ValueError(f"Each specialist must find something of its own, {dead[0]} scores 0. Is that its data set?")
     model = fused_model(recipe)
     trials: list[Trial] = []
 
@@ -119,7 +117,7 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search) -
         alphas = {name: trial.suggest_float(name, search.low, search.high) for name in sorted(sets)}
         fused_model(replace(recipe, alphas=alphas), model)
         scores = {name: pairs.recall(*pairs.embed(model, search.token_budget)) for name, pairs in sets.items()}
-        kept = [score / own[name] for name, score in scores.items()]
+        kept = [share(score, own[name]) for name, score in scores.items()]
         value = min(kept) if search.aim == "worst" else sum(kept) / len(kept)
         trials.append(Trial(alphas, scores, value))
         return value
@@ -131,6 +129,11 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search) -
     count = search.trials if search.sampler == "bayes" else len(search.values) ** len(sets)
     study.optimize(value_of, n_trials=count, show_progress_bar=sys.stderr.isatty())
     return Found(own, trials)
+
+
+def share(score: float, own: float) -> float:
+    """What is kept of a specialist's score; 1 where it finds nothing, and so nothing can be lost."""
+    return score / own if own else 1.0
 
 
 def sampler_of(search: Search, names: list[str]) -> Any:
