@@ -93,7 +93,7 @@ class Fused(Stage):
     @override
     def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
         value = super().loss(batch, embeddings)
-        self.losses.setdefault(batch.modality, []).append((self.global_step + 1, float(value)))
+        self.losses.setdefault(batch.modality, []).append((self.global_step + 1, float(value.detach())))
         return value
 
     @override
