@@ -30,6 +30,6 @@ class FolderCheckpoint(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             pl_module.write_folder(self.out, self.form)
         trainer.strategy.barrier()

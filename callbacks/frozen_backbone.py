@@ -8,6 +8,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def checksums(module: nn.Module) -> dict[str, str]:
 
 
 def checksum(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes."""
-    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    """SHA-256 of a tensor's bytes; of this rank's share of a sharded one."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    flat = local.detach().cpu().contiguous().view(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()

@@ -13,6 +13,7 @@ from lightning_conan.drift import layer_cosines, token_states
 from lightning_conan.embedder import Batch, Encoded, load_folder
 from lightning_conan.items import Modality
 from lightning_conan.stages import Stage
+from lightning_conan.stages.sharding import whole_weights
 
 
 class ProjectorDrift(Callback):
@@ -72,7 +73,9 @@ class ProjectorDrift(Callback):
         assert isinstance(pl_module, Stage), f"ProjectorDrift watches stages, got {type(pl_module)}"
         training = pl_module.embedder.training
         pl_module.embedder.eval()
-        cosines = layer_cosines(self.reference, token_states(pl_module.embedder, self.items, self.modality))
+        with whole_weights(pl_module.embedder):
+            states = token_states(pl_module.embedder, self.items, self.modality)
+        cosines = layer_cosines(self.reference, states)
         pl_module.embedder.train(training)
         self.history.append((pl_module.global_step, [round(value, 5) for value in cosines.tolist()]))
         names = [f"drift/{self.modality}/layer_{layer}" for layer in range(len(cosines))]

@@ -9,6 +9,7 @@ from lightning import Callback
 from callbacks import FolderCheckpoint
 from datamodules import RehearsalData, SpecialistData
 from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist, Stage, Training
+from lightning_conan.stages.sharding import whole
 from runs import Record, trainer
 
 
@@ -20,7 +21,7 @@ class Gradients(Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if not self.found:
-            self.found = {name: tensor.grad.clone() for name, tensor in pl_module.trained().items()}
+            self.found = {name: whole(tensor.grad).clone() for name, tensor in pl_module.trained().items()}
 
 
 def make(kind, folder, packed, batch, **training):
@@ -35,24 +36,24 @@ def make(kind, folder, packed, batch, **training):
     return Specialist(folder, kind, settings, Lora(rank=4, alpha=4)), data
 
 
-def fit(kind, folder, packed, root, steps=1, batch=6, callbacks=(), ckpt=None, **training):
+def fit(kind, folder, packed, root, steps=1, batch=6, callbacks=(), ckpt=None, strategy="ddp", **training):
     """Trains some steps; keys, losses, gradients of the first step, and weights."""
     module, data = make(kind, folder, packed, batch, **training)
     record, gradients, world = Record(), Gradients(), int(os.environ.get("WORLD_SIZE", 1))
-    options = {"strategy": "ddp"} if world > 1 else {}
+    options = {"strategy": strategy} if world > 1 else {}
     runner = trainer(root, steps, record, gradients, *callbacks, ranks=world, **options)
     runner.fit(module, data, ckpt_path=ckpt)
     return {
         "keys": record.keys,
         "losses": record.losses,
         "gradients": gradients.found,
-        "weights": {name: tensor.detach().clone() for name, tensor in module.trained().items()},
+        "weights": {name: whole(tensor.detach()).clone() for name, tensor in module.trained().items()},
     }
 
 
-def fit_with_budget(kind, folder, packed, root, steps, batch, budget):
-    """The same, in chunks of a budget."""
-    return fit(kind, folder, packed, root, steps, batch, token_budget=budget)
+def fit_with(kind, folder, packed, root, steps, batch, training):
+    """The same, with other settings."""
+    return fit(kind, folder, packed, root, steps, batch, **training)
 
 
 def fit_folder(kind, folder, packed, root, out):

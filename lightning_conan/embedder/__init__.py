@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel
 
 from lightning_conan.embedder.batch import Batch, ItemBatch
+from lightning_conan.embedder.blank import blank
 from lightning_conan.embedder.checkpoint import (
     STATES,
     Adapter,
@@ -20,7 +21,7 @@ from lightning_conan.embedder.checkpoint import (
 )
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
-from lightning_conan.embedder.packing import Chunk, Encoded, pack
+from lightning_conan.embedder.packing import Chunk, Encoded, pack, pad
 from lightning_conan.embedder.processor import OmniProcessor, ProcessorConfig
 from lightning_conan.embedder.tiny import tiny_embedder
 
@@ -41,12 +42,14 @@ __all__ = [
     "ProcessorConfig",
     "Provenance",
     "State",
+    "blank",
     "check_folder",
     "export_folder",
     "graft_folder",
     "load_folder",
     "load_processor",
     "pack",
+    "pad",
     "read_provenance",
     "save_adapter_folder",
     "save_folder",

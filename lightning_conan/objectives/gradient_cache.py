@@ -11,6 +11,7 @@ from lightning_conan.embedder import Chunk
 Embed = Callable[[Chunk], Float[Tensor, "rows dim"]]
 Loss = Callable[[Float[Tensor, "items dim"]], Float[Tensor, ""]]
 Backward = Callable[[Tensor], None]
+Announce = Callable[[bool], None]
 
 
 class RandomState:
@@ -29,7 +30,13 @@ class RandomState:
 
 
 def cached_backward(
-    embed: Embed, chunks: Sequence[Chunk], loss: Loss, backward: Backward, device: torch.device, one_pass: bool = False
+    embed: Embed,
+    chunks: Sequence[Chunk],
+    loss: Loss,
+    backward: Backward,
+    device: torch.device,
+    one_pass: bool = False,
+    announce: Announce = lambda last: None,
 ) -> Float[Tensor, ""]:
     """Accumulates the parameters' gradients of a loss over all chunks' rows, and returns the loss.
 
@@ -44,25 +51,32 @@ def cached_backward(
         backward: What stands for ``Tensor.backward`` (a Fabric's or a LightningModule's).
         device: Where to embed.
         one_pass: All chunks' graphs fit in memory together, so each is embedded once.
+        announce: Called before each backward pass, with whether it is the last.
     """
-    rows = torch.tensor([row for chunk in chunks for row in chunk.rows], device=device)
+    rows = torch.tensor([row for chunk in chunks for row in chunk.rows], dtype=torch.long, device=device)
+
+    def embedded(chunk: Chunk) -> Tensor:
+        return embed(chunk.to(device))[: len(chunk.rows)]
+
     if one_pass or len(chunks) == 1:
-        value = loss(torch.cat([embed(chunk.to(device)) for chunk in chunks])[rows.argsort()])
+        value = loss(torch.cat([embedded(chunk) for chunk in chunks])[rows.argsort()])
+        announce(True)
         backward(value)
         return value.detach()
     states, pieces = [], []
     with torch.no_grad():
         for chunk in chunks:
             states.append(RandomState(device))
-            pieces.append(embed(chunk.to(device)))
+            pieces.append(embedded(chunk))
     after = RandomState(device)
     embeddings = torch.cat(pieces)[rows.argsort()].requires_grad_()
     with torch.enable_grad():
         value = loss(embeddings)
         (gradient,) = torch.autograd.grad(value, embeddings)
-    for chunk, state in zip(chunks, states, strict=True):
+    for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
         state.replay()
-        found = embed(chunk.to(device))
-        backward((found * gradient[torch.tensor(chunk.rows, device=device)].to(found.dtype)).sum())
+        found = embedded(chunk)
+        announce(number + 1 == len(chunks))
+        backward((found * gradient[torch.tensor(chunk.rows, dtype=torch.long, device=device)].to(found.dtype)).sum())
     after.replay()
     return value.detach()

@@ -55,9 +55,12 @@ class Fused(Stage):
         self.embedder = fused_model(self.recipe)
         if self.trainer.state.fn == "fit":
             self.prepare()
+        self.share_out()
 
     @override
     def prepare(self) -> None:
+        if self.device_mesh is not None:
+            raise ValueError("Coefficients are learned on whole weights, got strategy fsdp2. Use ddp or one device.")
         if not isinstance(self.recipe.method, TaskArithmetic):
             raise ValueError(f"Coefficients are learned for TaskArithmetic, got {self.recipe.method}. Leave recipe.method out.")
         self.fusion = Fusion(self.recipe)
@@ -127,6 +130,8 @@ class Fused(Stage):
     def write_folder(self, out: Path, form: Form = "dense") -> None:
         if form != "dense":
             raise ValueError(f"A fused folder is dense, got form={form!r}. Leave it out.")
+        if self.global_rank:
+            return
         history = {"names": self.names, "alphas": self.path, "losses": self.losses}
         beside = {
             "alphas.json": (json.dumps(history) + "\n").encode(),

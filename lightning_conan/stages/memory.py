@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from lightning_conan.embedder import Encoded, OmniConfig, OmniEmbedder, pack
-from lightning_conan.embedder.audio import audio_encoder_of, audio_tokens
-from lightning_conan.embedder.positions import mrope_positions
+from lightning_conan.embedder import OmniConfig, OmniEmbedder, blank, pack
 from lightning_conan.items import Modality
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.settings import Lora
@@ -136,7 +134,7 @@ def saved_bytes(config: OmniConfig, plan: Plan) -> int:
             parameter.data = parameter.data.float()
     weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     with counted(weights) as kept, torch.autocast("cpu", torch.bfloat16):
-        model(pack([sample(config, plan.modality)], TOKENS)[0])
+        model(pack([blank(config, plan.modality, TOKENS)], TOKENS)[0])
     return sum(kept.values())
 
 
@@ -155,21 +153,3 @@ def counted(weights: set[int]) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor):
         yield kept
-
-
-def sample(config: OmniConfig, modality: Modality) -> Encoded:
-    """An item of about ``TOKENS`` tokens, all of its modality."""
-    if modality == "text":
-        return Encoded(torch.full((TOKENS,), 5), mrope_positions([TOKENS]))
-    if modality == "audio":
-        encoder = audio_encoder_of(config.audio_config)
-        window = encoder.window(config.audio_config)
-        frames = TOKENS * 2**encoder.halvings
-        count = audio_tokens(frames, window, encoder.halvings)
-        mel = torch.zeros(config.audio_config.num_mel_bins, frames)
-        return Encoded(torch.tensor([3] * count + [5]), mrope_positions([count + 1]), mels=[mel])
-    vision = config.backbone_config.vision_config
-    side = int(TOKENS**0.5)
-    pixels = torch.zeros(1, 3, *[side * vision.patch_size * vision.spatial_merge_size] * 2, dtype=torch.uint8)
-    ids = torch.tensor([1] * side**2 + [5])
-    return Encoded(ids, mrope_positions([(side, side), 1]), pixels=[pixels])

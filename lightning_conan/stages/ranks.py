@@ -1,15 +1,18 @@
 """What ranks tell each other: embeddings with their gradients, sums of gradients, whether somebody has to stop."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
+from lightning_conan.embedder import Chunk, Encoded, OmniConfig, blank, pad
+from lightning_conan.items import Modality
 from lightning_conan.objectives import PairEmbeddings
 
 
@@ -81,6 +84,8 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for parameter in parameters:
+        if isinstance(parameter, DTensor):
+            continue  # FSDP2 has summed it
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
@@ -89,6 +94,35 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def in_step(chunks: Sequence[Chunk], items: Sequence[Encoded], config: OmniConfig, device: torch.device) -> list[Chunk]:
+    """The chunks with blank rows and blank chunks added, so that every rank runs the same towers in the same order.
+
+    Weights in shards are gathered by all ranks together: one that had nothing to run would leave the others waiting. A
+    chunk's blank rows come after those that ``Chunk.rows`` names.
+
+    Args:
+        chunks: This rank's.
+        items: What they were packed from.
+        config: The model's.
+        device: Where ranks talk.
+    """
+    towers = torch.zeros(most(len(chunks), device), 2, dtype=torch.long, device=device)
+    for number, chunk in enumerate(chunks):
+        towers[number] = torch.tensor([bool(chunk.pixels), bool(chunk.mels)])
+    if world_size() > 1:
+        dist.all_reduce(towers, op=dist.ReduceOp.MAX)
+    padded = []
+    for number, (sees, hears) in enumerate(towers.tolist()):
+        own = [items[row] for row in chunks[number].rows] if number < len(chunks) else []
+        wanted: dict[Modality, bool] = {"image": sees > any(item.pixels for item in own)}
+        wanted["audio"] = hears > any(item.mels for item in own)
+        added = [blank(config, modality) for modality, missing in wanted.items() if missing]
+        if not own and not added:
+            added = [blank(config, "text")]
+        padded.append(pad([*own, *added], chunks[number].rows if own else []) if added else chunks[number])
+    return padded
 
 
 def most(number: int, device: torch.device) -> int:

@@ -81,6 +81,8 @@ class ProjectorRecovery(Stage):
         if odd := [prefix for prefix in self.projectors if not any(name.startswith(prefix) for name in names)]:
             raise ValueError(f"projectors must be beginnings of parameters' names, got {odd[0]!r}. They look like {names[0]!r}.")
         super().prepare()
+        if self.constants_folder is not None and self.device_mesh is not None:
+            raise ValueError("constants are made by each rank at its own time, got strategy fsdp2. Use ddp, or leave them out.")
         if self.constants_folder is not None:
             maker = f"{self.provenance.fingerprint}:{self.embedder.dtype}:{self.trainer.precision}:{self.device.type}"
             self.constants = Constants(self.constants_folder, maker, self.constants_gb)

@@ -34,8 +34,9 @@ from lightning_conan.objectives import cached_backward, symmetric_info_nce
 from lightning_conan.retrieval.metric import RetrievalMetric, hash_ids
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.optimizers import make_optimizer
-from lightning_conan.stages.ranks import gather_pairs, leave_gradients_alone, sum_gradients, total
+from lightning_conan.stages.ranks import gather_pairs, in_step, leave_gradients_alone, sum_gradients, total
 from lightning_conan.stages.settings import Lora, Training
+from lightning_conan.stages.sharding import gather_weights, is_sharded, shard, share_weights, sync_gradients, whole
 
 Form = Literal["dense", "adapter"]
 
@@ -93,6 +94,12 @@ class Stage(LightningModule):
         self.stored = self.embedder.dtype
         if fitting:
             self.prepare()
+        self.share_out()
+
+    def share_out(self) -> None:
+        """Under FSDP2, leaves each rank its share of the weights."""
+        if self.device_mesh is not None:
+            shard(self.embedder, self.device_mesh["data_parallel"])
 
     def prepare(self) -> None:
         """Adds adapters and freezes what does not train.
@@ -128,10 +135,16 @@ class Stage(LightningModule):
     def write_folder(self, out: Path, form: Form = "dense") -> None:
         """Writes the trained model, its adapters merged into dense weights or left as they are.
 
+        Every rank has to call; the first one writes.
+
         Raises:
             ValueError: ``adapter`` is asked for and there is none.
         """
         assert self.writes is not None, "prepare() refused such a stage"
+        if is_sharded(self.embedder):
+            self.rebuild()
+        if self.global_rank:
+            return
         parents = dict(self.provenance.parents) if self.writes != "specialist" else {}
         source = self.provenance
         parents[str(source.modality) if source.state == "specialist" else source.state] = source.fingerprint
@@ -147,6 +160,16 @@ class Stage(LightningModule):
             self.adapters = None
         self.embedder.to(dtype=self.stored)  # type: ignore[call-arg]
         save_folder(out, self.embedder, self.processor, provenance)
+
+    def rebuild(self) -> None:
+        """Makes the model whole again, in the first rank's host memory: from its folder, and what trained."""
+        found = {name: whole(tensor.detach()).cpu() for name, tensor in self.trained().items()}
+        if self.global_rank:
+            return
+        self.embedder, _, _ = load_folder(self.folder, self.accepts)
+        self.prepare()
+        for name, tensor in self.trained().items():
+            tensor.data.copy_(found[name])
 
     # Training
 
@@ -167,8 +190,11 @@ class Stage(LightningModule):
         budget = self.training_settings.token_budget
         items, known = self.inputs(batch)
         live = [row for row in range(len(items)) if row not in known]
-        chunks = pack([items[row] for row in live], budget)
+        packed = [items[row] for row in live]
+        chunks = pack(packed, budget)
         fits = sum(chunk.input_ids.numel() for chunk in chunks) <= budget
+        if is_sharded(self.embedder):  # several chunks at once would gather weights in another order than one by one
+            chunks, fits = in_step(chunks, packed, self.embedder.config, self.device), False
         torch.manual_seed(hash((self.training_settings.seed, self.global_step, self.global_rank)) % 2**63)
         optimizer.zero_grad()
 
@@ -178,7 +204,10 @@ class Stage(LightningModule):
                 embeddings = torch.cat([embeddings, torch.stack([*known.values()]).to(embeddings)])[rows]
             return self.checked(self.loss(batch, embeddings), batch)
 
-        value = cached_backward(self.embedder, chunks, loss, self.manual_backward, self.device, one_pass=fits)
+        def announce(last: bool) -> None:
+            sync_gradients(self.embedder, last)
+
+        value = cached_backward(self.embedder, chunks, loss, self.manual_backward, self.device, fits, announce)
         self.gather_gradients()
         sum_gradients(self.trained().values())
         value = total(value)
@@ -218,7 +247,8 @@ class Stage(LightningModule):
 
     def clipped_norm(self, batch: Batch) -> Tensor:
         """Clips the gradients and returns their norm before."""
-        return self.checked(torch.nn.utils.clip_grad_norm_(self.trained().values(), self.training_settings.clip_norm), batch)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained().values(), self.training_settings.clip_norm)
+        return self.checked(whole(norm), batch)
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -253,6 +283,7 @@ class Stage(LightningModule):
     def start_scores(self, stage: str) -> None:
         """An empty metric for each data set, on every rank: one that gets no pair of a small set must take part in gathering."""
         folders: dict[str, Path] = self.trainer.datamodule.folders[stage]  # type: ignore[attr-defined]
+        gather_weights(self.embedder)  # ranks score as many pairs as they get
         self.metrics = {name: RetrievalMetric().to(self.device) for name in folders}
         nothing = torch.empty(0, self.embedder.config.dim, device=self.device)
         for metric in self.metrics.values():
@@ -272,6 +303,7 @@ class Stage(LightningModule):
             scores: Mapping[str, Tensor] = metric.compute()
             self.log_dict({f"{prefix}/{name}/{key}": value for key, value in scores.items()}, rank_zero_only=True)
         self.metrics = {}
+        share_weights(self.embedder)
 
     def data_set(self, stage: str, index: int) -> str:
         """The name of the index-th data set that is scored."""

@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 from ranks import both, values
-from scenarios import fit, fit_and_die, fit_and_stop, fit_folder, fit_spoilt, fit_with_budget, score
+from scenarios import fit, fit_and_die, fit_and_stop, fit_folder, fit_spoilt, fit_with, score
 
 from lightning_conan.embedder import load_folder
 
@@ -16,14 +16,15 @@ def close(one, other):
     return one.keys() == other.keys() and all((tensor - other[name]).abs().max() <= floor for name, tensor in one.items())
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize(
     ("kind", "budget"), [("image", 4000), ("image", 60), ("document", 300), ("video", 4000), ("audio", 60), ("rehearsal", 200)]
 )
-def test_gradients_are_those_of_one_process(base, recovered, world, tmp_path, kind, budget):
+def test_gradients_are_those_of_one_process(base, recovered, world, tmp_path, kind, budget, strategy):
     """With chunks of all sizes: ranks need not agree on how many they make."""
     args = [kind, recovered if kind == "rehearsal" else base, world, tmp_path / "run", 2, 6]
     alone = fit(*args[:3], tmp_path / "alone", 2, 6, token_budget=100_000)
-    ranks = values(fit_with_budget, *args, budget)
+    ranks = values(fit_with, *args, {"token_budget": budget, "strategy": strategy})
     for step in range(2):
         assert sorted(key for rank in ranks for key in rank["keys"][step]) == sorted(alone["keys"][step])
     for rank in ranks:

@@ -1,0 +1,25 @@
+"""Items that say nothing, of any modality and length: for measuring memory, and to keep ranks in step."""
+
+import torch
+
+from lightning_conan.embedder.audio import audio_encoder_of, audio_tokens
+from lightning_conan.embedder.config import OmniConfig
+from lightning_conan.embedder.packing import Encoded
+from lightning_conan.embedder.positions import mrope_positions
+from lightning_conan.items import Modality
+
+
+def blank(config: OmniConfig, modality: Modality, tokens: int = 1) -> Encoded:
+    """A black picture, silence, or one word again and again, of about so many tokens."""
+    if modality == "text":
+        return Encoded(torch.zeros(tokens, dtype=torch.long), mrope_positions([tokens]))
+    if modality == "audio":
+        encoder = audio_encoder_of(config.audio_config)
+        frames = tokens * 2**encoder.halvings
+        count = audio_tokens(frames, encoder.window(config.audio_config), encoder.halvings)
+        mel = torch.zeros(config.audio_config.num_mel_bins, frames)
+        return Encoded(torch.tensor([config.audio_token_id] * count + [0]), mrope_positions([count + 1]), mels=[mel])
+    vision, side = config.backbone_config.vision_config, int(tokens**0.5)
+    pixels = torch.zeros(1, 3, *[side * vision.patch_size * vision.spatial_merge_size] * 2, dtype=torch.uint8)
+    ids = torch.tensor([config.backbone_config.image_token_id] * side**2 + [0])
+    return Encoded(ids, mrope_positions([(side, side), 1]), pixels=[pixels])
