@@ -9,11 +9,12 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
+from callbacks.checkpoint_files import CheckpointFiles
 from lightning_conan.stages.ranks import most
 
 
 class ResumableCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoints/last.ckpt`` under the trainer's root, for ``--ckpt_path last``.
+    """Keeps ``checkpoints/last.ckpt`` under the trainer's root, for ``--ckpt_path last`` (see ``CheckpointFiles``).
 
     On SIGTERM or Ctrl-C, to whichever rank, the step that runs is finished and saved, and all exit with 143 or 130
     (Lightning itself would exit with 0, or not save, or hang). A second Ctrl-C stops at once.
@@ -32,6 +33,7 @@ class ResumableCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.dirpath = str(Path(trainer.default_root_dir).resolve() / "checkpoints")
         super().setup(trainer, pl_module, stage)
+        trainer.strategy.checkpoint_io = CheckpointFiles()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,7 +10,7 @@ from callbacks import FolderCheckpoint
 from datamodules import RehearsalData, SpecialistData
 from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist, Stage, Training
 from lightning_conan.stages.sharding import whole
-from runs import Record, trainer
+from runs import QUICK, Record, data, trainer
 
 
 class Gradients(Callback):
@@ -56,9 +56,9 @@ def fit_with(kind, folder, packed, root, steps, batch, training):
     return fit(kind, folder, packed, root, steps, batch, **training)
 
 
-def fit_folder(kind, folder, packed, root, out):
+def fit_folder(kind, folder, packed, root, out, strategy):
     """Trains a step and writes the folder."""
-    return fit(kind, folder, packed, root, callbacks=[FolderCheckpoint(out)])["losses"]
+    return fit(kind, folder, packed, root, callbacks=[FolderCheckpoint(out)], strategy=strategy)["losses"]
 
 
 class Signal(Callback):
@@ -86,9 +86,9 @@ def on_last_rank(callback):
     return [callback] if int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1 else []
 
 
-def fit_and_stop(kind, folder, packed, root, number):
+def fit_and_stop(kind, folder, packed, root, number, strategy="ddp"):
     """One rank gets a signal at its third step."""
-    return fit(kind, folder, packed, root, steps=5, callbacks=on_last_rank(Signal(2, number)))
+    return fit(kind, folder, packed, root, steps=5, callbacks=on_last_rank(Signal(2, number)), strategy=strategy)
 
 
 def fit_and_die(kind, folder, packed, root):
@@ -101,9 +101,33 @@ def fit_spoilt(kind, folder, packed, root):
     return fit(kind, folder, packed, root, steps=4, callbacks=on_last_rank(Spoil()))
 
 
-def score(folder, sets, root):
+def score(folder, sets, root, strategy="ddp"):
     """Every score of a folder."""
     world = int(os.environ.get("WORLD_SIZE", 1))
-    runner = trainer(root, 1, ranks=world, **({"strategy": "ddp"} if world > 1 else {}))
+    runner = trainer(root, 1, ranks=world, **({"strategy": strategy} if world > 1 else {}))
     runner.test(Stage(folder), SpecialistData(test=sets, batch_size=4, num_workers=0), verbose=False)
     return {name: float(value) for name, value in runner.callback_metrics.items()}
+
+
+def fit_until_killed(folder, packed, root, steps):
+    """Goes on with a run for as long as it lives."""
+    module = Specialist(folder, "image", QUICK, Lora(rank=4, alpha=4, dropout=0.1))
+    trainer(root, steps).fit(module, data(packed), ckpt_path="last")
+
+
+def fit_and_validate(folder, packed, root, strategy):
+    """Scores after each of two steps, of sets that do not share out evenly."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    module, _ = make("audio", folder, packed, 6)
+    sets = {name: packed / name for name in ("audio", "image")}
+    both = SpecialistData(packed / "audio", sets, batch_size=6, num_workers=0)
+    options = {"strategy": strategy} if world > 1 else {}
+    runner = trainer(root, 2, ranks=world, val_check_interval=1, check_val_every_n_epoch=None, **options)
+    runner.fit(module, both)
+    return {name: float(value) for name, value in runner.callback_metrics.items() if name.startswith("val/")}
+
+
+def fit_with_constants(folder, packed, root):
+    """Recovery with a cache, in shards."""
+    module = ProjectorRecovery(folder, QUICK, constants=root / "constants")
+    trainer(root, 1, ranks=2, strategy="fsdp2").fit(module, data(packed, "audio"))

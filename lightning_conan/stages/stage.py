@@ -1,6 +1,7 @@
 """What all stages share: a folder in, contrastive steps, retrieval scores, a folder out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -141,10 +142,13 @@ class Stage(LightningModule):
             ValueError: ``adapter`` is asked for and there is none.
         """
         assert self.writes is not None, "prepare() refused such a stage"
-        if is_sharded(self.embedder):
-            self.rebuild()
-        if self.global_rank:
-            return
+        with self.whole_model():
+            if self.global_rank == 0:
+                self.write_whole(out, form)
+
+    def write_whole(self, out: Path, form: Form) -> None:
+        """Writes the model as it stands."""
+        assert self.writes is not None, "prepare() refused such a stage"
         parents = dict(self.provenance.parents) if self.writes != "specialist" else {}
         source = self.provenance
         parents[str(source.modality) if source.state == "specialist" else source.state] = source.fingerprint
@@ -161,15 +165,23 @@ class Stage(LightningModule):
         self.embedder.to(dtype=self.stored)  # type: ignore[call-arg]
         save_folder(out, self.embedder, self.processor, provenance)
 
-    def rebuild(self) -> None:
-        """Makes the model whole again, in the first rank's host memory: from its folder, and what trained."""
-        found = {name: whole(tensor.detach()).cpu() for name, tensor in self.trained().items()}
-        if self.global_rank:
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Within the block the first rank's model is whole: one in shards is made anew, of its folder and what trained."""
+        if not is_sharded(self.embedder):
+            yield
             return
-        self.embedder, _, _ = load_folder(self.folder, self.accepts)
-        self.prepare()
-        for name, tensor in self.trained().items():
-            tensor.data.copy_(found[name])
+        found = {name: whole(tensor.detach()).cpu() for name, tensor in self.trained().items()}
+        sharded, adapters = self.embedder, self.adapters
+        try:
+            if self.global_rank == 0:
+                self.embedder, _, _ = load_folder(self.folder, self.accepts)
+                self.prepare()
+                for name, tensor in self.trained().items():
+                    tensor.data.copy_(found[name])
+            yield
+        finally:
+            self.embedder, self.adapters = sharded, adapters
 
     # Training
 

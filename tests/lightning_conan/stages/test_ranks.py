@@ -5,7 +5,18 @@ import signal
 import pytest
 import torch
 from ranks import both, values
-from scenarios import fit, fit_and_die, fit_and_stop, fit_folder, fit_spoilt, fit_with, score
+from runs import Stop
+from scenarios import (
+    fit,
+    fit_and_die,
+    fit_and_stop,
+    fit_and_validate,
+    fit_folder,
+    fit_spoilt,
+    fit_with,
+    fit_with_constants,
+    score,
+)
 
 from lightning_conan.embedder import load_folder
 
@@ -16,7 +27,10 @@ def close(one, other):
     return one.keys() == other.keys() and all((tensor - other[name]).abs().max() <= floor for name, tensor in one.items())
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+each_strategy = pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+
+
+@each_strategy
 @pytest.mark.parametrize(
     ("kind", "budget"), [("image", 4000), ("image", 60), ("document", 300), ("video", 4000), ("audio", 60), ("rehearsal", 200)]
 )
@@ -33,17 +47,27 @@ def test_gradients_are_those_of_one_process(base, recovered, world, tmp_path, ki
     assert all(torch.equal(tensor, ranks[1]["weights"][name]) for name, tensor in ranks[0]["weights"].items())
 
 
-def test_recovery_writes_one_whole_folder(fused, world, tmp_path):
-    values(fit_folder, "recovery", fused, world, tmp_path / "run", tmp_path / "out")
-    assert load_folder(tmp_path / "out", ("recovered",))
+@each_strategy
+@pytest.mark.parametrize(("kind", "state"), [("recovery", "recovered"), ("rehearsal", "rehearsed")])
+def test_one_whole_folder_is_written(fused, world, tmp_path, kind, state, strategy):
+    """The same weights as one process writes."""
+    values(fit_folder, kind, fused, world, tmp_path / "run", tmp_path / "out", strategy)
+    found, _, provenance = load_folder(tmp_path / "out", (state,))
+    assert provenance.notes["steps"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+    fit_folder(kind, fused, world, tmp_path / "alone", tmp_path / "expected", "auto")
+    expected = load_folder(tmp_path / "expected", (state,))[0].state_dict()
+    assert all((tensor - expected[name]).abs().max() < 2e-3 for name, tensor in found.state_dict().items())
+    start = load_folder(fused, ("fused",))[0].state_dict()
+    assert any(not tensor.equal(start[name]) for name, tensor in found.state_dict().items())
 
 
-def test_scores_are_those_of_one_process(base, world, tmp_path):
+@each_strategy
+def test_scores_are_those_of_one_process(base, world, tmp_path, strategy):
     """Each pair once, nothing added to make the ranks even."""
     sets = {name: world / name for name in ("image", "audio")}
     alone = score(base, sets, tmp_path / "alone")
-    first, second = values(score, base, sets, tmp_path / "run")
+    first, second = values(score, base, sets, tmp_path / "run", strategy)
     assert first == second == pytest.approx(alone, abs=1e-4)
 
 
@@ -56,19 +80,29 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(base, world, tmp_path, numbe
     assert saved["global_step"] == 3
 
 
-def test_resuming_on_two_ranks_is_bit_exact(base, world, tmp_path):
-    straight = values(fit, "image", base, world, tmp_path / "a", 5)
-    both(fit_and_stop, "image", base, world, tmp_path / "b", signal.SIGTERM)
-    resumed = values(fit, "image", base, world, tmp_path / "b", 5, 6, (), "last")
+@each_strategy
+def test_validation_during_fit_is_that_of_one_process(base, world, tmp_path, strategy):
+    alone = fit_and_validate(base, world, tmp_path / "alone", "auto")
+    assert alone
+    for rank in values(fit_and_validate, base, world, tmp_path / "run", strategy):
+        assert rank == pytest.approx(alone, abs=1e-4)
+
+
+@each_strategy
+def test_resuming_on_two_ranks_is_bit_exact(base, world, tmp_path, strategy):
+    straight = values(fit, "image", base, world, tmp_path / "a", 5, 6, (), None, strategy)
+    both(fit_and_stop, "image", base, world, tmp_path / "b", signal.SIGTERM, strategy)
+    resumed = values(fit, "image", base, world, tmp_path / "b", 5, 6, (), "last", strategy)
     for one, other in zip(straight, resumed, strict=True):
         assert one["losses"][3:] == other["losses"]
         assert all(torch.equal(tensor, other["weights"][name]) for name, tensor in one["weights"].items())
 
 
-def test_a_run_of_two_ranks_goes_on_with_one(base, world, tmp_path):
+@each_strategy
+def test_a_run_of_two_ranks_goes_on_with_one(base, world, tmp_path, strategy):
     """Fault 2: each sample once, in the order of the run that was never stopped."""
     straight = fit("image", base, world, tmp_path / "a", 5)
-    both(fit_and_stop, "image", base, world, tmp_path / "b", signal.SIGTERM)
+    both(fit_and_stop, "image", base, world, tmp_path / "b", signal.SIGTERM, strategy)
     resumed = fit("image", base, world, tmp_path / "b", 5, ckpt="last")
     assert resumed["keys"] == straight["keys"][3:]
     assert resumed["losses"] == pytest.approx(straight["losses"][3:], rel=1e-3)
@@ -94,3 +128,24 @@ def test_nan_on_one_rank_stops_both_before_the_step(base, world, tmp_path):
     assert all(kind == "raised" and "must be finite, got nan at step 1" in reason for kind, reason in found)
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(bool(tensor.isfinite().all()) for tensor in saved["state_dict"].values())
+
+
+def test_a_run_of_one_process_goes_on_in_shards(base, world, tmp_path):
+    """Checkpoints are the same, whatever the strategy."""
+    straight = fit("image", base, world, tmp_path / "a", 5)
+    fit("image", base, world, tmp_path / "b", 5, callbacks=[Stop(3)])
+    first, second = values(fit, "image", base, world, tmp_path / "b", 5, 6, (), "last", "fsdp2")
+    assert first["losses"] == second["losses"] == pytest.approx(straight["losses"][3:], rel=1e-3)
+
+
+def test_muon_steps_alike_in_shards(fused, world, tmp_path):
+    settings = {"optimizer": "muon"}
+    alone = fit("recovery", fused, world, tmp_path / "alone", 3, **settings)
+    for rank in values(fit_with, "recovery", fused, world, tmp_path / "run", 3, 6, {"strategy": "fsdp2"} | settings):
+        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-3)
+        assert all((tensor - rank["weights"][name]).abs().max() < 1e-3 for name, tensor in alone["weights"].items())
+
+
+def test_constants_are_refused_in_shards(fused, world, tmp_path):
+    found = both(fit_with_constants, fused, world, tmp_path)
+    assert all(kind == "raised" and "constants are made by each rank" in reason for kind, reason in found)
