@@ -9,6 +9,8 @@ from lightning import Callback
 from callbacks import FolderCheckpoint
 from datamodules import RehearsalData, SpecialistData
 from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist, Stage, Training
+from lightning_conan.objectives import cached_backward
+from lightning_conan.stages import stage
 from lightning_conan.stages.sharding import whole
 from runs import QUICK, Record, data, trainer
 
@@ -24,16 +26,17 @@ class Gradients(Callback):
             self.found = {name: whole(tensor.grad).clone() for name, tensor in pl_module.trained().items()}
 
 
-def make(kind, folder, packed, batch, **training):
+def make(kind, folder, packed, batch, dropout=0.0, **training):
     """A stage and its data."""
+    lora = Lora(rank=4, alpha=4, dropout=dropout)
     settings = Training(**{"lr": 1e-3, "warmup_steps": 2, "temperature": 0.05, "clip_norm": 1e6, "token_budget": 4000} | training)
     several = {name: packed / name for name in ("image", "video", "document", "audio")}
     if kind == "rehearsal":
-        return Rehearsal(folder, settings, Lora(rank=4, alpha=4)), RehearsalData(several, batch_size=batch, num_workers=0)
+        return Rehearsal(folder, settings, lora), RehearsalData(several, batch_size=batch, num_workers=0)
     data = SpecialistData(packed / ("audio" if kind == "recovery" else kind), batch_size=batch, num_workers=0)
     if kind == "recovery":
         return ProjectorRecovery(folder, settings), data
-    return Specialist(folder, kind, settings, Lora(rank=4, alpha=4)), data
+    return Specialist(folder, kind, settings, lora), data
 
 
 def fit(kind, folder, packed, root, steps=1, batch=6, callbacks=(), ckpt=None, strategy="ddp", **training):
@@ -131,3 +134,16 @@ def fit_with_constants(folder, packed, root):
     """Recovery with a cache, in shards."""
     module = ProjectorRecovery(folder, QUICK, constants=root / "constants")
     trainer(root, 1, ranks=2, strategy="fsdp2").fit(module, data(packed, "audio"))
+
+
+def fit_in_one_pass(kind, folder, packed, root, training):
+    """The same chunks, their graphs all in memory together."""
+
+    def one_pass(embed, chunks, loss, backward, device, fits, announce):
+        return cached_backward(embed, chunks, loss, backward, device, True, announce)
+
+    stage.cached_backward = one_pass
+    try:
+        return fit(kind, folder, packed, root, **training)
+    finally:
+        stage.cached_backward = cached_backward

@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, DynamicCache, PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
 
 from lightning_conan.embedder.attention import use_grouped_attention
 from lightning_conan.embedder.audio import audio_encoder_of
@@ -57,6 +58,27 @@ class OmniEmbedder(PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_input_embeddings(value)
+
+    def switch(self, attention: str, backend: str | None) -> None:
+        """Chooses how the language model attends, and the torch.compile backend of the layers, None for none.
+
+        Raises:
+            ValueError: The implementation is not installed, or the backend unknown.
+        """
+        if attention == "flash_attention_2" and not is_flash_attn_2_available():
+            raise ValueError("attention=flash_attention_2 needs an NVIDIA GPU and `pip install flash-attn`. Take sdpa instead.")
+        self.backbone.language_model.set_attn_implementation(attention)
+        if backend is None:
+            return
+        known = torch.compiler.list_backends(exclude_tags=())
+        if backend not in known:
+            raise ValueError(f"compile must be one of {', '.join(known)}, got {backend!r}.")
+        for module in self.layers():
+            module.compile(backend=backend, dynamic=True)
+
+    def layers(self) -> list[nn.Module]:
+        """Every layer of every tower."""
+        return [module for module in self.modules() if type(module).__name__ in self._no_split_modules]
 
     def forward(self, chunk: Chunk, past: Past | None = None) -> Float[Tensor, "rows dim"]:
         """Unit-norm float32 embeddings of a chunk's rows, in the chunk's order.

@@ -72,15 +72,20 @@ class Chunk:
         return [int(last) + 1 for last in self.last]
 
     def to(self, device: torch.device) -> "Chunk":
-        """The chunk with its tensors on a device."""
+        """The chunk with its tensors on a device, through pinned memory where that is a GPU."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+            return pinned.to(device, non_blocking=True)
+
         return replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
-            last=self.last.to(device, non_blocking=True),
-            pixels=[pixels.to(device, non_blocking=True) for pixels in self.pixels],
-            mels=[mel.to(device, non_blocking=True) for mel in self.mels],
-            frames=None if self.frames is None else self.frames.to(device, non_blocking=True),
+            input_ids=moved(self.input_ids),
+            positions=moved(self.positions),
+            last=moved(self.last),
+            pixels=[moved(pixels) for pixels in self.pixels],
+            mels=[moved(mel) for mel in self.mels],
+            frames=None if self.frames is None else moved(self.frames),
         )
 
 

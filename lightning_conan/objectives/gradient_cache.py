@@ -1,6 +1,7 @@
 """Gradient caching: the exact gradient of a loss over all embeddings, with one chunk's graph in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Float
@@ -27,6 +28,19 @@ class RandomState:
         torch.set_rng_state(self.cpu)
         for device, state in zip(self.devices, self.gpu, strict=True):
             torch.cuda.set_rng_state(state, device)
+
+
+def arriving(chunks: Sequence[Chunk], device: torch.device) -> Iterator[Chunk]:
+    """Each chunk on the device; while one is computed, a thread brings the next."""
+    if device.type == "cpu":
+        yield from chunks
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(chunks[0].to, device)
+        for chunk in chunks[1:]:
+            arrived, coming = coming.result(), thread.submit(chunk.to, device)
+            yield arrived
+        yield coming.result()
 
 
 def cached_backward(
@@ -56,24 +70,26 @@ def cached_backward(
     rows = torch.tensor([row for chunk in chunks for row in chunk.rows], dtype=torch.long, device=device)
 
     def embedded(chunk: Chunk) -> Tensor:
-        return embed(chunk.to(device))[: len(chunk.rows)]
+        return embed(chunk)[: len(chunk.rows)]
 
     if one_pass or len(chunks) == 1:
-        value = loss(torch.cat([embedded(chunk) for chunk in chunks])[rows.argsort()])
+        value = loss(torch.cat([embedded(chunk) for chunk in arriving(chunks, device)])[rows.argsort()])
         announce(True)
         backward(value)
         return value.detach()
     states, pieces = [], []
     with torch.no_grad():
-        for chunk in chunks:
+        for chunk in arriving(chunks, device):
             states.append(RandomState(device))
             pieces.append(embedded(chunk))
     after = RandomState(device)
     embeddings = torch.cat(pieces)[rows.argsort()].requires_grad_()
     with torch.enable_grad():
         value = loss(embeddings)
-        (gradient,) = torch.autograd.grad(value, embeddings)
-    for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
+    backward(value)  # what else the loss learns, such as a temperature, gets its gradient here
+    assert embeddings.grad is not None, "the loss depends on the embeddings"
+    gradient = embeddings.grad
+    for number, (chunk, state) in enumerate(zip(arriving(chunks, device), states, strict=True)):
         state.replay()
         found = embedded(chunk)
         announce(number + 1 == len(chunks))

@@ -11,7 +11,7 @@ def info_nce(
     target: Float[Tensor, "world dim"],
     *,
     positive: Int[Tensor, " batch"],
-    temperature: float,
+    temperature: float | Tensor,
     ignore: Bool[Tensor, "batch world"] | None = None,
     margin: float | None = None,
 ) -> Float[Tensor, ""]:

@@ -40,14 +40,14 @@ class Contrast:
     """What counts as a negative, and how much.
 
     Args:
-        temperature: Divides the scores.
+        temperature: Divides the scores; a tensor that requires its gradient gets it.
         margin: See ``info_nce``.
         same_side: Whether queries are negatives of queries too, and targets of targets.
         dims: Leading dimensions that are trained to do alone (Matryoshka, https://arxiv.org/abs/2205.13147): the loss is the
             mean over them; empty for all dimensions only.
     """
 
-    temperature: float = 0.02
+    temperature: float | Tensor = 0.02
     margin: float | None = None
     same_side: bool = False
     dims: tuple[int, ...] = ()
@@ -72,15 +72,16 @@ def symmetric_info_nce(
     step = max(1, tile // columns)
     slices = [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
 
-    def of_rows(rows: slice, query: Tensor, target: Tensor, negative: Tensor) -> Tensor:
-        values = []
+    def of_rows(rows: slice, query: Tensor, target: Tensor, negative: Tensor, *learned: Tensor) -> Tensor:
+        values, now = [], replace(contrast, temperature=learned[0]) if learned else contrast
         for dim in contrast.dims or (query.shape[1],):
             short = [F.normalize(side[:, :dim], dim=-1) if contrast.dims else side for side in (query, target, negative)]
-            values.append(both_ways(replace(pairs, query=short[0], target=short[1], negative=short[2]), contrast, rows))
+            values.append(both_ways(replace(pairs, query=short[0], target=short[1], negative=short[2]), now, rows))
         mean: Tensor = torch.stack(values).mean() * ((rows.stop - rows.start) / (stop - start))
         return mean
 
-    return in_tiles(of_rows, slices, pairs.query, pairs.target, pairs.negative)
+    learned = [contrast.temperature] if isinstance(contrast.temperature, Tensor) else []
+    return in_tiles(of_rows, slices, pairs.query, pairs.target, pairs.negative, *learned)
 
 
 def both_ways(pairs: PairEmbeddings, contrast: Contrast, own: slice) -> Float[Tensor, ""]:

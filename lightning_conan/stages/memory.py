@@ -1,10 +1,12 @@
 """What a stage takes of a device's memory: counted from the config, activations measured on one layer."""
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
 from transformers.initialization import no_init_weights
@@ -16,6 +18,9 @@ from lightning_conan.stages.settings import Lora
 
 TOKENS = 64
 """How many tokens are measured; activations grow in proportion."""
+PROBE, SHARE, MOST = 1024, 0.7, 2**17
+"""Tokens of the pass that finds a budget, the share of free memory that a chunk may take, and tokens beyond which no chunk is
+faster."""
 
 
 @dataclass(frozen=True)
@@ -153,3 +158,35 @@ def counted(weights: set[int]) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor):
         yield kept
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a device can still hold; of the host's memory, this process's part."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def fitting_budget(embedder: OmniEmbedder, modality: Modality, device: torch.device) -> int:
+    """The largest power of two of padded tokens whose forward and backward pass fit into the device, by measuring a few.
+
+    Gradients are left on the parameters that train.
+    """
+    per_token = max(measured_bytes(embedder, kind, device) for kind in {"text", modality}) / PROBE
+    budget = int(SHARE * free_bytes(device) / per_token)
+    return 2 ** min(max(budget, 1), MOST).bit_length() // 2
+
+
+def measured_bytes(embedder: OmniEmbedder, modality: Modality, device: torch.device) -> int:
+    """Peak memory of a pass over ``PROBE`` tokens; on the host what autograd keeps, and half as much for what it does not."""
+    chunk = pack([blank(embedder.config, modality, PROBE)], PROBE)[0].to(device)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        embedder(chunk).sum().backward()
+        return max(1, torch.cuda.max_memory_allocated(device) - before)
+    weights = {tensor.untyped_storage().data_ptr() for tensor in [*embedder.parameters(), *embedder.buffers()]}
+    with counted(weights) as kept:
+        found = embedder(chunk)
+    found.sum().backward()
+    return sum(kept.values()) * 3 // 2

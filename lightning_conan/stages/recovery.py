@@ -104,7 +104,7 @@ class ProjectorRecovery(Stage):
         texts = self.constants.fetch(
             "embedding",
             [digests[row] for row in read],
-            lambda rows: self.embedder.embed([items[read[row]] for row in rows], self.training_settings.token_budget).unbind(),
+            lambda rows: self.embedder.embed([items[read[row]] for row in rows], self.training_settings.inference_budget).unbind(),
         )
         frames = self.constants.fetch(
             "frames", [digests[row] for row in heard], lambda rows: self.frames_of([items[heard[row]] for row in rows])

@@ -1,8 +1,10 @@
 """What can be set in every stage."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from torch import Tensor
 
 from lightning_conan.items import Modality
 from lightning_conan.objectives import Contrast
@@ -29,13 +31,20 @@ class Training:
         warmup_steps: Steps of linear warm-up; a cosine to zero follows.
         clip_norm: Gradients are scaled down to this norm.
         temperature: Of InfoNCE.
+        temperatures: By modality, where it differs.
+        learn_temperature: Learn each modality's temperature, from those on; it stays above 0.01.
         false_negative_margin: Targets that score higher than the positive by more than this do not count as negatives
             (Qwen3-VL-Embedding: 0.1); none are left out by default.
         same_side_negatives: Whether queries are negatives of queries too, and targets of targets.
         matryoshka_dims: Leading dimensions of the embedding that are trained to do alone; the last should be all.
-        token_budget: Padded tokens of one chunk: memory grows with it, not with the batch.
+        token_budget: Padded tokens of one chunk: memory grows with it, not with the batch. ``auto`` measures once, at the first
+            batch of a modality, what fits into the device.
         checkpoint_activations: Keep only each layer's input and compute the rest again in the backward pass: a third more
             time for a tenth of the memory.
+        attention: How the language model attends: sdpa, eager, or flash_attention_2 (NVIDIA GPUs, bf16, `pip install flash-attn`).
+        compile: A torch.compile backend, such as inductor, for the layers of all towers; none by default.
+        max_skipped_steps: So many steps may be left out because their gradient is not finite (logged as
+            ``train/skipped_steps``); the next one ends the run. A loss that is not finite always does.
         seed: Of the dropout; each step's random numbers depend on seed, step and rank alone, so that resuming repeats them.
     """
 
@@ -46,29 +55,43 @@ class Training:
     warmup_steps: int = 100
     clip_norm: float = 1.0
     temperature: float = 0.02
+    temperatures: dict[Modality, float] = field(default_factory=dict)
+    learn_temperature: bool = False
     false_negative_margin: float | None = None
     same_side_negatives: bool = False
     matryoshka_dims: tuple[int, ...] = ()
-    token_budget: int = 16_384
+    token_budget: int | Literal["auto"] = 16_384
     checkpoint_activations: bool = False
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    compile: str | None = None
+    max_skipped_steps: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "temperature", "clip_norm", "token_budget"):
-            value = getattr(self, name)
+        positive = {name: getattr(self, name) for name in ("lr", "temperature", "clip_norm")}
+        positive |= {f"temperatures.{name}": value for name, value in self.temperatures.items()}
+        positive["token_budget"] = 1 if self.token_budget == "auto" else self.token_budget
+        for name, value in positive.items():
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"training.{name} must be positive and finite, got {value}.")
         if any(dim < 1 for dim in self.matryoshka_dims) or len(set(self.matryoshka_dims)) != len(self.matryoshka_dims):
             raise ValueError(f"training.matryoshka_dims must be positive and different, got {self.matryoshka_dims}.")
-        if self.warmup_steps < 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"training.warmup_steps and weight_decay must not be negative, got {self.warmup_steps}, {self.weight_decay}."
-            )
+        for name in ("warmup_steps", "weight_decay", "max_skipped_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}.")
+
+    def temperature_of(self, modality: Modality) -> float:
+        """A modality's temperature, the first one if it is learned."""
+        return self.temperatures.get(modality, self.temperature)
+
+    def contrast(self, temperature: float | Tensor) -> Contrast:
+        """What counts as a negative, and how much."""
+        return Contrast(temperature, self.false_negative_margin, self.same_side_negatives, self.matryoshka_dims)
 
     @property
-    def contrast(self) -> Contrast:
-        """What counts as a negative."""
-        return Contrast(self.temperature, self.false_negative_margin, self.same_side_negatives, self.matryoshka_dims)
+    def inference_budget(self) -> int:
+        """Padded tokens of a chunk without gradients."""
+        return 16_384 if self.token_budget == "auto" else self.token_budget
 
     def scale(self, step: int, total: int) -> float:
         """The share of ``lr`` at a step."""

@@ -28,8 +28,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_p
 
 def shard(embedder: OmniEmbedder, mesh: DeviceMesh) -> None:
     """Shares out every layer's weights, and what remains, over the ranks of a mesh; gradients become sums over the ranks."""
-    layers = [module for module in embedder.modules() if type(module).__name__ in embedder._no_split_modules]
-    for module in [*layers, embedder]:
+    for module in [*embedder.layers(), embedder]:
         fully_shard(module, mesh=mesh)
     for method in ("read_prefix", "encode_mels"):  # called without forward, they have to gather weights too
         register_fsdp_forward_method(embedder, method)

@@ -1,7 +1,10 @@
 """What all stages share: a folder in, contrastive steps, retrieval scores, a folder out."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +13,9 @@ from jaxtyping import Float
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
@@ -34,12 +39,16 @@ from lightning_conan.items import Modality
 from lightning_conan.objectives import cached_backward, symmetric_info_nce
 from lightning_conan.retrieval.metric import RetrievalMetric, hash_ids
 from lightning_conan.stages.adapters import Adapters
+from lightning_conan.stages.memory import fitting_budget
 from lightning_conan.stages.optimizers import make_optimizer
-from lightning_conan.stages.ranks import gather_pairs, in_step, leave_gradients_alone, sum_gradients, total
-from lightning_conan.stages.settings import Lora, Training
+from lightning_conan.stages.ranks import gather_pairs, in_step, leave_gradients_alone, most, sum_gradients, total
+from lightning_conan.stages.settings import TOWERS, Lora, Training
 from lightning_conan.stages.sharding import gather_weights, is_sharded, shard, share_weights, sync_gradients, whole
 
+log = logging.getLogger(__name__)
 Form = Literal["dense", "adapter"]
+LEAST_TEMPERATURE = 0.01
+"""Below it a learned temperature runs away (CLIP, https://arxiv.org/abs/2103.00020, clips there too)."""
 
 
 class Stage(LightningModule):
@@ -66,6 +75,11 @@ class Stage(LightningModule):
         self.adapters: Adapters | None = None
         self.trained_names: frozenset[str] = frozenset()
         self.metrics: dict[str, RetrievalMetric] = {}
+        self.budgets: dict[str, int] = {}
+        self.skipped = 0
+        if training.learn_temperature:
+            start = {name: torch.tensor(training.temperature_of(name)).log() for name in TOWERS}
+            self.log_temperatures = nn.ParameterDict({name: nn.Parameter(value) for name, value in start.items()})
 
     # What a subclass decides
 
@@ -119,6 +133,7 @@ class Stage(LightningModule):
         self.trained_names = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         for tensor in self.trained().values():  # steps are too small for bfloat16, whatever the frozen weights are
             tensor.data = tensor.data.float()
+        self.embedder.switch(self.training_settings.attention, self.training_settings.compile)
         if self.training_settings.checkpoint_activations:
             self.embedder.gradient_checkpointing_enable({"use_reentrant": False})
         if not self.trained_names:
@@ -131,7 +146,29 @@ class Stage(LightningModule):
     def notes(self) -> dict[str, Any]:
         """What the folder records of the training."""
         dims = self.training_settings.matryoshka_dims
-        return {"steps": self.global_step} | ({"matryoshka_dims": sorted(dims, reverse=True)} if dims else {})
+        notes: dict[str, Any] = {"steps": self.global_step}
+        if dims:
+            notes["matryoshka_dims"] = sorted(dims, reverse=True)
+        if self.training_settings.learn_temperature:
+            notes["temperatures"] = {name: float(self.temperature(name)) for name in TOWERS}  # type: ignore[arg-type]
+        return notes
+
+    def temperature(self, modality: Modality) -> float | Tensor:
+        """What divides a modality's scores."""
+        if self.training_settings.learn_temperature:
+            return self.log_temperatures[modality].exp().clamp(min=LEAST_TEMPERATURE)
+        return self.training_settings.temperature_of(modality)
+
+    def budget(self, modality: Modality) -> int:
+        """Padded tokens of a chunk; ``auto`` is measured once a modality, and all ranks take the smallest."""
+        settled = self.training_settings.token_budget
+        if settled != "auto":
+            return settled
+        if modality not in self.budgets:
+            found = fitting_budget(self.embedder, modality, self.device)
+            self.budgets[modality] = -most(-found, self.device)
+            log.info("token_budget: %d for %s", self.budgets[modality], modality)
+        return self.budgets[modality]
 
     def write_folder(self, out: Path, form: Form = "dense") -> None:
         """Writes the trained model, its adapters merged into dense weights or left as they are.
@@ -187,19 +224,21 @@ class Stage(LightningModule):
 
     @override
     def on_fit_start(self) -> None:
+        if str(self.trainer.precision).startswith("16"):
+            raise ValueError(f"Training needs bf16-mixed or 32-true, got precision={self.trainer.precision}: float16 overflows.")
         leave_gradients_alone(self.trainer.strategy.model)
 
     def embed(self, items: list[Encoded]) -> Float[Tensor, "items dim"]:
         """Embeddings without gradients."""
         self.embedder.eval()
-        return self.embedder.embed(items, self.training_settings.token_budget)
+        return self.embedder.embed(items, self.training_settings.inference_budget)
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
-        budget = self.training_settings.token_budget
+        budget = self.budget(batch.modality)
         items, known = self.inputs(batch)
         live = [row for row in range(len(items)) if row not in known]
         packed = [items[row] for row in live]
@@ -224,12 +263,16 @@ class Stage(LightningModule):
         sum_gradients(self.trained().values())
         value = total(value)
         norm = self.clipped_norm(batch)
+        if not bool(torch.isfinite(norm)):  # counted by clipped_norm; a step of zero keeps Lightning's count and ours together
+            optimizer.zero_grad()
         optimizer.step()
         self.after_step()
         scheduler.step()
         self.log("train/loss", value, prog_bar=True)
         self.log(f"train/loss/{batch.modality}", value)
-        self.log_dict({"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0]})
+        self.log_dict({"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0], "train/skipped_steps": self.skipped})
+        if self.training_settings.learn_temperature:
+            self.log(f"train/temperature/{batch.modality}", self.temperature(batch.modality))
 
     def inputs(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
         """The batch's items, and the embeddings of those that nothing which trains takes part in, by row."""
@@ -246,21 +289,30 @@ class Stage(LightningModule):
         ids = hash_ids(batch.hashes()).to(embeddings.device)
         pairs, own = gather_pairs(embeddings, ids, len(batch))
         share = len(batch) / len(pairs.query)  # the ranks' losses add up to the mean over all pairs
-        return share * symmetric_info_nce(pairs, self.training_settings.contrast, own)
+        contrast = self.training_settings.contrast(self.temperature(batch.modality))
+        return share * symmetric_info_nce(pairs, contrast, own)
 
-    def checked(self, value: Tensor, batch: Batch) -> Tensor:
+    def checked(self, value: Tensor, batch: Batch, what: str = "loss") -> Tensor:
         """The value, if it is finite: Lightning itself would go on with NaN weights."""
         if not bool(torch.isfinite(value)):
             raise ValueError(
-                f"The loss must be finite, got {value.item()} at step {self.global_step} of task {batch.task!r}. "
+                f"The {what} must be finite, got {value.item()} at step {self.global_step} of task {batch.task!r}. "
                 f"Lower training.lr or look at the samples {batch.keys}."
             )
         return value
 
     def clipped_norm(self, batch: Batch) -> Tensor:
-        """Clips the gradients and returns their norm before."""
-        norm = torch.nn.utils.clip_grad_norm_(self.trained().values(), self.training_settings.clip_norm)
-        return self.checked(whole(norm), batch)
+        """Clips the gradients and returns their norm before, the same on every rank; counts it when it is not finite."""
+        gradients = [parameter.grad for parameter in self.trained().values() if parameter.grad is not None]
+        in_shards = [isinstance(gradient, DTensor) for gradient in gradients]
+        halves = [list(compress(gradients, in_shards)), list(compress(gradients, map(not_, in_shards)))]
+        norm = torch.stack([whole(get_total_norm(half)).to(self.device) for half in halves if half]).norm()
+        if not bool(torch.isfinite(norm)):
+            self.skipped += 1
+            if self.skipped > self.training_settings.max_skipped_steps:
+                self.checked(norm, batch, "gradient")
+        clip_grads_with_norm_(self.trained().values(), self.training_settings.clip_norm, norm)
+        return norm
 
     @override
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -277,6 +329,7 @@ class Stage(LightningModule):
         trained = self.trained()
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
         checkpoint["folder"] = self.provenance.fingerprint
+        checkpoint["budgets"], checkpoint["skipped"] = self.budgets, self.skipped
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -284,6 +337,7 @@ class Stage(LightningModule):
             raise ValueError(f"This .ckpt resumes a run that started from another folder than {self.folder}. Name that one.")
         if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
             raise ValueError(f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}.")
+        self.budgets, self.skipped = checkpoint["budgets"], checkpoint["skipped"]  # other chunks would round otherwise
 
     # Scoring
 

@@ -1,6 +1,7 @@
 """Safetensors files: which tensors they hold, one tensor at a time, and files written tensor by tensor."""
 
 import json
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,24 +66,30 @@ class TensorFiles(Tensors):
 
     def __init__(self, paths: list[Path], wanted: Callable[[str], bool] = bool) -> None:
         specs: dict[str, Spec] = {}
-        self.files: dict[str, Path] = {}
+        self.places: dict[str, tuple[Path, int]] = {}
         for path in paths:
-            found = {name: spec for name, spec in read_header(path).items() if wanted(name)}
+            header = read_header(path)
+            found = {name: spec for name, (spec, _) in header.items() if wanted(name)}
             if twice := sorted(found.keys() & specs.keys()):
                 raise ValueError(f"{path} holds {twice[0]!r} a second time. Each tensor must be there once.")
             specs |= found
-            self.files |= dict.fromkeys(found, path)
+            self.places |= {name: (path, header[name][1]) for name in found}
         self.specs = specs
 
     def __getitem__(self, name: str) -> Tensor:
-        # A file is mapped anew for each tensor: pages that were read do not pile up in resident memory.
-        with safe_open(self.files[name], "pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
+        # Each tensor is mapped by itself: pages that were read do not pile up in resident memory, and no header is read again.
+        (path, start), spec = self.places[name], self.specs[name]
+        if spec.nbytes == 0:
+            return torch.empty(spec.shape, dtype=spec.dtype)
+        skipped = start % mmap.ALLOCATIONGRANULARITY
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), skipped + spec.nbytes, access=mmap.ACCESS_COPY, offset=start - skipped)
+        flat = torch.frombuffer(pages, dtype=spec.dtype, count=torch.Size(spec.shape).numel(), offset=skipped)
+        return flat.view(spec.shape)
 
 
-def read_header(path: Path) -> dict[str, Spec]:
-    """Shapes and dtypes of a safetensors file's tensors, without reading them.
+def read_header(path: Path) -> dict[str, tuple[Spec, int]]:
+    """Shapes and dtypes of a safetensors file's tensors, and at which byte each starts, without reading them.
 
     Raises:
         ValueError: Not such a file: cut, overlapping, of an unknown dtype, or with a name twice.
@@ -99,7 +106,8 @@ def read_header(path: Path) -> dict[str, Spec]:
     if odd := {name: entry["dtype"] for name, entry in fields.items() if entry["dtype"] not in CODES}:
         name, code = next(iter(odd.items()))
         raise ValueError(f"{path} holds {name!r} as {code}, must be one of {sorted(CODES)}. Quantised weights are not read.")
-    return {name: Spec(tuple(entry["shape"]), CODES[entry["dtype"]]) for name, entry in fields.items()}
+    specs = {name: Spec(tuple(entry["shape"]), CODES[entry["dtype"]]) for name, entry in fields.items()}
+    return {name: (specs[name], 8 + size + entry["data_offsets"][0]) for name, entry in fields.items()}
 
 
 def unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:

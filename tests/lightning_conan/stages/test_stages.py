@@ -1,12 +1,14 @@
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from lightning import Callback, Trainer
 
 from datamodules import RehearsalData, SpecialistData
-from lightning_conan.stages import Lora, Rehearsal, Specialist, Stage, Training
-from runs import QUICK, Record, data, trainer
+from lightning_conan.stages import Lora, Rehearsal, Specialist, Stage, Training, memory
+from runs import QUICK, Record, Stop, data, trainer
 
 
 def test_lora_reaches_every_linear_of_its_towers(base, world, tmp_path):
@@ -137,3 +139,88 @@ def test_warm_up_then_cosine():
     assert scales[4] == 1.0
     assert scales[12] == pytest.approx(0.0)
     assert all(one >= other for one, other in itertools.pairwise(scales[4:]))
+
+
+@pytest.mark.parametrize("budget", [60, 100_000])
+def test_a_learned_temperature_gets_the_gradient_of_the_loss(base, world, tmp_path, budget):
+    """Against the loss's difference, cached and in one pass."""
+    settings = replace(QUICK, learn_temperature=True, temperature=0.1, temperatures={"image": 0.07}, token_budget=budget, clip_norm=1e6)
+    record = {}
+
+    class Keep(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            record.setdefault("gradient", float(pl_module.log_temperatures["image"].grad))
+
+    def loss_at(temperature):
+        losses = Record()
+        plain = replace(QUICK, temperature=temperature, token_budget=100_000)
+        trainer(tmp_path / str(temperature), 1, losses).fit(Specialist(base, "image", plain), data(world))
+        return losses.losses[0]
+
+    module = Specialist(base, "image", settings)
+    trainer(tmp_path / "run", 1, Keep()).fit(module, data(world))
+    slope = (loss_at(0.07 * 1.01) - loss_at(0.07 / 1.01)) / (2 * math.log(1.01))
+    assert record["gradient"] == pytest.approx(slope, rel=1e-2)
+    assert float(module.temperature("image")) != pytest.approx(0.07, rel=1e-6)
+    assert set(module.notes()["temperatures"]) == {"text", "image", "video", "document", "audio"}
+
+
+class SpoilGradient(Callback):
+    """Makes the second step's gradient infinite."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        parameter = next(iter(pl_module.trained().values()))
+        if trainer.global_step == 1:
+            self.handle = parameter.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+        elif trainer.global_step == 2:
+            self.handle.remove()
+
+
+def test_a_step_without_a_finite_gradient_is_left_out_and_counted(base, world, tmp_path):
+    """Fault 9."""
+    allowed = trainer(tmp_path / "a", 4, SpoilGradient())
+    module = Specialist(base, "image", replace(QUICK, max_skipped_steps=1))
+    allowed.fit(module, data(world))
+    assert float(allowed.callback_metrics["train/skipped_steps"]) == 1
+    assert all(bool(tensor.isfinite().all()) for tensor in module.trained().values())
+    with pytest.raises(ValueError, match="The gradient must be finite, got inf at step 1 of task"):
+        trainer(tmp_path / "b", 4, SpoilGradient()).fit(Specialist(base, "image", QUICK), data(world))
+
+
+def test_a_budget_is_found_once_and_kept_in_the_checkpoint(base, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 200_000_000)
+    auto = replace(QUICK, token_budget="auto")
+    module, straight = Specialist(base, "image", auto), Record()
+    trainer(tmp_path / "a", 4, straight).fit(module, data(world))
+    assert set(module.budgets) == {"image"}
+    assert 256 <= module.budgets["image"] <= 2**17
+    trainer(tmp_path / "b", 4, Stop(2)).fit(Specialist(base, "image", auto), data(world))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1)  # what is free now does not matter
+    again, resumed = Specialist(base, "image", auto), Record()
+    trainer(tmp_path / "b", 4, resumed).fit(again, data(world), ckpt_path="last")
+    assert again.budgets == module.budgets
+    assert resumed.losses == straight.losses[2:]
+
+
+def test_compiled_layers_train_alike(base, world, tmp_path):
+    plain, compiled = Record(), Record()
+    trainer(tmp_path / "a", 2, plain).fit(Specialist(base, "image", QUICK), data(world))
+    trainer(tmp_path / "b", 2, compiled).fit(Specialist(base, "image", replace(QUICK, compile="aot_eager")), data(world))
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"compile": "fastest"}, "compile must be one of"),
+        ({"attention": "flash_attention_2"}, "needs an NVIDIA GPU"),
+    ],
+)
+def test_switches_that_cannot_be_had_are_refused(base, world, tmp_path, setting, reason):
+    with pytest.raises(ValueError, match=reason):
+        trainer(tmp_path, 1).fit(Specialist(base, "image", replace(QUICK, **setting)), data(world))
+
+
+def test_float16_is_refused(base, world, tmp_path):
+    with pytest.raises(ValueError, match="Training needs bf16-mixed or 32-true"):
+        trainer(tmp_path, 1, precision="16-mixed").fit(Specialist(base, "image", QUICK), data(world))
