@@ -1,0 +1,169 @@
+"""A contrastive step in one pass, with our gradient caching, with sentence-transformers' and with the GradCache library's.
+
+All four train the same tiny model on the same pairs with the same loss; the peers get our encoder as their model, mini-batches
+of the same token budget (sentence-transformers) or of as many items as fill it on average (GradCache), and media looked up on
+the host, so that what differs is how a batch is cut. Each runs in a process of its own.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from importlib.metadata import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import options, report, reset_peak, resident_mb, timed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_conan.cli.quiet import quiet_libraries
+from lightning_conan.embedder import Encoded, OmniConfig, OmniEmbedder, blank, pack, pad, tiny_embedder
+from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, symmetric_info_nce
+
+BUDGET, TEMPERATURE = 2048, 0.05
+WAYS = ("one pass", "ours", "sentence-transformers", "GradCache")
+KINDS = ("image", "audio")
+CPU = torch.device("cpu")
+
+
+def make_items(config: OmniConfig, kind: str, count: int, mixed: bool) -> tuple[list[Encoded], list[Encoded]]:
+    """Texts and media, of one length or of lengths that differ tenfold."""
+    generator = torch.Generator().manual_seed(0)
+
+    def length(least: int, most: int) -> int:
+        return int(torch.randint(least, most + 1, (), generator=generator)) if mixed else (least + most) // 2
+
+    texts = [blank(config, "text", length(4, 40)) for _ in range(count)]
+    media = [blank(config, kind, length(1, 8) ** 2 if kind == "image" else length(4, 40)) for _ in range(count)]
+    for item in texts:
+        item.input_ids.random_(100, 700, generator=generator)
+    for item in media:
+        for tensor in item.pixels:
+            tensor.random_(0, 255, generator=generator)
+        for tensor in item.mels:
+            tensor.normal_(generator=generator)
+    return texts, media
+
+
+class PeerModel(nn.Module):
+    """The encoder in the form that the peers slice: token ids, a mask, and each row's number among the items."""
+
+    def __init__(self, embedder: OmniEmbedder, items: list[Encoded]) -> None:
+        super().__init__()
+        self.embedder, self.items = embedder, items
+
+    def features(self, rows: range) -> dict[str, Tensor]:
+        """A column of a batch."""
+        ids = [self.items[row].input_ids for row in rows]
+        padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        return {"input_ids": padded, "attention_mask": mask, "rows": torch.tensor(list(rows))}
+
+    def __getitem__(self, index: int) -> "PeerModel":
+        return self  # sentence-transformers looks at the first of a model's modules
+
+    def forward(self, features: dict[str, Tensor] | None = None, **named: Any) -> Any:
+        rows = (named if features is None else features)["rows"].tolist()
+        found = self.embedder(pad([self.items[row] for row in rows], rows))
+        return found if features is None else {"sentence_embedding": found}
+
+
+def both_ways(query: Tensor, target: Tensor) -> Tensor:
+    """The symmetric loss that GradCache is given."""
+    scores = query @ target.T / TEMPERATURE
+    rows = torch.arange(len(scores))
+    return (F.cross_entropy(scores, rows) + F.cross_entropy(scores.T, rows)) / 2
+
+
+def grad_cache() -> Any:
+    """The library's class; its package calls itself by another name than it installs."""
+    init = next(Path(str(path.locate())) for path in files("GradCache") or [] if path.name == "__init__.py")
+    spec = importlib.util.spec_from_file_location("grad_cache", init, submodule_search_locations=[str(init.parent)])
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["grad_cache"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.GradCache
+
+
+def our_step(embedder: OmniEmbedder, texts: list[Encoded], media: list[Encoded], one_pass: bool) -> Tensor:
+    """Forward and backward, as a stage does them."""
+    ids = torch.arange(len(texts))
+
+    def loss(embeddings: Tensor) -> Tensor:
+        query, target = embeddings.split(len(texts))
+        none = torch.empty(0, query.shape[1])
+        pairs = PairEmbeddings(query, target, none, ids, ids, torch.empty(0, dtype=torch.long))
+        return symmetric_info_nce(pairs, Contrast(TEMPERATURE))
+
+    chunks = pack([*texts, *media], BUDGET)
+    return cached_backward(embedder, chunks, loss, Tensor.backward, CPU, one_pass)
+
+
+def step(way: str, embedder: OmniEmbedder, texts: list[Encoded], media: list[Encoded]) -> float:
+    """One step of one way; its loss."""
+    if way in ("one pass", "ours"):
+        return float(our_step(embedder, texts, media, way == "one pass"))
+    model = PeerModel(embedder, [*texts, *media])
+    columns = [model.features(range(len(texts))), model.features(range(len(texts), 2 * len(texts)))]
+    if way == "GradCache":
+        sizes = [max(1, BUDGET * len(side) // sum(map(len, side))) for side in (texts, media)]
+        return float(grad_cache()([model, model], sizes, both_ways)(*columns))
+    from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
+
+    directions = ("query_to_doc", "doc_to_query")
+    settings: dict[str, Any] = {"mini_batch_num_tokens": BUDGET, "directions": directions, "partition_mode": "per_direction"}
+    value = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, **settings)(columns, None)
+    value.backward()
+    return float(value.detach())
+
+
+def work(way: str, kind: str, count: int, mixed: bool) -> None:
+    """The process that is measured: loss, gradient norm, CPU seconds and peak memory."""
+    quiet_libraries()
+    embedder = tiny_embedder(0)[0].train()
+    texts, media = make_items(embedder.config, kind, count, mixed)
+    step(way, embedder, texts[:8], media[:8])
+    embedder.zero_grad()
+    before = resident_mb()
+    reset_peak()
+    loss, cpu, _ = timed(lambda: step(way, embedder, texts, media))
+    norm = torch.nn.utils.get_total_norm([p.grad for p in embedder.parameters() if p.grad is not None])
+    print(loss, float(norm), cpu, resident_mb("VmHWM") - before)
+
+
+def measured(way: str, kind: str, count: int, mixed: bool) -> list[float]:
+    """One way in a process of its own."""
+    words = [sys.executable, __file__, way, kind, str(count), str(int(mixed))]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    return [float(word) for word in found.stdout.split()[-4:]]
+
+
+def main() -> None:
+    quick = options(__doc__ or "").quick
+    counts = (64, 256) if quick else (64, 256, 1024, 4096)
+    rows = [("pairs", "lengths", "batch", *(f"{way}: CPU s, MB" for way in WAYS))]
+    figures: dict[str, float] = {}
+    for kind in KINDS:
+        for mixed in (False, True):
+            memory: dict[int, float] = {}
+            for count in counts:
+                found = {way: measured(way, kind, count, mixed) for way in WAYS}
+                first = found["one pass"]
+                for way, values in found.items():
+                    assert abs(values[0] - first[0]) < 1e-3 * abs(first[0]), f"{way}: {values[0]} is not {first[0]}"
+                    assert abs(values[1] - first[1]) < 1e-2 * first[1], f"{way}: the gradient is another one"
+                lengths = "mixed" if mixed else "one"
+                rows.append((kind, lengths, str(count), *(f"{values[2]:.2f}  {values[3]:.0f}" for values in found.values())))
+                memory[count] = found["ours"][3]
+                ours, peers = found["ours"], [found[way] for way in WAYS[2:]]
+                figures[f"{kind}_{lengths}_{count}_time"] = ours[2] / min(peer[2] for peer in peers)
+                figures[f"{kind}_{lengths}_{count}_memory"] = ours[3] / min(peer[3] for peer in peers)
+            if 4096 in memory:
+                figures[f"{kind}_{'mixed' if mixed else 'one'}_memory_4096_to_256"] = memory[4096] / memory[256]
+    report(rows, figures)
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1") if len(sys.argv) == 5 else main()
