@@ -1,6 +1,7 @@
 """What both data modules share: loaders, exact resuming, the quarantine."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from datamodules.plan import Slot, of_rank, plan_scoring, plan_training
 from datamodules.shards import ShardSet
 from datamodules.stream import BatchLoader, Encoder
 from lightning_conan.embedder import Batch
+from lightning_conan.items import Item
 
 log = logging.getLogger(__name__)
 QUARANTINE = "quarantine.jsonl"
@@ -82,6 +84,14 @@ class PairData(LightningDataModule):
         """Encodes with the running stage's processor."""
         assert self.trainer is not None, "loaders are made by a trainer"
         return Encoder(self.sets[stage], self.trainer.lightning_module.processor, self.cache_bytes)  # type: ignore[arg-type]
+
+    def texts(self) -> Iterator[tuple[str, Item]]:
+        """Content hash and item of every side without media in the training data."""
+        for shards in self.sets["fit"].values():
+            for number in range(len(shards.samples)):
+                for _, item in shards.read(number).sides():
+                    if not item.media:
+                        yield item.content_hash(), item
 
     def plan(self, epoch: int, ranks: int) -> list[Slot]:
         """An epoch's global batches."""

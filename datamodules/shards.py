@@ -92,7 +92,7 @@ def decode_pair(members: dict[str, bytes]) -> Pair:
     """
     record = json.loads(members["json"])
     sides = {name: restore(value, members) for name, value in record.items() if isinstance(value, dict)}
-    negatives = [sides[name] for name in sorted(sides) if name.startswith("negative")]
+    negatives = [sides[name] for name in sorted(sides, key=lambda name: (len(name), name)) if name.startswith("negative")]
     return Pair(record["key"], record["task"], record["modality"], sides["query"], sides["target"], tuple(negatives))
 
 

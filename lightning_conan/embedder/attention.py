@@ -62,7 +62,7 @@ def merge(tensor: Float[Tensor, "segments heads length dim"]) -> Float[Tensor, "
 
 def use_grouped_attention(*towers: PreTrainedModel) -> None:
     """Makes towers attend in groups, unless another implementation than plain SDPA was asked for."""
-    AttentionInterface.register(NAME, grouped_attention)
+    AttentionInterface.register(NAME, torch.compiler.disable(grouped_attention))  # segments are of any number and length
     for tower in towers:
         if tower.config._attn_implementation == "sdpa":
             tower.config._attn_implementation = NAME

@@ -4,8 +4,8 @@ from lightning_conan.stages.fused import Fused
 from lightning_conan.stages.pretraining import Pretraining
 from lightning_conan.stages.recovery import ProjectorRecovery
 from lightning_conan.stages.rehearsal import Rehearsal
-from lightning_conan.stages.settings import Lora, Training
+from lightning_conan.stages.settings import DynamicNegatives, Lora, Training
 from lightning_conan.stages.specialist import Specialist
 from lightning_conan.stages.stage import Stage
 
-__all__ = ["Fused", "Lora", "Pretraining", "ProjectorRecovery", "Rehearsal", "Specialist", "Stage", "Training"]
+__all__ = ["DynamicNegatives", "Fused", "Lora", "Pretraining", "ProjectorRecovery", "Rehearsal", "Specialist", "Stage", "Training"]

@@ -1,22 +1,28 @@
 """Stage 3a, recover: the projectors alone (PAPERS.md A6)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 from typing_extensions import override
 
 from lightning_conan.embedder import Batch, Encoded, State
-from lightning_conan.items import Modality
+from lightning_conan.items import Item, Modality
+from lightning_conan.objectives import PairEmbeddings
+from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages.constants import Constants
+from lightning_conan.stages.ranks import most, world_size
 from lightning_conan.stages.settings import Lora, Training
 from lightning_conan.stages.stage import Stage
 
 AUDIO_PROJECTOR = "audio_projector."
+BANK_BLOCK = 1024
+"""Texts that are embedded and kept at once."""
 
 
 class ProjectorRecovery(Stage):
@@ -34,6 +40,7 @@ class ProjectorRecovery(Stage):
             all but the audio projector frozen they never change: from the second epoch on only projector and backbone run,
             on audio alone.
         constants_gb: The folder's largest size.
+        bank: Every text of the training data is a negative at every step, not those of the batch alone; needs ``constants``.
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("fused",)
@@ -47,6 +54,7 @@ class ProjectorRecovery(Stage):
         lora: Lora | None = None,
         constants: Path | None = None,
         constants_gb: float = 16.0,
+        bank: bool = False,
     ) -> None:
         super().__init__(folder, training)
         self.projectors, self.lora_settings = tuple(projectors), lora
@@ -57,6 +65,10 @@ class ProjectorRecovery(Stage):
                 f"constants hold only while the audio projector trains alone, got projectors={self.projectors} and lora={lora}. "
                 "Leave one of them out."
             )
+        if bank and constants is None:
+            raise ValueError("bank needs the embeddings of all texts, which constants keeps, got constants=null. Name a folder.")
+        self.with_bank = bank
+        self.bank: tuple[Tensor, Tensor] | None = None
         self.constants_folder, self.constants_gb = constants, constants_gb
         self.constants: Constants | None = None
 
@@ -88,6 +100,49 @@ class ProjectorRecovery(Stage):
             self.constants = Constants(self.constants_folder, maker, self.constants_gb)
 
     @override
+    def on_train_start(self) -> None:
+        if self.with_bank:
+            texts = dict(self.trainer.datamodule.texts())  # type: ignore[attr-defined]
+            self.bank = self.embed_texts(texts)
+
+    def embed_texts(self, texts: dict[str, Item]) -> tuple[Float[Tensor, "texts dim"], Int[Tensor, " texts"]]:
+        """Embeddings and identities of texts, by their digest; ranks share the work of what is not kept yet."""
+        assert self.constants is not None, "__init__ refused such a stage"
+        digests = sorted(texts)
+        own = digests[self.global_rank :: world_size()]
+        self.embedder.eval()
+        blocks = [own[start : start + BANK_BLOCK] for start in range(0, len(own), BANK_BLOCK)]
+        for block in tqdm(blocks, desc="embedding all texts", disable=None):
+            self.fetch_texts(block, lambda digest: self.processor(texts[digest]))
+        most(0, self.device)  # every rank has kept its share
+        found = self.fetch_texts(digests, lambda digest: self.processor(texts[digest]))
+        return torch.stack([row.to(self.device) for row in found]), hash_ids(digests).to(self.device)
+
+    def fetch_texts(self, digests: list[str], encode: Callable[[str], Encoded]) -> list[Tensor]:
+        """Embeddings of texts by their digests, kept or made."""
+        assert self.constants is not None, "without them texts are embedded like everything else"
+        budget = self.training_settings.inference_budget
+
+        def make(rows: list[int]) -> Sequence[Tensor]:
+            return self.embedder.embed([encode(digests[row]) for row in rows], budget).unbind()
+
+        return self.constants.fetch("embedding", digests, make)
+
+    @override
+    def enlarged(self, pairs: PairEmbeddings, batch: Batch) -> PairEmbeddings:
+        if self.bank is None:
+            return pairs
+        if all(item.mels for item in batch.targets):  # negatives stand among the targets, so texts must be those
+            assert not len(pairs.negative), "hard negatives of texts are sounds"
+            pairs = replace(
+                pairs, query=pairs.target, target=pairs.query, query_ids=pairs.target_ids, target_ids=pairs.query_ids
+            )
+        texts, ids = self.bank
+        others = ~torch.isin(ids, torch.cat([pairs.target_ids, pairs.negative_ids]))
+        negative, negative_ids = torch.cat([pairs.negative, texts[others]]), torch.cat([pairs.negative_ids, ids[others]])
+        return replace(pairs, negative=negative, negative_ids=negative_ids)
+
+    @override
     def teardown(self, stage: str) -> None:
         if self.constants is not None:
             self.constants.store.close()
@@ -101,11 +156,8 @@ class ProjectorRecovery(Stage):
             return items, {}
         self.embedder.eval()  # constants are what scoring would see; a projector has nothing that drops out
         read = [row for row, item in enumerate(items) if not item.mels]
-        texts = self.constants.fetch(
-            "embedding",
-            [digests[row] for row in read],
-            lambda rows: self.embedder.embed([items[read[row]] for row in rows], self.training_settings.inference_budget).unbind(),
-        )
+        by_digest = {digests[row]: items[row] for row in read}
+        texts = self.fetch_texts([digests[row] for row in read], by_digest.__getitem__)
         frames = self.constants.fetch(
             "frames", [digests[row] for row in heard], lambda rows: self.frames_of([items[heard[row]] for row in rows])
         )

@@ -20,6 +20,27 @@ TOWERS: dict[Modality, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class DynamicNegatives:
+    """When a hard negative gives way to the query's next one (Conan-embedding v2, PAPERS.md A9).
+
+    Args:
+        keep: Negatives of a query that are used at once, of those that its sample holds.
+        floor: One that scores below this when first seen is no hard one.
+        decay: One whose score, times this, is below its first score is told apart ...
+        ceiling: ... if it is below this, too.
+    """
+
+    keep: int = 1
+    floor: float = 0.4
+    decay: float = 1.2
+    ceiling: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.keep < 1 or self.decay < 1:
+            raise ValueError(f"dynamic_negatives.keep and decay must be at least 1, got {self.keep} and {self.decay}.")
+
+
+@dataclass(frozen=True)
 class Training:
     """How a stage trains.
 
@@ -36,6 +57,7 @@ class Training:
         false_negative_margin: Targets that score higher than the positive by more than this do not count as negatives
             (Qwen3-VL-Embedding: 0.1); none are left out by default.
         same_side_negatives: Whether queries are negatives of queries too, and targets of targets.
+        dynamic_negatives: Replace hard negatives once they are told apart; by default all that a sample holds are used.
         matryoshka_dims: Leading dimensions of the embedding that are trained to do alone; the last should be all.
         token_budget: Padded tokens of one chunk: memory grows with it, not with the batch. ``auto`` measures once, at the first
             batch of a modality, what fits into the device.
@@ -59,6 +81,7 @@ class Training:
     learn_temperature: bool = False
     false_negative_margin: float | None = None
     same_side_negatives: bool = False
+    dynamic_negatives: DynamicNegatives | None = None
     matryoshka_dims: tuple[int, ...] = ()
     token_budget: int | Literal["auto"] = 16_384
     checkpoint_activations: bool = False

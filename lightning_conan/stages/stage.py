@@ -36,10 +36,11 @@ from lightning_conan.embedder import (
     save_folder,
 )
 from lightning_conan.items import Modality
-from lightning_conan.objectives import cached_backward, symmetric_info_nce
+from lightning_conan.objectives import PairEmbeddings, cached_backward, symmetric_info_nce
 from lightning_conan.retrieval.metric import RetrievalMetric, hash_ids
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.memory import fitting_budget
+from lightning_conan.stages.negatives import NegativeWatch
 from lightning_conan.stages.optimizers import make_optimizer
 from lightning_conan.stages.ranks import gather_pairs, in_step, leave_gradients_alone, most, sum_gradients, total
 from lightning_conan.stages.settings import TOWERS, Lora, Training
@@ -77,6 +78,7 @@ class Stage(LightningModule):
         self.metrics: dict[str, RetrievalMetric] = {}
         self.budgets: dict[str, int] = {}
         self.skipped = 0
+        self.watch = NegativeWatch(training.dynamic_negatives) if training.dynamic_negatives else None
         if training.learn_temperature:
             start = {name: torch.tensor(training.temperature_of(name)).log() for name in TOWERS}
             self.log_temperatures = nn.ParameterDict({name: nn.Parameter(value) for name, value in start.items()})
@@ -239,6 +241,8 @@ class Stage(LightningModule):
         assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
         budget = self.budget(batch.modality)
+        if self.watch is not None:
+            batch = self.watch.choose(batch)
         items, known = self.inputs(batch)
         live = [row for row in range(len(items)) if row not in known]
         packed = [items[row] for row in live]
@@ -286,11 +290,18 @@ class Stage(LightningModule):
 
     def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
         """This rank's share of the loss of all ranks' pairs, from the embeddings of ``batch.items()``."""
+        if self.watch is not None:
+            self.watch.note(batch, embeddings.detach())
         ids = hash_ids(batch.hashes()).to(embeddings.device)
         pairs, own = gather_pairs(embeddings, ids, len(batch))
+        pairs = self.enlarged(pairs, batch)
         share = len(batch) / len(pairs.query)  # the ranks' losses add up to the mean over all pairs
         contrast = self.training_settings.contrast(self.temperature(batch.modality))
         return share * symmetric_info_nce(pairs, contrast, own)
+
+    def enlarged(self, pairs: PairEmbeddings, batch: Batch) -> PairEmbeddings:
+        """A subclass may add negatives that no batch holds."""
+        return pairs
 
     def checked(self, value: Tensor, batch: Batch, what: str = "loss") -> Tensor:
         """The value, if it is finite: Lightning itself would go on with NaN weights."""
@@ -330,6 +341,7 @@ class Stage(LightningModule):
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
         checkpoint["folder"] = self.provenance.fingerprint
         checkpoint["budgets"], checkpoint["skipped"] = self.budgets, self.skipped
+        checkpoint["watch"] = self.watch.state_dict() if self.watch is not None else None
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -338,6 +350,8 @@ class Stage(LightningModule):
         if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
             raise ValueError(f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}.")
         self.budgets, self.skipped = checkpoint["budgets"], checkpoint["skipped"]  # other chunks would round otherwise
+        if self.watch is not None and checkpoint["watch"] is not None:
+            self.watch.load_state_dict(checkpoint["watch"])
 
     # Scoring
 

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from callbacks import FrozenBackbone
-from datamodules import RehearsalData
-from lightning_conan.embedder import OmniEmbedder, load_folder
+from datamodules import RehearsalData, SpecialistData
+from lightning_conan.embedder import Batch, Encoded, OmniEmbedder, load_folder
+from lightning_conan.objectives import Contrast, PairEmbeddings, symmetric_info_nce
 from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal
 from lightning_conan.stages.constants import Constants
 from runs import QUICK, Record, data, state, trainer
@@ -106,3 +108,45 @@ def test_constants_with_anything_else_that_trains_are_refused(fused, tmp_path):
         ProjectorRecovery(fused, QUICK, lora=Lora(), constants=tmp_path)
     with pytest.raises(ValueError, match="constants hold only"):
         ProjectorRecovery(fused, QUICK, projectors=("audio_projector.", MERGER), constants=tmp_path)
+
+
+def test_a_bank_of_all_texts_is_a_batch_that_holds_them(fused, world, tmp_path):
+    """With the whole set in one batch the bank adds nothing; with less it adds what the batch lacks."""
+
+    def loss(name, size, bank):
+        record = Record()
+        module = ProjectorRecovery(fused, QUICK, constants=tmp_path / "constants", bank=bank)
+        sounds = SpecialistData(world / "audio", batch_size=size, num_workers=0)
+        trainer(tmp_path / name, 1, record).fit(module, sounds)
+        return record.losses[0], module
+
+    whole, _ = loss("whole", 20, False)
+    assert loss("whole with bank", 20, True)[0] == pytest.approx(whole, rel=1e-5)
+    part, _ = loss("part", 5, False)
+    more, module = loss("part with bank", 5, True)
+    assert more > part
+    texts, ids = module.bank
+    assert len(texts) == len(ids) == len(set(ids.tolist()))
+
+
+def test_a_bank_stands_on_the_side_of_the_texts(fused, world, tmp_path):
+    """Against plain cross-entropies, for sounds as queries and as targets."""
+    module = ProjectorRecovery(fused, QUICK, constants=tmp_path / "constants", bank=True)
+    sounds, texts, more = (F.normalize(torch.randn(3, 8), dim=1) for _ in range(3))
+    module.bank = torch.cat([more, texts]), torch.tensor([7, 8, 9, 4, 5, 6])
+    labels, contrast = torch.arange(3), Contrast(0.1)
+    expected = F.cross_entropy(sounds @ torch.cat([texts, more]).T / 0.1, labels) + F.cross_entropy(texts @ sounds.T / 0.1, labels)
+    none, no_ids, ids = torch.empty(0, 8), torch.empty(0, dtype=torch.long), torch.tensor([1, 2, 3])
+    heard, read = Encoded(labels, labels.expand(3, -1), mels=[torch.zeros(1, 1)]), Encoded(labels, labels.expand(3, -1))
+    for flipped in (False, True):
+        pairs = PairEmbeddings(sounds, texts, none, ids, ids + 3, no_ids)
+        if flipped:
+            pairs = PairEmbeddings(texts, sounds, none, ids + 3, ids, no_ids)
+        batch = Batch("t", "audio", ["a"], [read if flipped else heard], [heard if flipped else read], [[]], ["q"], ["t"], [])
+        found = symmetric_info_nce(module.enlarged(pairs, batch), contrast)
+        assert found == pytest.approx(float(expected) / 2, rel=1e-5)
+
+
+def test_a_bank_without_constants_is_refused(fused):
+    with pytest.raises(ValueError, match="bank needs the embeddings of all texts"):
+        ProjectorRecovery(fused, QUICK, bank=True)
