@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from lightning_conan.objectives.info_nce import equal_targets, info_nce
 from lightning_conan.objectives.tiles import in_tiles
 
-TILE = 2**24
-"""Scores that are computed at once: 64 MB in float32, and a few times that with what goes with them."""
+TILE = 2**25
+"""Scores that are computed at once: 128 MB in float32, and a few times that with what goes with them."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,23 @@ def symmetric_info_nce(
     step = max(1, tile // columns)
     slices = [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
 
-    def of_rows(rows: slice, query: Tensor, target: Tensor, negative: Tensor, *learned: Tensor) -> Tensor:
+    def of_rows(rows: slice, *tensors: Tensor) -> Tensor:
+        learned = tensors[5:]
         values, now = [], replace(contrast, temperature=learned[0]) if learned else contrast
-        for dim in contrast.dims or (query.shape[1],):
-            short = [F.normalize(side[:, :dim], dim=-1) if contrast.dims else side for side in (query, target, negative)]
-            values.append(both_ways(replace(pairs, query=short[0], target=short[1], negative=short[2]), now, rows))
+        for dim in contrast.dims or (pairs.query.shape[1],):
+            short = [F.normalize(part[:, :dim], dim=-1) if contrast.dims else part for part in tensors[:5]]
+            whole = replace(pairs, query=short[2], target=short[3], negative=short[4])
+            values.append(both_ways(short[0], short[1], whole, now, rows))
         mean: Tensor = torch.stack(values).mean() * ((rows.stop - rows.start) / (stop - start))
         return mean
 
     learned = [contrast.temperature] if isinstance(contrast.temperature, Tensor) else []
-    return in_tiles(of_rows, slices, pairs.query, pairs.target, pairs.negative, *learned)
+    return in_tiles(of_rows, slices, [pairs.query, pairs.target], [pairs.query, pairs.target, pairs.negative, *learned])
 
 
-def both_ways(pairs: PairEmbeddings, contrast: Contrast, own: slice) -> Float[Tensor, ""]:
+def both_ways(
+    query: Float[Tensor, "own dim"], target: Float[Tensor, "own dim"], pairs: PairEmbeddings, contrast: Contrast, own: slice
+) -> Float[Tensor, ""]:
     """The loss of some rows, all their scores at once."""
     positive = torch.arange(len(pairs.query), device=pairs.query.device)[own]
     # A query whose target equals mine, or a target whose query equals mine, is as right as my own.
@@ -100,6 +104,8 @@ def both_ways(pairs: PairEmbeddings, contrast: Contrast, own: slice) -> Float[Te
 
     def one_way(anchors: Tensor, found: list[Tensor], ignore: list[Bool[Tensor, "own _"]]) -> Tensor:
         options = {"positive": positive, "temperature": contrast.temperature, "margin": contrast.margin}
-        return info_nce(anchors[own], torch.cat(found), ignore=torch.cat(ignore, dim=1), **options)  # type: ignore[arg-type]
+        found, ignore = [part for part in found if len(part)], [part for part in ignore if part.shape[1]]
+        columns, hidden = (torch.cat(found), torch.cat(ignore, dim=1)) if len(found) > 1 else (found[0], ignore[0])
+        return info_nce(anchors, columns, ignore=hidden, **options)  # type: ignore[arg-type]
 
-    return (one_way(pairs.query, targets, forth) + one_way(pairs.target, queries, back)) / 2
+    return (one_way(query, targets, forth) + one_way(target, queries, back)) / 2

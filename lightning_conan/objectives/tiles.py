@@ -8,18 +8,19 @@ from torch import Tensor
 from typing_extensions import override
 
 RowLoss = Callable[..., Tensor]
-"""From a slice of rows and the tensors to those rows' share of the loss."""
+"""From a slice of rows, those rows of each side, and the whole tensors to those rows' share of the loss."""
 
 
-def in_tiles(loss: RowLoss, slices: Sequence[slice], *tensors: Tensor) -> Tensor:
-    """The sum of ``loss(rows, *tensors)`` over the slices, its gradients included.
+def in_tiles(loss: RowLoss, slices: Sequence[slice], sides: Sequence[Tensor], whole: Sequence[Tensor]) -> Tensor:
+    """The sum over the slices of ``loss(rows, *(side[rows] for side in sides), *whole)``, its gradients included.
 
     The gradient of each slice is taken as soon as its loss is known, so that nothing is computed twice and memory holds one
     slice's graph; ``backward`` only scales it.
     """
+    tensors = [*sides, *whole]
     if len(slices) == 1 or not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
-        return torch.stack([loss(rows, *tensors) for rows in slices]).sum()
-    value: Tensor = Tiled.apply(loss, slices, *tensors)
+        return torch.stack([loss(rows, *(side[rows] for side in sides), *whole) for rows in slices]).sum()
+    value: Tensor = Tiled.apply(loss, slices, len(sides), *tensors)
     return value
 
 
@@ -28,17 +29,19 @@ class Tiled(torch.autograd.Function):
 
     @staticmethod
     @override
-    def forward(ctx: Any, loss: RowLoss, slices: Sequence[slice], *tensors: Tensor) -> Tensor:
-        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-        gradients = [torch.zeros_like(leaf) for leaf in leaves]
+    def forward(ctx: Any, loss: RowLoss, slices: Sequence[slice], sides: int, *tensors: Tensor) -> Tensor:
+        gradients = [torch.zeros_like(tensor) for tensor in tensors]
+        whole = [tensor.detach().requires_grad_() for tensor in tensors[sides:]]
         total = torch.zeros((), device=tensors[0].device)
         for rows in slices:
+            own = [side.detach()[rows].requires_grad_() for side in tensors[:sides]]  # a slice's gradient is not the whole's size
             with torch.enable_grad():
-                value = loss(rows, *leaves)
-                found = torch.autograd.grad(value, leaves, allow_unused=True)
-            for gradient, part in zip(gradients, found, strict=True):
+                value = loss(rows, *own, *whole)
+                found = torch.autograd.grad(value, [*own, *whole], allow_unused=True)
+            places = [*(gradient[rows] for gradient in gradients[:sides]), *gradients[sides:]]
+            for place, part in zip(places, found, strict=True):
                 if part is not None:
-                    gradient += part
+                    place += part
             total += value.detach()
         ctx.save_for_backward(*gradients)
         return total
@@ -46,4 +49,4 @@ class Tiled(torch.autograd.Function):
     @staticmethod
     @override
     def backward(ctx: Any, *outputs: Tensor) -> Any:
-        return None, None, *(outputs[0] * gradient for gradient in ctx.saved_tensors)
+        return None, None, None, *(outputs[0] * gradient for gradient in ctx.saved_tensors)
