@@ -53,9 +53,7 @@ class CheckpointFiles(TorchCheckpointIO):
             ) from error
 
     @override
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(path)
         hashes = read_hashes(path)
         if not hashes:

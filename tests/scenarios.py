@@ -8,9 +8,8 @@ from lightning import Callback
 
 from callbacks import FolderCheckpoint
 from datamodules import RehearsalData, SpecialistData
-from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist, Stage, Training
 from lightning_conan.objectives import cached_backward
-from lightning_conan.stages import stage
+from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist, Stage, Training, stage
 from lightning_conan.stages.sharding import whole
 from runs import QUICK, Record, data, trainer
 
@@ -23,7 +22,9 @@ class Gradients(Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if not self.found:
-            self.found = {name: whole(tensor.grad).clone() for name, tensor in pl_module.trained().items()}
+            trained = pl_module.trained()
+            zeros = {name: torch.zeros_like(tensor) for name, tensor in trained.items()}
+            self.found = {name: whole(zeros[name] if t.grad is None else t.grad).clone() for name, t in trained.items()}
 
 
 def make(kind, folder, packed, batch, dropout=0.0, **training):
@@ -33,9 +34,12 @@ def make(kind, folder, packed, batch, dropout=0.0, **training):
     several = {name: packed / name for name in ("image", "video", "document", "audio")}
     if kind == "rehearsal":
         return Rehearsal(folder, settings, lora), RehearsalData(several, batch_size=batch, num_workers=0)
-    data = SpecialistData(packed / ("audio" if kind == "recovery" else kind), batch_size=batch, num_workers=0)
+    folders = {"recovery": "audio", "full": "image"}
+    data = SpecialistData(packed / folders.get(kind, kind), batch_size=batch, num_workers=0)
     if kind == "recovery":
         return ProjectorRecovery(folder, settings), data
+    if kind == "full":
+        return Specialist(folder, "image", settings, None, train_fully=("backbone.",)), data
     return Specialist(folder, kind, settings, lora), data
 
 

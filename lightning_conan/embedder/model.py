@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, DynamicCache, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from lightning_conan.embedder.attention import use_grouped_attention
 from lightning_conan.embedder.audio import audio_encoder_of
@@ -32,6 +32,7 @@ class OmniEmbedder(PreTrainedModel):
     state, normalised.
     """
 
+    config: OmniConfig
     config_class = OmniConfig
     base_model_prefix = ""
     main_input_name = "chunk"

@@ -50,7 +50,7 @@ def cached_backward(
     backward: Backward,
     device: torch.device,
     one_pass: bool = False,
-    announce: Announce = lambda last: None,
+    announce: Announce = lambda _: None,
 ) -> Float[Tensor, ""]:
     """Accumulates the parameters' gradients of a loss over all chunks' rows, and returns the loss.
 

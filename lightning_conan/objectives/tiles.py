@@ -43,10 +43,11 @@ class Tiled(torch.autograd.Function):
                 if part is not None:
                     place += part
             total += value.detach()
-        ctx.save_for_backward(*gradients)
+        ctx.gradients = gradients
         return total
 
     @staticmethod
     @override
     def backward(ctx: Any, *outputs: Tensor) -> Any:
-        return None, None, None, *(outputs[0] * gradient for gradient in ctx.saved_tensors)
+        gradients, ctx.gradients = ctx.gradients, None  # scaled in place: as large as all embeddings, and there is one backward
+        return None, None, None, *(gradient.mul_(outputs[0]) for gradient in gradients)

@@ -8,4 +8,14 @@ from lightning_conan.stages.settings import DynamicNegatives, Lora, Training
 from lightning_conan.stages.specialist import Specialist
 from lightning_conan.stages.stage import Stage
 
-__all__ = ["DynamicNegatives", "Fused", "Lora", "Pretraining", "ProjectorRecovery", "Rehearsal", "Specialist", "Stage", "Training"]
+__all__ = [
+    "DynamicNegatives",
+    "Fused",
+    "Lora",
+    "Pretraining",
+    "ProjectorRecovery",
+    "Rehearsal",
+    "Specialist",
+    "Stage",
+    "Training",
+]

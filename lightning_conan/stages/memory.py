@@ -163,7 +163,8 @@ def counted(weights: set[int]) -> Iterator[dict[int, int]]:
 def free_bytes(device: torch.device) -> int:
     """What a device can still hold; of the host's memory, this process's part."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
     return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 

@@ -134,9 +134,7 @@ class ProjectorRecovery(Stage):
             return pairs
         if all(item.mels for item in batch.targets):  # negatives stand among the targets, so texts must be those
             assert not len(pairs.negative), "hard negatives of texts are sounds"
-            pairs = replace(
-                pairs, query=pairs.target, target=pairs.query, query_ids=pairs.target_ids, target_ids=pairs.query_ids
-            )
+            pairs = replace(pairs, query=pairs.target, target=pairs.query, query_ids=pairs.target_ids, target_ids=pairs.query_ids)
         texts, ids = self.bank
         others = ~torch.isin(ids, torch.cat([pairs.target_ids, pairs.negative_ids]))
         negative, negative_ids = torch.cat([pairs.negative, texts[others]]), torch.cat([pairs.negative_ids, ids[others]])

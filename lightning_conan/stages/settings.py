@@ -63,7 +63,7 @@ class Training:
             batch of a modality, what fits into the device.
         checkpoint_activations: Keep only each layer's input and compute the rest again in the backward pass: a third more
             time for a tenth of the memory.
-        attention: How the language model attends: sdpa, eager, or flash_attention_2 (NVIDIA GPUs, bf16, `pip install flash-attn`).
+        attention: How the language model attends: sdpa, eager, or flash_attention_2 (NVIDIA, bf16, `pip install flash-attn`).
         compile: A torch.compile backend, such as inductor, for the layers of all towers; none by default.
         max_skipped_steps: So many steps may be left out because their gradient is not finite (logged as
             ``train/skipped_steps``); the next one ends the run. A loss that is not finite always does.

@@ -64,7 +64,7 @@ def share_weights(module: nn.Module) -> None:
     """Ends ``gather_weights``."""
     for part in sharded_modules(module):
         part.reshard()
-        part.set_reshard_after_forward(part is not module, recurse=False)
+        part.set_reshard_after_forward(id(part) != id(module), recurse=False)
 
 
 @contextmanager
@@ -116,7 +116,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         assert self.model is not None
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        named = get_optimizer_state_dict(self.model, plain, options=WHOLE)
+        named: Any = get_optimizer_state_dict(self.model, plain, options=WHOLE)
         numbers: dict[Any, int] = {}
         for group in named.get("param_groups", []):  # only rank 0 gets any
             for name in group["params"]:
@@ -132,7 +132,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
             state = {order[number]: value for number, value in found["state"].items()}
             groups = [group | {"params": [order[number] for number in group["params"]]} for group in found["param_groups"]]
-            named = {"state": state, "param_groups": groups}
+            named: Any = {"state": state, "param_groups": groups}
             set_optimizer_state_dict(self.model, optimizer, named, options=StateDictOptions(full_state_dict=True))
 
     @override

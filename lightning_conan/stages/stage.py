@@ -158,7 +158,8 @@ class Stage(LightningModule):
     def temperature(self, modality: Modality) -> float | Tensor:
         """What divides a modality's scores."""
         if self.training_settings.learn_temperature:
-            return self.log_temperatures[modality].exp().clamp(min=LEAST_TEMPERATURE)
+            learned: Tensor = self.log_temperatures[modality].exp()
+            return learned.clamp(min=LEAST_TEMPERATURE)
         return self.training_settings.temperature_of(modality)
 
     def budget(self, modality: Modality) -> int:
@@ -317,7 +318,7 @@ class Stage(LightningModule):
         gradients = [parameter.grad for parameter in self.trained().values() if parameter.grad is not None]
         in_shards = [isinstance(gradient, DTensor) for gradient in gradients]
         halves = [list(compress(gradients, in_shards)), list(compress(gradients, map(not_, in_shards)))]
-        norm = torch.stack([whole(get_total_norm(half)).to(self.device) for half in halves if half]).norm()
+        norm: Tensor = torch.stack([whole(get_total_norm(half)).to(self.device) for half in halves if half]).norm()
         if not bool(torch.isfinite(norm)):
             self.skipped += 1
             if self.skipped > self.training_settings.max_skipped_steps:

@@ -7,11 +7,11 @@ from multiprocessing import get_context
 
 import pytest
 import torch
+from scenarios import fit_until_killed
 
 from callbacks.checkpoint_files import PREVIOUS, CheckpointFiles
 from lightning_conan.stages import Lora, Specialist
 from runs import QUICK, Record, data, state, trainer
-from scenarios import fit_until_killed
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_code_in_a_checkpoint_does_not_run(written, tmp_path):
             return (open, (str(tmp_path / "canary"), "w"))
 
     CheckpointFiles().save_checkpoint({"step": Evil()}, written)
-    with pytest.raises(Exception, match="weights_only|Unsupported"):
+    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         CheckpointFiles().load_checkpoint(written, weights_only=False)
     assert not (tmp_path / "canary").exists()
 

@@ -5,7 +5,6 @@ import signal
 import pytest
 import torch
 from ranks import both, values
-from runs import Stop
 from scenarios import (
     fit,
     fit_and_die,
@@ -20,6 +19,7 @@ from scenarios import (
 )
 
 from lightning_conan.embedder import load_folder
+from runs import Stop
 
 
 def close(one, other):
@@ -33,14 +33,16 @@ each_strategy = pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 
 @each_strategy
 @pytest.mark.parametrize(
-    ("kind", "budget"), [("image", 4000), ("image", 60), ("document", 300), ("video", 4000), ("audio", 60), ("rehearsal", 200)]
+    ("kind", "budget"),
+    [("image", 4000), ("image", 60), ("document", 300), ("video", 4000), ("audio", 60), ("rehearsal", 200), ("full", 60)],
 )
 def test_gradients_are_those_of_one_process(base, recovered, world, tmp_path, kind, budget, strategy):
     """With chunks of all sizes: ranks need not agree on how many they make."""
     args = [kind, recovered if kind == "rehearsal" else base, world, tmp_path / "run", 2, 6]
     learned = {"learn_temperature": kind in ("document", "rehearsal")}
     alone = fit(*args[:3], tmp_path / "alone", 2, 6, token_budget=100_000, **learned)
-    ranks = values(fit_with, *args, {"token_budget": budget, "strategy": strategy} | learned)
+    settings = {"token_budget": budget, "strategy": strategy, "checkpoint_activations": kind == "full"}
+    ranks = values(fit_with, *args, settings | learned)
     for step in range(2):
         assert sorted(key for rank in ranks for key in rank["keys"][step]) == sorted(alone["keys"][step])
     for rank in ranks:

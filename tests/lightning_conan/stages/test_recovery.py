@@ -135,7 +135,9 @@ def test_a_bank_stands_on_the_side_of_the_texts(fused, world, tmp_path):
     sounds, texts, more = (F.normalize(torch.randn(3, 8), dim=1) for _ in range(3))
     module.bank = torch.cat([more, texts]), torch.tensor([7, 8, 9, 4, 5, 6])
     labels, contrast = torch.arange(3), Contrast(0.1)
-    expected = F.cross_entropy(sounds @ torch.cat([texts, more]).T / 0.1, labels) + F.cross_entropy(texts @ sounds.T / 0.1, labels)
+    expected = F.cross_entropy(sounds @ torch.cat([texts, more]).T / 0.1, labels) + F.cross_entropy(
+        texts @ sounds.T / 0.1, labels
+    )
     none, no_ids, ids = torch.empty(0, 8), torch.empty(0, dtype=torch.long), torch.tensor([1, 2, 3])
     heard, read = Encoded(labels, labels.expand(3, -1), mels=[torch.zeros(1, 1)]), Encoded(labels, labels.expand(3, -1))
     for flipped in (False, True):

@@ -144,7 +144,9 @@ def test_warm_up_then_cosine():
 @pytest.mark.parametrize("budget", [60, 100_000])
 def test_a_learned_temperature_gets_the_gradient_of_the_loss(base, world, tmp_path, budget):
     """Against the loss's difference, cached and in one pass."""
-    settings = replace(QUICK, learn_temperature=True, temperature=0.1, temperatures={"image": 0.07}, token_budget=budget, clip_norm=1e6)
+    settings = replace(
+        QUICK, learn_temperature=True, temperature=0.1, temperatures={"image": 0.07}, token_budget=budget, clip_norm=1e6
+    )
     record = {}
 
     class Keep(Callback):
