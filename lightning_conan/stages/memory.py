@@ -175,7 +175,7 @@ def fitting_budget(embedder: OmniEmbedder, modality: Modality, device: torch.dev
     """
     per_token = max(measured_bytes(embedder, kind, device) for kind in {"text", modality}) / PROBE
     budget = int(SHARE * free_bytes(device) / per_token)
-    return 2 ** min(max(budget, 1), MOST).bit_length() // 2
+    return 1 << (min(max(budget, 1), MOST).bit_length() - 1)
 
 
 def measured_bytes(embedder: OmniEmbedder, modality: Modality, device: torch.device) -> int:

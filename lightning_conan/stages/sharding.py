@@ -1,9 +1,11 @@
 """FSDP2: weights in shards over the ranks, gathered layer by layer as they are needed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -80,6 +83,16 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may lie in shards, or wait to be summed, as it is; every rank has to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Float[Tensor, ""]:
+    """Scales gradients, in shards or not, down to a norm; returns what it was, the same on every rank."""
+    listed = [parameter for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in listed if parameter.grad is not None]
+    halves = [[gradient for gradient in gradients if isinstance(gradient, DTensor) == kind] for kind in (True, False)]
+    norm: Tensor = torch.stack([whole(get_total_norm(half)).to(gradients[0].device) for half in halves if half]).norm()
+    clip_grads_with_norm_(listed, limit, norm)
+    return norm
 
 
 class FSDP2Strategy(ModelParallelStrategy):

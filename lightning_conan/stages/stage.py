@@ -1,21 +1,16 @@
 """What all stages share: a folder in, contrastive steps, retrieval scores, a folder out."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import compress
-from operator import not_
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
@@ -23,28 +18,24 @@ from lightning_conan.embedder import (
     STATES,
     Batch,
     Encoded,
-    ItemBatch,
-    OmniEmbedder,
-    OmniProcessor,
     Provenance,
     State,
     load_folder,
-    load_processor,
     pack,
-    read_provenance,
     save_adapter_folder,
     save_folder,
 )
 from lightning_conan.items import Modality
 from lightning_conan.objectives import PairEmbeddings, cached_backward, symmetric_info_nce
-from lightning_conan.retrieval.metric import RetrievalMetric, hash_ids
+from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.memory import fitting_budget
 from lightning_conan.stages.negatives import NegativeWatch
 from lightning_conan.stages.optimizers import make_optimizer
 from lightning_conan.stages.ranks import gather_pairs, in_step, leave_gradients_alone, most, sum_gradients, total
+from lightning_conan.stages.scoring import Scoring
 from lightning_conan.stages.settings import TOWERS, Lora, Training
-from lightning_conan.stages.sharding import gather_weights, is_sharded, shard, share_weights, sync_gradients, whole
+from lightning_conan.stages.sharding import clip_gradients, is_sharded, shard, sync_gradients, whole
 
 log = logging.getLogger(__name__)
 Form = Literal["dense", "adapter"]
@@ -52,7 +43,7 @@ LEAST_TEMPERATURE = 0.01
 """Below it a learned temperature runs away (CLIP, https://arxiv.org/abs/2103.00020, clips there too)."""
 
 
-class Stage(LightningModule):
+class Stage(Scoring):
     """A checkpoint folder, scored as it is; subclasses say what trains.
 
     Args:
@@ -66,16 +57,11 @@ class Stage(LightningModule):
     modality: Modality | None = None
 
     def __init__(self, folder: Path, training: Training = Training()) -> None:  # noqa: B008  # frozen
-        super().__init__()
+        super().__init__(folder, training)
         self.automatic_optimization = False
         self.strict_loading = False  # .ckpt files hold what trains; on_load_checkpoint is strict about it
-        self.folder, self.training_settings = Path(folder), training
-        self.provenance = read_provenance(self.folder)
-        self.processor: OmniProcessor = load_processor(self.folder)
-        self.embedder: OmniEmbedder
         self.adapters: Adapters | None = None
         self.trained_names: frozenset[str] = frozenset()
-        self.metrics: dict[str, RetrievalMetric] = {}
         self.budgets: dict[str, int] = {}
         self.skipped = 0
         self.watch = NegativeWatch(training.dynamic_negatives) if training.dynamic_negatives else None
@@ -231,11 +217,6 @@ class Stage(LightningModule):
             raise ValueError(f"Training needs bf16-mixed or 32-true, got precision={self.trainer.precision}: float16 overflows.")
         leave_gradients_alone(self.trainer.strategy.model)
 
-    def embed(self, items: list[Encoded]) -> Float[Tensor, "items dim"]:
-        """Embeddings without gradients."""
-        self.embedder.eval()
-        return self.embedder.embed(items, self.training_settings.inference_budget)
-
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
@@ -315,15 +296,11 @@ class Stage(LightningModule):
 
     def clipped_norm(self, batch: Batch) -> Tensor:
         """Clips the gradients and returns their norm before, the same on every rank; counts it when it is not finite."""
-        gradients = [parameter.grad for parameter in self.trained().values() if parameter.grad is not None]
-        in_shards = [isinstance(gradient, DTensor) for gradient in gradients]
-        halves = [list(compress(gradients, in_shards)), list(compress(gradients, map(not_, in_shards)))]
-        norm: Tensor = torch.stack([whole(get_total_norm(half)).to(self.device) for half in halves if half]).norm()
+        norm = clip_gradients(self.trained().values(), self.training_settings.clip_norm)
         if not bool(torch.isfinite(norm)):
             self.skipped += 1
             if self.skipped > self.training_settings.max_skipped_steps:
                 self.checked(norm, batch, "gradient")
-        clip_grads_with_norm_(self.trained().values(), self.training_settings.clip_norm, norm)
         return norm
 
     @override
@@ -353,60 +330,3 @@ class Stage(LightningModule):
         self.budgets, self.skipped = checkpoint["budgets"], checkpoint["skipped"]  # other chunks would round otherwise
         if self.watch is not None and checkpoint["watch"] is not None:
             self.watch.load_state_dict(checkpoint["watch"])
-
-    # Scoring
-
-    def score(self, batch: Batch, name: str) -> None:
-        """Adds a batch to the metric of a data set."""
-        embeddings = self.embed([*batch.queries, *batch.targets])
-        self.metrics[name].update(embeddings[: len(batch)], embeddings[len(batch) :], batch.query_hashes, batch.target_hashes)
-
-    def start_scores(self, stage: str) -> None:
-        """An empty metric for each data set, on every rank: one that gets no pair of a small set must take part in gathering."""
-        folders: dict[str, Path] = self.trainer.datamodule.folders[stage]  # type: ignore[attr-defined]
-        gather_weights(self.embedder)  # ranks score as many pairs as they get
-        self.metrics = {name: RetrievalMetric().to(self.device) for name in folders}
-        nothing = torch.empty(0, self.embedder.config.dim, device=self.device)
-        for metric in self.metrics.values():
-            metric.update(nothing, nothing, [], [])
-
-    @override
-    def on_validation_epoch_start(self) -> None:
-        self.start_scores("validate")
-
-    @override
-    def on_test_epoch_start(self) -> None:
-        self.start_scores("test")
-
-    def log_scores(self, prefix: str) -> None:
-        """Logs ``PREFIX/DATA_SET/METRIC`` and starts anew."""
-        for name, metric in sorted(self.metrics.items()):
-            scores: Mapping[str, Tensor] = metric.compute()
-            self.log_dict({f"{prefix}/{name}/{key}": value for key, value in scores.items()}, rank_zero_only=True)
-        self.metrics = {}
-        share_weights(self.embedder)
-
-    def data_set(self, stage: str, index: int) -> str:
-        """The name of the index-th data set that is scored."""
-        folders: dict[str, Path] = self.trainer.datamodule.folders[stage]  # type: ignore[attr-defined]
-        return list(folders)[index]
-
-    @override
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.score(batch, self.data_set("validate", dataloader_idx))
-
-    @override
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.score(batch, self.data_set("test", dataloader_idx))
-
-    @override
-    def predict_step(self, batch: ItemBatch, batch_idx: int) -> Float[Tensor, "items dim"]:
-        return self.embed(batch.items) if batch.items else torch.empty(0, self.embedder.config.dim)
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self.log_scores("val")
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self.log_scores("test")

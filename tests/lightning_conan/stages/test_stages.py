@@ -225,4 +225,4 @@ def test_switches_that_cannot_be_had_are_refused(base, world, tmp_path, setting,
 
 def test_float16_is_refused(base, world, tmp_path):
     with pytest.raises(ValueError, match="Training needs bf16-mixed or 32-true"):
-        trainer(tmp_path, 1, precision="16-mixed").fit(Specialist(base, "image", QUICK), data(world))
+        trainer(tmp_path, 1, precision="16-true").fit(Specialist(base, "image", QUICK), data(world))
