@@ -42,10 +42,14 @@ def top_k(
 def merge(best: Tensor, rows: Tensor, scores: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
     """The best ``k`` of what was found before and of a further block whose first row is ``start``."""
     kept = min(k, scores.shape[1])
-    # All entries as good as the block's k-th: which of equal ones topk returns is not defined.
-    bar = scores.topk(kept, dim=1).values[:, -1:]
+    found, order = scores.topk(kept, dim=1)
+    bar = found[:, -1:]
     most = int((scores >= bar).sum(dim=1).max())
-    order = scores.masked_fill(scores < bar, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :most]
+    if most > kept:  # which of equal ones topk returns is not defined: all as good as the block's k-th, in order
+        order = scores.masked_fill(scores < bar, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :most]
+    else:
+        order = order.sort(dim=1).values
+        order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
     both = torch.cat([best, scores.gather(1, order)], dim=1)
     numbers = torch.cat([rows, order + start], dim=1)
     chosen = both.argsort(dim=1, descending=True, stable=True)[:, : min(k, both.shape[1])]

@@ -9,7 +9,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Precision = Literal["float32", "float16", "int8"]
@@ -150,6 +150,19 @@ class EmbeddingStore:
                 return table["key"][row].as_py(), table["modality"][row].as_py()
             row -= len(table)
         raise IndexError(row)
+
+    def keys(self) -> list[str]:
+        """All keys, by row."""
+        return [key for table in self.tables for key in table["key"].to_pylist()]
+
+    def rows(self, numbers: Int[Tensor, " rows"]) -> Float[Tensor, "rows dim"]:
+        """Some rows' embeddings in float32, in the order asked for."""
+        found, start = torch.empty(len(numbers), self.dim), 0
+        for block in self.blocks():
+            here = (numbers >= start) & (numbers < start + len(block))
+            found[here] = block[numbers[here] - start]
+            start += len(block)
+        return found
 
     def blocks(self, rows: int = 16_384) -> Iterator[Float[Tensor, "_ dim"]]:
         """The embeddings in float32, a block at a time."""

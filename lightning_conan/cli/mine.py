@@ -1,0 +1,149 @@
+"""`conan mine`: hard negatives for the pairs of a manifest."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_conan.cli.embed import embed
+from lightning_conan.retrieval.mining import Mining, mine
+from lightning_conan.retrieval.store import EmbeddingStore
+
+QUERIES = 4096
+"""Queries that are mined, and kept, at once."""
+
+
+class Miner:
+    """Both sides of a manifest, embedded.
+
+    Args:
+        manifest: JSONL of pairs.
+        queries: Embeddings of the queries, by key.
+        targets: Embeddings of the targets, by key.
+    """
+
+    def __init__(self, manifest: Path, queries: EmbeddingStore, targets: EmbeddingStore) -> None:
+        self.pairs = {pair["key"]: pair for pair in read_pairs(manifest)}
+        self.queries, self.targets = queries, targets
+        self.target_keys = targets.keys()
+        rows = {key: row for row, key in enumerate(self.target_keys)}
+        self.keys = [key for key in queries.keys() if key in rows]  # a pair whose other side is broken has nothing to learn
+        self.own = torch.tensor([rows[key] for key in self.keys])
+        self.query_rows = torch.tensor([row for row, key in enumerate(queries.keys()) if key in rows])
+        contents = [json.dumps(self.pairs[key]["target"], sort_keys=True) for key in self.target_keys]
+        self.identities = numbered(contents)
+        self.tasks = numbered([self.pairs[key]["task"] for key in self.target_keys])
+
+    def block(self, start: int, settings: Mining) -> Iterator[dict[str, Any]]:
+        """The negatives of some queries, a record each."""
+        stop = min(start + QUERIES, len(self.keys))
+        own = self.own[start:stop]
+        rows, scores = mine(
+            self.queries.rows(self.query_rows[start:stop]),
+            self.targets.rows(own),
+            self.targets.blocks,
+            (self.identities[own], self.identities),
+            (self.tasks[own], self.tasks),
+            settings,
+        )
+        for key, found, values in zip(self.keys[start:stop], rows, scores, strict=True):
+            yield {"key": key, "negatives": [self.target_keys[row] for row in found], "scores": [round(v, 6) for v in values]}
+
+
+def numbered(values: Sequence[str]) -> Tensor:
+    """A number for each value, equal for equal ones."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values])
+
+
+def read_pairs(manifest: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a manifest of pairs.
+
+    Raises:
+        ValueError: A line that is no pair.
+    """
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            pair = json.loads(line)
+            if not isinstance(pair, dict) or not {"key", "task", "query", "target"} <= set(pair):
+                raise ValueError(f"Mining needs pairs with key, task, query and target, got {line[:80]!r} in {manifest}:{number}.")
+            yield pair
+
+
+def mine_manifest(
+    manifest: Path,
+    folder: Path,
+    out: Path,
+    count: int = 7,
+    skip: int = 0,
+    depth: int = 100,
+    margin: float = 0.0,
+    relative: float = 0.95,
+    accelerator: str = "auto",
+    devices: int = 1,
+) -> None:
+    """Adds hard negatives to the pairs of a manifest: targets of the same task that a model ranks high for a query.
+
+    Both sides are embedded first, into OUT.mining; the same command again goes on where a killed run stopped. The new manifest
+    must lie beside the old one, since media paths are relative to it. Pairs of any two modalities can be mined.
+
+    Args:
+        manifest: JSONL of pairs.
+        folder: The checkpoint folder whose mistakes are wanted.
+        out: The new manifest, with negatives; those that the old one had come first.
+        count: Negatives of a query at most.
+        skip: The best so many wrong targets are passed over: they are the likeliest to be right after all.
+        depth: Only the best so many targets are looked at.
+        margin: A negative must score at least this much below the query's own target.
+        relative: A negative must score below this share of it.
+        accelerator: cpu, gpu, mps, or auto for what there is.
+        devices: How many; each embeds parts of its own.
+    """
+    from tqdm import tqdm
+
+    settings = Mining(count, skip, depth, margin, relative)
+    if out.resolve().parent != manifest.resolve().parent or out.resolve() == manifest.resolve():
+        raise ValueError(f"The new manifest must lie beside {manifest}, under another name, got {out}: media paths are relative.")
+    work = out.with_name(f"{out.name}.mining")
+    for side in ("query", "target"):
+        embed(folder, manifest, work / side, side, "float32", accelerator=accelerator, devices=devices)
+    miner = Miner(manifest, EmbeddingStore(work / "query"), EmbeddingStore(work / "target"))
+    what = json.dumps([asdict(settings), miner.queries.origin, miner.targets.origin], sort_keys=True)
+    parts = work / sha256(what.encode()).hexdigest()[:16]  # other settings do not find these
+    parts.mkdir(exist_ok=True)
+    starts = range(0, len(miner.keys), QUERIES)
+    for start in tqdm(starts, desc="mining", unit="block", disable=None):
+        path = parts / f"{start:012d}.jsonl"
+        if not path.exists():
+            write_whole(path, (json.dumps(record) for record in miner.block(start, settings)))
+    records = [json.loads(line) for start in starts for line in (parts / f"{start:012d}.jsonl").read_text().splitlines()]
+    found = {record["key"]: record["negatives"] for record in records}
+    write_whole(out, (json.dumps(with_negatives(pair, miner.pairs, found)) for pair in miner.pairs.values()))
+    total, without = sum(map(len, found.values())), sum(not row for row in found.values())
+    print(f"{out}: {total} negatives for {len(found)} pairs, {without} of them without any; scores are in {parts}")
+
+
+def with_negatives(pair: dict[str, Any], pairs: dict[str, dict[str, Any]], found: dict[str, list[str]]) -> dict[str, Any]:
+    """A pair with the targets that were found for it."""
+    mined = [pairs[key]["target"] for key in found.get(pair["key"], [])]
+    negatives = [*pair.get("negatives", []), *mined]
+    return pair | ({"negatives": negatives} if negatives else {})
+
+
+def write_whole(path: Path, lines: Iterator[str]) -> None:
+    """A text file, whole or not at all."""
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    scratch.rename(path)
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the options and mines."""
+    from jsonargparse import auto_cli
+
+    auto_cli(mine_manifest, args=list(args), prog="conan mine", as_positional=False)

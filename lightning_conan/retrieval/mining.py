@@ -1,0 +1,78 @@
+"""Hard negatives: what a model ranks high without being right."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightning_conan.retrieval.search import top_k
+
+
+@dataclass(frozen=True)
+class Mining:
+    """Which of a query's best targets become its negatives.
+
+    Args:
+        count: Negatives of a query at most.
+        skip: The best so many wrong targets are passed over: they are the likeliest to be right after all.
+        depth: Only the best so many targets are looked at.
+        margin: A negative must score at least this much below the query's own target.
+        relative: A negative must score below this share of it (NV-Retriever, https://arxiv.org/abs/2407.15831: 0.95).
+    """
+
+    count: int = 7
+    skip: int = 0
+    depth: int = 100
+    margin: float = 0.0
+    relative: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.skip < 0 or self.depth <= self.skip or self.relative <= 0:
+            raise ValueError(
+                "count and relative must be positive, skip not negative and depth above skip, "
+                f"got {self.count}, {self.relative}, {self.skip} and {self.depth}."
+            )
+
+
+def mine(
+    queries: Float[Tensor, "queries dim"],
+    own: Float[Tensor, "queries dim"],
+    blocks: Callable[[], Iterable[Float[Tensor, "_ dim"]]],
+    identities: tuple[Int[Tensor, " queries"], Int[Tensor, " targets"]],
+    groups: tuple[Int[Tensor, " queries"], Int[Tensor, " targets"]],
+    settings: Mining,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Rows and scores of each query's negatives among all targets, the hardest first; the earlier row among equal scores.
+
+    Args:
+        queries: Some queries' embeddings.
+        own: Their own targets' embeddings.
+        blocks: Gives all targets, in any pieces.
+        identities: Of the queries' own targets and of all targets: equal where the content is, which then is no negative.
+        groups: Negatives come from the query's group.
+        settings: Which ones.
+    """
+    positive = (queries * own).sum(dim=1)
+    limit = torch.minimum(positive - settings.margin, positive * settings.relative)
+    rows: list[list[int]] = [[] for _ in queries]
+    scores: list[list[float]] = [[] for _ in queries]
+    for group in groups[0].unique().tolist():
+        members, places = (groups[0] == group).nonzero()[:, 0], (groups[1] == group).nonzero()[:, 0]
+        found, numbers = top_k(queries[members], within(blocks(), groups[1] == group), settings.depth)
+        for member, values, row in zip(members.tolist(), found, places[numbers], strict=True):
+            wrong = identities[1][row] != identities[0][member]
+            kept = (wrong & (wrong.cumsum(0) > settings.skip) & (values < limit[member])).nonzero()[: settings.count, 0]
+            rows[member], scores[member] = row[kept].tolist(), values[kept].tolist()
+    return rows, scores
+
+
+def within(blocks: Iterable[Float[Tensor, "_ dim"]], wanted: Tensor) -> Iterable[Float[Tensor, "_ dim"]]:
+    """The wanted rows of each block."""
+    start = 0
+    for block in blocks:
+        chosen = wanted[start : start + len(block)]
+        start += len(block)
+        if bool(chosen.any()):
+            yield block if bool(chosen.all()) else block[chosen]

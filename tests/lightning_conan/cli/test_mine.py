@@ -1,0 +1,66 @@
+import json
+
+import pytest
+
+from lightning_conan.cli import mine
+from lightning_conan.cli.main import main
+from samples import png
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Texts that find images, and texts that find texts."""
+    lines = []
+    for row in range(6):
+        (tmp_path / f"{row}.png").write_bytes(png(seed=row))
+        image = {"image": f"{row}.png"}
+        lines.append({"key": f"i{row}", "task": "t2i", "modality": "image", "query": {"text": f"picture {row}"}, "target": image})
+        text = {"text": f"a sentence about {row // 2}"}
+        lines.append({"key": f"t{row}", "task": "t2t", "modality": "text", "query": {"text": f"number {row}"}, "target": text})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def mined(manifest, base, name, *words):
+    """Each pair's negatives."""
+    out = manifest.with_name(name)
+    options = ["--manifest", str(manifest), "--folder", str(base), "--out", str(out), "--relative", "10", "--accelerator", "cpu"]
+    assert main(["mine", *options, "--margin", "-2", *words]) == 0
+    return {pair["key"]: pair.get("negatives", []) for pair in map(json.loads, out.read_text().splitlines())}
+
+
+def test_negatives_are_other_targets_of_the_task(manifest, base, capsys, monkeypatch):
+    monkeypatch.setattr(mine, "QUERIES", 5)
+    found = mined(manifest, base, "a.jsonl", "--count", "9")
+    assert "negatives for 12 pairs" in capsys.readouterr().out
+    for row in range(6):
+        assert sorted(item["image"] for item in found[f"i{row}"]) == [f"{n}.png" for n in range(6) if n != row]
+        others = [f"a sentence about {n // 2}" for n in range(6) if n // 2 != row // 2]
+        assert sorted(item["text"] for item in found[f"t{row}"]) == sorted(others)  # not its own text under another key
+
+
+def test_a_killed_run_goes_on_and_other_settings_start_anew(manifest, base, monkeypatch):
+    monkeypatch.setattr(mine, "QUERIES", 5)
+    first = mined(manifest, base, "a.jsonl", "--count", "2")
+    parts = sorted((manifest.parent / "a.jsonl.mining").glob("*/0*.jsonl"))
+    assert len(parts) == 3
+    kept = parts[0].stat().st_mtime_ns
+    parts[1].unlink()
+    assert mined(manifest, base, "a.jsonl", "--count", "2") == first
+    assert parts[0].stat().st_mtime_ns == kept
+    assert all(len(row) == 1 for row in mined(manifest, base, "a.jsonl", "--count", "1").values())
+
+
+def test_mined_manifests_pack(manifest, base, tmp_path):
+    mined(manifest, base, "a.jsonl", "--count", "2")
+    assert main(["pack", str(manifest.with_name("a.jsonl")), "--out", str(tmp_path / "packed"), "--validate", "true"]) == 0
+    index = json.loads((tmp_path / "packed" / "index.json").read_text())
+    assert index["pairs"] == 12
+    assert index["quarantined"] == 0
+
+
+def test_a_manifest_elsewhere_is_refused(manifest, base, tmp_path, capsys):
+    words = ["--manifest", str(manifest), "--folder", str(base), "--out", str(tmp_path / "elsewhere" / "a.jsonl")]
+    assert main(["mine", *words]) == 1
+    assert "must lie beside" in capsys.readouterr().err
