@@ -61,10 +61,14 @@ def mine(
     for group in groups[0].unique().tolist():
         members, places = (groups[0] == group).nonzero()[:, 0], (groups[1] == group).nonzero()[:, 0]
         found, numbers = top_k(queries[members], within(blocks(), groups[1] == group), settings.depth)
-        for member, values, row in zip(members.tolist(), found, places[numbers], strict=True):
-            wrong = identities[1][row] != identities[0][member]
-            kept = (wrong & (wrong.cumsum(0) > settings.skip) & (values < limit[member])).nonzero()[: settings.count, 0]
-            rows[member], scores[member] = row[kept].tolist(), values[kept].tolist()
+        targets = places[numbers]
+        wrong = identities[1][targets] != identities[0][members][:, None]
+        right = wrong & (wrong.cumsum(dim=1) > settings.skip) & (found < limit[members][:, None])
+        right &= right.cumsum(dim=1) <= settings.count
+        counts = right.sum(dim=1).tolist()
+        pieces = zip(members.tolist(), targets[right].split(counts), found[right].split(counts), strict=True)
+        for member, row, values in pieces:
+            rows[member], scores[member] = row.tolist(), values.tolist()
     return rows, scores
 
 

@@ -28,11 +28,10 @@ def top_k(
     rows = torch.empty(len(queries), 0, dtype=torch.int64)
     start = 0
     for block in blocks:
-        scores = queries @ block.T
-        if not bool(scores.isfinite().all()):
-            row = start + int((~scores.isfinite().all(dim=0)).nonzero()[0])
+        if not bool(block.isfinite().all()):
+            row = start + int((~block.isfinite().all(dim=1)).nonzero()[0])
             raise ValueError(f"Entries must be finite, row {row} holds NaN or inf. Embed it again.")
-        best, rows = merge(best, rows, scores, start, k)
+        best, rows = merge(best, rows, queries @ block.T, start, k)
         start += len(block)
     if not start:
         raise ValueError("A search needs at least 1 entry, got 0. Is the folder of embeddings empty?")
@@ -42,13 +41,14 @@ def top_k(
 def merge(best: Tensor, rows: Tensor, scores: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
     """The best ``k`` of what was found before and of a further block whose first row is ``start``."""
     kept = min(k, scores.shape[1])
-    found, order = scores.topk(kept, dim=1)
-    bar = found[:, -1:]
-    most = int((scores >= bar).sum(dim=1).max())
-    if most > kept:  # which of equal ones topk returns is not defined: all as good as the block's k-th, in order
+    found, order = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if bool((found[:, kept:] == found[:, kept - 1 : kept]).any()):
+        # Which of equal ones topk returns is not defined: all as good as the block's k-th, in order.
+        bar = found[:, kept - 1 : kept]
+        most = int((scores >= bar).sum(dim=1).max())
         order = scores.masked_fill(scores < bar, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :most]
     else:
-        order = order.sort(dim=1).values
+        order = order[:, :kept].sort(dim=1).values
         order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
     both = torch.cat([best, scores.gather(1, order)], dim=1)
     numbers = torch.cat([rows, order + start], dim=1)
