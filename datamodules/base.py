@@ -10,7 +10,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from datamodules.plan import Slot, of_rank, plan_scoring, plan_training
+from datamodules.plan import Mixture, Slot, of_rank, plan_scoring, plan_training
 from datamodules.shards import ShardSet
 from datamodules.stream import BatchLoader, Encoder
 from lightning_conan.embedder import Batch
@@ -57,6 +57,7 @@ class PairData(LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.max_bad_rate, self.cache_bytes = max_bad_rate, int(cache_gb * 2**30)
         self.sets: dict[str, dict[str, ShardSet]] = {}
+        self.mixture = Mixture()
         self.resume: dict[str, Any] = {}
         self.seen = self.broken = 0
 
@@ -95,7 +96,7 @@ class PairData(LightningDataModule):
 
     def plan(self, epoch: int, ranks: int) -> list[Slot]:
         """An epoch's global batches."""
-        return plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, ranks)
+        return plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, ranks, self.mixture)
 
     def training_slots(self, epoch: int) -> list[Slot]:
         """An epoch's batches for this rank."""
@@ -173,7 +174,7 @@ class PairData(LightningDataModule):
     def order(self) -> str:
         """What fixes the order of samples, besides the epoch: data, seed and batch size."""
         contents = {source: shards.content_hash for source, shards in self.sets["fit"].items()}
-        return repr((contents, self.seed, self.batch_size))
+        return repr((contents, self.seed, self.batch_size, *([] if self.mixture == Mixture() else [self.mixture])))
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

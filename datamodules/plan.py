@@ -1,8 +1,9 @@
 """Which samples make which batch: a function of (seed, epoch, world size) alone."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,53 @@ def check_sources(tasks: Mapping[str, Mapping[str, Sequence[int]]], world: int) 
                 raise ValueError(f"Task {task!r} of {source} must have a sample for each of {world} ranks, got {len(numbers)}.")
 
 
-def plan_training(
-    tasks: Mapping[str, Mapping[str, Sequence[int]]], batch_size: int, seed: int, epoch: int, world: int = 1
-) -> list[Slot]:
-    """One epoch of global batches, each of one task, the sources equally often.
+@dataclass(frozen=True)
+class Mixture:
+    """How often each source is seen.
 
-    The longest source is seen once, in a shuffled order; shorter ones start over, shuffled anew, until they have had
-    as many batches. With one source every sample comes exactly once.
+    Args:
+        weights: Relative number of batches, by source; 1 where nothing is said.
+        temperature: Instead of equal shares, shares in proportion to size ** temperature (1: as they are; 0: equal), times
+            the weights.
+        max_epochs: A source is repeated at most so often within one epoch of the mixture; then it has had its turn, and the
+            others go on without it.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 0.0
+    max_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if any(not weight > 0 for weight in self.weights.values()) or not 0 <= self.temperature <= 1:
+            raise ValueError(
+                "weights must be positive and temperature between 0 and 1, "
+                f"got {dict(self.weights)} and {self.temperature}. Leave a source out of train instead of weighing it 0."
+            )
+        if self.max_epochs is not None and self.max_epochs < 1:
+            raise ValueError(f"max_epochs must be positive or null, got {self.max_epochs}.")
+
+    def counts(self, batches: Mapping[str, int]) -> dict[str, int]:
+        """Batches of each source in an epoch, from how many each has: the one that takes longest is seen once, in full."""
+        if odd := sorted(set(self.weights) - set(batches)):
+            raise ValueError(f"weights must name sources of train, {sorted(batches)}, got {odd[0]!r}.")
+        shares = {name: self.weights.get(name, 1.0) * size**self.temperature for name, size in batches.items()}
+        rounds = max(size / shares[name] for name, size in batches.items())
+        most = {name: size * (self.max_epochs or math.inf) for name, size in batches.items()}
+        return {name: int(min(max(1, round(rounds * share)), most[name])) for name, share in shares.items()}
+
+
+def plan_training(
+    tasks: Mapping[str, Mapping[str, Sequence[int]]],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    world: int = 1,
+    mixture: Mixture = Mixture(),  # noqa: B008  # frozen
+) -> list[Slot]:
+    """One epoch of global batches, each of one task, the sources evenly spread.
+
+    The source that takes longest at its share is seen once, in a shuffled order; the others start over, shuffled anew,
+    until they have had theirs. With one source every sample comes exactly once.
 
     Args:
         tasks: Sample numbers by source and task.
@@ -48,28 +89,28 @@ def plan_training(
         seed: Fixes the order, together with the epoch.
         epoch: Each has an order of its own.
         world: Number of ranks.
+        mixture: How often each source comes; equally often by default.
     """
     check_sources(tasks, world)
-    queues: dict[str, list[Slot]] = {}
-    passes = dict.fromkeys(tasks, 0)
 
-    def refill(source: str) -> list[Slot]:
-        rng = random.Random(f"{seed} {epoch} {source} {passes[source]}")
-        passes[source] += 1
+    def shuffled(source: str, turn: int) -> list[Slot]:
+        rng = random.Random(f"{seed} {epoch} {source} {turn}")
         slots = []
         for numbers in tasks[source].values():
-            shuffled = rng.sample(list(numbers), len(numbers))
-            slots += [Slot(source, tuple(batch)) for batch in chop(shuffled, batch_size, world)]
+            order = rng.sample(list(numbers), len(numbers))
+            slots += [Slot(source, tuple(batch)) for batch in chop(order, batch_size, world)]
         rng.shuffle(slots)
-        return slots
+        return slots[::-1]
 
-    queues = {source: refill(source) for source in tasks}
-    rounds = max(len(slots) for slots in queues.values())
-    plan = []
-    for _ in range(rounds):
-        for source in tasks:
-            queues[source] = queues[source] or refill(source)
-            plan.append(queues[source].pop())
+    first = {source: shuffled(source, 0) for source in tasks}
+    counts = mixture.counts({source: len(slots) for source, slots in first.items()})
+    places = [((number + 0.5) / counts[source], rank, source) for rank, source in enumerate(tasks) for number in range(counts[source])]
+    queues, turns, plan = {source: list(slots) for source, slots in first.items()}, dict.fromkeys(tasks, 0), []
+    for _, _, source in sorted(places):
+        if not queues[source]:
+            turns[source] += 1
+            queues[source] = shuffled(source, turns[source])
+        plan.append(queues[source].pop(0))
     return plan
 
 

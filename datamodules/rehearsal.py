@@ -3,10 +3,13 @@
 from pathlib import Path
 
 from datamodules.base import PairData
+from datamodules.plan import Mixture
 
 
 class RehearsalData(PairData):
-    """Several packed folders in turn, each batch from one of them: equal shares, whatever their sizes.
+    """Several packed folders in turn, each batch from one of them: equal shares, whatever their sizes, or as asked.
+
+    Which modality and source was seen how often is logged, and stands in the folder that is written (``seen``).
 
     Args:
         train: Packed folders to train on, by name (one a modality).
@@ -17,6 +20,10 @@ class RehearsalData(PairData):
         seed: Fixes the order, together with the epoch.
         max_bad_rate: The run stops when a larger share of samples is broken.
         cache_gb: Memory for encoded samples, so that small sets are decoded once (without workers).
+        weights: Relative number of batches, by name; 1 where nothing is said.
+        temperature: Shares in proportion to size ** temperature, times the weights: 0 equal, 1 as the sizes are.
+        max_epochs: A set is repeated at most so often within one epoch, in which the one that takes longest is seen once; any
+            number by default.
     """
 
     def __init__(
@@ -29,5 +36,9 @@ class RehearsalData(PairData):
         seed: int = 0,
         max_bad_rate: float = 0.05,
         cache_gb: float = 0.0,
+        weights: dict[str, float] | None = None,
+        temperature: float = 0.0,
+        max_epochs: int | None = None,
     ) -> None:
         super().__init__(train or {}, val or {}, test or {}, batch_size, num_workers, seed, max_bad_rate, cache_gb)
+        self.mixture = Mixture(weights or {}, temperature, max_epochs)

@@ -1,6 +1,7 @@
 """What all stages share: a folder in, contrastive steps, retrieval scores, a folder out."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,7 @@ class Stage(Scoring):
         self.trained_names: frozenset[str] = frozenset()
         self.budgets: dict[str, int] = {}
         self.skipped = 0
+        self.seen: Counter[str] = Counter()
         self.watch = NegativeWatch(training.dynamic_negatives) if training.dynamic_negatives else None
         if training.learn_temperature:
             start = {name: torch.tensor(training.temperature_of(name)).log() for name in TOWERS}
@@ -134,11 +136,11 @@ class Stage(Scoring):
     def notes(self) -> dict[str, Any]:
         """What the folder records of the training."""
         dims = self.training_settings.matryoshka_dims
-        notes: dict[str, Any] = {"steps": self.global_step}
+        notes: dict[str, Any] = {"steps": self.global_step, "seen": dict(sorted(self.seen.items()))}
         if dims:
             notes["matryoshka_dims"] = sorted(dims, reverse=True)
         if self.training_settings.learn_temperature:
-            notes["temperatures"] = {name: float(self.temperature(name)) for name in TOWERS}  # type: ignore[arg-type]
+            notes["temperatures"] = {name: float(torch.as_tensor(self.temperature(name)).detach()) for name in TOWERS}
         return notes
 
     def temperature(self, modality: Modality) -> float | Tensor:
@@ -256,6 +258,7 @@ class Stage(Scoring):
         scheduler.step()
         self.log("train/loss", value, prog_bar=True)
         self.log(f"train/loss/{batch.modality}", value)
+        self.log_dict({f"seen/{name}": float(count) for name, count in self.seen.items()})
         self.log_dict({"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0], "train/skipped_steps": self.skipped})
         if self.training_settings.learn_temperature:
             self.log(f"train/temperature/{batch.modality}", self.temperature(batch.modality))
@@ -277,6 +280,7 @@ class Stage(Scoring):
         ids = hash_ids(batch.hashes()).to(embeddings.device)
         pairs, own = gather_pairs(embeddings, ids, len(batch))
         pairs = self.enlarged(pairs, batch)
+        self.seen[f"{batch.modality}/{batch.task}"] += len(pairs.query)
         share = len(batch) / len(pairs.query)  # the ranks' losses add up to the mean over all pairs
         contrast = self.training_settings.contrast(self.temperature(batch.modality))
         return share * symmetric_info_nce(pairs, contrast, own)
@@ -319,6 +323,7 @@ class Stage(Scoring):
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
         checkpoint["folder"] = self.provenance.fingerprint
         checkpoint["budgets"], checkpoint["skipped"] = self.budgets, self.skipped
+        checkpoint["seen"] = dict(self.seen)
         checkpoint["watch"] = self.watch.state_dict() if self.watch is not None else None
 
     @override
@@ -328,5 +333,6 @@ class Stage(Scoring):
         if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
             raise ValueError(f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}.")
         self.budgets, self.skipped = checkpoint["budgets"], checkpoint["skipped"]  # other chunks would round otherwise
+        self.seen = Counter(checkpoint["seen"])
         if self.watch is not None and checkpoint["watch"] is not None:
             self.watch.load_state_dict(checkpoint["watch"])

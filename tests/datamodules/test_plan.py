@@ -1,10 +1,11 @@
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.plan import of_rank, plan_scoring, plan_training
+from datamodules.plan import Mixture, of_rank, plan_scoring, plan_training
 
 SIZES = st.lists(st.integers(4, 40), min_size=1, max_size=3)
 
@@ -60,3 +61,67 @@ def test_scoring_sees_each_sample_once(sizes, batch, world):
 def test_fewer_samples_than_ranks_are_refused():
     with pytest.raises(ValueError, match="must have a sample for each of 4 ranks, got 3"):
         plan_training({"a": {"t": range(3)}}, 8, 0, 0, 4)
+
+
+SOURCES = {"big": {"t": range(1000)}, "small": {"t": range(1000, 1100)}}
+
+
+def counted(mixture):
+    plan = plan_training(SOURCES, 10, 0, 0, 1, mixture)
+    return plan, Counter(slot.source for slot in plan)
+
+
+def test_weights_set_the_shares():
+    assert counted(Mixture({"small": 0.5}))[1] == {"big": 100, "small": 50}
+    assert counted(Mixture({"small": 4.0}))[1] == {"big": 100, "small": 400}
+
+
+def test_temperature_goes_from_equal_shares_to_sizes():
+    assert counted(Mixture(temperature=0.0))[1] == {"big": 100, "small": 100}
+    assert counted(Mixture(temperature=1.0))[1] == {"big": 100, "small": 10}
+    assert 10 < counted(Mixture(temperature=0.5))[1]["small"] < 100
+
+
+def test_a_small_source_is_not_repeated_beyond_its_limit():
+    plan, counts = counted(Mixture(max_epochs=3))
+    assert counts == {"big": 100, "small": 30}
+    seen = Counter(number for slot in plan if slot.source == "small" for number in slot.numbers)
+    assert set(seen.values()) == {3}
+    assert {number for slot in plan if slot.source == "big" for number in slot.numbers} == set(range(1000))
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.floats(0.1, 10), min_size=1), st.floats(0, 1), st.none() | st.integers(1, 4))
+def test_whatever_the_mixture_every_sample_of_the_longest_source_comes(weights, temperature, limit):
+    sources = {name: {"t": range(place * 100, place * 100 + 5 + 20 * place)} for place, name in enumerate("abc")}
+    plan = plan_training(sources, 4, 0, 0, 1, Mixture(weights, temperature, limit))
+    seen = {name: Counter(n for slot in plan if slot.source == name for n in slot.numbers) for name in sources}
+    whole = [name for name, tasks in sources.items() if set(seen[name]) == set(tasks["t"])]
+    assert whole
+    for found in seen.values():
+        assert max(found.values()) <= (limit or 10**6)
+
+
+def test_shares_are_spread_over_the_epoch():
+    plan, counts = counted(Mixture({"small": 0.25}))
+    places = [place for place, slot in enumerate(plan) if slot.source == "small"]
+    gaps = [later - earlier for earlier, later in pairwise(places)]
+    assert max(gaps) - min(gaps) <= 1
+    assert counts["small"] == 25
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"weights": {"big": 0.0}}, "weights must be positive"),
+        ({"temperature": 2.0}, "temperature between 0 and 1"),
+        ({"max_epochs": 0}, "max_epochs must be positive"),
+    ],
+)
+def test_mixtures_that_make_no_sense_are_refused(settings, reason):
+    with pytest.raises(ValueError, match=reason):
+        Mixture(**settings)
+
+
+def test_a_weight_of_an_unknown_source_is_refused():
+    with pytest.raises(ValueError, match="must name sources of train"):
+        counted(Mixture({"bgi": 2.0}))
