@@ -76,7 +76,7 @@ def plan_training(
     seed: int,
     epoch: int,
     world: int = 1,
-    mixture: Mixture = Mixture(),  # noqa: B008  # frozen
+    mixture: Mixture = Mixture(),  # frozen
 ) -> list[Slot]:
     """One epoch of global batches, each of one task, the sources evenly spread.
 
@@ -104,7 +104,9 @@ def plan_training(
 
     first = {source: shuffled(source, 0) for source in tasks}
     counts = mixture.counts({source: len(slots) for source, slots in first.items()})
-    places = [((number + 0.5) / counts[source], rank, source) for rank, source in enumerate(tasks) for number in range(counts[source])]
+    places = [
+        ((number + 0.5) / counts[source], rank, source) for rank, source in enumerate(tasks) for number in range(counts[source])
+    ]
     queues, turns, plan = {source: list(slots) for source, slots in first.items()}, dict.fromkeys(tasks, 0), []
     for _, _, source in sorted(places):
         if not queues[source]:

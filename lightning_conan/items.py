@@ -111,11 +111,13 @@ class Pair:
 
 
 def parse_media(modality: Modality, value: object, root: Path) -> Media:
-    """One media entry of a manifest: a path, or a mapping with ``path`` and a span.
+    """One media entry of a manifest: a path, a mapping with ``path`` and a span, or a medium that is in memory already.
 
     Raises:
         ValueError: The entry is neither, or its path leaves ``root``.
     """
+    if isinstance(value, Media):
+        return value
     entry = {"path": value} if isinstance(value, str) else value
     allowed = {"path", "start", "end"} if modality in ("video", "audio") else {"path"}
     if not isinstance(entry, Mapping) or "path" not in entry or not set(entry) <= allowed:

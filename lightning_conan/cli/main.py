@@ -17,7 +17,7 @@ VERBS = {
     "fuse": "fuse specialists into one folder",
     "alphas": "search the coefficients of a fusion",
     "drift": "say what fusion moved, what that cost, and whether the projector explains it",
-    "pack": "turn manifests into shards",
+    "pack": "turn manifests, tables and published data sets into shards, or check some",
     "embed": "embed a manifest or a folder of media into Parquet parts",
     "search": "find the nearest embeddings of a text, an image, a video or a sound",
     "mine": "find hard negatives for the pairs of a manifest",

@@ -32,9 +32,10 @@ class Miner:
         self.queries, self.targets = queries, targets
         self.target_keys = targets.keys()
         rows = {key: row for row, key in enumerate(self.target_keys)}
-        self.keys = [key for key in queries.keys() if key in rows]  # a pair whose other side is broken has nothing to learn
+        query_keys = queries.keys()
+        self.keys = [key for key in query_keys if key in rows]  # a pair whose other side is broken has nothing to learn
         self.own = torch.tensor([rows[key] for key in self.keys])
-        self.query_rows = torch.tensor([row for row, key in enumerate(queries.keys()) if key in rows])
+        self.query_rows = torch.tensor([row for row, key in enumerate(query_keys) if key in rows])
         contents = [json.dumps(self.pairs[key]["target"], sort_keys=True) for key in self.target_keys]
         self.identities = numbered(contents)
         self.tasks = numbered([self.pairs[key]["task"] for key in self.target_keys])
@@ -71,7 +72,9 @@ def read_pairs(manifest: Path) -> Iterator[dict[str, Any]]:
         if line.strip():
             pair = json.loads(line)
             if not isinstance(pair, dict) or not {"key", "task", "query", "target"} <= set(pair):
-                raise ValueError(f"Mining needs pairs with key, task, query and target, got {line[:80]!r} in {manifest}:{number}.")
+                raise ValueError(
+                    f"Mining needs pairs with key, task, query and target, got {line[:80]!r} in {manifest}:{number}."
+                )
             yield pair
 
 

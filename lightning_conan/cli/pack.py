@@ -1,32 +1,35 @@
-"""`conan pack`: a manifest to shards."""
+"""`conan pack`: manifests, tables, folders and published data sets to shards."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.converters import Layout
+
 
 def pack(
-    manifest: Path,
+    source: Path,
     out: Path,
-    split: str | None = None,
+    read: Layout = Layout(),  # noqa: B008  # frozen
     modality: str | None = None,
     pairs_per_shard: int = 1000,
     validate: bool = False,
 ) -> None:
-    """Turns a manifest into a packed folder: shards that WebDataset reads, an index, and the quarantine.
+    """Turns a source into a packed folder: shards that WebDataset reads, an index, and the quarantine.
 
     Args:
-        manifest: JSONL file, one pair a line; media paths are relative to its folder.
+        source: A manifest (JSONL, one pair a line; media paths are relative to its folder), or what --read.layout names.
         out: The folder to write; it must not exist yet.
-        split: Keep only pairs whose "split" equals this.
+        read: How to read the source.
         modality: Keep only pairs of this modality.
         pairs_per_shard: Pairs in one tar file.
         validate: Decode every medium now, instead of when it is first read.
     """
     from tqdm import tqdm
 
-    from datamodules.manifest import Fault, read_manifest
+    from datamodules.converters import read_source
+    from datamodules.manifest import Fault
     from datamodules.shards import validated, write_shards
     from lightning_conan.items import MODALITIES, Pair
     from lightning_conan.media import decode_media
@@ -35,7 +38,7 @@ def pack(
         raise ValueError(f"modality must be among {list(MODALITIES)}, got {modality!r}.")
 
     def pairs() -> Iterator[Pair | Fault]:
-        for entry in tqdm(read_manifest(manifest, split), desc=manifest.name, unit="pair", disable=None):
+        for entry in tqdm(read_source(source, read), desc=source.name, unit="pair", disable=None):
             if isinstance(entry, Fault) or modality in (None, entry.modality):
                 yield entry
 
@@ -54,10 +57,33 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and packs."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="conan pack", description="Turns a manifest into shards that WebDataset reads.")
+    if "--check" in args:
+        check_packed([Path(word) for word in args if not word.startswith("--")])
+        return
+    parser = ArgumentParser(prog="conan pack", description="Turns pairs into shards that WebDataset reads.")
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")
-    parser.add_argument("manifest", type=Path, help="JSONL file, one pair a line; media paths are relative to its folder.")
-    parser.add_function_arguments(pack, skip={"manifest"})
+    parser.add_argument("source", type=Path, help="A manifest (JSONL), or what --read.layout names.")
+    parser.add_argument("--split", help="Short for --read.split.")
+    parser.add_argument("--check", action="store_true", help="`conan pack --check FOLDER ...` verifies packed folders, and more.")
+    parser.add_function_arguments(pack, skip={"source"})
     options = parser.parse_args(list(args)).as_dict()
-    options.pop("config")
-    pack(**options)
+    how = options["read"] | ({} if options["split"] is None else {"split": options["split"]})
+    names = ("source", "out", "modality", "pairs_per_shard", "validate")
+    pack(read=Layout(**how), **{name: options[name] for name in names})
+
+
+def check_packed(folders: Sequence[Path]) -> None:
+    """Verifies packed folders' hashes, prints what they hold, and what they share.
+
+    Raises:
+        ValueError: No folder, or one whose shards are not what was packed.
+    """
+    from datamodules.check import examine, shared
+
+    if not folders:
+        raise ValueError("`conan pack --check` needs at least 1 packed folder, got none.")
+    found = [examine(folder) for folder in folders]
+    for report in found:
+        print(report.text())
+    for line in shared(found):
+        print(line)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import read_provenance
+from lightning_conan.embedder.checkpoint.provenance import file_hash
 from lightning_conan.stages import Stage
 from samples import CONFIGS, mp4
 
@@ -30,7 +31,7 @@ def test_usage():
 
 
 @pytest.mark.parametrize(
-    "verb", ["fit", "test", "validate", "predict", "graft", "fuse", "pack", "embed", "search", "export", "doctor", "demo"]
+    "verb", ["fit", "test", "validate", "predict", "graft", "fuse", "pack", "mine", "embed", "search", "export", "doctor", "demo"]
 )
 def test_every_verb_explains_itself(verb, capsys):
     assert main([verb, "--help"]) == 0
@@ -182,6 +183,10 @@ def test_a_hostile_ckpt_is_refused_before_its_code_runs(base, world, tmp_path, c
     assert main(words) == 0
     checkpoint = tmp_path / "work" / "checkpoints" / "last.ckpt"
     torch.save({**torch.load(checkpoint, weights_only=True), "extra": Canary(tmp_path / "canary")}, checkpoint)
+    checkpoint.with_name("previous.ckpt").unlink(missing_ok=True)
+    assert main([*words, "--trainer.max_steps", "4", "--ckpt_path", "last"]) == 1
+    assert "both are damaged" in one_error(capsys)  # it is not what was written
+    checkpoint.with_name("last.ckpt.b3").write_text(file_hash(checkpoint))
     assert main([*words, "--trainer.max_steps", "4", "--ckpt_path", "last"]) == 1
     assert "must hold plain values only" in one_error(capsys)
     assert not (tmp_path / "canary").exists()

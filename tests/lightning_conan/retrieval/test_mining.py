@@ -22,7 +22,11 @@ def plain(queries, own, targets, identities, groups, limits):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    seed=st.integers(0, 10**6), count=st.integers(1, 5), skip=st.integers(0, 2), depth=st.integers(3, 30), block=st.integers(1, 40)
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 5),
+    skip=st.integers(0, 2),
+    depth=st.integers(3, 30),
+    block=st.integers(1, 40),
 )
 def test_negatives_are_those_of_a_plain_loop(seed, count, skip, depth, block):
     generator = torch.Generator().manual_seed(seed)
@@ -41,7 +45,9 @@ def test_negatives_are_those_of_a_plain_loop(seed, count, skip, depth, block):
         (groups[chosen], groups),
         limits,
     )
-    expected = plain(queries[chosen], targets[chosen], targets, (identities[chosen], identities), (groups[chosen], groups), limits)
+    expected = plain(
+        queries[chosen], targets[chosen], targets, (identities[chosen], identities), (groups[chosen], groups), limits
+    )
     assert rows == expected
     assert all(row == sorted(row, reverse=True) for row in scores)
 

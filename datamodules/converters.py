@@ -1,0 +1,242 @@
+"""Data sets in their publishers' layouts, as pairs: tables, folders with captions, and the sources that the papers train on."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datamodules.items import KINDS
+from datamodules.manifest import Fault, read_manifest
+from lightning_conan.items import MEDIA, MODALITIES, Media, Modality, Pair, parse_pair
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to read a source.
+
+    Args:
+        layout: manifest, table (CSV, TSV or Parquet), captions (media with a .txt of the same name beside each), or a published
+            data set's own: audiocaps, clotho, msrvtt, vidore, mmeb, mbeir.
+        split: Keep only this split, where the source has splits.
+        task: The pairs' task; by default the source's name.
+        query: A table's columns that make the query, by what they hold: {text: caption}.
+        target: A table's columns that make the target: {image: file}.
+        key: A table's column with a key; the row's number by default.
+        media: Where media lie: a folder beside the source; for audiocaps a pattern such as wav/{youtube_id}.wav.
+        candidates: mbeir: the candidate pool.
+        instructions: mbeir: the instructions' TSV, whose first prompt is taken; none by default.
+    """
+
+    layout: str = "manifest"
+    split: str | None = None
+    task: str | None = None
+    query: dict[str, str] = field(default_factory=dict)
+    target: dict[str, str] = field(default_factory=dict)
+    key: str | None = None
+    media: str = ""
+    candidates: Path | None = None
+    instructions: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("manifest", *LAYOUTS):
+            raise ValueError(f"layout must be among {['manifest', *sorted(LAYOUTS)]}, got {self.layout!r}.")
+        if self.layout == "table" and not (self.query and self.target):
+            raise ValueError('A table needs columns for both sides, such as --query \'{"text": "caption"}\', got none.')
+        if odd := sorted({*self.query, *self.target} - set(MODALITIES)):
+            raise ValueError(f"A table's columns hold one of {list(MODALITIES)}, got {odd[0]!r}.")
+
+
+def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
+    """The pairs of a source; what cannot be one comes as a Fault.
+
+    Raises:
+        ValueError: The source does not exist, or is none of the layout.
+    """
+    if not source.exists():
+        raise ValueError(f"{source} does not exist. Name a manifest, a table or a folder.")
+    if how.layout == "manifest":
+        yield from read_manifest(source, how.split)
+        return
+    seen: set[str] = set()
+    for where, line in LAYOUTS[how.layout](source, how):
+        try:
+            pair = parse_pair(line, source if source.is_dir() else source.parent)
+            if pair.key in seen:
+                raise ValueError(f"key {pair.key!r} must be unique, it stands in an earlier row too.")
+            seen.add(pair.key)
+            yield pair
+        except ValueError as error:
+            yield Fault(where, str(line.get("key", "")), "sample", str(error))
+
+
+Line = tuple[str, dict[str, Any]]
+"""Where something stands, and the manifest line that it makes; media may be in memory already."""
+
+
+def plain(name: object) -> str:
+    """A name that may be a key."""
+    return re.sub(r"[\s./\\]+", "-", str(name)).strip("-")
+
+
+def owner(*sides: Mapping[str, Any]) -> Modality:
+    """The modality that a pair belongs to: its media's, or text."""
+    return next((name for side in sides for name in MEDIA if name in side), "text")
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV, TSV or Parquet file."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        for batch in pq.ParquetFile(path).iter_batches(256):
+            yield from batch.to_pylist()
+    elif path.suffix in (".csv", ".tsv"):
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+    else:
+        raise ValueError(f"A table must end in .csv, .tsv or .parquet, got {path}.")
+
+
+def from_table(source: Path, how: Layout) -> Iterator[Line]:
+    """Any table: a column holds text, a path, or (Parquet) a struct of bytes and path as Hugging Face's data sets have it."""
+    for number, row in enumerate(read_rows(source)):
+        where = f"{source}:{number + 1}"
+        if how.split is not None and row.get("split") != how.split:
+            continue
+        key = plain(row[how.key]) if how.key else f"{number:08d}"
+        sides = {"query": how.query, "target": how.target}
+        if missing := sorted({column for side in sides.values() for column in side.values()} - set(row)):
+            raise ValueError(f"{source} has the columns {sorted(row)}, and {missing[0]!r} is asked for.")
+        made = {name: cells(row, columns, how) for name, columns in sides.items()}
+        line = {"key": key, "task": how.task or plain(source.stem), "modality": owner(how.target, how.query)}
+        yield where, line | made
+
+
+def cells(row: Mapping[str, Any], columns: Mapping[str, str], how: Layout) -> dict[str, Any]:
+    """An item of a row's cells, media first."""
+    found: dict[str, Any] = {}
+    for kind, column in sorted(columns.items(), key=lambda entry: entry[0] == "text"):
+        value = row[column]
+        if kind == "text" or value is None:
+            found[kind] = value
+        elif isinstance(value, dict):
+            found[kind] = Media(kind, value["bytes"], value.get("path") or "")  # type: ignore[arg-type]
+        else:
+            found[kind] = str(Path(how.media) / str(value))
+    return found
+
+
+def from_captions(source: Path, how: Layout) -> Iterator[Line]:
+    """A folder of media, each with its caption in a text file of the same name."""
+    for path in sorted(source.rglob("*")):
+        modality = KINDS.get(path.suffix.lower().removeprefix("."))
+        if modality is None or modality == "text" or any(part.startswith(".") for part in path.relative_to(source).parts):
+            continue
+        name, caption = path.relative_to(source), path.with_suffix(".txt")
+        text = caption.read_text(encoding="utf-8", errors="strict").strip() if caption.is_file() else ""
+        line = {"query": {"text": text}, "target": {modality: str(name)}, "modality": modality}
+        yield str(path), line | {"key": plain(name.with_suffix("")), "task": how.task or plain(source.name)}
+
+
+def from_clotho(source: Path, how: Layout) -> Iterator[Line]:
+    """Clotho's clotho_captions_*.csv: file_name and caption_1 to caption_5."""
+    for number, row in enumerate(read_rows(source)):
+        for column in (f"caption_{index}" for index in range(1, 6)):
+            if row.get(column):
+                line = {"key": f"{plain(row['file_name'])}-{column[-1]}", "task": how.task or "clotho", "modality": "audio"}
+                sides = {"query": {"audio": str(Path(how.media) / row["file_name"])}, "target": {"text": row[column]}}
+                yield f"{source}:{number + 2}", line | sides
+
+
+def from_audiocaps(source: Path, how: Layout) -> Iterator[Line]:
+    """AudioCaps' CSV: audiocap_id, youtube_id, start_time, caption. Its sounds are named by whoever fetched them."""
+    for number, row in enumerate(read_rows(source)):
+        name = (how.media or "{youtube_id}.wav").format_map(row)
+        line = {"key": plain(row["audiocap_id"]), "task": how.task or "audiocaps", "modality": "audio"}
+        yield f"{source}:{number + 2}", line | {"query": {"audio": name}, "target": {"text": row["caption"]}}
+
+
+def from_msrvtt(source: Path, how: Layout) -> Iterator[Line]:
+    """MSR-VTT's *_videodatainfo.json: videos with their split, sentences by video."""
+    value = json.loads(source.read_text(encoding="utf-8"))
+    splits = {video["video_id"]: video.get("split") for video in value["videos"]}
+    for number, sentence in enumerate(value["sentences"]):
+        video = sentence["video_id"]
+        if how.split is None or splits.get(video) == how.split:
+            line = {"key": plain(sentence["sen_id"]), "task": how.task or "msrvtt", "modality": "video"}
+            sides = {"query": {"text": sentence["caption"]}, "target": {"video": str(Path(how.media) / f"{video}.mp4")}}
+            yield f"{source}:sentences[{number}]", line | sides
+
+
+def from_vidore(source: Path, how: Layout) -> Iterator[Line]:
+    """ColPali's training set and ViDoRe: Parquet with query and image (bytes); pages without a query are left to the corpus."""
+    for number, row in enumerate(read_rows(source)):
+        if row.get("query"):
+            page = Media("document", row["image"]["bytes"], row.get("image_filename") or "page.png")
+            line = {"key": f"{number:08d}", "task": how.task or plain(source.stem), "modality": "document"}
+            yield f"{source}:{number + 1}", line | {"query": {"text": row["query"]}, "target": {"document": page}}
+
+
+def from_mmeb(source: Path, how: Layout) -> Iterator[Line]:
+    """VLM2Vec's MMEB-train: Parquet with qry, qry_image_path, pos_text, pos_image_path, neg_text, neg_image_path."""
+
+    def side(text: str | None, image: str | None) -> dict[str, Any]:
+        words = re.sub(r"<\|image_\d+\|>\s*", "", text or "").strip()
+        return ({"image": str(Path(how.media) / image)} if image else {}) | ({"text": words} if words else {})
+
+    for number, row in enumerate(read_rows(source)):
+        query, target = side(row["qry"], row["qry_image_path"]), side(row["pos_text"], row["pos_image_path"])
+        negative = side(row.get("neg_text"), row.get("neg_image_path"))
+        line = {"key": f"{number:08d}", "task": how.task or plain(source.stem), "modality": owner(query, target)}
+        yield f"{source}:{number + 1}", line | {"query": query, "target": target, "negatives": [negative] if negative else []}
+
+
+def from_mbeir(source: Path, how: Layout) -> Iterator[Line]:
+    """M-BEIR (UniIR): a query JSONL with pos_cand_list and neg_cand_list, and a candidate pool JSONL by did.
+
+    Every positive makes a pair. ``media`` is the folder that image paths are relative to, below the query file's.
+    """
+    if how.candidates is None:
+        raise ValueError("mbeir needs the candidate pool's JSONL, got candidates=null. Name it with --candidates.")
+    pool = {entry["did"]: entry for entry in map(json.loads, how.candidates.read_text(encoding="utf-8").splitlines())}
+    prompts: dict[tuple[str, str, str], str] = {}
+    if how.instructions is not None:
+        for row in read_rows(how.instructions):
+            prompts[row["dataset_id"], row["query_modality"], row["cand_modality"]] = row["prompt_1"]
+
+    def side(text: str | None, image: str | None) -> dict[str, Any]:
+        return ({"image": str(Path(how.media) / image)} if image else {}) | ({"text": text} if text else {})
+
+    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
+        entry = json.loads(line)
+        query = side(entry.get("query_txt"), entry.get("query_img_path"))
+        wrong = [pool[did] for did in entry.get("neg_cand_list") or [] if did in pool]
+        for did in entry["pos_cand_list"]:
+            key = plain(f"{entry['qid']}-{did}".replace(":", "-"))
+            if did not in pool:
+                yield f"{source}:{number}", {"key": key, "candidate": f"{did} is not in the pool"}
+                continue
+            right, data_set = pool[did], entry["qid"].split(":")[0]
+            prompt = prompts.get((data_set, entry["query_modality"], right["modality"]))
+            target = side(right.get("txt"), right.get("img_path"))
+            made: dict[str, Any] = {"key": key, "task": how.task or plain(source.stem), "modality": owner(query, target)}
+            made["target"] = target
+            made["query"] = query | ({"instruction": prompt} if prompt else {})
+            made["negatives"] = [side(item.get("txt"), item.get("img_path")) for item in wrong]
+            yield f"{source}:{number}", made
+
+
+LAYOUTS: dict[str, Callable[[Path, Layout], Iterator[Line]]] = {
+    "table": from_table,
+    "captions": from_captions,
+    "audiocaps": from_audiocaps,
+    "clotho": from_clotho,
+    "msrvtt": from_msrvtt,
+    "vidore": from_vidore,
+    "mmeb": from_mmeb,
+    "mbeir": from_mbeir,
+}
+"""Readers by layout."""

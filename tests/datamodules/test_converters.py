@@ -1,0 +1,175 @@
+"""Miniatures in the publishers' layouts, with real media."""
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datamodules.converters import LAYOUTS, Layout, read_source
+from datamodules.manifest import Fault
+from datamodules.shards import ShardSet, write_shards
+from lightning_conan.cli.main import main
+from samples import flac, mp4, png
+
+
+def write_csv(path, rows, delimiter=","):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def sides(pair):
+    """Each side as text and names of media."""
+    return [[part if isinstance(part, str) else part.name for part in item.parts] for _, item in pair.sides()]
+
+
+def read(source, **how):
+    found = list(read_source(source, Layout(**how)))
+    assert not [entry for entry in found if isinstance(entry, Fault)]
+    return found
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
+def test_a_table_of_paths(tmp_path, suffix, delimiter):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(png())
+    path = tmp_path / f"my data{suffix}"
+    write_csv(path, [{"id": "x/1.b", "words": "a, cat", "file": "a.png", "split": s} for s in ("train", "test")], delimiter)
+    columns = {"query": {"text": "words"}, "target": {"image": "file"}, "key": "id", "media": "pictures"}
+    (pair,) = read(path, layout="table", split="train", **columns)
+    assert (pair.key, pair.task, pair.modality) == ("x-1-b", "my-data", "image")
+    assert sides(pair) == [["a, cat"], ["pictures/a.png"]]
+    assert pair.target.media[0].read() == png()
+
+
+def test_a_table_with_bytes_as_hugging_face_has_it(tmp_path):
+    rows = [{"audio": {"bytes": flac(), "path": "a.flac"}, "caption": text} for text in ("a tone", None, "another")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "clips.parquet")
+    how = Layout("table", query={"audio": "audio"}, target={"text": "caption"})
+    first, fault, last = read_source(tmp_path / "clips.parquet", how)
+    assert first.modality == last.modality == "audio"
+    assert first.query.media[0].read() == flac()
+    assert isinstance(fault, Fault)  # no text is no target, and nothing takes its place
+    assert fault.where.endswith("clips.parquet:2")
+    write_shards([first, fault, last], tmp_path / "packed")
+    assert ShardSet(tmp_path / "packed").read(0).query.media[0].suffix == "flac"
+
+
+def test_media_with_captions_beside_them(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").write_bytes(png())
+    (tmp_path / "sub" / "a.txt").write_text("noise\n")
+    (tmp_path / "b.mp4").write_bytes(mp4())
+    video, image = read_source(tmp_path, Layout("captions", task="mine"))
+    assert isinstance(video, Fault)  # no caption
+    assert (image.key, image.task, sides(image)) == ("sub-a", "mine", [["noise"], ["sub/a.png"]])
+
+
+def test_clotho(tmp_path):
+    (tmp_path / "development").mkdir()
+    (tmp_path / "development" / "rain on roof.wav").write_bytes(flac())
+    captions = {f"caption_{n}": f"rain {n}" for n in range(1, 6)}
+    write_csv(tmp_path / "clotho_captions_development.csv", [{"file_name": "rain on roof.wav"} | captions])
+    pairs = read(tmp_path / "clotho_captions_development.csv", layout="clotho", media="development")
+    assert [pair.key for pair in pairs] == [f"rain-on-roof-wav-{n}" for n in range(1, 6)]
+    assert sides(pairs[4]) == [["development/rain on roof.wav"], ["rain 5"]]
+
+
+def test_audiocaps(tmp_path):
+    write_csv(tmp_path / "train.csv", [{"audiocap_id": "91139", "youtube_id": "r1n", "start_time": "130", "caption": "a bell"}])
+    (pair,) = read(tmp_path / "train.csv", layout="audiocaps", media="wav/{youtube_id}_{start_time}.wav")
+    assert (pair.key, pair.modality, sides(pair)) == ("91139", "audio", [["wav/r1n_130.wav"], ["a bell"]])
+
+
+def test_msrvtt(tmp_path):
+    videos = [{"video_id": "video0", "split": "train"}, {"video_id": "video1", "split": "validate"}]
+    sentences = [{"sen_id": n, "video_id": f"video{n % 2}", "caption": f"scene {n}"} for n in range(4)]
+    path = tmp_path / "train_val_videodatainfo.json"
+    path.write_text(json.dumps({"info": {}, "videos": videos, "sentences": sentences}))
+    pairs = read(path, layout="msrvtt", split="train", media="TrainValVideo")
+    assert [(pair.key, sides(pair)) for pair in pairs] == [
+        ("0", [["scene 0"], ["TrainValVideo/video0.mp4"]]),
+        ("2", [["scene 2"], ["TrainValVideo/video0.mp4"]]),
+    ]
+
+
+def test_vidore(tmp_path):
+    image = {"bytes": png(), "path": None}
+    rows = [{"query": query, "image": image, "image_filename": "report_3.jpg", "page": "3"} for query in ("how much?", None)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test-00000.parquet")
+    (pair,) = read(tmp_path / "test-00000.parquet", layout="vidore", task="docvqa")
+    assert (pair.modality, pair.task, sides(pair)) == ("document", "docvqa", [["how much?"], ["report_3.jpg"]])
+
+
+def test_mmeb(tmp_path):
+    row = {"qry": "<|image_1|>\nRepresent the picture.", "qry_image_path": "a.jpg", "pos_text": "a dog", "pos_image_path": ""}
+    rows = [row | {"neg_text": "a cat", "neg_image_path": ""}, row | {"neg_text": "", "neg_image_path": ""}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "ImageNet_1K.parquet")
+    first, second = read(tmp_path / "ImageNet_1K.parquet", layout="mmeb", media="images")
+    assert sides(first) == [["images/a.jpg", "Represent the picture."], ["a dog"], ["a cat"]]
+    assert sides(second) == [["images/a.jpg", "Represent the picture."], ["a dog"]]
+    assert first.task == "ImageNet_1K"
+
+
+def test_mbeir(tmp_path):
+    query = {"qid": "9:1", "query_txt": "make it blue", "query_img_path": "cirr/a.jpg", "query_modality": "image,text"}
+    query |= {"query_src_content": None, "pos_cand_list": ["9:10", "9:99"], "neg_cand_list": ["9:11"]}
+    pool = [
+        {"did": f"9:{n}", "txt": None, "img_path": f"cirr/{n}.jpg", "modality": "image", "src_content": None} for n in (10, 11)
+    ]
+    (tmp_path / "mbeir_cirr_task7_train.jsonl").write_text(json.dumps(query) + "\n")
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in pool))
+    prompt = {
+        "dataset_id": "9",
+        "query_modality": "image,text",
+        "cand_modality": "image",
+        "prompt_1": "Find the change.",
+    }
+    write_csv(tmp_path / "query_instructions.tsv", [prompt], "\t")
+    how = {"candidates": tmp_path / "pool.jsonl", "instructions": tmp_path / "query_instructions.tsv", "media": "mbeir_images"}
+    pair, fault = read_source(tmp_path / "mbeir_cirr_task7_train.jsonl", Layout("mbeir", **how))
+    images = [f"mbeir_images/cirr/{name}.jpg" for name in ("a", "10", "11")]
+    assert sides(pair) == [[images[0], "make it blue"], [images[1]], [images[2]]]
+    assert (pair.key, pair.modality, pair.query.instruction) == ("9-1-9-10", "image", "Find the change.")
+    assert isinstance(fault, Fault)  # its positive is not in the pool
+    assert fault.key == "9-1-9-99"
+
+
+def test_paths_stay_below_the_source(tmp_path):
+    write_csv(tmp_path / "t.csv", [{"words": "x", "file": "../../etc/passwd"}])
+    (fault,) = read_source(tmp_path / "t.csv", Layout("table", query={"text": "words"}, target={"document": "file"}))
+    assert "must stay inside" in fault.reason
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"layout": "laion"}, "layout must be among"),
+        ({"layout": "table"}, "needs columns for both sides"),
+        ({"layout": "table", "query": {"smell": "a"}, "target": {"text": "b"}}, "hold one of"),
+    ],
+)
+def test_layouts_that_do_not_exist_are_refused(how, reason):
+    with pytest.raises(ValueError, match=reason):
+        Layout(**how)
+
+
+def test_a_missing_column_is_named(tmp_path):
+    write_csv(tmp_path / "t.csv", [{"words": "x"}])
+    with pytest.raises(ValueError, match="'file' is asked for"):
+        list(read_source(tmp_path / "t.csv", Layout("table", query={"text": "words"}, target={"image": "file"})))
+
+
+def test_every_layout_is_tested():
+    assert set(LAYOUTS) == {"table", "captions", "audiocaps", "clotho", "msrvtt", "vidore", "mmeb", "mbeir"}
+
+
+def test_a_table_packs_from_the_command_line(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(png())
+    write_csv(tmp_path / "t.csv", [{"words": "noise", "file": "a.png"}])
+    words = ["--read.layout", "table", "--read.query", '{"text": "words"}', "--read.target", '{"image": "file"}']
+    assert main(["pack", str(tmp_path / "t.csv"), "--out", str(tmp_path / "packed"), *words, "--validate", "true"]) == 0
+    assert "1 pairs (t 1), 0 quarantined" in capsys.readouterr().out
