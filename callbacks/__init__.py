@@ -1,5 +1,6 @@
 """What watches over a run: frozen parts, folders, checkpoints, scores, embeddings."""
 
+from callbacks.data_monitor import DataMonitor
 from callbacks.embedding_parts import EmbeddingParts
 from callbacks.folder_checkpoint import FolderCheckpoint
 from callbacks.frozen_backbone import FrozenBackbone
@@ -7,4 +8,12 @@ from callbacks.projector_drift import ProjectorDrift
 from callbacks.resumable_checkpoint import ResumableCheckpoint
 from callbacks.score_file import ScoreFile
 
-__all__ = ["EmbeddingParts", "FolderCheckpoint", "FrozenBackbone", "ProjectorDrift", "ResumableCheckpoint", "ScoreFile"]
+__all__ = [
+    "DataMonitor",
+    "EmbeddingParts",
+    "FolderCheckpoint",
+    "FrozenBackbone",
+    "ProjectorDrift",
+    "ResumableCheckpoint",
+    "ScoreFile",
+]

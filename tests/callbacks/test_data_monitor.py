@@ -1,0 +1,50 @@
+import time
+
+import pytest
+from lightning import Callback
+
+from callbacks import DataMonitor
+from datamodules import SpecialistData
+from lightning_conan.stages import Specialist
+from runs import QUICK, trainer
+
+
+class SlowData(SpecialistData):
+    """Each batch takes its time."""
+
+    def train_dataloader(self):
+        loader = super().train_dataloader()
+        encode = loader.encode
+
+        def slow(slot):
+            time.sleep(self.nap)
+            return encode(slot)
+
+        loader.encode = slow
+        return loader
+
+
+class Keep(Callback):
+    """The last figures that were logged."""
+
+    def on_train_end(self, trainer, pl_module):
+        self.figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("data/")}
+
+
+def waiting(base, world, root, nap):
+    keep, data = Keep(), SlowData(world / "image", batch_size=6, num_workers=0)
+    data.nap = nap
+    trainer(root, 4, DataMonitor(every_n_steps=2), keep).fit(Specialist(base, "image", QUICK), data)
+    return keep.figures
+
+
+def test_waiting_is_told_from_working(base, world, tmp_path):
+    quick, slow = waiting(base, world, tmp_path / "a", 0.0), waiting(base, world, tmp_path / "b", 1.0)
+    assert 0 <= quick["data/waiting"] < slow["data/waiting"] <= 1
+    assert slow["data/waiting"] > 0.5
+    assert slow["data/pairs_per_second"] < quick["data/pairs_per_second"]
+
+
+def test_a_period_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="must be positive"):
+        DataMonitor(every_n_steps=0)
