@@ -9,12 +9,15 @@ import webdataset as wds
 from torch.utils.data import get_worker_info
 
 from datamodules.manifest import Fault
+from datamodules.patience import patience
 from datamodules.plan import Slot
 from datamodules.shards import Sample, ShardSet
 from lightning_conan.embedder import Batch, Encoded, OmniProcessor
 from lightning_conan.items import Item, Pair
 
 Made = TypeVar("Made")
+SECONDS = 60.0
+"""No decoder needs so long for a sample within the limits."""
 Prepared = tuple[list[tuple[str, Encoded, str]], int]
 """A pair's encoded sides (name, encoded, content hash), and its size in bytes."""
 
@@ -35,10 +38,13 @@ class Encoder:
         sets: The packed data sets by source.
         processor: Encodes an item.
         cache_bytes: Encoded samples are kept up to this size in memory (useful without workers).
+        seconds: A sample that takes longer is broken.
     """
 
-    def __init__(self, sets: Mapping[str, ShardSet], processor: OmniProcessor, cache_bytes: int = 0) -> None:
-        self.sets, self.processor, self.cache_bytes = sets, processor, cache_bytes
+    def __init__(
+        self, sets: Mapping[str, ShardSet], processor: OmniProcessor, cache_bytes: int = 0, seconds: float = SECONDS
+    ) -> None:
+        self.sets, self.processor, self.cache_bytes, self.seconds = sets, processor, cache_bytes, seconds
         self.cache: OrderedDict[tuple[str, int], Prepared] = OrderedDict()
         self.cached = 0
 
@@ -53,7 +59,9 @@ class Encoder:
         for number in slot.numbers:
             sample = shards.samples[number]
             try:
-                sides.append(self.prepare(slot.source, number))
+                with patience(self.seconds, f"Sample {sample.key!r}"):
+                    found = self.prepare(slot.source, number)
+                sides.append(found)
                 samples.append(sample)
             except (ValueError, KeyError, OSError) as error:
                 faults.append(Fault(f"{shards.folder / sample.shard}", sample.key, "sample", str(error)).to_json())

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 import torch
@@ -84,3 +85,21 @@ def test_settings_are_checked():
         RehearsalData(max_bad_rate=1.0)
     with pytest.raises(ValueError, match=r"needs packed folders under data\.init_args\.train"):
         SpecialistData().setup("fit")
+
+
+def test_a_decoder_that_hangs_is_cut_off(world, processor):
+    """The other samples come, and the run goes on."""
+    shards = ShardSet(world / "image")
+    read = shards.read
+
+    def hang(number):
+        while number == 2:
+            time.sleep(0.01)
+        return read(number)
+
+    shards.read = hang
+    batch = Encoder({"image": shards}, processor, seconds=0.3)(Slot("image", (1, 2, 3)))
+    assert len(batch) == 2
+    (fault,) = map(json.loads, batch.faults)
+    assert fault["key"] == shards.samples[2].key
+    assert "must be read within 0.3 s" in fault["reason"]

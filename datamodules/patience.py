@@ -1,0 +1,30 @@
+"""Ends what takes too long: a decoder that hangs must not hang the run."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def patience(seconds: float, what: str) -> Iterator[None]:
+    """Raises within the block once it has taken too long; outside of a process's main thread it cannot, and does nothing.
+
+    Raises:
+        TimeoutError: After ``seconds``.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"{what} must be read within {seconds:g} s, and took longer.")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
