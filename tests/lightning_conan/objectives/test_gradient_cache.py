@@ -6,6 +6,7 @@ import torch
 from lightning_conan.embedder import pack, tiny_embedder
 from lightning_conan.items import Item, Media
 from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, gradient_cache, symmetric_info_nce
+from lightning_conan.objectives.gradient_cache import arriving
 from lightning_conan.stages import Lora
 from lightning_conan.stages.adapters import Adapters
 from samples import flac, mp4, png
@@ -111,3 +112,15 @@ def test_random_numbers_go_on_as_after_one_pass(processor):
     torch.manual_seed(0)
     torch.rand(3 * 4)
     assert torch.equal(after, torch.rand(1))
+
+
+def test_chunks_arrive_in_order_and_whole(encoded):
+    """On a device that holds no data, by the thread that fetches for GPUs."""
+    chunks = pack(list(encoded.values()), 64)
+    found = list(arriving(chunks, torch.device("meta")))
+    assert [chunk.rows for chunk in found] == [chunk.rows for chunk in chunks]
+    for chunk, there in zip(chunks, found, strict=True):
+        assert there.input_ids.device.type == "meta"
+        assert [pixels.shape for pixels in there.pixels] == [pixels.shape for pixels in chunk.pixels]
+        assert [mel.shape for mel in there.mels] == [mel.shape for mel in chunk.mels]
+    assert list(arriving(chunks, torch.device("cpu"))) == chunks
