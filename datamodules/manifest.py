@@ -48,7 +48,7 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
                 continue
             where, key = f"{path}:{number}", ""
             try:
-                value = json.loads(line)
+                value = json.loads(line.decode())  # from bytes, json would guess an encoding for each line
                 if isinstance(value, dict):
                     if split is not None and value.get("split") != split:
                         continue

@@ -16,6 +16,8 @@ from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 from lightning_conan.media.video import open_container
 
 SAMPLE_RATE = 16_000
+STREAMED = (0, 0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF)
+"""What writers that do not know the size put in its place."""
 
 
 def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samples"]:
@@ -24,6 +26,7 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
     Raises:
         MediaError: No sound, undecodable, empty, not finite, or over a limit.
     """
+    check_whole(media)
     with open_container(media, "audio", limits) as (container, stream):
         rate = int(stream.rate or 0)
         if rate <= 0:
@@ -38,6 +41,25 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
     if not bool(wave.isfinite().all()):
         raise MediaError(media, "holds samples that are not finite")
     return wave if rate == SAMPLE_RATE else resample(wave, rate, SAMPLE_RATE)
+
+
+def check_whole(media: Media) -> None:
+    """Refuses a WAV file that ends before its samples do: FFmpeg would take what is there for all.
+
+    Raises:
+        MediaError: It is cut.
+    """
+    data, place = media.read(), 12
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        if data[place : place + 4] == b"data":
+            there = len(data) - place - 8
+            if size > there and size not in STREAMED:
+                raise MediaError(media, f"is cut: its header says {size} bytes of samples, {there} are there")
+            return
+        place += 8 + size + size % 2
 
 
 def collect(container: Any, stream: Any, stop: int) -> Float[Tensor, " samples"]:

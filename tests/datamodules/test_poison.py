@@ -1,0 +1,145 @@
+"""Every row of docs/broken-samples.md."""
+
+import io
+import json
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.manifest import Fault, read_manifest
+from datamodules.plan import Slot
+from datamodules.shards import ShardSet, write_shards
+from datamodules.stream import Encoder
+from lightning_conan.items import Item, Media, Pair
+from samples import flac, mp4, png
+
+TABLE = Path(__file__).parents[2] / "docs" / "broken-samples.md"
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TABLE.read_text().splitlines()
+    if re.search(r"\| (handled|left out) \|", line)
+]
+
+
+def wav(samples, rate=16_000, kind="<i2", claim=None):
+    """A WAV file of (samples, channels); ``claim`` is the number of bytes that its header promises."""
+    data = np.asarray(samples).astype(kind)
+    width = data.dtype.itemsize
+    code, channels, body = 3 if data.dtype.kind == "f" else 1, data.shape[1], data.tobytes()
+    header = struct.pack("<HHIIHH", code, channels, rate, rate * channels * width, channels * width, 8 * width)
+    size = len(body) if claim is None else claim
+    parts = [b"RIFF", struct.pack("<I", (36 + size) % 2**32), b"WAVEfmt ", struct.pack("<I", 16), header, b"data"]
+    return b"".join([*parts, struct.pack("<I", size), body])
+
+
+def picture(mode, format, size=(40, 32), **options):
+    """An image file of a mode."""
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def bomb(side):
+    """A PNG of side x side black pixels of one bit, made a row at a time."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    pack = zlib.compressobj(9)
+    row = bytes(1 + side // 8)
+    body = b"".join(pack.compress(row) for _ in range(side)) + pack.flush()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def animated():
+    frames = [Image.new("RGB", (40, 32), color) for color in ("red", "green")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def empty_mp4():
+    """A container with a video stream and no frame."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def pdf():
+    buffer = io.BytesIO()
+    Image.new("RGB", (100, 80)).save(buffer, "PDF")
+    return buffer.getvalue()
+
+
+TONE = (np.sin(np.arange(8000) / 10)[:, None] * 9000).astype(np.int16)
+POISON = {
+    "cut PNG": lambda: Media("image", png()[:-400], "a.png"),
+    "text file called .png": lambda: Media("image", b"hello", "a.png"),
+    "PNG of 20,000 x 20,000 pixels in 50 kB": lambda: Media("image", bomb(20_000), "a.png"),
+    "PNG of 1 x 100,000 pixels": lambda: Media("image", picture("L", "PNG", (1, 100_000)), "a.png"),
+    "CMYK JPEG": lambda: Media("image", picture("CMYK", "JPEG"), "a.jpg"),
+    "16-bit PNG": lambda: Media("image", picture("I;16", "PNG"), "a.png"),
+    "palette PNG with transparency": lambda: Media("image", picture("P", "PNG", transparency=0), "a.png"),
+    "animated WebP": lambda: Media("image", animated(), "a.webp"),
+    "image of 1 x 1 pixel": lambda: Media("image", picture("RGB", "PNG", (1, 1)), "a.png"),
+    "stereo WAV": lambda: Media("audio", wav(TONE.repeat(2, 1)), "a.wav"),
+    "WAV of six channels": lambda: Media("audio", wav(TONE.repeat(6, 1)), "a.wav"),
+    "WAV at 8 kHz": lambda: Media("audio", wav(TONE, 8000), "a.wav"),
+    "WAV of 8 bits": lambda: Media("audio", wav(TONE // 256 + 128, kind="u1"), "a.wav"),
+    "WAV with NaN in it": lambda: Media("audio", wav([[0.1], [float("nan")]] * 4000, kind="<f4"), "a.wav"),
+    "WAV without samples": lambda: Media("audio", wav(np.zeros((0, 1))), "a.wav"),
+    "WAV whose header says 10 hours": lambda: Media("audio", wav(TONE, claim=36_000 * 32_000), "a.wav"),
+    "WAV cut in the middle": lambda: Media("audio", wav(TONE)[:8000], "a.wav"),
+    "WAV that was streamed, its size unknown": lambda: Media("audio", wav(TONE, claim=0xFFFFFFFF - 36), "a.wav"),
+    "MP4 cut in the middle": lambda: Media("video", mp4()[: len(mp4()) // 2], "a.mp4"),
+    "MP4 without frames": lambda: Media("video", empty_mp4(), "a.mp4"),
+    "MP4 without sound, asked for its sound": lambda: Media("audio", mp4(), "a.mp4"),
+    "PDF of nonsense": lambda: Media("document", b"%PDF-1.7 nonsense", "a.pdf"),
+    "page 9 of a PDF of one page": lambda: Media("document", pdf(), "a.pdf", page=9),
+    "text with null bytes": lambda: "a\x00b",
+    "text of 200,000 characters": lambda: "word " * 40_000,
+}
+
+
+def test_the_table_is_whole():
+    assert [row[0] for row in ROWS] == list(POISON)
+
+
+@pytest.mark.parametrize(("name", "outcome", "reason"), ROWS, ids=[row[0] for row in ROWS])
+def test_a_poisoned_sample(tmp_path, processor, name, outcome, reason):
+    part = POISON[name]()
+    kind = "text" if isinstance(part, str) else part.modality
+    good = Item((Media("audio", flac(), "good.flac"),))
+    pairs = [Pair("bad", "t", kind, Item((part,)), Item(("words",))), Pair("good", "t", kind, good, Item(("other words",)))]
+    write_shards(pairs, tmp_path / "set")
+    batch = Encoder({"set": ShardSet(tmp_path / "set")}, processor)(Slot("set", (0, 1)))
+    assert "good" in batch.keys
+    assert ("bad" in batch.keys) == (outcome == "handled")
+    if outcome == "left out":
+        (fault,) = map(json.loads, batch.faults)
+        assert fault["key"] == "bad"
+        assert reason in fault["reason"]
+
+
+def test_a_manifest_in_another_encoding_is_listed_line_by_line(tmp_path):
+    line = json.dumps({"key": "a", "task": "t", "modality": "text", "query": {"text": "x"}, "target": {"text": "y"}})
+    (tmp_path / "m.jsonl").write_text(f"{line}\n{line}\n", encoding="utf-16")
+    found = list(read_manifest(tmp_path / "m.jsonl"))
+    assert found
+    assert all(isinstance(entry, Fault) and "m.jsonl:" in entry.where for entry in found)
+
+
+@pytest.mark.parametrize("name", ["pipe:cat /etc/passwd", "https://example.org/set"])
+def test_a_url_is_no_packed_folder(name):
+    with pytest.raises(ValueError, match="is not a packed data set"):
+        ShardSet(Path(name))
