@@ -118,6 +118,7 @@ def score(folder, sets, root, strategy="ddp"):
 
 def fit_until_killed(folder, packed, root, steps):
     """Goes on with a run for as long as it lives."""
+    torch.set_num_threads(1)
     module = Specialist(folder, "image", QUICK, Lora(rank=4, alpha=4, dropout=0.1))
     trainer(root, steps).fit(module, data(packed), ckpt_path="last")
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from lightning_conan.objectives.info_nce import equal_targets, info_nce
 from lightning_conan.objectives.tiles import in_tiles
 
-TILE = 2**25
-"""Scores that are computed at once: 128 MB in float32, and a few times that with what goes with them."""
+ROWS = 256
+"""Rows whose scores are computed at once: enough for matrix products to be most of the work, and 64 MB of scores at 65,536."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,21 @@ class Contrast:
 
 
 def symmetric_info_nce(
-    pairs: PairEmbeddings, contrast: Contrast, own: slice = slice(None), tile: int = TILE
+    pairs: PairEmbeddings, contrast: Contrast, own: slice = slice(None), at_once: int = ROWS
 ) -> Float[Tensor, ""]:
     """Mean of query to target (hard negatives among the targets) and target to query.
 
-    Equal targets are not each other's negatives, nor are equal queries. Scores are computed ``tile`` at a time, whatever the
+    Equal targets are not each other's negatives, nor are equal queries. Scores are computed some rows at a time, whatever the
     batch, with the same loss and gradient.
 
     Args:
         pairs: All pairs, whose targets are everyone's negatives.
         contrast: What counts as a negative.
         own: The pairs whose loss is wanted: this rank's. The loss of all is the mean over the ranks, by their pairs.
-        tile: Scores in memory at once.
+        at_once: Rows whose scores are in memory at once.
     """
     start, stop, _ = own.indices(len(pairs.query))
-    columns = 2 * len(pairs.query) + len(pairs.negative)
-    step = max(1, tile // columns)
-    slices = [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
+    slices = [slice(first, min(first + at_once, stop)) for first in range(start, stop, at_once)]
 
     def of_rows(rows: slice, *tensors: Tensor) -> Tensor:
         learned = tensors[5:]

@@ -112,15 +112,15 @@ CONTRASTS = [Contrast(0.05), Contrast(0.05, margin=0.05, same_side=True), Contra
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS, ids=str)
-@pytest.mark.parametrize("tile", [1, 30, 70])
-def test_tiles_change_neither_loss_nor_gradient(contrast, tile):
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_tiles_change_neither_loss_nor_gradient(contrast, at_once):
     """Uneven last tile, equal targets, hard negatives."""
     sides = [units(7), units(7, seed=1), units(3, seed=2)]
     ids = torch.tensor([0, 1, 2, 2, 4, 5, 6]), torch.tensor([9, 9, 2, 3, 4, 5, 6]), torch.tensor([3, 50, 51])
     found = []
-    for size in (10**9, tile):
+    for size in (10**9, at_once):
         leaves = [side.clone().requires_grad_() for side in sides]
-        value = symmetric_info_nce(PairEmbeddings(*leaves, *ids), contrast, tile=size)
+        value = symmetric_info_nce(PairEmbeddings(*leaves, *ids), contrast, at_once=size)
         (2 * value).backward()
         found.append([value.detach(), *(leaf.grad for leaf in leaves)])
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*found, strict=True))

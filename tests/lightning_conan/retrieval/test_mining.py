@@ -2,7 +2,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from lightning_conan.retrieval.mining import Mining, mine
 
@@ -30,7 +29,8 @@ def plain(queries, own, targets, identities, groups, limits):
 )
 def test_negatives_are_those_of_a_plain_loop(seed, count, skip, depth, block):
     generator = torch.Generator().manual_seed(seed)
-    queries, targets = (F.normalize(torch.randn(30, 4, generator=generator), dim=1) for _ in range(2))
+    # Multiples of a quarter: scores are exact, and so equal where vectors are, whatever the block.
+    queries, targets = (torch.randint(-3, 4, (30, 4), generator=generator) / 4 for _ in range(2))
     targets[5], targets[9] = targets[3], targets[3]  # ties
     identities = torch.arange(30)
     identities[5] = identities[3]
