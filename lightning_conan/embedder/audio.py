@@ -118,6 +118,11 @@ def audio_tokens(frames: int, window: int, halvings: int) -> int:
     return whole * halve(window, halvings) + halve(rest, halvings)
 
 
+def window_tokens(frames: int, window: int, halvings: int) -> int:
+    """Encoder frames that the same log-mel costs: as many as if it filled its last window, which is padded."""
+    return -(-frames // window) * halve(window, halvings)
+
+
 def halve(frames: int, times: int) -> int:
     """Length after so many convolutions of stride 2."""
     for _ in range(times):

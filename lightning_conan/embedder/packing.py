@@ -22,6 +22,7 @@ class Encoded:
         mels: Each sound's log-mel frames, in order.
         frames: Instead of them, what the audio encoder made of all sounds, one after the other.
         prefix: How many leading tokens are template and instruction, and hold nothing of the item.
+        heard: Tokens that its sounds would be if each filled its encoder's last window, as the encoder computes them.
     """
 
     input_ids: Int[Tensor, " length"]
@@ -30,6 +31,7 @@ class Encoded:
     mels: list[Float[Tensor, "mels _"]] = field(default_factory=list)
     frames: Float[Tensor, "frames audio_dim"] | None = None
     prefix: int = 0
+    heard: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -92,7 +94,7 @@ class Chunk:
 def pack(items: Sequence[Encoded], token_budget: int) -> list[Chunk]:
     """Chunks of at most ``token_budget`` padded tokens, sorted by length (longest first, so memory peaks at once).
 
-    An item that is longer than the budget makes a chunk of its own: nothing is cut. An item much shorter than a
+    Sounds count as what their encoder pads them to, where that is more: many short ones fill a chunk. An item that is longer than the budget makes a chunk of its own: nothing is cut. An item much shorter than a
     chunk's longest starts a new one: padding costs as much as tokens.
 
     Raises:
@@ -102,13 +104,17 @@ def pack(items: Sequence[Encoded], token_budget: int) -> list[Chunk]:
         raise ValueError(f"Packing needs items and a positive token budget, got {len(items)} items and {token_budget}.")
     order = sorted(range(len(items)), key=lambda row: -len(items[row]))
     groups: list[list[int]] = [[]]
+    heard = 0
     for row in order:
         longest = len(items[groups[-1][0]]) if groups[-1] else len(items[row])
         fill = LEAST_FILL if longest * len(groups[-1]) >= SMALL else LEAST_FILL_SMALL
         too_short = len(items[row]) < fill * longest
-        if groups[-1] and (too_short or longest * (len(groups[-1]) + 1) > token_budget):
+        too_many = max(longest * (len(groups[-1]) + 1), heard + items[row].heard) > token_budget
+        if groups[-1] and (too_short or too_many):
             groups.append([])
+            heard = 0
         groups[-1].append(row)
+        heard += items[row].heard
     return [pad([items[row] for row in rows], rows) for rows in groups]
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video
 
-from lightning_conan.embedder.audio import audio_tokens
+from lightning_conan.embedder.audio import audio_tokens, window_tokens
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.embedder.positions import Run, mrope_positions
 from lightning_conan.items import Item
@@ -103,6 +103,7 @@ class Draft:
     grids: list[tuple[int, int]] = field(default_factory=list)
     pixels: list[Tensor] = field(default_factory=list)
     mels: list[Tensor] = field(default_factory=list)
+    heard: int = 0
     opening: int = 0
     """Pieces before the one that the item's own words join."""
 
@@ -247,7 +248,9 @@ class OmniProcessor:
         mel = features["input_features"][0]
         draft.mels.append(mel)
         draft.add("audio_start")
-        draft.add("audio", audio_tokens(mel.shape[1], self.config.mel_window, self.config.mel_halvings))
+        size = mel.shape[1], self.config.mel_window, self.config.mel_halvings
+        draft.add("audio", audio_tokens(*size))
+        draft.heard += window_tokens(*size)
         draft.add("audio_end")
 
     def finish(self, draft: Draft) -> Encoded:
@@ -273,7 +276,7 @@ class OmniProcessor:
                 ids += [self.ids[token]] * count
                 visual = token in ("image", "video")
                 runs.append(next(grids) if visual else count)
-        return Encoded(torch.tensor(ids), mrope_positions(runs), draft.pixels, draft.mels, prefix=prefix)
+        return Encoded(torch.tensor(ids), mrope_positions(runs), draft.pixels, draft.mels, prefix=prefix, heard=draft.heard)
 
 
 def resize(frames: UInt8[Tensor, "frames 3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "frames 3 _ _"]:

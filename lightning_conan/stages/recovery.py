@@ -160,7 +160,7 @@ class ProjectorRecovery(Stage):
             "frames", [digests[row] for row in heard], lambda rows: self.frames_of([items[heard[row]] for row in rows])
         )
         for row, found in zip(heard, frames, strict=True):
-            items[row] = replace(items[row], mels=[], frames=found)
+            items[row] = replace(items[row], mels=[], frames=found, heard=0)
         return items, dict(zip(read, texts, strict=True))
 
     def frames_of(self, items: list[Encoded]) -> Sequence[Tensor]:

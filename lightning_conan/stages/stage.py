@@ -231,7 +231,7 @@ class Stage(Scoring):
         live = [row for row in range(len(items)) if row not in known]
         packed = [items[row] for row in live]
         chunks = pack(packed, budget)
-        fits = sum(chunk.input_ids.numel() for chunk in chunks) <= budget
+        fits = max(sum(chunk.input_ids.numel() for chunk in chunks), sum(item.heard for item in packed)) <= budget
         if is_sharded(self.embedder):  # several chunks at once would gather weights in another order than one by one
             chunks, fits = in_step(chunks, packed, self.embedder.config, self.device), False
         torch.manual_seed(hash((self.training_settings.seed, self.global_step, self.global_rank)) % 2**63)

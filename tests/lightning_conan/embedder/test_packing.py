@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_conan.embedder import Encoded, pack
+from lightning_conan.embedder import Encoded, blank, pack
 
 
 def item(length: int, mark: int = 1) -> Encoded:
@@ -19,6 +19,16 @@ def test_every_item_once_and_within_the_budget(lengths, budget):
         assert chunk.lengths == [lengths[row] for row in chunk.rows]
         for place, row in enumerate(chunk.rows):
             assert (chunk.input_ids[place, : lengths[row]] == row).all()
+
+
+def test_short_sounds_count_as_their_encoder_pads_them(tiny):
+    """A window of a second costs the encoder what it costs, however little of it is sound."""
+    config, budget = tiny[0].config, 130
+    short, long = blank(config, "audio", 2), blank(config, "audio", 12)
+    assert (len(short), len(long)) == (3, 13)
+    assert short.heard == long.heard == 13
+    assert [len(chunk.mels) for chunk in pack([short] * 20, budget)] == [10, 10]
+    assert [len(chunk.mels) for chunk in pack([long] * 20, budget)] == [10, 10]
 
 
 def test_sorting_leaves_little_padding():
