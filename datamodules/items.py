@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning import LightningDataModule
 from typing_extensions import override
@@ -13,9 +13,8 @@ from datamodules.manifest import Fault
 from datamodules.plan import Slot
 from datamodules.stream import BatchLoader
 from lightning_conan.embedder import ItemBatch, OmniProcessor
-from lightning_conan.items import Item, Media, Modality, parse_side
+from lightning_conan.items import Item, Media, Modality, Side, parse_side
 
-Side = Literal["query", "target"]
 SUFFIXES: dict[Modality, tuple[str, ...]] = {
     "image": ("png", "jpg", "jpeg", "webp"),
     "video": ("mp4", "webm", "mov", "mkv"),
@@ -147,11 +146,11 @@ class ItemEncoder:
         self.items, self.processor = items, processor
 
     def __call__(self, slot: Slot) -> ItemBatch:
-        batch = ItemBatch(part=int(slot.source), rows=[], keys=[], modalities=[], items=[], faults=[])
+        batch = ItemBatch(int(slot.source), self.items.side, rows=[], keys=[], modalities=[], items=[], faults=[])
         for number in slot.numbers:
             try:
                 item = self.items.item(number)
-                encoded = self.processor(item)
+                encoded = self.processor(item, self.items.side)
             except (ValueError, OSError) as error:
                 batch.faults.append(Fault(str(self.items.source), self.items.key(number), "sample", str(error)).to_json())
                 continue

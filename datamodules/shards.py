@@ -77,6 +77,8 @@ def encode_pair(pair: Pair) -> dict[str, Any]:
     """
     sample: dict[str, Any] = {"__key__": pair.key}
     record: dict[str, Any] = {"key": pair.key, "task": pair.task, "modality": pair.modality}
+    if pair.reasoning:
+        record["reasoning"] = pair.reasoning
     for side, item in pair.sides():
         record[side], members = describe(item, side)
         sample |= members
@@ -93,7 +95,8 @@ def decode_pair(members: dict[str, bytes]) -> Pair:
     record = json.loads(members["json"])
     sides = {name: restore(value, members) for name, value in record.items() if isinstance(value, dict)}
     negatives = [sides[name] for name in sorted(sides, key=lambda name: (len(name), name)) if name.startswith("negative")]
-    return Pair(record["key"], record["task"], record["modality"], sides["query"], sides["target"], tuple(negatives))
+    sides_of_pair = sides["query"], sides["target"], tuple(negatives)
+    return Pair(record["key"], record["task"], record["modality"], *sides_of_pair, record.get("reasoning", ""))
 
 
 def write_shards(pairs: Iterable[Pair | Fault], out: Path, pairs_per_shard: int = 1000) -> dict[str, Any]:

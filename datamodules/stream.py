@@ -39,12 +39,19 @@ class Encoder:
         processor: Encodes an item.
         cache_bytes: Encoded samples are kept up to this size in memory (useful without workers).
         seconds: A sample that takes longer is broken.
+        teach: Whether queries carry what the model should write about them.
     """
 
     def __init__(
-        self, sets: Mapping[str, ShardSet], processor: OmniProcessor, cache_bytes: int = 0, seconds: float = SECONDS
+        self,
+        sets: Mapping[str, ShardSet],
+        processor: OmniProcessor,
+        cache_bytes: int = 0,
+        seconds: float = SECONDS,
+        teach: bool = False,
     ) -> None:
         self.sets, self.processor, self.cache_bytes, self.seconds = sets, processor, cache_bytes, seconds
+        self.teach = teach
         self.cache: OrderedDict[tuple[str, int], Prepared] = OrderedDict()
         self.cached = 0
 
@@ -76,10 +83,17 @@ class Encoder:
             self.cache.move_to_end(place)
             return self.cache[place][0]
         pair: Pair = self.sets[source].read(number)
-        sides = [(name, self.processor(item), item.content_hash()) for name, item in pair.sides()]
+        sides = [(name, self.encode(pair, name, item), item.content_hash()) for name, item in pair.sides()]
         if self.cache_bytes:
             self.keep(place, sides)
         return sides
+
+    def encode(self, pair: Pair, name: str, item: Item) -> Encoded:
+        """One side of a pair, encoded."""
+        if name != "query":
+            return self.processor(item, "target")
+        encoded = self.processor(item, "query")
+        return self.processor.teach(encoded, pair.reasoning) if self.teach else encoded
 
     def keep(self, place: tuple[str, int], sides: list[tuple[str, Encoded, str]]) -> None:
         """Adds to the cache and drops what was unused for longest."""

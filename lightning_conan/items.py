@@ -10,6 +10,8 @@ from typing import Literal, get_args
 
 Modality = Literal["text", "image", "video", "document", "audio"]
 
+Side = Literal["query", "target"]
+
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 MEDIA: tuple[Modality, ...] = MODALITIES[1:]
 
@@ -93,6 +95,7 @@ class Pair:
         query: What is asked.
         target: What must be found.
         negatives: Hard negatives, none by default.
+        reasoning: What a model that reasons should write about the query before it embeds it; empty for an easy one.
     """
 
     key: str
@@ -101,6 +104,7 @@ class Pair:
     query: Item
     target: Item
     negatives: tuple[Item, ...] = ()
+    reasoning: str = ""
 
     def sides(self) -> Iterator[tuple[str, Item]]:
         """Each item with its name: ``query``, ``target``, ``negative0``, ``negative1``, ..."""
@@ -160,7 +164,7 @@ def parse_pair(value: object, root: Path) -> Pair:
     Raises:
         ValueError: A missing, unknown or ill-typed field, named with its value.
     """
-    needed, optional = {"key", "task", "modality", "query", "target"}, {"negatives", "split"}
+    needed, optional = {"key", "task", "modality", "query", "target"}, {"negatives", "split", "reasoning"}
     if not isinstance(value, Mapping) or not needed <= set(value) <= needed | optional:
         fields = sorted(value) if isinstance(value, Mapping) else value
         raise ValueError(f"A pair must have the fields {sorted(needed)}, and may have {sorted(optional)}, got {fields}.")
@@ -171,10 +175,13 @@ def parse_pair(value: object, root: Path) -> Pair:
             raise ValueError(f"{name} must be a string without dots, slashes and blanks, got {value[name]!r}.")
     negatives = tuple(parse_item(item, root) for item in value.get("negatives", ()))
     query, target = parse_item(value["query"], root), parse_item(value["target"], root)
-    return Pair(value["key"], value["task"], value["modality"], query, target, negatives)
+    reasoning = value.get("reasoning", "")
+    if not isinstance(reasoning, str):
+        raise ValueError(f"reasoning must be a string, got {reasoning!r}.")
+    return Pair(value["key"], value["task"], value["modality"], query, target, negatives, reasoning)
 
 
-def parse_side(value: Mapping[str, object], side: str, root: Path) -> Item:
+def parse_side(value: Mapping[str, object], side: Side, root: Path) -> Item:
     """What a line of a list of items holds: a pair's ``side``, or a single item beside its ``key``.
 
     Raises:

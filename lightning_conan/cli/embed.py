@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from callbacks import EmbeddingParts
-from datamodules.items import Side
 from lightning_conan.cli.lightning import run as lightning
+from lightning_conan.items import Side
 from lightning_conan.retrieval.store import EmbeddingStore, Precision
 
 

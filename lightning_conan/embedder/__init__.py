@@ -21,7 +21,7 @@ from lightning_conan.embedder.checkpoint import (
 )
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
-from lightning_conan.embedder.packing import Chunk, Encoded, pack, pad
+from lightning_conan.embedder.packing import IGNORED, Chunk, Encoded, pack, pad
 from lightning_conan.embedder.processor import OmniProcessor, ProcessorConfig
 from lightning_conan.embedder.tiny import tiny_embedder
 
@@ -29,6 +29,7 @@ AutoConfig.register(OmniConfig.model_type, OmniConfig, exist_ok=True)
 AutoModel.register(OmniConfig, OmniEmbedder, exist_ok=True)
 
 __all__ = [
+    "IGNORED",
     "STATES",
     "Adapter",
     "Batch",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lightning_conan.embedder.packing import Encoded
-from lightning_conan.items import Modality
+from lightning_conan.items import Modality, Side
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class ItemBatch:
 
     Args:
         part: The part's number.
+        side: Which side of a search they are.
         rows: Each item's place in the whole.
         keys: Each item's key.
         modalities: What each item holds, such as ``image+text``.
@@ -64,6 +65,7 @@ class ItemBatch:
     """
 
     part: int
+    side: Side
     rows: list[int]
     keys: list[str]
     modalities: list[str]

@@ -15,6 +15,7 @@ class OmniConfig(PreTrainedConfig):
         audio_token_id: The token whose embeddings the projected audio frames replace.
         audio_start_token_id: Stands before a sound.
         audio_end_token_id: Stands after a sound.
+        emb_token_id: What a model that reasons writes when it is done: the state that predicts it is the embedding.
         output_head: Whether there is a language model head of its own, which reasoning writes with; where the backbone
             ties it to the token embeddings there is none.
     """
@@ -30,6 +31,7 @@ class OmniConfig(PreTrainedConfig):
         audio_token_id: int = 0,
         audio_start_token_id: int = 0,
         audio_end_token_id: int = 0,
+        emb_token_id: int = 0,
         output_head: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -39,6 +41,7 @@ class OmniConfig(PreTrainedConfig):
         self.audio_token_id = audio_token_id
         self.audio_start_token_id = audio_start_token_id
         self.audio_end_token_id = audio_end_token_id
+        self.emb_token_id = emb_token_id
         self.output_head = output_head
         super().__init__(**kwargs)
 

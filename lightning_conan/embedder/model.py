@@ -1,11 +1,11 @@
 """OmniEmbedder: text, images, videos, pages and sounds to one unit vector each."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, DynamicCache, PreTrainedModel
@@ -22,6 +22,10 @@ LEAST_SHARED, LONG = 8, 16
 """A prefix is shared from so many tokens on, among items of at most so many prefixes' length."""
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values, (1, heads, tokens, dim), of each layer."""
+Writing = Callable[
+    [Float[Tensor, "rows length dim"], Int[Tensor, "rows length"], Callable[[Tensor], Tensor]], Float[Tensor, " rows"]
+]
+"""From states, labels, and what turns states into logits to a loss of each row (``objectives.generation_loss``)."""
 
 
 class OmniEmbedder(PreTrainedModel):
@@ -51,6 +55,7 @@ class OmniEmbedder(PreTrainedModel):
         self.audio_projector = AudioProjector(width, config.projector_hidden_size, config.dim)
         if config.output_head:
             self.lm_head = nn.Linear(config.dim, config.get_text_config().vocab_size, bias=False)
+        self.emb_rows: nn.Parameter | None = None
         use_grouped_attention(self.backbone.visual, *([self.audio_encoder] if self.ears.grouped else []))
         self.post_init()
 
@@ -81,16 +86,54 @@ class OmniEmbedder(PreTrainedModel):
         """Every layer of every tower."""
         return [module for module in self.modules() if type(module).__name__ in self._no_split_modules]
 
-    def forward(self, chunk: Chunk, past: Past | None = None) -> Float[Tensor, "rows dim"]:
-        """Unit-norm float32 embeddings of a chunk's rows, in the chunk's order.
+    def forward(self, chunk: Chunk, past: Past | None = None, writing: Writing | None = None) -> Float[Tensor, "rows _"]:
+        """Unit-norm float32 embeddings of a chunk's rows, in the chunk's order; with ``writing``, each row's loss as a last column.
 
         Args:
             chunk: The rows.
             past: Keys and values of a prefix that all rows share and the chunk leaves out.
+            writing: What becomes of the states of rows that have a lesson; 0 for those that have none.
         """
         states = self.hidden_states(chunk, **(prefix_options(past, *chunk.input_ids.shape) if past else {}))
         pooled = states[torch.arange(len(chunk.last), device=states.device), chunk.last]
-        return F.normalize(pooled.float(), dim=-1, eps=EPS)
+        embeddings = F.normalize(pooled.float(), dim=-1, eps=EPS)
+        if writing is None:
+            return embeddings
+        taught = chunk.labels is not None
+        losses = writing(states, chunk.labels, self.logits) if taught else embeddings.new_zeros(len(embeddings))  # type: ignore[arg-type]
+        return torch.cat([embeddings, losses[:, None]], dim=1)
+
+    def output_matrix(self) -> Float[Tensor, "vocabulary dim"]:
+        """What turns states into logits: a head of its own, or the token embeddings."""
+        head = self.lm_head if self.config.output_head else self.get_input_embeddings()
+        matrix: Tensor = head.weight
+        return matrix
+
+    def logits(self, states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocabulary"]:
+        """What each state would write next, in float32."""
+        found = F.linear(states, self.output_matrix()).float()
+        if self.emb_rows is None:
+            return found
+        own = (states @ self.emb_rows[-1].to(states.dtype)).float()
+        column = torch.arange(found.shape[-1], device=found.device) == self.config.emb_token_id
+        return torch.where(column, own[..., None], found)
+
+    def free_emb_rows(self) -> None:
+        """Makes the rows of ``<|emb|>`` a small parameter of their own (as input and, untied, as output), so that they can train
+        while the other tokens' rows stay as they are.
+        """
+        tables = [self.get_input_embeddings().weight, *([self.lm_head.weight] if self.config.output_head else [])]
+        rows = torch.stack([table.detach()[self.config.emb_token_id].float() for table in tables])
+        self.emb_rows = nn.Parameter(rows)
+
+    def settle_emb_rows(self) -> None:
+        """Puts the rows back to where folders have them."""
+        assert self.emb_rows is not None, "free_emb_rows comes first"
+        with torch.no_grad():
+            tables = [self.get_input_embeddings().weight, *([self.lm_head.weight] if self.config.output_head else [])]
+            for table, row in zip(tables, self.emb_rows, strict=True):
+                table[self.config.emb_token_id] = row.to(table.dtype)
+        self.emb_rows = None
 
     def hidden_states(self, chunk: Chunk, **kwargs: Any) -> Float[Tensor, "rows length dim"]:
         """The language model's last states, after its final norm."""
@@ -109,7 +152,7 @@ class OmniEmbedder(PreTrainedModel):
 
     def input_embeddings(self, chunk: Chunk) -> tuple[Float[Tensor, "rows length dim"], Tensor | None, list[Tensor] | None]:
         """Token embeddings with visual tokens and audio frames in place, where the visual ones are, and DeepStack's."""
-        embeds = self.get_input_embeddings()(chunk.input_ids)
+        embeds = self.embed_ids(chunk.input_ids)
         visual_mask = deepstack = None
         if chunk.pixels:
             config = self.config.backbone_config
@@ -120,6 +163,13 @@ class OmniEmbedder(PreTrainedModel):
             frames = self.encode_mels(chunk.mels) if chunk.frames is None else chunk.frames
             embeds = place(embeds, chunk.input_ids == self.config.audio_token_id, self.audio_projector(frames), "audio frames")
         return embeds, visual_mask, deepstack
+
+    def embed_ids(self, ids: Int[Tensor, "rows length"]) -> Float[Tensor, "rows length dim"]:
+        """Token embeddings."""
+        embeds: Tensor = self.get_input_embeddings()(ids)
+        if self.emb_rows is None:
+            return embeds
+        return torch.where((ids == self.config.emb_token_id)[..., None], self.emb_rows[0].to(embeds.dtype), embeds)
 
     def embed_pixels(self, pixels: Sequence[UInt8[Tensor, "_ 3 _ _"]]) -> tuple[Float[Tensor, "tokens dim"], list[Tensor]]:
         """Visual tokens of all inputs, and DeepStack's for the first layers."""
@@ -153,7 +203,7 @@ class OmniEmbedder(PreTrainedModel):
         cache: Any = DynamicCache()
         ids = item.input_ids[None, : item.prefix].to(self.device)
         positions = item.positions[:, None, : item.prefix].to(self.device)
-        embeds = self.get_input_embeddings()(ids)
+        embeds = self.embed_ids(ids)
         self.backbone.language_model(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
 

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+IGNORED = -100
+"""The label of a place where nothing is asked, as in torch's losses."""
 LEAST_FILL, LEAST_FILL_SMALL, SMALL = 0.9, 0.75, 1024
 """How much of its row an item must fill; less in a chunk below so many tokens, whose fixed cost outweighs padding."""
 
@@ -22,6 +24,7 @@ class Encoded:
         mels: Each sound's log-mel frames, in order.
         frames: Instead of them, what the audio encoder made of all sounds, one after the other.
         prefix: How many leading tokens are template and instruction, and hold nothing of the item.
+        labels: What a model that reasons should write after each token, ``IGNORED`` where nothing is asked; None for no such lesson.
         heard: Tokens that its sounds would be if each filled its encoder's last window, as the encoder computes them.
     """
 
@@ -32,12 +35,14 @@ class Encoded:
     frames: Float[Tensor, "frames audio_dim"] | None = None
     prefix: int = 0
     heard: int = 0
+    labels: Int[Tensor, " length"] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def without_prefix(self) -> "Encoded":
         """The tokens after the prefix, at their positions."""
+        assert self.labels is None, "lessons are for training, where prefixes are not shared"
         return replace(self, input_ids=self.input_ids[self.prefix :], positions=self.positions[:, self.prefix :], prefix=0)
 
     @property
@@ -58,6 +63,7 @@ class Chunk:
         mels: All rows' sounds, in the order of their placeholders.
         frames: Instead of them, what the audio encoder made of all rows' sounds.
         rows: Where each row stood in the list that was packed.
+        labels: What should be written after each token, ``IGNORED`` where nothing is asked; None if no row has a lesson.
     """
 
     input_ids: Int[Tensor, "rows length"]
@@ -67,6 +73,7 @@ class Chunk:
     mels: list[Float[Tensor, "mels _"]]
     frames: Float[Tensor, "frames audio_dim"] | None
     rows: list[int]
+    labels: Int[Tensor, "rows length"] | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -88,6 +95,7 @@ class Chunk:
             pixels=[moved(pixels) for pixels in self.pixels],
             mels=[moved(mel) for mel in self.mels],
             frames=None if self.frames is None else moved(self.frames),
+            labels=None if self.labels is None else moved(self.labels),
         )
 
 
@@ -123,8 +131,11 @@ def pad(items: Sequence[Encoded], rows: list[int]) -> Chunk:
     lengths = [len(item) for item in items]
     input_ids = torch.zeros(len(items), max(lengths), dtype=torch.long)
     positions = torch.zeros(3, len(items), max(lengths), dtype=torch.long)
+    labels = torch.full_like(input_ids, IGNORED)
     for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
         input_ids[row, :length] = item.input_ids
+        if item.labels is not None:
+            labels[row, :length] = item.labels
         positions[:, row, :length] = item.positions
     frames = [item.frames for item in items if item.frames is not None]
     assert not frames or not any(item.mels for item in items), "sounds of a chunk are encoded, or none of them is"
@@ -136,4 +147,5 @@ def pad(items: Sequence[Encoded], rows: list[int]) -> Chunk:
         [mel for item in items for mel in item.mels],
         torch.cat(frames) if frames else None,
         rows,
+        labels if any(item.labels is not None for item in items) else None,
     )

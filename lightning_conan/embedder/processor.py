@@ -1,7 +1,7 @@
 """From an Item to an Encoded: decoding, resizing, log-mel, the chat template and its placeholders."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as fields_of
 from functools import cached_property
 from typing import Any
@@ -16,9 +16,9 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video
 
 from lightning_conan.embedder.audio import audio_tokens, window_tokens
-from lightning_conan.embedder.packing import Encoded
+from lightning_conan.embedder.packing import IGNORED, Encoded
 from lightning_conan.embedder.positions import Run, mrope_positions
-from lightning_conan.items import Item
+from lightning_conan.items import Item, Side
 from lightning_conan.media import Clip, Limits, MediaError, decode_media
 from lightning_conan.media.audio import SAMPLE_RATE
 from lightning_conan.media.video import Sampling
@@ -38,7 +38,10 @@ SPECIAL_TOKENS = {
     "audio_end": "<|audio_end|>",
     "audio_pad": "<|audio_pad|>",
     "audio": "<|AUDIO|>",
+    "emb": "<|emb|>",
 }
+OWN_TOKENS = [token for name, token in SPECIAL_TOKENS.items() if name.startswith("audio") or name == "emb"]
+"""Those that a Qwen3-VL lacks."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class ProcessorConfig:
 
     Args:
         instruction: System instruction of items that carry none of their own; with an empty one there is no system turn.
+        query_hint: Ends the instruction of queries.
+        target_hint: Ends the instruction of what is searched.
+        reasons: Whether the model writes before it embeds (TRACE, PAPERS.md B): the template ends where it would begin to, and
+            the embedding is the state that predicts ``<|emb|>``. Otherwise it ends with an end token, whose state it is.
         patch_size: Side of a patch in pixels.
         merge_size: Patches a side that become one token.
         min_pixels: Smaller images are enlarged to this many pixels.
@@ -65,6 +72,9 @@ class ProcessorConfig:
     """
 
     instruction: str = "Represent the user's input."
+    query_hint: str = ""
+    target_hint: str = ""
+    reasons: bool = False
     patch_size: int = 16
     merge_size: int = 2
     min_pixels: int = 4 * 32 * 32
@@ -141,13 +151,13 @@ class OmniProcessor:
         """Log-mel as Whisper and Qwen3-Omni compute it."""
         return WhisperFeatureExtractor(feature_size=self.config.mel_bins, sampling_rate=SAMPLE_RATE)
 
-    def __call__(self, item: Item) -> Encoded:
-        """Decodes and encodes one item.
+    def __call__(self, item: Item, side: Side = "query") -> Encoded:
+        """Decodes and encodes one item, as a query or as what is searched.
 
         Raises:
             MediaError: One of its media is broken or over a limit.
         """
-        draft = self.begin(item.instruction)
+        draft = self.begin(item.instruction, side)
         for part in item.parts:
             if isinstance(part, str):
                 draft.write(part)
@@ -159,13 +169,13 @@ class OmniProcessor:
                 raise MediaError(part, str(error)) from error
         return self.finish(draft)
 
-    def encode(self, parts: Sequence[str | Decoded], instruction: str | None = None) -> Encoded:
+    def encode(self, parts: Sequence[str | Decoded], instruction: str | None = None, side: Side = "query") -> Encoded:
         """As calling it, for media that are decoded already: pixels, sampled frames, a 16 kHz waveform.
 
         Raises:
             ValueError: A sliver of an image, a blip of a sound.
         """
-        draft = self.begin(instruction)
+        draft = self.begin(instruction, side)
         for part in parts:
             if isinstance(part, str):
                 draft.write(part)
@@ -173,10 +183,24 @@ class OmniProcessor:
                 self.add(draft, part)
         return self.finish(draft)
 
-    def begin(self, instruction: str | None) -> Draft:
+    def teach(self, encoded: Encoded, reasoning: str) -> Encoded:
+        """A query with what the model should write about it, and the labels of that: ``<|emb|>`` comes last, also where there
+        is nothing to write.
+        """
+        assert self.config.reasons, "only what ends where the model begins to write can go on"
+        words = self.tokenizer(reasoning, add_special_tokens=False, split_special_tokens=True)["input_ids"] if reasoning else []
+        ids = torch.cat([encoded.input_ids, torch.tensor(words, dtype=torch.long)])
+        labels = torch.full_like(ids, IGNORED)
+        labels[len(encoded) - 1 :] = torch.tensor([*words, self.ids["emb"]])
+        after = encoded.positions[:, -1:] + 1 + torch.arange(len(words))
+        return replace(encoded, input_ids=ids, positions=torch.cat([encoded.positions, after], dim=1), labels=labels)
+
+    def begin(self, instruction: str | None, side: Side = "query") -> Draft:
         """The template up to the user's words."""
         draft = Draft()
+        hint = self.config.query_hint if side == "query" else self.config.target_hint
         instruction = self.config.instruction if instruction is None else instruction
+        instruction = " ".join(words for words in (instruction, hint) if words)
         if instruction:
             draft.add("im_start")
             draft.write(f"system\n{instruction}")
@@ -259,7 +283,8 @@ class OmniProcessor:
         draft.write("\n")
         draft.add("im_start")
         draft.write("assistant\n")
-        draft.add("end")
+        if not self.config.reasons:
+            draft.add("end")
         ids: list[int] = []
         runs: list[Run] = []
         grids, prefix = iter(draft.grids), 0

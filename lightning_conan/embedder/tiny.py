@@ -21,7 +21,7 @@ white black gray brown circle square triangle star cross diamond ring bar small 
 above below under over up down middle center corner fast slow moving moves move grows shrinks picture image photo
 video page document sound audio voice says saying word words line text title high low loud quiet long short beep buzz
 chirp noise click rising falling tone hum bell first second third last before after next make change swap remove add
-put there here object scene shows showing reads read hear heard seen
+put there here ones color object scene shows showing reads read hear heard seen
 """.split()
 
 
@@ -103,7 +103,7 @@ def tiny_config(ids: dict[str, int], vocab_size: int) -> OmniConfig:
         max_source_positions=100,
         initializer_range=0.06,
     )
-    tokens: dict[str, Any] = {f"{name}_token_id": ids[name] for name in ("audio", "audio_start", "audio_end")}
+    tokens: dict[str, Any] = {f"{name}_token_id": ids[name] for name in ("audio", "audio_start", "audio_end", "emb")}
     return OmniConfig(backbone, audio, projector_hidden_size=128, **tokens)
 
 

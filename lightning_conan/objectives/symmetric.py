@@ -43,6 +43,7 @@ class Contrast:
         temperature: Divides the scores; a tensor that requires its gradient gets it.
         margin: See ``info_nce``.
         same_side: Whether queries are negatives of queries too, and targets of targets.
+        back: Whether targets must find their queries, too.
         dims: Leading dimensions that are trained to do alone (Matryoshka, https://arxiv.org/abs/2205.13147): the loss is the
             mean over them; empty for all dimensions only.
     """
@@ -50,13 +51,14 @@ class Contrast:
     temperature: float | Tensor = 0.02
     margin: float | None = None
     same_side: bool = False
+    back: bool = True
     dims: tuple[int, ...] = ()
 
 
 def symmetric_info_nce(
     pairs: PairEmbeddings, contrast: Contrast, own: slice = slice(None), at_once: int = ROWS
 ) -> Float[Tensor, ""]:
-    """Mean of query to target (hard negatives among the targets) and target to query.
+    """Mean of query to target (hard negatives among the targets) and, unless it is left out, target to query.
 
     Equal targets are not each other's negatives, nor are equal queries. Scores are computed some rows at a time, whatever the
     batch, with the same loss and gradient.
@@ -106,4 +108,5 @@ def both_ways(
         columns, hidden = (torch.cat(found), torch.cat(ignore, dim=1)) if len(found) > 1 else (found[0], ignore[0])
         return info_nce(anchors, columns, ignore=hidden, **options)  # type: ignore[arg-type]
 
-    return (one_way(query, targets, forth) + one_way(target, queries, back)) / 2
+    found = one_way(query, targets, forth)
+    return (found + one_way(target, queries, back)) / 2 if contrast.back else found

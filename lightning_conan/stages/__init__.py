@@ -7,6 +7,7 @@ from lightning_conan.stages.rehearsal import Rehearsal
 from lightning_conan.stages.settings import DynamicNegatives, Lora, Training
 from lightning_conan.stages.specialist import Specialist
 from lightning_conan.stages.stage import Stage
+from lightning_conan.stages.trace import Trace
 
 __all__ = [
     "DynamicNegatives",
@@ -17,5 +18,6 @@ __all__ = [
     "Rehearsal",
     "Specialist",
     "Stage",
+    "Trace",
     "Training",
 ]

@@ -18,6 +18,7 @@ from typing_extensions import override
 from lightning_conan.embedder import (
     STATES,
     Batch,
+    Chunk,
     Encoded,
     Provenance,
     State,
@@ -27,7 +28,8 @@ from lightning_conan.embedder import (
     save_folder,
 )
 from lightning_conan.items import Modality
-from lightning_conan.objectives import PairEmbeddings, cached_backward, symmetric_info_nce
+from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, symmetric_info_nce
+from lightning_conan.reasoning import Decoding
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.memory import fitting_budget
@@ -50,6 +52,7 @@ class Stage(Scoring):
     Args:
         folder: The checkpoint folder to start from.
         training: How it trains.
+        decoding: How a model that reasons writes about queries, when it is scored.
     """
 
     accepts: ClassVar[tuple[State, ...]] = STATES
@@ -57,8 +60,13 @@ class Stage(Scoring):
     writes: ClassVar[State | None] = None
     modality: Modality | None = None
 
-    def __init__(self, folder: Path, training: Training = Training()) -> None:  # noqa: B008  # frozen
-        super().__init__(folder, training)
+    def __init__(
+        self,
+        folder: Path,
+        training: Training = Training(),  # noqa: B008  # frozen
+        decoding: Decoding = Decoding(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__(folder, training, decoding)
         self.automatic_optimization = False
         self.strict_loading = False  # .ckpt files hold what trains; on_load_checkpoint is strict about it
         self.adapters: Adapters | None = None
@@ -190,6 +198,8 @@ class Stage(Scoring):
         if self.adapters is not None:
             self.adapters.merge()
             self.adapters = None
+        if self.embedder.emb_rows is not None:
+            self.embedder.settle_emb_rows()
         self.embedder.to(dtype=self.stored)  # type: ignore[call-arg]
         save_folder(out, self.embedder, self.processor, provenance)
 
@@ -246,7 +256,7 @@ class Stage(Scoring):
         def announce(last: bool) -> None:
             sync_gradients(self.embedder, last)
 
-        value = cached_backward(self.embedder, chunks, loss, self.manual_backward, self.device, fits, announce)
+        value = cached_backward(self.embed_chunk, chunks, loss, self.manual_backward, self.device, fits, announce)
         self.gather_gradients()
         sum_gradients(self.trained().values())
         value = total(value)
@@ -263,6 +273,11 @@ class Stage(Scoring):
         if self.training_settings.learn_temperature:
             self.log(f"train/temperature/{batch.modality}", self.temperature(batch.modality))
 
+    def embed_chunk(self, chunk: Chunk) -> Float[Tensor, "rows _"]:
+        """What the loss is computed from: a row for each item."""
+        found: Tensor = self.embedder(chunk)
+        return found
+
     def inputs(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
         """The batch's items, and the embeddings of those that nothing which trains takes part in, by row."""
         return list(batch.items()), {}
@@ -273,8 +288,8 @@ class Stage(Scoring):
     def after_step(self) -> None:
         """What a subclass does once the optimizer has stepped."""
 
-    def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
-        """This rank's share of the loss of all ranks' pairs, from the embeddings of ``batch.items()``."""
+    def loss(self, batch: Batch, embeddings: Float[Tensor, "items _"]) -> Float[Tensor, ""]:
+        """This rank's share of the loss of all ranks' pairs, from ``embed_chunk`` of ``batch.items()``."""
         if self.watch is not None:
             self.watch.note(batch, embeddings.detach())
         ids = hash_ids(batch.hashes()).to(embeddings.device)
@@ -282,8 +297,11 @@ class Stage(Scoring):
         pairs = self.enlarged(pairs, batch)
         self.seen[f"{batch.modality}/{batch.task}"] += len(pairs.query)
         share = len(batch) / len(pairs.query)  # the ranks' losses add up to the mean over all pairs
-        contrast = self.training_settings.contrast(self.temperature(batch.modality))
-        return share * symmetric_info_nce(pairs, contrast, own)
+        return share * symmetric_info_nce(pairs, self.contrast(batch), own)
+
+    def contrast(self, batch: Batch) -> Contrast:
+        """What counts as a negative, and how much."""
+        return self.training_settings.contrast(self.temperature(batch.modality))
 
     def enlarged(self, pairs: PairEmbeddings, batch: Batch) -> PairEmbeddings:
         """A subclass may add negatives that no batch holds."""

@@ -1,4 +1,4 @@
-"""Grafting: a Qwen3-VL with an audio encoder's ears, a fresh projector and rows for the audio tokens (PAPERS.md A1)."""
+"""Grafting: a Qwen3-VL with an audio encoder's ears, a fresh projector and rows for new tokens (PAPERS.md A1)."""
 
 import json
 from collections.abc import Callable
@@ -19,10 +19,9 @@ from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, check
 from lightning_conan.embedder.checkpoint.upstream import Upstream, read_json
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
-from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor, ProcessorConfig
+from lightning_conan.embedder.processor import OWN_TOKENS, OmniProcessor, ProcessorConfig
 from lightning_conan.embedder.projector import AudioProjector
 
-AUDIO_TOKENS = [token for name, token in SPECIAL_TOKENS.items() if name.startswith("audio")]
 ROWS = ("backbone.language_model.embed_tokens.weight", "lm_head.weight")
 AUDIO_SOURCES: dict[str, tuple[str, Callable[[PreTrainedConfig], PreTrainedConfig]]] = {
     "qwen3_omni_moe": ("thinker.audio_tower.", lambda config: config.thinker_config.audio_config),
@@ -84,10 +83,10 @@ class Graft:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(eyes.folder)
         check_inputs(eyes.folder, tokenizer, backbone_config)
         self.vocabulary = backbone_config.text_config.vocab_size
-        self.new_rows = add_audio_tokens(tokenizer, backbone_config)
+        self.new_rows = add_own_tokens(tokenizer, backbone_config)
         self.grown = backbone_config.text_config.vocab_size - self.vocabulary
         self.processor = OmniProcessor(tokenizer, fit_settings(settings, backbone_config, audio_config))
-        ids: dict[str, Any] = {f"{name}_token_id": self.processor.ids[name] for name in ("audio", "audio_start", "audio_end")}
+        ids: dict[str, Any] = {f"{name}_token_id": self.processor.ids[name] for name in ("audio", "audio_start", "audio_end", "emb")}
         self.config = OmniConfig(backbone_config, audio_config, projector_hidden_size=hidden, **ids)
         self.read_specs(eyes.tensors(), ears.tensors(), ears.prefixes[0])
         with torch.random.fork_rng(devices=[]):
@@ -95,8 +94,8 @@ class Graft:
             width = audio_encoder_of(audio_config).width(audio_config)
             fresh = AudioProjector(width, hidden, self.config.dim).state_dict()
             self.fresh: dict[str, Tensor] = {f"audio_projector.{name}": tensor.to(self.dtype) for name, tensor in fresh.items()}
-            self.noise = torch.randn(2, len(AUDIO_TOKENS) + self.grown, self.config.dim)
-        self.report.fresh = [*self.fresh, *(f"row of {token}" for token in AUDIO_TOKENS)]
+            self.noise = torch.randn(2, len(OWN_TOKENS) + self.grown, self.config.dim)
+        self.report.fresh = [*self.fresh, *(f"row of {token}" for token in OWN_TOKENS)]
 
     def audio_source(self, audio: str) -> Upstream:
         """The audio encoder's checkpoint, of which only the encoder is read."""
@@ -143,10 +142,10 @@ class Graft:
         return self.with_new_rows(tensor, self.noise[ROWS.index(name)]) if name in ROWS else tensor
 
     def with_new_rows(self, rows: Tensor, noise: Tensor) -> Tensor:
-        """Rows for the audio tokens, drawn like the others: around their mean, with their spread in each dimension."""
+        """Rows for the new tokens, drawn like the others: around their mean, with their spread in each dimension."""
         known = rows.float()
         drawn = (known.mean(dim=0) + noise * known.std(dim=0)).to(rows.dtype)
-        result: Tensor = torch.cat([rows, drawn[len(AUDIO_TOKENS) :]])
+        result: Tensor = torch.cat([rows, drawn[len(OWN_TOKENS) :]])
         if self.new_rows:
             result[self.new_rows] = drawn[: len(self.new_rows)]
         return result
@@ -173,10 +172,10 @@ def check_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTr
                 raise ValueError(f"{key} in {folder / name} must be {value}, got {found[key]}: pixels would be read wrongly.")
 
 
-def add_audio_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:
-    """Teaches the tokenizer the audio tokens, makes room for their rows, and returns those that are new."""
+def add_own_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:
+    """Teaches the tokenizer the tokens of sounds and of reasoning, makes room for their rows, and returns those that are new."""
     known = tokenizer.get_vocab()
-    new = [token for token in AUDIO_TOKENS if token not in known]
+    new = [token for token in OWN_TOKENS if token not in known]
     tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
     if len(tokenizer) > config.text_config.vocab_size:
         config.text_config.vocab_size = len(tokenizer)

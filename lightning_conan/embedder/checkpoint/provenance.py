@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from lightning_conan.items import Modality
 
-State = Literal["base", "specialist", "fused", "recovered", "rehearsed"]
+State = Literal["base", "specialist", "fused", "recovered", "rehearsed", "reasoning"]
 STATES: tuple[State, ...] = get_args(State)
 PROVENANCE = "conan.json"
 

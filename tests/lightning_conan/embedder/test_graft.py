@@ -12,7 +12,7 @@ from upstream import write_qwen3_vl, write_whisper
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import OmniConfig, graft_folder, load_folder
 from lightning_conan.embedder.checkpoint import TensorFiles, file_hash
-from lightning_conan.embedder.checkpoint.graft import AUDIO_TOKENS
+from lightning_conan.embedder.checkpoint.graft import OWN_TOKENS
 from lightning_conan.embedder.checkpoint.tensors import tensor_paths
 from lightning_conan.embedder.projector import AudioProjector
 from lightning_conan.items import Item, Media
@@ -43,13 +43,13 @@ def test_every_tensor_is_where_it_came_from(upstream, grafted):
 
 def test_audio_tokens_get_rows_of_their_own(upstream, grafted):
     model, processor, _ = load_folder(grafted)
-    rows = [processor.tokenizer.convert_tokens_to_ids(token) for token in AUDIO_TOKENS]
+    rows = [processor.tokenizer.convert_tokens_to_ids(token) for token in OWN_TOKENS]
     before = tensors(upstream / "qwen3_vl")["model.language_model.embed_tokens.weight"]
     after = model.get_input_embeddings().weight
     others = [row for row in range(len(before)) if row not in rows]
     assert torch.equal(after[others], before[others])
     assert not torch.equal(after[rows], before[rows])
-    assert len({tuple(after[row].tolist()) for row in rows}) == len(AUDIO_TOKENS)
+    assert len({tuple(after[row].tolist()) for row in rows}) == len(OWN_TOKENS)
     assert 0.5 < after[rows].std() / before.std() < 2
 
 

@@ -1,0 +1,152 @@
+"""Composed queries: a picture and what is to be changed in it, to the changed picture; with simple and captioned ones beside."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from datamodules.toy_world.draw import COLOURS, SHAPES, SIDE, Thing, draw_scene
+from datamodules.toy_world.pairs import picture
+from lightning_conan.items import Item, Pair
+
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+EDITS_OF_A_SCENE = 8
+"""Pairs that share their source: each one's target is a near miss for the others."""
+Scene = tuple[tuple[str, str], ...]
+"""Colour and shape at each of ``PLACES``."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a perfect teacher would say about a pair.
+
+    Args:
+        reasoning: What is seen, and what each step makes of it.
+        answer: What is to be found.
+    """
+
+    reasoning: str
+    answer: str
+
+
+def describe(scene: Scene) -> str:
+    """A scene in words, in reading order."""
+    return ", ".join(f"{colour} {shape}" for colour, shape in scene)
+
+
+def draw_places(scene: Scene, rng: random.Random, name: str) -> Item:
+    """A scene as a picture, its things a little off their places."""
+    quarter = SIDE // 4
+    things = [
+        Thing(colour, shape, "large", x * quarter + rng.uniform(-2, 2), y * quarter + rng.uniform(-2, 2))
+        for (colour, shape), (x, y) in zip(scene, [(1, 1), (3, 1), (1, 3), (3, 3)], strict=True)
+    ]
+    return Item((picture("image", draw_scene(things, rng.randint(225, 255)), name),))
+
+
+def random_scene(rng: random.Random) -> Scene:
+    """Four things."""
+    return tuple((rng.choice(list(COLOURS)), rng.choice(SHAPES)) for _ in PLACES)
+
+
+def recolour(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
+    """One thing gets another colour."""
+    place = rng.randrange(len(PLACES))
+    colour = rng.choice([colour for colour in COLOURS if colour != scene[place][0]])
+    return f"make the {PLACES[place]} one {colour}", changed(scene, place, (colour, scene[place][1]))
+
+
+def reshape(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
+    """One thing gets another shape."""
+    place = rng.randrange(len(PLACES))
+    shape = rng.choice([shape for shape in SHAPES if shape != scene[place][1]])
+    return f"make the {PLACES[place]} one a {shape}", changed(scene, place, (scene[place][0], shape))
+
+
+def copy_colour(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
+    """One thing gets the colour of another: what is to be found is not in the words."""
+    place, other = rng.sample(range(len(PLACES)), 2)
+    words = f"make the {PLACES[place]} one the color of the {PLACES[other]} one"
+    return words, changed(scene, place, (scene[other][0], scene[place][1]))
+
+
+def swap(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
+    """Two things change places."""
+    one, other = rng.sample(range(len(PLACES)), 2)
+    return f"swap the {PLACES[one]} one and the {PLACES[other]} one", changed(changed(scene, one, scene[other]), other, scene[one])
+
+
+def changed(scene: Scene, place: int, thing: tuple[str, str]) -> Scene:
+    """The scene with another thing at a place."""
+    return (*scene[:place], thing, *scene[place + 1 :])
+
+
+EDITS: tuple[Callable[[Scene, random.Random], tuple[str, Scene]], ...] = (recolour, reshape, copy_colour, swap)
+
+
+def edit(scene: Scene, rng: random.Random, steps: int) -> tuple[str, list[Scene]]:
+    """So many changes one after the other, each of which changes something: words, and the scene after each."""
+    words, scenes = [], [scene]
+    while len(words) < steps:
+        said, after = rng.choice(EDITS)(scenes[-1], rng)
+        if after not in scenes:
+            words.append(said)
+            scenes.append(after)
+    return ", then ".join(words), scenes
+
+
+def composed(rng: random.Random, key: str, source: Scene) -> tuple[Item, Item, Truth, Scene]:
+    """A picture and one to three changes, to the changed picture."""
+    words, scenes = edit(source, rng, rng.choice((1, 2, 2, 3)))
+    query = Item((*draw_places(source, rng, f"{key}-source").parts, words))
+    truth = Truth("; ".join(map(describe, scenes[:-1])), describe(scenes[-1]))
+    return query, draw_places(scenes[-1], rng, f"{key}-target"), truth, scenes[-1]
+
+
+def simple(rng: random.Random, key: str, source: Scene) -> tuple[Item, Item, Truth, Scene]:
+    """A description to its picture; near misses of it stand beside it."""
+    scene = edit(source, rng, 1)[1][-1]
+    return Item((describe(scene),)), draw_places(scene, rng, f"{key}-target"), Truth(describe(scene), describe(scene)), scene
+
+
+def caption(rng: random.Random, key: str, source: Scene) -> tuple[Item, Item, Truth, Scene]:
+    """A picture to its description, which is also what is to be written about it."""
+    return draw_places(source, rng, f"{key}-source"), Item((describe(source),)), Truth("", describe(source)), source
+
+
+COMPOSE: dict[str, Callable[[random.Random, str, Scene], tuple[Item, Item, Truth, Scene]]] = {
+    "composed": composed,
+    "simple": simple,
+    "caption": caption,
+}
+
+
+def draw_composed(
+    task: str, count: int, seed: int | str, avoid: frozenset[str] = frozenset()
+) -> tuple[list[Pair], dict[str, Truth]]:
+    """``count`` pairs of a task, and the truth about each; their targets all differ, and none is among those to ``avoid``.
+
+    Args:
+        task: One of ``COMPOSE``.
+        count: How many.
+        seed: Another seed, other pairs.
+        avoid: Descriptions of targets that must not come.
+    """
+    rng, name = random.Random(f"{task} {seed}"), str(seed).replace(" ", "-")
+    pairs: dict[str, Pair] = {}
+    truths: dict[str, Truth] = {}
+    source = random_scene(rng)
+    while len(pairs) < count:
+        if task == "caption" or len(pairs) % EDITS_OF_A_SCENE == 0:
+            source = random_scene(rng)
+        key = f"{task}-{name}-{len(pairs):06d}"
+        query, target, truth, scene = COMPOSE[task](rng, key, source)
+        found = describe(scene)
+        if found not in avoid and found not in pairs:
+            pairs[found] = Pair(key, task, "image", query, target)
+            truths[key] = truth
+    return list(pairs.values()), truths
+
+
+def described(truths: Sequence[Truth]) -> frozenset[str]:
+    """What stands in the targets."""
+    return frozenset(truth.answer for truth in truths)

@@ -1,0 +1,107 @@
+"""Keys and values of rows of unlike length that are written about together, and leave one by one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+from typing_extensions import override
+
+Pairs = list[tuple[Float[Tensor, "heads _ dim"], Float[Tensor, "heads _ dim"]]]
+"""A row's keys and values in each layer."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A query whose prompt was read, and about which is to be written.
+
+    Args:
+        place: Where it stands among all queries.
+        pairs: Keys and values of its prompt.
+        token: The first token that it writes.
+        position: And that token's position.
+    """
+
+    place: int
+    pairs: Pairs
+    token: Int[Tensor, ""]
+    position: Int[Tensor, ""]
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer with room for more: a step writes in place, where transformers' copies everything.
+
+    Args:
+        keys: Padded on the right.
+        values: Likewise.
+        room: Places that are made at a time.
+    """
+
+    def __init__(
+        self, keys: Float[Tensor, "rows heads length dim"], values: Float[Tensor, "rows heads length dim"], room: int
+    ) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self.room, self.used = room, keys.shape[2]
+        self.both = torch.stack([keys, values])
+        self.keys, self.values = self.both
+
+    @override
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        end = self.used + key_states.shape[2]
+        if end > self.both.shape[3]:
+            more = self.both.new_empty(*self.both.shape[:3], end + self.room - self.both.shape[3], self.both.shape[4])
+            self.both = torch.cat([self.both, more], dim=3)
+        self.both[0, :, :, self.used : end], self.both[1, :, :, self.used : end] = key_states, value_states
+        self.used = end
+        self.keys, self.values = self.both[:, :, :, :end]
+        return self.keys, self.values
+
+    @override
+    def get_seq_length(self) -> int:
+        return self.used
+
+    def keep(self, rows: Bool[Tensor, " rows"]) -> None:
+        """Drops the other rows."""
+        self.both = self.both[:, rows]
+        self.keys, self.values = self.both[:, :, :, : self.used]
+
+
+class RowCache(Cache):
+    """The keys and values of several rows, and which of them are a row's own.
+
+    Args:
+        rows: Each row's, by layer.
+        room: Places that are made at a time.
+    """
+
+    def __init__(self, rows: Sequence[Pairs], room: int) -> None:
+        lengths = [row[0][0].shape[1] for row in rows]
+        longest = max(lengths)
+
+        def padded(layer: int, which: int) -> Tensor:
+            first = rows[0][layer][which]
+            whole = first.new_zeros(len(rows), first.shape[0], longest, first.shape[2])
+            for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+                whole[number, :, :length] = row[layer][which]
+            return whole
+
+        super().__init__(layers=[RoomyLayer(padded(layer, 0), padded(layer, 1), room) for layer in range(len(rows[0]))])
+        device = rows[0][0][0].device
+        self.own = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
+
+    def seen(self, rows: int) -> Bool[Tensor, "rows length"]:
+        """What each row's next token sees: its own past and itself."""
+        self.own = torch.cat([self.own, self.own.new_ones(rows, 1)], dim=1)
+        return self.own
+
+    def keep(self, rows: Bool[Tensor, " rows"]) -> None:
+        """Drops the other rows."""
+        self.own = self.own[rows]
+        for layer in self.layers:
+            assert isinstance(layer, RoomyLayer), "they were made above"
+            layer.keep(rows)

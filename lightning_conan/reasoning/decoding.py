@@ -1,0 +1,186 @@
+"""Adaptive decoding: the first token decides whether a query is embedded at once or reasoned about (PAPERS.md B1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Cache, DynamicCache
+
+from lightning_conan.embedder import Chunk, Encoded, OmniEmbedder, pack
+from lightning_conan.reasoning.cache import Row, RowCache
+
+EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a model that reasons writes about queries: greedily, until ``<|emb|>``.
+
+    Args:
+        route: ``adaptive`` lets the first token decide; ``direct`` embeds every query at once, ``always`` reasons about each.
+        threshold: Under ``adaptive``, the probability of ``<|emb|>`` as first token from which a query is embedded at once; by
+            default it has to be the likeliest token (the paper's rule). 0 is ``direct``, above 1 ``always``.
+        max_new_tokens: Where ``<|emb|>`` is forced.
+        rows: Queries that are written about at once.
+    """
+
+    route: Literal["adaptive", "direct", "always"] = "adaptive"
+    threshold: float | None = None
+    max_new_tokens: int = 320
+    rows: int = 64
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.rows < 1:
+            raise ValueError(f"decoding.max_new_tokens and rows must be positive, got {self.max_new_tokens} and {self.rows}.")
+        if self.threshold is not None and (self.threshold < 0 or self.route != "adaptive"):
+            raise ValueError(
+                f"decoding.threshold must not be negative and belongs to route adaptive, got {self.threshold} and {self.route!r}."
+            )
+
+    def embeds_at_once(self, logits: Float[Tensor, "rows vocabulary"], emb: int) -> Bool[Tensor, " rows"]:
+        """Which queries need no reasoning, from the logits of their first token."""
+        if self.route != "adaptive":
+            return torch.full(logits.shape[:1], self.route == "direct", device=logits.device)
+        if self.threshold is None:
+            return logits.argmax(dim=-1) == emb
+        return logits.softmax(dim=-1)[:, emb] >= self.threshold
+
+
+@dataclass
+class Written:
+    """Embedded queries, and what was written about each.
+
+    Args:
+        embeddings: Unit norm, float32.
+        tokens: Each query's token ids before ``<|emb|>``; none where it was embedded at once.
+        truncated: Whether ``<|emb|>`` had to be forced.
+    """
+
+    embeddings: Float[Tensor, "queries dim"]
+    tokens: list[list[int]]
+    truncated: list[bool]
+
+
+@dataclass
+class Group:
+    """Rows that are written about together.
+
+    Args:
+        cache: Their keys and values.
+        places: Where each row stands among all queries.
+        token: The token that each writes next.
+        position: And its position.
+        written: Tokens so far.
+    """
+
+    cache: RowCache
+    places: list[int]
+    token: Int[Tensor, " rows"]
+    position: Int[Tensor, " rows"]
+    written: int = field(default=0)
+
+
+@torch.no_grad()
+def encode_queries(
+    embedder: OmniEmbedder, items: Sequence[Encoded], decoding: Decoding, token_budget: int = 16_384
+) -> Written:
+    """Embeds queries in their order, those that need it after reasoning.
+
+    Prompts are read in chunks. A row whose first token is ``<|emb|>`` leaves at once, with the state that wrote it. The others
+    go on from the same keys and values, many chunks' rows together, and leave one by one as they write ``<|emb|>``: the embedding
+    is always the state that predicts it, nothing is read twice. A query's route and vector do not depend on its neighbours.
+
+    Args:
+        embedder: The model, in eval mode.
+        items: Queries that end where the model begins to write.
+        decoding: How.
+        token_budget: Padded tokens of a chunk.
+    """
+    found = Written(torch.empty(len(items), embedder.config.dim, device=embedder.device), [[] for _ in items], [False] * len(items))
+    waiting: list[Row] = []
+    for chunk in pack(items, token_budget) if items else []:
+        waiting += read_prompts(embedder, chunk.to(embedder.device), decoding, found)
+        while len(waiting) >= decoding.rows:
+            write(embedder, waiting[: decoding.rows], decoding, found)
+            waiting = waiting[decoding.rows :]
+    if waiting:
+        write(embedder, waiting, decoding, found)
+    return found
+
+
+def read_prompts(embedder: OmniEmbedder, chunk: Chunk, decoding: Decoding, found: Written) -> list[Row]:
+    """Reads a chunk's prompts; embeds those that need no reasoning, and returns the rest."""
+    emb = embedder.config.emb_token_id
+    cache: Any = DynamicCache()
+    keep: dict[str, Any] = {} if decoding.route == "direct" else {"past_key_values": cache}
+    states = embedder.hidden_states(chunk, **keep)[torch.arange(len(chunk.last), device=chunk.last.device), chunk.last]
+    if decoding.route == "direct":
+        found.embeddings[chunk.rows] = unit(states)
+        return []
+    logits = embedder.logits(states)
+    leaves = decoding.embeds_at_once(logits, emb)
+    logits[:, emb] = -torch.inf  # who stays writes something
+    tokens, rows = logits.argmax(dim=-1), []
+    found.embeddings[torch.tensor(chunk.rows, device=leaves.device)[leaves]] = unit(states[leaves])
+    for row in (~leaves).nonzero()[:, 0].tolist():
+        length = int(chunk.last[row]) + 1
+        pairs = [(layer.keys[row, :, :length], layer.values[row, :, :length]) for layer in cache.layers]
+        rows.append(Row(chunk.rows[row], pairs, tokens[row], chunk.positions[:, row, length - 1].max() + 1))
+    return rows
+
+
+def write(embedder: OmniEmbedder, rows: Sequence[Row], decoding: Decoding, found: Written) -> None:
+    """Writes about some queries until all have been embedded."""
+    emb = embedder.config.emb_token_id
+    group = Group(
+        RowCache([row.pairs for row in rows], min(decoding.max_new_tokens, 64)),
+        [row.place for row in rows],
+        torch.stack([row.token for row in rows]),
+        torch.stack([row.position for row in rows]),
+    )
+    while group.places:
+        for place, token in zip(group.places, group.token.tolist(), strict=True):
+            found.tokens[place].append(token)
+        states = step(embedder, group)
+        token = embedder.logits(states).argmax(dim=-1)
+        full = group.written == decoding.max_new_tokens
+        leaves = torch.ones_like(token, dtype=torch.bool) if full else token == emb
+        for row in leaves.nonzero()[:, 0].tolist():
+            found.embeddings[group.places[row]] = unit(states[row])
+            found.truncated[group.places[row]] = bool(token[row] != emb)
+        stay = ~leaves
+        if bool(leaves.any()):
+            group.cache.keep(stay)
+        group = replace(
+            group,
+            places=[place for place, stays in zip(group.places, stay.tolist(), strict=True) if stays],
+            token=token[stay],
+            position=group.position[stay],
+        )
+
+
+def step(embedder: OmniEmbedder, group: Group) -> Float[Tensor, "rows dim"]:
+    """Feeds each row's token; the states that it leads to."""
+    cache: Cache = group.cache
+    mask = group.cache.seen(len(group.places))
+    flash = "flash" in str(embedder.backbone.language_model.config._attn_implementation)
+    output = embedder.backbone.language_model(
+        inputs_embeds=embedder.embed_ids(group.token[:, None]),
+        position_ids=group.position.expand(3, -1)[..., None],
+        attention_mask=mask if flash else mask[:, None, None],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    group.written += 1
+    group.position = group.position + 1
+    states: Tensor = output.last_hidden_state[:, 0]
+    return states
+
+
+def unit(states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+    """States as embeddings."""
+    return F.normalize(states.float(), dim=-1, eps=EPS)

@@ -1,0 +1,47 @@
+"""A model that reasons, in the words of its users: items in, vectors and texts out."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_conan.embedder import OmniEmbedder, OmniProcessor
+from lightning_conan.items import Item
+from lightning_conan.reasoning.decoding import Decoding, Written, encode_queries
+
+
+class Reasoner:
+    """Queries and candidates of one model that reasons.
+
+    Args:
+        model: The embedder of a reasoning folder.
+        processor: Its processor.
+        decoding: How it writes.
+        token_budget: Padded tokens that are read at once.
+
+    Raises:
+        ValueError: The folder is no reasoning one.
+    """
+
+    def __init__(
+        self, model: OmniEmbedder, processor: OmniProcessor, decoding: Decoding = Decoding(), token_budget: int = 16_384
+    ) -> None:
+        if not processor.config.reasons:
+            raise ValueError("Reasoning needs a folder that `Trace` wrote, got one that embeds with an end token. Train it first.")
+        self.model, self.processor, self.decoding, self.token_budget = model.eval(), processor, decoding, token_budget
+
+    @torch.no_grad()
+    def encode_candidates(self, items: Sequence[Item]) -> Float[Tensor, "items dim"]:
+        """Unit-norm embeddings of what is searched: one forward pass, never any reasoning."""
+        return self.model.embed([self.processor(item, "target") for item in items], self.token_budget)
+
+    def encode_queries(self, items: Sequence[Item]) -> Written:
+        """Unit-norm embeddings of queries, those that need it after reasoning."""
+        encoded = [self.processor(item, "query") for item in items]
+        return encode_queries(self.model, encoded, self.decoding, self.token_budget)
+
+    def texts(self, written: Written) -> list[str]:
+        """What was written about each query, to be read."""
+        found: list[str] = self.processor.tokenizer.batch_decode(written.tokens, skip_special_tokens=False)
+        return found

@@ -1,0 +1,118 @@
+"""TRACE: reason about the hard queries, then compress into one token (PAPERS.md B)."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_conan.embedder import Batch, Chunk, Encoded, OmniProcessor, State
+from lightning_conan.objectives import Contrast, generation_loss
+from lightning_conan.reasoning import Decoding, hints
+from lightning_conan.stages.ranks import total
+from lightning_conan.stages.settings import Lora, Training
+from lightning_conan.stages.stage import Stage
+
+MERGERS = ("backbone.visual.merger.", "backbone.visual.deepstack_merger_list.")
+LOSSES = ("generation", "retrieval")
+
+
+class Trace(Stage):
+    """Teaches an embedder to write its reasoning first where a query needs it: lambda_gen * L_gen + lambda_ret * L_ret.
+
+    A query is followed by what should be written about it (``Pair.reasoning``, nothing for an easy one) and ``<|emb|>``, all of
+    which L_gen asks for; its embedding is the state that predicts ``<|emb|>``, and L_ret is InfoNCE from it to the targets, which
+    never reason. Its data is ``datamodules.TraceData``.
+
+    Args:
+        folder: An embedder's folder, of any state but a specialist's.
+        training: How it trains.
+        lora: Adapters on the language model; null for none.
+        train_fully: Beginnings of the names of parameters that train without adapters, besides the rows of ``<|emb|>``: the
+            vision tower's mergers by default.
+        lambda_gen: Weight of L_gen; 0 trains a plain embedder, on data without reasoning (``teach: false``).
+        lambda_ret: Weight of L_ret; 0 teaches to write only.
+        back: Whether targets must find their queries, too.
+        query_hint: Ends the instruction of queries; by default that of ``reasoning/prompts/trace.yaml``, or the folder's if it
+            reasons already.
+        target_hint: Ends the instruction of targets, likewise.
+        decoding: How it writes when it is scored.
+    """
+
+    accepts: ClassVar[tuple[State, ...]] = ("base", "fused", "recovered", "rehearsed", "reasoning")
+    writes: ClassVar[State | None] = "reasoning"
+
+    def __init__(
+        self,
+        folder: Path,
+        training: Training = Training(),  # noqa: B008  # frozen
+        lora: Lora | None = Lora(rank=128, alpha=256),  # noqa: B008  # frozen; null must mean none
+        train_fully: tuple[str, ...] = MERGERS,
+        lambda_gen: float = 1.0,
+        lambda_ret: float = 1.0,
+        back: bool = False,
+        query_hint: str | None = None,
+        target_hint: str | None = None,
+        decoding: Decoding = Decoding(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__(folder, training, decoding)
+        if lambda_gen < 0 or lambda_ret < 0 or not lambda_gen + lambda_ret > 0:
+            raise ValueError(f"lambda_gen and lambda_ret must not be negative, nor both 0, got {lambda_gen} and {lambda_ret}.")
+        self.lora_settings, self.train_fully, self.back = lora, train_fully, back
+        self.lambda_gen, self.lambda_ret = lambda_gen, lambda_ret
+        config = self.processor.config
+        default = (config.query_hint, config.target_hint) if config.reasons else hints()
+        given = [known if hint is None else hint for hint, known in zip((query_hint, target_hint), default, strict=True)]
+        settings = replace(config, reasons=True, query_hint=given[0], target_hint=given[1])
+        self.processor = OmniProcessor(self.processor.tokenizer, settings)
+
+    @property
+    @override
+    def lora(self) -> Lora | None:
+        return self.lora_settings
+
+    @property
+    @override
+    def adapted(self) -> tuple[str, ...]:
+        return ("backbone.language_model.",)
+
+    @property
+    @override
+    def full(self) -> tuple[str, ...]:
+        return (*self.train_fully, "emb_rows")
+
+    @override
+    def prepare(self) -> None:
+        self.embedder.free_emb_rows()
+        super().prepare()
+
+    @override
+    def inputs(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
+        taught = any(query.labels is not None for query in batch.queries)
+        if taught != bool(self.lambda_gen):
+            raise ValueError(
+                f"Queries must carry what should be written about them exactly if lambda_gen is positive, got lambda_gen="
+                f"{self.lambda_gen} and queries with{'' if taught else 'out'} it. Set data.init_args.teach of datamodules.TraceData."
+            )
+        return super().inputs(batch)
+
+    @override
+    def embed_chunk(self, chunk: Chunk) -> Float[Tensor, "rows _"]:
+        found: Tensor = self.embedder(chunk, writing=generation_loss)
+        return found
+
+    @override
+    def loss(self, batch: Batch, embeddings: Float[Tensor, "items _"]) -> Float[Tensor, ""]:
+        """This rank's share: of L_gen the mean over all ranks' queries."""
+        written = embeddings[: len(batch), -1].sum() / total(torch.tensor(float(len(batch)), device=embeddings.device))
+        found = super().loss(batch, embeddings[:, :-1]) if self.lambda_ret else embeddings.new_zeros(())
+        for name, value in zip(LOSSES, (written, found), strict=True):
+            self.log(f"train/{name}_loss", total(value))
+        return self.lambda_gen * written + self.lambda_ret * found
+
+    @override
+    def contrast(self, batch: Batch) -> Contrast:
+        return replace(super().contrast(batch), back=self.back)
