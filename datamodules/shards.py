@@ -6,7 +6,7 @@ import os
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,10 +99,12 @@ def decode_pair(members: dict[str, bytes]) -> Pair:
     return Pair(record["key"], record["task"], record["modality"], *sides_of_pair, record.get("reasoning", ""))
 
 
-def write_shards(pairs: Iterable[Pair | Fault], out: Path, pairs_per_shard: int = 1000) -> dict[str, Any]:
+def write_shards(
+    pairs: Iterable[Pair | Fault], out: Path, pairs_per_shard: int = 1000, files: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Writes ``out``: shards, ``index.json`` and, if any pair was left out, ``quarantine.jsonl``.
 
-    Whole or not at all: written beside and renamed.
+    Whole or not at all: written beside and renamed, with further text files where ``files`` names some.
 
     Returns:
         The index's summary: counts by task, modality and cause.
@@ -118,6 +120,8 @@ def write_shards(pairs: Iterable[Pair | Fault], out: Path, pairs_per_shard: int 
     scratch.mkdir()
     try:
         summary = fill(scratch, pairs, pairs_per_shard)
+        for name, text in (files or {}).items():
+            (scratch / name).write_text(text, encoding="utf-8")
         scratch.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

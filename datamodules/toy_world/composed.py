@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from datamodules.toy_world.draw import COLOURS, SHAPES, SIDE, Thing, draw_scene
 from datamodules.toy_world.pairs import picture
@@ -20,17 +21,24 @@ class Truth:
     """What a perfect teacher would say about a pair.
 
     Args:
-        reasoning: What is seen, and what each step makes of it.
+        kind: What the query asks for (``conan cot``).
+        reasoning: What is seen, and what each step changes.
         answer: What is to be found.
     """
 
+    kind: str
     reasoning: str
     answer: str
 
 
-def describe(scene: Scene) -> str:
-    """A scene in words, in reading order."""
-    return ", ".join(f"{colour} {shape}" for colour, shape in scene)
+def describe(scene: Scene, places: Sequence[int] = range(len(PLACES))) -> str:
+    """A scene, or some of its places, in words."""
+    return ", ".join(f"{PLACES[place]} {scene[place][0]} {scene[place][1]}" for place in places)
+
+
+def differing(before: Scene, after: Scene) -> list[int]:
+    """The places that are not as they were."""
+    return [place for place in range(len(PLACES)) if before[place] != after[place]]
 
 
 def draw_places(scene: Scene, rng: random.Random, name: str) -> Item:
@@ -72,7 +80,9 @@ def copy_colour(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
 def swap(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
     """Two things change places."""
     one, other = rng.sample(range(len(PLACES)), 2)
-    return f"swap the {PLACES[one]} one and the {PLACES[other]} one", changed(changed(scene, one, scene[other]), other, scene[one])
+    return f"swap the {PLACES[one]} one and the {PLACES[other]} one", changed(
+        changed(scene, one, scene[other]), other, scene[one]
+    )
 
 
 def changed(scene: Scene, place: int, thing: tuple[str, str]) -> Scene:
@@ -85,7 +95,8 @@ EDITS: tuple[Callable[[Scene, random.Random], tuple[str, Scene]], ...] = (recolo
 
 def edit(scene: Scene, rng: random.Random, steps: int) -> tuple[str, list[Scene]]:
     """So many changes one after the other, each of which changes something: words, and the scene after each."""
-    words, scenes = [], [scene]
+    words: list[str] = []
+    scenes = [scene]
     while len(words) < steps:
         said, after = rng.choice(EDITS)(scenes[-1], rng)
         if after not in scenes:
@@ -98,19 +109,30 @@ def composed(rng: random.Random, key: str, source: Scene) -> tuple[Item, Item, T
     """A picture and one to three changes, to the changed picture."""
     words, scenes = edit(source, rng, rng.choice((1, 2, 2, 3)))
     query = Item((*draw_places(source, rng, f"{key}-source").parts, words))
-    truth = Truth("; ".join(map(describe, scenes[:-1])), describe(scenes[-1]))
+    steps = [describe(after, differing(before, after)) for before, after in pairwise(scenes)]
+    truth = Truth("composed", "; ".join([describe(source), *steps]), describe(scenes[-1]))
     return query, draw_places(scenes[-1], rng, f"{key}-target"), truth, scenes[-1]
 
 
 def simple(rng: random.Random, key: str, source: Scene) -> tuple[Item, Item, Truth, Scene]:
     """A description to its picture; near misses of it stand beside it."""
     scene = edit(source, rng, 1)[1][-1]
-    return Item((describe(scene),)), draw_places(scene, rng, f"{key}-target"), Truth(describe(scene), describe(scene)), scene
+    return (
+        Item((describe(scene),)),
+        draw_places(scene, rng, f"{key}-target"),
+        Truth("simple", f"it shows {describe(scene)}", describe(scene)),
+        scene,
+    )
 
 
 def caption(rng: random.Random, key: str, source: Scene) -> tuple[Item, Item, Truth, Scene]:
     """A picture to its description, which is also what is to be written about it."""
-    return draw_places(source, rng, f"{key}-source"), Item((describe(source),)), Truth("", describe(source)), source
+    return (
+        draw_places(source, rng, f"{key}-source"),
+        Item((describe(source),)),
+        Truth("visual", "it shows", describe(source)),
+        source,
+    )
 
 
 COMPOSE: dict[str, Callable[[random.Random, str, Scene], tuple[Item, Item, Truth, Scene]]] = {

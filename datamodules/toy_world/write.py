@@ -3,18 +3,22 @@
 import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from datamodules.toy_world.composed import COMPOSE, Truth, described, draw_composed
 from datamodules.toy_world.pairs import DRAW, draw_pairs
 from lightning_conan.items import Item, Pair
 
 HELD_OUT = 256
 MOST = {"audio": (1200, 192)}
 """Training and diagnostic pairs of a task that has only so many different captions (audio: 1,728)."""
+COMPOSED_SHARE = {"composed": 2, "simple": 1, "caption": 2}
+"""Training pairs of a composed task, by those of others: a small model needs many scenes to tell four things apart."""
 BASE_SHARE = 0.5
 """The base model's pairs, as a share of a specialist's."""
 
@@ -60,9 +64,26 @@ def write_task(task: str, out: Path, pairs: int, seed: int) -> str:
     return task
 
 
+def write_composed(task: str, out: Path, pairs: int, seed: int) -> str:
+    """One composed task's manifests, each with its ``.truth.jsonl``; no target of test stands in training."""
+    torch.set_num_threads(1)
+    test, truths = draw_composed(task, min(HELD_OUT, pairs), f"{seed} test")
+    write_pairs(test, out, f"{task}.test")
+    write_truths(truths, out / f"{task}.test.truth.jsonl")
+    train, known = draw_composed(task, COMPOSED_SHARE[task] * pairs, f"{seed} train", described(list(truths.values())))
+    write_pairs(train, out, f"{task}.train")
+    write_truths(known, out / f"{task}.train.truth.jsonl")
+    return task
+
+
+def write_truths(truths: dict[str, Truth], path: Path) -> None:
+    """What a perfect teacher says about each pair, for ``conan cot --teacher toy``."""
+    path.write_text("".join(json.dumps({"key": key, **asdict(truth)}) + "\n" for key, truth in truths.items()))
+
+
 def write_world(out: Path, pairs: int = 3072, seed: int = 0, processes: int = 2) -> None:
     """Draws every task into ``out``: ``TASK.train.jsonl``, ``.test``, ``.diagnostic`` (for choosing coefficients: no
-    specialist has seen it) and, but for audio, ``.base``.
+    specialist has seen it) and, but for audio, ``.base``; and below ``trace`` the tasks ``composed``, ``simple`` and ``caption``.
 
     Args:
         out: The folder to write; it must not exist yet.
@@ -76,7 +97,8 @@ def write_world(out: Path, pairs: int = 3072, seed: int = 0, processes: int = 2)
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
-            jobs = [pool.submit(write_task, task, scratch, pairs, seed) for task in DRAW]
+            jobs = [pool.submit(write_composed, task, scratch / "trace", pairs, seed) for task in COMPOSE]
+            jobs += [pool.submit(write_task, task, scratch, pairs, seed) for task in DRAW]
             for job in jobs:
                 print(f"drawn: {job.result()}", flush=True)
         scratch.rename(out)

@@ -21,6 +21,7 @@ VERBS = {
     "embed": "embed a manifest or a folder of media into Parquet parts",
     "search": "find the nearest embeddings of a text, an image, a video or a sound",
     "mine": "find hard negatives for the pairs of a manifest",
+    "cot": "have a teacher write what a model should reason about its queries",
     "export": "write a folder that sentence-transformers loads",
     "doctor": "check this machine, or that a folder's vectors come out as they were written",
     "memory": "say what a stage will take of each device's memory",

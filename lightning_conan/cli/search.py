@@ -78,12 +78,21 @@ class Searcher:
         from lightning_conan.retrieval.store import shorten
 
         items = [parse_side(value, "query", Path(root)) for _, value, root in asked]
+        texts = [""] * len(items)
         with torch.inference_mode():
-            vectors = shorten(self.model.embed([self.processor(item) for item in items]).cpu(), self.store.dim)
-        scores, rows = top_k(vectors, self.store.blocks(), k)
+            if self.processor.config.reasons:
+                from lightning_conan.reasoning import Reasoner
+
+                reasoner = Reasoner(self.model, self.processor)
+                written = reasoner.encode_queries(items)
+                vectors, texts = written.embeddings, reasoner.texts(written)
+            else:
+                vectors = self.model.embed([self.processor(item) for item in items])
+        scores, rows = top_k(shorten(vectors.cpu(), self.store.dim), self.store.blocks(), k)
         return [
             {"query": key, "hits": [self.hit(score, row) for score, row in zip(values, found, strict=True)]}
-            for (key, _, _), values, found in zip(asked, scores.tolist(), rows.tolist(), strict=True)
+            | ({"reasoning": text} if text else {})
+            for (key, _, _), values, found, text in zip(asked, scores.tolist(), rows.tolist(), texts, strict=True)
         ]
 
     def hit(self, score: float, row: int) -> dict[str, Any]:
@@ -110,11 +119,11 @@ def open_searcher(folder: Path, index: Path, device: str, keep: float) -> Callab
     return find
 
 
-def table(title: str | None, hits: list[dict[str, Any]]) -> str:
-    """Ranks, cosines, modalities and keys in columns."""
+def table(titles: list[str], hits: list[dict[str, Any]]) -> str:
+    """Ranks, cosines, modalities and keys in columns, below the query and what the model wrote about it."""
     width = max((len(hit["modality"]) for hit in hits), default=0)
     lines = [f"{rank:>4}  {hit['score']:.4f}  {hit['modality']:<{width}}  {hit['key']}" for rank, hit in enumerate(hits, start=1)]
-    return "\n".join([*([title] if title else []), *lines])
+    return "\n".join([*titles, *lines])
 
 
 def search(
@@ -151,7 +160,8 @@ def search(
 
     def answer(asked: list[Asked]) -> None:
         for found in find(asked, k):
-            print(json.dumps(found) if format == "jsonl" else table(found["query"], found["hits"]), flush=True)
+            titles = [text for text in (found["query"], found.get("reasoning")) if text]
+            print(json.dumps(found) if format == "jsonl" else table(titles, found["hits"]), flush=True)
 
     if queries:
         answer(read_queries(queries))

@@ -87,7 +87,7 @@ class OmniEmbedder(PreTrainedModel):
         return [module for module in self.modules() if type(module).__name__ in self._no_split_modules]
 
     def forward(self, chunk: Chunk, past: Past | None = None, writing: Writing | None = None) -> Float[Tensor, "rows _"]:
-        """Unit-norm float32 embeddings of a chunk's rows, in the chunk's order; with ``writing``, each row's loss as a last column.
+        """Unit-norm float32 embeddings of a chunk's rows, in order; with ``writing``, each row's loss as a last column.
 
         Args:
             chunk: The rows.
@@ -106,8 +106,7 @@ class OmniEmbedder(PreTrainedModel):
     def output_matrix(self) -> Float[Tensor, "vocabulary dim"]:
         """What turns states into logits: a head of its own, or the token embeddings."""
         head = self.lm_head if self.config.output_head else self.get_input_embeddings()
-        matrix: Tensor = head.weight
-        return matrix
+        return head.weight  # type: ignore[return-value]  # both are tables
 
     def logits(self, states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocabulary"]:
         """What each state would write next, in float32."""

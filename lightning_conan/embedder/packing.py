@@ -24,7 +24,7 @@ class Encoded:
         mels: Each sound's log-mel frames, in order.
         frames: Instead of them, what the audio encoder made of all sounds, one after the other.
         prefix: How many leading tokens are template and instruction, and hold nothing of the item.
-        labels: What a model that reasons should write after each token, ``IGNORED`` where nothing is asked; None for no such lesson.
+        labels: What should be written after each token, ``IGNORED`` where nothing is asked; None without a lesson.
         heard: Tokens that its sounds would be if each filled its encoder's last window, as the encoder computes them.
     """
 
@@ -102,8 +102,9 @@ class Chunk:
 def pack(items: Sequence[Encoded], token_budget: int) -> list[Chunk]:
     """Chunks of at most ``token_budget`` padded tokens, sorted by length (longest first, so memory peaks at once).
 
-    Sounds count as what their encoder pads them to, where that is more: many short ones fill a chunk. An item that is longer than the budget makes a chunk of its own: nothing is cut. An item much shorter than a
-    chunk's longest starts a new one: padding costs as much as tokens.
+    Sounds count as what their encoder pads them to, where that is more: many short ones fill a chunk. An item that is longer
+    than the budget makes a chunk of its own: nothing is cut. An item much shorter than a chunk's longest starts a new one:
+    padding costs as much as tokens.
 
     Raises:
         ValueError: No items, or a budget below 1.

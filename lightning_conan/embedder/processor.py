@@ -52,8 +52,9 @@ class ProcessorConfig:
         instruction: System instruction of items that carry none of their own; with an empty one there is no system turn.
         query_hint: Ends the instruction of queries.
         target_hint: Ends the instruction of what is searched.
-        reasons: Whether the model writes before it embeds (TRACE, PAPERS.md B): the template ends where it would begin to, and
-            the embedding is the state that predicts ``<|emb|>``. Otherwise it ends with an end token, whose state it is.
+        ends: Whether the template ends with an end token, whose state is the embedding; otherwise it ends where the model would
+            begin to write, and the embedding is the state that predicts ``<|emb|>`` (TRACE, PAPERS.md B).
+        reasons: Whether it writes about a query before that, where it finds it necessary.
         patch_size: Side of a patch in pixels.
         merge_size: Patches a side that become one token.
         min_pixels: Smaller images are enlarged to this many pixels.
@@ -74,7 +75,13 @@ class ProcessorConfig:
     instruction: str = "Represent the user's input."
     query_hint: str = ""
     target_hint: str = ""
+    ends: bool = True
     reasons: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ends and self.reasons:
+            raise ValueError("A model that reasons must end where it begins to write, got ends=true and reasons=true.")
+
     patch_size: int = 16
     merge_size: int = 2
     min_pixels: int = 4 * 32 * 32
@@ -187,7 +194,7 @@ class OmniProcessor:
         """A query with what the model should write about it, and the labels of that: ``<|emb|>`` comes last, also where there
         is nothing to write.
         """
-        assert self.config.reasons, "only what ends where the model begins to write can go on"
+        assert not self.config.ends, "only what ends where the model begins to write can go on"
         words = self.tokenizer(reasoning, add_special_tokens=False, split_special_tokens=True)["input_ids"] if reasoning else []
         ids = torch.cat([encoded.input_ids, torch.tensor(words, dtype=torch.long)])
         labels = torch.full_like(ids, IGNORED)
@@ -283,7 +290,7 @@ class OmniProcessor:
         draft.write("\n")
         draft.add("im_start")
         draft.write("assistant\n")
-        if not self.config.reasons:
+        if self.config.ends:
             draft.add("end")
         ids: list[int] = []
         runs: list[Run] = []

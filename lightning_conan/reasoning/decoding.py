@@ -85,9 +85,7 @@ class Group:
 
 
 @torch.no_grad()
-def encode_queries(
-    embedder: OmniEmbedder, items: Sequence[Encoded], decoding: Decoding, token_budget: int = 16_384
-) -> Written:
+def encode_queries(embedder: OmniEmbedder, items: Sequence[Encoded], decoding: Decoding, token_budget: int = 16_384) -> Written:
     """Embeds queries in their order, those that need it after reasoning.
 
     Prompts are read in chunks. A row whose first token is ``<|emb|>`` leaves at once, with the state that wrote it. The others
@@ -100,7 +98,9 @@ def encode_queries(
         decoding: How.
         token_budget: Padded tokens of a chunk.
     """
-    found = Written(torch.empty(len(items), embedder.config.dim, device=embedder.device), [[] for _ in items], [False] * len(items))
+    found = Written(
+        torch.empty(len(items), embedder.config.dim, device=embedder.device), [[] for _ in items], [False] * len(items)
+    )
     waiting: list[Row] = []
     for chunk in pack(items, token_budget) if items else []:
         waiting += read_prompts(embedder, chunk.to(embedder.device), decoding, found)

@@ -25,16 +25,23 @@ class Reasoner:
     """
 
     def __init__(
-        self, model: OmniEmbedder, processor: OmniProcessor, decoding: Decoding = Decoding(), token_budget: int = 16_384
+        self,
+        model: OmniEmbedder,
+        processor: OmniProcessor,
+        decoding: Decoding = Decoding(),  # noqa: B008  # frozen
+        token_budget: int = 16_384,
     ) -> None:
         if not processor.config.reasons:
-            raise ValueError("Reasoning needs a folder that `Trace` wrote, got one that embeds with an end token. Train it first.")
+            raise ValueError(
+                "Reasoning needs a folder that `Trace` wrote, got one that embeds with an end token. Train it first."
+            )
         self.model, self.processor, self.decoding, self.token_budget = model.eval(), processor, decoding, token_budget
 
     @torch.no_grad()
     def encode_candidates(self, items: Sequence[Item]) -> Float[Tensor, "items dim"]:
         """Unit-norm embeddings of what is searched: one forward pass, never any reasoning."""
-        return self.model.embed([self.processor(item, "target") for item in items], self.token_budget)
+        found: Tensor = self.model.embed([self.processor(item, "target") for item in items], self.token_budget)
+        return found
 
     def encode_queries(self, items: Sequence[Item]) -> Written:
         """Unit-norm embeddings of queries, those that need it after reasoning."""

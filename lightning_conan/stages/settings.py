@@ -109,7 +109,7 @@ class Training:
 
     def contrast(self, temperature: float | Tensor) -> Contrast:
         """What counts as a negative, and how much."""
-        return Contrast(temperature, self.false_negative_margin, self.same_side_negatives, self.matryoshka_dims)
+        return Contrast(temperature, self.false_negative_margin, self.same_side_negatives, dims=self.matryoshka_dims)
 
     @property
     def inference_budget(self) -> int:

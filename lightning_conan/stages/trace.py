@@ -64,9 +64,9 @@ class Trace(Stage):
         self.lora_settings, self.train_fully, self.back = lora, train_fully, back
         self.lambda_gen, self.lambda_ret = lambda_gen, lambda_ret
         config = self.processor.config
-        default = (config.query_hint, config.target_hint) if config.reasons else hints()
+        default = hints() if config.ends else (config.query_hint, config.target_hint)
         given = [known if hint is None else hint for hint, known in zip((query_hint, target_hint), default, strict=True)]
-        settings = replace(config, reasons=True, query_hint=given[0], target_hint=given[1])
+        settings = replace(config, ends=False, reasons=lambda_gen > 0, query_hint=given[0], target_hint=given[1])
         self.processor = OmniProcessor(self.processor.tokenizer, settings)
 
     @property
@@ -94,8 +94,8 @@ class Trace(Stage):
         taught = any(query.labels is not None for query in batch.queries)
         if taught != bool(self.lambda_gen):
             raise ValueError(
-                f"Queries must carry what should be written about them exactly if lambda_gen is positive, got lambda_gen="
-                f"{self.lambda_gen} and queries with{'' if taught else 'out'} it. Set data.init_args.teach of datamodules.TraceData."
+                f"Queries must carry their reasoning exactly if lambda_gen is positive, got lambda_gen={self.lambda_gen} and "
+                f"queries with{'' if taught else 'out'} it. Set data.init_args.teach of datamodules.TraceData."
             )
         return super().inputs(batch)
 

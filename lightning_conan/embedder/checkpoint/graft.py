@@ -86,7 +86,9 @@ class Graft:
         self.new_rows = add_own_tokens(tokenizer, backbone_config)
         self.grown = backbone_config.text_config.vocab_size - self.vocabulary
         self.processor = OmniProcessor(tokenizer, fit_settings(settings, backbone_config, audio_config))
-        ids: dict[str, Any] = {f"{name}_token_id": self.processor.ids[name] for name in ("audio", "audio_start", "audio_end", "emb")}
+        ids: dict[str, Any] = {
+            f"{name}_token_id": self.processor.ids[name] for name in ("audio", "audio_start", "audio_end", "emb")
+        }
         self.config = OmniConfig(backbone_config, audio_config, projector_hidden_size=hidden, **ids)
         self.read_specs(eyes.tensors(), ears.tensors(), ears.prefixes[0])
         with torch.random.fork_rng(devices=[]):

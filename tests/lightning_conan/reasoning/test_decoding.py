@@ -17,7 +17,7 @@ MOST = 12
 def model():
     """A random model that writes ``<|emb|>`` now and then."""
     model, processor = tiny_embedder(0)
-    processor = OmniProcessor(processor.tokenizer, replace(processor.config, reasons=True))
+    processor = OmniProcessor(processor.tokenizer, replace(processor.config, ends=False, reasons=True))
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
         model.get_input_embeddings().weight[model.config.emb_token_id] = 0.16 * torch.randn(128, generator=generator)
@@ -47,7 +47,9 @@ def one_by_one(model, encoded, decoding):
             return F.normalize(state, dim=0), written, token != emb
         written.append(token)
         after = ids.positions[:, -1:] + 1
-        ids = replace(ids, input_ids=torch.cat([ids.input_ids, torch.tensor([token])]), positions=torch.cat([ids.positions, after], 1))
+        ids = replace(
+            ids, input_ids=torch.cat([ids.input_ids, torch.tensor([token])]), positions=torch.cat([ids.positions, after], 1)
+        )
 
 
 @pytest.mark.parametrize("decoding", [

@@ -1,12 +1,17 @@
 """Two ranks are one larger process: same pairs, same gradients, same scores; and they fall together."""
 
+import random
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import active_children
 
 import pytest
 import torch
 from ranks import both, values
 from scenarios import (
     fit,
+    fit_alone_and_on,
     fit_and_die,
     fit_and_stop,
     fit_and_validate,
@@ -18,6 +23,7 @@ from scenarios import (
     score,
 )
 
+from callbacks.checkpoint_files import CheckpointFiles
 from lightning_conan.embedder import load_folder
 from runs import Stop
 
@@ -26,6 +32,18 @@ def close(one, other):
     """Within 1e-5 of the largest gradient."""
     floor = 1e-5 * max(tensor.abs().max() for tensor in one.values())
     return one.keys() == other.keys() and all((tensor - other[name]).abs().max() <= floor for name, tensor in one.items())
+
+
+def killed(root, scenario, *args):
+    """What became of ranks that were all killed some time after the first step that was saved under ``root``."""
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(both, scenario, *args)
+        while not (root / "checkpoints" / "last.ckpt").exists() and not found.done():
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.1))
+        for process in active_children():
+            process.kill()
+        return found.result()
 
 
 each_strategy = pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -111,6 +129,16 @@ def test_resuming_on_two_ranks_is_bit_exact(base, world, tmp_path, strategy):
     for one, other in zip(straight, resumed, strict=True):
         assert one["losses"][3:] == other["losses"]
         assert all(torch.equal(tensor, other["weights"][name]) for name, tensor in one["weights"].items())
+
+
+def test_killing_every_rank_costs_nothing_but_time(base, world, tmp_path):
+    """SIGKILL at an arbitrary moment: the run that goes on ends where the one that was left alone did."""
+    args, root = ("image", base, world), tmp_path / "run"
+    assert killed(root, fit_with, *args, root, 12, 6, {"dropout": 0.1}) == [("died", -signal.SIGKILL)] * 2
+    saved = CheckpointFiles().load_checkpoint(root / "checkpoints" / "last.ckpt")["global_step"]
+    for straight, resumed in values(fit_alone_and_on, *args, root, 12, {"dropout": 0.1}):
+        assert straight["losses"][saved:] == resumed["losses"] != []
+        assert all(torch.equal(tensor, resumed["weights"][name]) for name, tensor in straight["weights"].items())
 
 
 @each_strategy

@@ -1,0 +1,267 @@
+"""Chain-of-thought data: route each pair, ask a teacher, filter what it says (PAPERS.md B3)."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lightning_conan.items import Item, Pair
+from lightning_conan.reasoning.endpoint import Messages, Reply, Teacher, messages_of
+from lightning_conan.reasoning.prompts import read_prompts
+from lightning_conan.reasoning.rules import RuleBroken, Rules, Thought, check, parse, pieces, verdict
+
+Kind = Literal["simple", "visual", "composed", "logical"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a pair: a line of the journal.
+
+    Args:
+        key: The pair's.
+        kind: What it asks for.
+        reason: Why it was dropped; empty for a simple pair, and for one whose reasoning stands.
+        reasoning: What passed the filters.
+        answer: Likewise.
+        verified: Whether a verifier looked at it.
+        prompt_tokens: Read by the models that were asked.
+        completion_tokens: Written by them.
+    """
+
+    key: str
+    kind: Kind
+    reason: str = ""
+    reasoning: str = ""
+    answer: str = ""
+    verified: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        """simple, kept or dropped."""
+        return "dropped" if self.reason else "simple" if self.kind == "simple" else "kept"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How pairs are routed and their answers filtered.
+
+    Args:
+        kinds: What the pairs of a task ask for, by the beginning of the task's name; the papers' data sets are known.
+        by: ``rule`` takes the kind from the task; ``teacher`` asks for each pair; ``always`` has every pair reasoned about,
+            simple ones as visual.
+        rules: What an answer must be.
+        verify: Whether a second question asks if the answer is right.
+        under_way: Pairs that are worked on at once.
+    """
+
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    by: Literal["rule", "teacher", "always"] = "rule"
+    rules: Rules = Rules()  # noqa: RUF009  # frozen
+    verify: bool = True
+    under_way: int = 64
+
+    def kind_of(self, task: str) -> Kind:
+        """What the pairs of a task ask for.
+
+        Raises:
+            ValueError: Nobody said so.
+        """
+        known: dict[str, Any] = {**read_prompts("routes"), **self.kinds}
+        found = [name for name in known if task.startswith(name)]
+        if not found:
+            raise ValueError(
+                f"Every task needs a kind, one of {list(KINDS)}, got none for {task!r}. "
+                f"Say --plan.kinds '{{{task}: composed}}', or --plan.by teacher."
+            )
+        kind = known[max(found, key=len)]
+        if kind not in KINDS:
+            raise ValueError(f"A kind must be one of {list(KINDS)}, got {kind!r} for {task!r}.")
+        return kind  # type: ignore[no-any-return]
+
+
+def words_of(item: Item) -> str:
+    """An item's texts."""
+    return " ".join(part for part in item.parts if isinstance(part, str))
+
+
+class Author:
+    """Asks a teacher about pairs, and filters what it says.
+
+    Args:
+        plan: How.
+        teacher: Who answers.
+        verifier: Who looks at the answers; the teacher itself by default.
+    """
+
+    def __init__(self, plan: Plan, teacher: Teacher, verifier: Teacher | None = None) -> None:
+        self.plan, self.teacher, self.verifier = plan, teacher, verifier or teacher
+        self.prompts = read_prompts("cot")
+
+    async def __call__(self, pair: Pair) -> Outcome:
+        """What becomes of a pair.
+
+        Raises:
+            OSError: Nobody answered.
+        """
+        spent: list[Reply] = []
+        kind: Kind = "visual"
+        try:
+            kind = await self.route(pair, spent)
+            if kind == "simple":
+                return self.outcome(Outcome(pair.key, kind), spent)
+            thought = await self.think(pair, kind, spent)
+            found = Outcome(pair.key, kind, "", thought.reasoning, thought.answer, self.plan.verify)
+        except RuleBroken as broken:
+            found = Outcome(pair.key, kind, str(broken))
+        return self.outcome(found, spent)
+
+    def outcome(self, found: Outcome, spent: Sequence[Reply]) -> Outcome:
+        """With what it cost."""
+        read, written = sum(reply.prompt_tokens for reply in spent), sum(reply.completion_tokens for reply in spent)
+        return replace(found, prompt_tokens=read, completion_tokens=written)
+
+    async def route(self, pair: Pair, spent: list[Reply]) -> Kind:
+        """How much thought a pair takes."""
+        if self.plan.by == "rule":
+            return self.plan.kind_of(pair.task)
+        if self.plan.by == "always":
+            kind = self.plan.kind_of(pair.task)
+            return "visual" if kind == "simple" else kind
+        reply = await self.question(self.teacher, "route", pair, spent)
+        said = pieces(reply.text)
+        kinds = [kind for kind in KINDS if kind in said]
+        if len(kinds) != 1:
+            raise RuleBroken("teacher chose no route")
+        return kinds[0]
+
+    async def think(self, pair: Pair, kind: Kind, spent: list[Reply]) -> Thought:
+        """An answer that passed every filter."""
+        reply = await self.question(self.teacher, kind, pair, spent)
+        if not reply.finished:
+            raise RuleBroken("answer was cut off")
+        thought = parse(reply.text)
+        check(thought, self.plan.rules, kind, words_of(pair.query), words_of(pair.target))
+        if self.plan.verify:
+            said = await self.question(
+                self.verifier, "verify", pair, spent, {"reasoning": thought.reasoning, "answer": thought.answer}
+            )
+            verdict(said.text, self.plan.rules)
+        return thought
+
+    async def question(
+        self, who: Teacher, name: str, pair: Pair, spent: list[Reply], more: Mapping[str, str] | None = None
+    ) -> Reply:
+        """Asks one question about a pair."""
+        fields = {"instruction": pair.query.instruction or words_of(pair.query) or "find what belongs to it", **(more or {})}
+        fields["target"] = words_of(pair.target) or "the last picture below"
+        text = self.prompts[name]
+        for field_name, value in fields.items():  # not format(): what users wrote may hold braces
+            text = text.replace(f"{{{field_name}}}", value)
+        shown = [] if name == "route" else pair.target.media
+        messages: Messages = messages_of(Item((*pair.query.parts, text, *shown)))
+        reply = await who.ask(pair.key, name, messages)
+        spent.append(reply)
+        return reply
+
+
+class Journal:
+    """Outcomes on disk, one a line as soon as it is known, so that a run that was killed goes on.
+
+    Args:
+        path: The file; a line that was cut off is asked for again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.outcomes: dict[str, Outcome] = {}
+        whole = b""
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                outcome = Outcome(**json.loads(line))
+                self.outcomes[outcome.key] = outcome
+                whole += line
+            path.write_bytes(whole)
+        self.file = path.open("a", encoding="utf-8")
+
+    def add(self, outcome: Outcome) -> None:
+        """Notes an outcome."""
+        self.outcomes[outcome.key] = outcome
+        self.file.write(json.dumps(asdict(outcome)) + "\n")
+        self.file.flush()
+
+
+async def ask_all(pairs: Iterable[Pair], author: Author, journal: Journal, tick: Callable[[], Any]) -> list[str]:
+    """Asks about every pair that the journal does not know, some at once; returns what failed, to be tried again another time."""
+    failed: list[str] = []
+
+    async def one(pair: Pair) -> None:
+        try:
+            journal.add(await author(pair))
+        except OSError as error:
+            failed.append(str(error))
+        tick()
+
+    async for _ in spread((one(pair) for pair in pairs if pair.key not in journal.outcomes), author.plan.under_way):
+        pass
+    return failed
+
+
+async def spread(jobs: Iterator[Any], under_way: int) -> AsyncIterator[Any]:
+    """Runs jobs as they are drawn, so many at once."""
+    running: set[asyncio.Future[Any]] = set()
+    try:
+        for job in jobs:
+            running.add(asyncio.ensure_future(job))
+            if len(running) >= under_way:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield task.result()
+        for task in asyncio.as_completed(running):
+            yield await task
+    finally:
+        for task in running:
+            task.cancel()
+
+
+def taught(pairs: Iterable[Pair], outcomes: Mapping[str, Outcome]) -> tuple[list[Pair], dict[str, str]]:
+    """The pairs with what should be written about them, and why the others were dropped; of equal texts only the first stays."""
+    kept: list[Pair] = []
+    dropped: dict[str, str] = {}
+    seen: set[tuple[str, ...]] = set()
+    for pair in pairs:
+        outcome = outcomes[pair.key]
+        if outcome.name == "simple":
+            kept.append(replace(pair, reasoning=""))
+            continue
+        text = Thought(outcome.reasoning, outcome.answer).text
+        reason = outcome.reason or ("duplicate" if tuple(pieces(text)) in seen else "")
+        if reason:
+            dropped[pair.key] = reason
+            continue
+        seen.add(tuple(pieces(text)))
+        kept.append(replace(pair, reasoning=text))
+    return kept, dropped
+
+
+def count(pairs: Sequence[Pair], dropped: Mapping[str, str], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """How many pairs became what: simple, kept and dropped add up to all."""
+    keys = {pair.key for pair in pairs} | set(dropped)
+    reasoned = sum(bool(pair.reasoning) for pair in pairs)
+    return {
+        "pairs": len(keys),
+        "simple": len(pairs) - reasoned,
+        "kept": reasoned,
+        "dropped": len(dropped),
+        "reasons": dict(Counter(dropped.values()).most_common()),
+        "kinds": dict(Counter(outcomes[key].kind for key in keys)),
+        "prompt_tokens": sum(outcomes[key].prompt_tokens for key in keys),
+        "completion_tokens": sum(outcomes[key].completion_tokens for key in keys),
+    }

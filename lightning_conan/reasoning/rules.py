@@ -1,0 +1,155 @@
+"""What an answer must be to become training data: the rule filter of TRACE (PAPERS.md B3)."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from lightning_conan.reasoning.prompts import read_prompts
+
+TAGGED = re.compile(r"\s*<reasoning>(.*?)</reasoning>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+PIECE = re.compile(r"\w+|[^\w\s]")
+COMMON = frozenset(
+    "about above after before below this that these those with from into same other than then make which what".split()
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Limits of what a teacher may answer. Tokens are words and punctuation marks.
+
+    Args:
+        reasoning: Fewest and most tokens of a reasoning.
+        answer: Fewest and most tokens of an answer.
+        ngram: A sequence of so many tokens ...
+        repeats: ... may come at most so often; 0 for any number.
+        latin: Least share of letters that are Latin: the rest of the data is English.
+        keyword: Whether an answer must hold a word of the instruction or of the target's text, where these have any.
+        confidence: A verifier's yes counts above this.
+    """
+
+    reasoning: tuple[int, int] = (16, 256)
+    answer: tuple[int, int] = (2, 64)
+    ngram: int = 6
+    repeats: int = 2
+    latin: float = 0.9
+    keyword: bool = True
+    confidence: float = 0.7
+
+    def __post_init__(self) -> None:
+        for name in ("reasoning", "answer"):
+            least, most = getattr(self, name)
+            if not 0 <= least <= most:
+                raise ValueError(f"rules.{name} must be the fewest and the most tokens, got {least} and {most}.")
+        if self.ngram < 1 or self.repeats < 0 or not 0 <= self.latin <= 1 or not 0 <= self.confidence <= 1:
+            raise ValueError(
+                "rules.ngram must be positive, repeats not negative, latin and confidence between 0 and 1, "
+                f"got {self.ngram}, {self.repeats}, {self.latin} and {self.confidence}."
+            )
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What a teacher wrote, its tags stripped."""
+
+    reasoning: str
+    answer: str
+
+    @property
+    def text(self) -> str:
+        """What a model is to write before ``<|emb|>``."""
+        return f"{self.reasoning}\n{self.answer}"
+
+
+class RuleBroken(ValueError):
+    """An answer that cannot be used; its text is the reason, the same for all answers that fail in this way."""
+
+
+def pieces(text: str) -> list[str]:
+    """Words and punctuation marks, in lower case."""
+    return PIECE.findall(text.lower())
+
+
+def parse(text: str) -> Thought:
+    """Exactly one reasoning before exactly one answer, neither within the other.
+
+    Raises:
+        RuleBroken: Anything else.
+    """
+    found = TAGGED.fullmatch(text)
+    if found is None or any(text.count(tag) != 1 for tag in ("<reasoning>", "</reasoning>", "<answer>", "</answer>")):
+        raise RuleBroken("malformed tags")
+    return Thought(found[1].strip(), found[2].strip())
+
+
+def check(thought: Thought, rules: Rules, kind: str, instruction: str, target: str) -> None:
+    """Holds an answer against the rules.
+
+    Args:
+        thought: The answer.
+        rules: The limits.
+        kind: What was asked for; a composed answer must not be the source's description.
+        instruction: The query's words.
+        target: The target's words, if it has any.
+
+    Raises:
+        RuleBroken: The first rule that it breaks.
+    """
+    both = f"{thought.reasoning} {thought.answer}".lower()
+    phrases = read_prompts("refusals")
+    if any(phrase in both for phrase in phrases["refusals"].splitlines()):
+        raise RuleBroken("refusal")
+    if any(phrase in both for phrase in phrases["leaks"].splitlines()):
+        raise RuleBroken("prompt leaked")
+    for name, text, (least, most) in (
+        ("reasoning", thought.reasoning, rules.reasoning),
+        ("answer", thought.answer, rules.answer),
+    ):
+        count = len(pieces(text))
+        if count < least:
+            raise RuleBroken(f"{name} too short")
+        if count > most:
+            raise RuleBroken(f"{name} too long")
+    if repeated(pieces(both), rules):
+        raise RuleBroken("repeats itself")
+    letters = [letter for letter in both if letter.isalpha()]
+    if letters and sum(letter.isascii() for letter in letters) < rules.latin * len(letters):
+        raise RuleBroken("not English")
+    wanted = salient(instruction) | salient(target)
+    if rules.keyword and wanted and not wanted & set(pieces(thought.answer)):
+        raise RuleBroken("no keyword")
+    if kind == "composed" and pieces(thought.answer) == source_of(thought.reasoning):
+        raise RuleBroken("answer describes the source")
+
+
+def repeated(words: list[str], rules: Rules) -> bool:
+    """Whether a sequence of words comes too often."""
+    if not rules.repeats:
+        return False
+    counts = Counter(tuple(words[start : start + rules.ngram]) for start in range(len(words) - rules.ngram + 1))
+    return any(count > rules.repeats for count in counts.values())
+
+
+def salient(text: str) -> set[str]:
+    """Words that say something."""
+    return {word for word in pieces(text) if len(word) > 3 and word not in COMMON}
+
+
+def source_of(reasoning: str) -> list[str]:
+    """The first clause of a reasoning, which describes the source."""
+    first = re.split(r"[.;\n]", reasoning.strip(), maxsplit=1)[0]
+    return pieces(re.sub(r"(?i)^source( state)?:", "", first))
+
+
+def verdict(text: str, rules: Rules) -> None:
+    """A verifier's yes, sure enough.
+
+    Raises:
+        RuleBroken: A no, a doubtful yes, or neither.
+    """
+    found = re.fullmatch(r"\W*(yes|no)\W+(\d*\.?\d+)\W*", text.strip().lower())
+    if found is None:
+        raise RuleBroken("verifier said neither yes nor no")
+    if found[1] == "no":
+        raise RuleBroken("verifier said no")
+    if not float(found[2]) > rules.confidence:
+        raise RuleBroken("verifier was not sure")

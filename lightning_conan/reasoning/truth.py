@@ -1,0 +1,38 @@
+"""A teacher that knows: answers from a file of ground truth, so that everything runs offline."""
+
+import json
+from pathlib import Path
+
+from lightning_conan.reasoning.endpoint import Messages, Reply
+
+
+class TruthTeacher:
+    """Answers what stands in a file; every answer of its own is right.
+
+    Args:
+        path: JSONL of ``key``, ``reasoning`` and ``answer``.
+
+    Raises:
+        ValueError: The file is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"The toy teacher needs the ground truth {path}, which is not there. Only the toy world writes one.")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        self.truths = {line["key"]: line for line in map(json.loads, lines)}
+
+    async def ask(self, key: str, question: str, messages: Messages) -> Reply:
+        """The truth about a pair.
+
+        Raises:
+            OSError: The file says nothing about it.
+        """
+        truth = self.truths.get(key)
+        if truth is None:
+            raise OSError(f"nothing is known about {key}")
+        if question == "route":
+            return Reply(truth["kind"])
+        if question == "verify":
+            return Reply("yes 1.0")
+        return Reply(f"<reasoning>{truth['reasoning']}</reasoning><answer>{truth['answer']}</answer>")

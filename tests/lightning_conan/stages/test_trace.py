@@ -1,0 +1,238 @@
+"""TRACE as a stage: what is asked for, where the embedding stands, what moves, and one folder for all verbs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from datamodules import TraceData
+from datamodules.shards import ShardSet, write_shards
+from datamodules.toy_world import draw_composed
+from lightning_conan.cli.main import main
+from lightning_conan.embedder import IGNORED, Encoded, OmniProcessor, load_folder, pack, save_folder
+from lightning_conan.items import Item
+from lightning_conan.objectives import cached_backward, generation_loss
+from lightning_conan.reasoning import Decoding, Reasoner
+from lightning_conan.stages import Lora, Stage, Trace, Training, stage
+from runs import Record, Stop, state, trainer
+from scenarios import Gradients
+
+QUICK = Training(lr=1e-3, warmup_steps=2, temperature=0.05)
+LORA = Lora(rank=4, alpha=8)
+
+
+@pytest.fixture(scope="module")
+def reasoned(tmp_path_factory):
+    """Packed composed and simple pairs, with what should be written about them."""
+    root = tmp_path_factory.mktemp("reasoned")
+    for task in ("composed", "simple"):
+        pairs, truths = draw_composed(task, 16, 0)
+        known = {key: f"{truth.reasoning}\n{truth.answer}" if task == "composed" else "" for key, truth in truths.items()}
+        write_shards([replace(pair, reasoning=known[pair.key]) for pair in pairs], root / task)
+    return root
+
+
+def data(root, batch=6, tasks=("composed", "simple"), **options):
+    return TraceData({task: root / task for task in tasks}, batch_size=batch, num_workers=0, **options)
+
+
+def trace(folder, training=QUICK, **options):
+    return Trace(folder, training, **{"lora": LORA, "query_hint": "", "target_hint": ""} | options)
+
+
+def test_what_is_asked_for_by_hand(tiny):
+    """Each token but the last of the prompt's is left alone; then each word predicts the next, and the last one ``<|emb|>``."""
+    _, processor = tiny
+    processor = OmniProcessor(processor.tokenizer, replace(processor.config, ends=False))
+    query = processor(Item(("a red star",)))
+    words = processor.tokenizer("blue star")["input_ids"]
+    taught = processor.teach(query, "blue star")
+    emb = processor.ids["emb"]
+    assert taught.input_ids.tolist() == [*query.input_ids.tolist(), *words]
+    assert taught.labels.tolist() == [IGNORED] * (len(query) - 1) + [*words, emb]
+    assert taught.positions[0].tolist() == list(range(len(query) + len(words)))
+    assert processor.teach(query, "").labels.tolist() == [IGNORED] * (len(query) - 1) + [emb]
+    assert processor.tokenizer.decode(query.input_ids).endswith("assistant\n")
+
+
+def test_the_embedding_is_the_state_that_predicts_emb(tiny, base):
+    """And the loss is the plain cross-entropy of the next token, which a shift by one would not be."""
+    model, processor = tiny
+    processor = OmniProcessor(processor.tokenizer, replace(processor.config, ends=False))
+    taught = processor.teach(processor(Item(("a red star",))), "blue star")
+    (chunk,) = pack([taught], 1000)
+    with torch.no_grad():
+        states = model.hidden_states(chunk)[0]
+        found = model(chunk, writing=generation_loss)[0]
+    logits = states @ model.get_input_embeddings().weight.T
+    tokens = [*taught.input_ids.tolist(), processor.ids["emb"]]
+    start = len(tokens) - 1 - 3  # two words and <|emb|> are predicted from here on
+    losses = [F.cross_entropy(logits[place], torch.tensor(tokens[place + 1])) for place in range(start, len(tokens) - 1)]
+    assert len(losses) == 3
+    torch.testing.assert_close(found[-1], torch.stack(losses).mean())
+    torch.testing.assert_close(found[:-1], F.normalize(states[-1], dim=0))
+
+
+def gradients(folder, reasoned, root, budget, one_pass=False, dropout=0.0):
+    """Loss and gradients of one joint step."""
+
+    def whole(embed, chunks, loss, backward, device, fits, announce):
+        return cached_backward(embed, chunks, loss, backward, device, True, announce)
+
+    record, found = Record(), Gradients()
+    with pytest.MonkeyPatch.context() as patch:
+        if one_pass:
+            patch.setattr(stage, "cached_backward", whole)
+        module = trace(folder, replace(QUICK, token_budget=budget, clip_norm=1e6), lora=replace(LORA, dropout=dropout))
+        trainer(root, 1, record, found).fit(module, data(reasoned, tasks=("composed",)))
+    return record.losses[0], found.found
+
+
+@pytest.mark.parametrize(("budget", "dropout"), [(1, 0.0), (150, 0.0), (150, 0.3)])
+def test_the_cached_joint_step_is_the_one_pass(base, reasoned, tmp_path, budget, dropout):
+    """Both losses, through the adapters, the mergers and the rows of ``<|emb|>``."""
+    expected, wanted = gradients(base, reasoned, tmp_path / "a", budget, one_pass=True, dropout=dropout)
+    loss, found = gradients(base, reasoned, tmp_path / "b", budget, dropout=dropout)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert found.keys() == wanted.keys()
+    assert any("emb_rows" in name and bool(tensor.any()) for name, tensor in found.items())
+    floor = 1e-5 * max(tensor.abs().max() for tensor in wanted.values())
+    assert all((found[name] - tensor).abs().max() <= floor for name, tensor in wanted.items())
+
+
+@pytest.fixture(scope="module")
+def folder(base, reasoned, tmp_path_factory):
+    """What a few steps write."""
+    out = tmp_path_factory.mktemp("trace") / "reasoning"
+    module = trace(base)
+    trainer(out.parent, 4).fit(module, data(reasoned))
+    module.write_folder(out)
+    return out
+
+
+def test_what_moves_is_the_language_model_the_mergers_and_one_row(base, folder):
+    (before, _, _), (after, processor, provenance) = load_folder(base), load_folder(folder)
+    assert (provenance.state, processor.config.reasons, processor.config.ends) == ("reasoning", True, False)
+    old, new = before.state_dict(), after.state_dict()
+    moved = {name for name, tensor in old.items() if not tensor.equal(new[name])}
+    assert old.keys() == new.keys()
+    assert any("self_attn" in name for name in moved)
+    assert all("merger" in name for name in moved if ".visual." in name)
+    assert not any(name.startswith("audio_") for name in moved)
+    table = "backbone.language_model.embed_tokens.weight"
+    rows = (old[table] != new[table]).any(dim=1).nonzero()[:, 0].tolist()
+    assert rows == [processor.ids["emb"]]
+
+
+def test_resuming_is_bit_exact(base, reasoned, tmp_path):
+    one, other, third = trace(base), trace(base), trace(base)
+    trainer(tmp_path / "a", 4).fit(one, data(reasoned))
+    trainer(tmp_path / "b", 4, Stop(2)).fit(other, data(reasoned))
+    trainer(tmp_path / "b", 4).fit(third, data(reasoned), ckpt_path="last")
+    again = state(third)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in state(one).items())
+
+
+def test_losses_are_weighed(base, reasoned, tmp_path):
+    """lambda_gen and lambda_ret scale what they stand for."""
+    found = {}
+    for weights in ((1.0, 0.0), (1.0, 1.0), (2.0, 0.5)):
+        record = Record()
+        runner = trainer(tmp_path / str(weights), 1, record)
+        runner.fit(trace(base, lambda_gen=weights[0], lambda_ret=weights[1]), data(reasoned))
+        logged = {name: float(runner.callback_metrics[f"train/{name}_loss"]) for name in ("generation", "retrieval")}
+        assert record.losses[0] == pytest.approx(weights[0] * logged["generation"] + weights[1] * logged["retrieval"], rel=1e-5)
+        found[weights] = logged
+    assert found[1.0, 0.0]["retrieval"] == 0
+    assert found[1.0, 1.0]["retrieval"] > 0
+
+
+def test_a_plain_embedder_learns_from_the_queries_alone(base, reasoned, tmp_path):
+    module = trace(base, lambda_gen=0.0)
+    trainer(tmp_path, 1).fit(module, data(reasoned, teach=False))
+    module.write_folder(tmp_path / "plain")
+    settings = load_folder(tmp_path / "plain")[1].config
+    assert (settings.reasons, settings.ends) == (False, False)
+
+
+def test_refuses_lessons_that_do_not_fit_and_weights_that_teach_nothing(base, reasoned, tmp_path):
+    with pytest.raises(ValueError, match=r"got lambda_gen=0.0 and queries with it"):
+        trainer(tmp_path, 1).fit(trace(base, lambda_gen=0.0), data(reasoned))
+    with pytest.raises(ValueError, match=r"got lambda_gen=1.0 and queries without it"):
+        trainer(tmp_path, 1).fit(trace(base), data(reasoned, teach=False))
+    with pytest.raises(ValueError, match="nor both 0"):
+        trace(base, lambda_gen=0.0, lambda_ret=0.0)
+
+
+def test_scores_come_with_what_was_written(folder, reasoned, tmp_path):
+    """Each route by the same folder; queries of a test never carry the answer."""
+    for route, reasoned_share in (("direct", 0.0), ("always", 100.0)):
+        runner = trainer(tmp_path, 1)
+        sets = TraceData(test={"composed": reasoned / "composed"}, batch_size=7, num_workers=0)
+        runner.test(Stage(folder, decoding=Decoding(route, max_new_tokens=3)), sets, verbose=False)
+        scores = {name.removeprefix("test/composed/"): float(value) for name, value in runner.callback_metrics.items()}
+        assert scores["reasoned"] == reasoned_share
+        assert scores["tokens"] <= 3
+        assert scores["queries_per_second"] > 0
+
+
+def test_the_same_verbs_take_a_reasoning_folder(folder, reasoned, tmp_path, capsys):
+    """doctor, embed of either side, search; queries are embedded after reasoning, what is searched never is."""
+    model, processor, _ = load_folder(folder)
+    pairs = [ShardSet(reasoned / "simple").read(number) for number in range(5)]
+    manifest = tmp_path / "items.jsonl"
+    lines = [{"key": pair.key, "text": pair.query.parts[0]} for pair in pairs]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["doctor", str(folder)]) == 0
+    for side in ("query", "target"):
+        words = ["embed", "--folder", str(folder), "--source", str(manifest), "--out", str(tmp_path / side), "--side", side]
+        assert main([*words, "--precision", "float32", "--accelerator", "cpu"]) == 0
+    from lightning_conan.retrieval.store import EmbeddingStore
+
+    found = {side: torch.cat(list(EmbeddingStore(tmp_path / side).blocks())) for side in ("query", "target")}
+    reasoner = Reasoner(model, processor)
+    items = [Item((line["text"],)) for line in lines]
+    torch.testing.assert_close(found["query"], reasoner.encode_queries(items).embeddings, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["target"], reasoner.encode_candidates(items), atol=1e-5, rtol=0)
+    capsys.readouterr()
+    words = [
+        "search",
+        "--folder",
+        str(folder),
+        "--index",
+        str(tmp_path / "target"),
+        "--text",
+        lines[2]["text"],
+        "--format",
+        "jsonl",
+    ]
+    assert main([*words, "--k", "5"]) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    score = {hit["key"]: hit["score"] for hit in hits}[lines[2]["key"]]
+    assert score == pytest.approx(float(found["query"][2] @ found["target"][2]), abs=1e-4)
+
+
+def test_a_blank_prompt_can_be_reasoned_about(folder):
+    """The least that there is to ask, in a model that never stops by itself."""
+    model, processor, _ = load_folder(folder)
+    alone = Encoded(torch.tensor([processor.ids["im_start"]]), torch.zeros(3, 1, dtype=torch.long))
+    from lightning_conan.reasoning import encode_queries
+
+    written = encode_queries(model, [alone], Decoding("always", max_new_tokens=2))
+    assert written.embeddings.isfinite().all()
+
+
+def test_untied_heads_train_both_rows(tmp_path, reasoned, base):
+    """Where reading and writing have tables of their own, ``<|emb|>`` has a row in each."""
+    model, processor, provenance = load_folder(base)
+    model.config.output_head = True
+    model.lm_head = torch.nn.Linear(128, model.get_input_embeddings().weight.shape[0], bias=False)
+    save_folder(tmp_path / "untied", model, processor, provenance)
+    module = trace(tmp_path / "untied")
+    trainer(tmp_path, 2).fit(module, data(reasoned))
+    module.write_folder(tmp_path / "out")
+    old, new = (load_folder(tmp_path / name)[0] for name in ("untied", "out"))
+    rows = (old.lm_head.weight != new.lm_head.weight).any(dim=1).nonzero()[:, 0].tolist()
+    assert rows == [processor.ids["emb"]]
