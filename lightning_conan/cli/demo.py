@@ -76,16 +76,26 @@ class Demo:
         return max(1, round(number * self.steps_scale))
 
     def fit(
-        self, name: str, config: str, folder: str, train: dict[str, str], *options: str, extra: str = "", length: float = 1.0
+        self,
+        name: str,
+        config: str,
+        folder: str,
+        train: dict[str, str],
+        *options: str,
+        extra: str = "",
+        length: float = 1.0,
+        sets: Sequence[str] = MODALITIES,
+        scoring: Sequence[str] = (),
     ) -> None:
-        """Trains a stage from ``folder`` into the folder ``name``, and scores it; ``length`` multiplies its steps."""
+        """Trains a stage from ``folder`` into the folder ``name``, and scores it on ``sets``; ``length`` multiplies its steps."""
         if self.made(name):
             return
         import yaml
 
         configs = [self.configs / "base.yaml", self.configs / "tiny" / f"{config}.yaml"]
         configs += [self.configs / "tiny" / f"{extra}.yaml"] if extra else []
-        steps = self.steps(yaml.safe_load(configs[-1].read_text())["trainer"]["max_steps"] * length)
+        limits = [yaml.safe_load(path.read_text()).get("trainer", {}).get("max_steps") for path in configs]
+        steps = self.steps([limit for limit in limits if limit][-1] * length)
         words = ["fit", *(word for path in configs for word in ("--config", str(path)))]
         words += ["--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.out / "work" / name)]
         words += ["--trainer.max_steps", str(steps), "--trainer.callbacks.out", str(self.out / name)]
@@ -94,15 +104,15 @@ class Demo:
         data = packed.get("train") or json.dumps(packed)
         words += ["--data.init_args.train", data, *options]
         self.timed(name, words)
-        self.test(name)
+        self.test(name, *scoring, sets=sets)
 
-    def test(self, name: str) -> None:
-        """Scores a folder on every modality."""
-        test = {modality: str(self.out / "packed" / f"{modality}.test") for modality in MODALITIES}
+    def test(self, name: str, *options: str, sets: Sequence[str] = MODALITIES, scores: str = "") -> None:
+        """Scores a folder on packed sets ``PART.test``, by default on every modality, into ``scores/NAME.json``."""
+        test = {Path(part).name: str(self.out / "packed" / f"{part}.test") for part in sets}
         words = ["test", "--config", str(self.configs / "base.yaml"), "--config", str(self.configs / "tiny" / "test.yaml")]
         words += ["--trainer.default_root_dir", str(self.out / "work" / "test"), "--data.init_args.test", json.dumps(test)]
-        words += ["--trainer.callbacks.path", str(self.out / "scores" / f"{name}.json")]
-        words += ["--model.init_args.folder", str(self.out / name)]
+        words += ["--trainer.callbacks.path", str(self.out / "scores" / f"{scores or name}.json")]
+        words += ["--model.init_args.folder", str(self.out / name), *options]
         self.timed("test", words)
 
     def world(self) -> None:
@@ -119,12 +129,16 @@ class Demo:
         manifests = sorted((self.out / "world").glob("*.jsonl"))
         self.timed("world", *(["pack", str(path), "--out", str(self.out / "packed" / path.stem)] for path in manifests))
 
-    def prepare(self) -> None:
-        """World, base and specialists: what every study starts from."""
+    def make_base(self) -> None:
+        """World and base."""
         self.world()
         if not (self.keep and (self.out / "start" / "conan.json").is_file()):
             self.timed("start", ["graft", "--tiny", "true", "--seed", str(self.seed), "--out", str(self.out / "start")])
         self.fit("base", "base", "start", {name: f"{name}.base" for name in VISUAL})
+
+    def prepare(self) -> None:
+        """World, base and specialists: what most studies start from."""
+        self.make_base()
         for name in MODALITIES:
             options = ("--model.init_args.modality", name) if name in VISUAL else ()
             self.fit(name, "specialist", "base", {"train": f"{name}.train"}, *options, extra="" if name in VISUAL else "audio")
@@ -140,11 +154,14 @@ class Demo:
         self.test(name)
 
     def run(self) -> None:
-        """All stages, in the paper's order."""
+        """All stages, in the papers' order."""
+        from lightning_conan.cli.trace import run_trace
+
         self.prepare()
         self.fuse("fused")
         self.fit("recovered", "recovery", "fused", {"train": "audio.train"}, *self.watched("recovered"))
         self.fit("final", "rehearsal", "recovered", EVERYTHING, *self.watched("final"))
+        run_trace(self, "final")
 
     def watched(self, name: str) -> list[str]:
         """Options that have a stage note how far the audio tokens have turned."""
@@ -170,7 +187,7 @@ def demo(
     pairs: int = 3072,
     steps_scale: float = 1.0,
     configs: Path | None = None,
-    study: Literal["fusion", "alpha", "recovery"] | None = None,
+    study: Literal["fusion", "alpha", "recovery", "trace"] | None = None,
     seeds: int = 3,
 ) -> None:
     """Runs the whole method in small: base, four specialists, fusion, drift, recovery, rehearsal; then reports.
@@ -185,7 +202,7 @@ def demo(
         pairs: Training pairs a task.
         steps_scale: Factor on every stage's number of steps, for a quick look.
         configs: The folder with the YAML files; that of the checkout by default.
-        study: Compare methods of fusion, coefficients, or ways of recovery.
+        study: Compare methods of fusion, coefficients, ways of recovery, or embedders that reason with one that does not.
         seeds: How many seeds a study takes.
     """
     folder = find_configs(configs)

@@ -14,6 +14,8 @@ from callbacks import ResumableCheckpoint
 from lightning_conan.cli.quiet import quiet_libraries, show_progress
 from lightning_conan.stages import Stage
 
+EFFORT = ("reasoned", "truncated", "tokens", "queries_per_second")
+
 
 class OmniCLI(LightningCLI):
     """LightningCLI that always can resume, and shows bars on terminals only."""
@@ -55,6 +57,10 @@ def print_scores(metrics: Mapping[str, Tensor], prefix: str) -> None:
         for direction, name in {"query to target": "forth/", "target to query": "back/", "mean": ""}.items():
             values = [float(metrics[f"{prefix}/{row}/{name}{column}"]) for column in columns]
             print(f"{row:<{width}}  {direction:<16}" + "".join(f"{value:>10.1f}" for value in values))
+        if f"{prefix}/{row}/reasoned" in metrics:
+            reasoned, stopped, tokens, speed = (float(metrics[f"{prefix}/{row}/{name}"]) for name in EFFORT)
+            print(f"{row:<{width}}  reasoned about {reasoned:.1f} % (stopped {stopped:.1f} %), ", end="")
+            print(f"{tokens:.1f} tokens a query, {speed:.1f} queries a second")
 
 
 def run(args: Sequence[str]) -> OmniCLI:

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from lightning_conan.cli.trace import plot_routes, trace_table
 from lightning_conan.drift import Verdict, plot_drift, plot_verdicts
 from lightning_conan.fusion.plots import draw
 
@@ -42,6 +43,16 @@ def page(report: dict[str, Any], rows: Mapping[str, str]) -> str:
         "</ul>",
         "<h2>Task vectors</h2><p>Cosine of what each two specialists learned; near 0 they do not touch.</p>",
         picture(plot_cosines, report, rows, "cosines of the task vectors"),
+        "<h2>TRACE</h2><p>A picture and what is to be changed in it, to the changed picture; and descriptions to pictures. The "
+        "model decides by its first token whether to reason.</p>",
+        trace_rows(report),
+        picture(plot_routes, report, rows, "accuracy against speed of ways of decoding"),
+        "<ul>",
+        *(
+            f"<li>{html.escape(found['query'])}<br><i>{html.escape(found['written'] or 'embedded at once')}</i></li>"
+            for found in report["trace"]["written"]
+        ),
+        "</ul>",
         "<h2>What was expected</h2><ul>",
         *(
             f"<li{'' if held else ' class=no'}>{'yes' if held else 'no'}: {html.escape(what)}</li>"
@@ -61,6 +72,14 @@ def score_table(report: dict[str, Any], rows: Mapping[str, str]) -> str:
         lines.append(f"<tr><td>{html.escape(label)}</td>{cells}</tr>")
     caption = "recall@1 in per cent on held-out pairs, mean of both directions"
     return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+
+
+def trace_rows(report: dict[str, Any]) -> str:
+    """TRACE's table as HTML."""
+    head, _, *lines = [line.strip("| ").split(" | ") for line in trace_table(report["trace"]).splitlines()]
+    tags = [("th", ["", *head])] + [("td", line) for line in lines]
+    rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) for tag, cells in tags]
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 def picture(plot: Any, report: dict[str, Any], rows: Mapping[str, str], alt: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_conan.cli.plots import page
 from lightning_conan.cli.sets import read_pairs, read_sets
+from lightning_conan.cli.trace import TASKS, collect_trace, trace_table
 from lightning_conan.drift import DriftReport, measure_drift
 from lightning_conan.items import MEDIA
 
@@ -40,6 +41,7 @@ def collect(out: Path, seconds: dict[str, float], seed: int) -> dict[str, Any]:
         "drift_by_step": {name: json.loads((out / "work" / name / "drift.json").read_text()) for name in ("recovered", "final")},
         "verdicts": {name: verdict.to_dict() for name, verdict in drift.verdicts.items()},
         "visual_embeddings_identical": visual_embeddings_identical(out),
+        "trace": collect_trace(out),
         "checks": {},
         "seconds": seconds,
     }
@@ -84,7 +86,19 @@ def checks(report: dict[str, Any]) -> dict[str, bool]:
     found["recovery brings audio to 95 % of its specialist"] = recall("recovered", "audio") >= 0.95 * audio
     same = all(stages["fused"][name] == stages["recovered"][name] for name in ("image", "video", "document"))
     found["recovery leaves every visual score and embedding as it was"] = same and report["visual_embeddings_identical"]
-    return found
+    return found | trace_checks(report["trace"])
+
+
+def trace_checks(found: dict[str, Any]) -> dict[str, bool]:
+    """What TRACE leads one to expect."""
+    plain, trace = found["trace_plain"], found["trace"]
+    gain = {task: trace[task]["forth/recall@1"] - plain[task]["forth/recall@1"] for task in TASKS}
+    return {
+        "TRACE: 5 points above the plain embedder on composed queries": gain["composed"] >= 5,
+        "TRACE: at most 1 point below it on simple ones": gain["simple"] >= -1,
+        "TRACE: 90 % of simple queries are embedded at once": trace["simple"]["reasoned"] <= 10,
+        "TRACE: 60 % of composed queries are reasoned about": trace["composed"]["reasoned"] >= 60,
+    }
 
 
 def table(report: dict[str, Any]) -> str:
@@ -107,7 +121,8 @@ def write_report(out: Path, seconds: dict[str, float], seed: int) -> str:
     report["checks"] = checks(report)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     total = sum(seconds.values())
-    summary = f"{table(report)}\n\n{verdicts(report)}\n\n{total:.0f} seconds in all.\n"
-    (out / "report.md").write_text(f"# Conan-embedding-v3 in small\n\n{summary}")
+    tables = f"{table(report)}\n\n{trace_table(report['trace'])}"
+    summary = f"{tables}\n\n{verdicts(report)}\n\n{total:.0f} seconds in all.\n"
+    (out / "report.md").write_text(f"# Conan-embedding-v3 and TRACE in small\n\n{summary}")
     (out / "report.html").write_text(page(report, ROWS))
     return f"{summary}\nThe page with the plots: {out / 'report.html'}"

@@ -4,11 +4,12 @@ import json
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_conan.cli.demo import EVERYTHING, MODALITIES, Demo
+from lightning_conan.cli.trace import MOST_TOKENS, SETS, TASKS, TWO_STAGES, VARIANTS, collect_trace, run_trace, trace_means
 
-Study = Literal["fusion", "alpha", "recovery"]
+Study = Literal["fusion", "alpha", "recovery", "trace"]
 Scores = dict[str, dict[str, float]]
 """Recall@1 by row of the table and modality."""
 METHODS = {
@@ -102,6 +103,8 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
     """Runs a study for each seed and writes ``STUDY.json`` and ``STUDY.md`` into ``out``; returns the table."""
     out.mkdir(parents=True, exist_ok=True)
     (out / ".demo").touch()
+    if study == "trace":
+        return study_trace(demos, out)
     found: dict[str, Scores] = {}
     for seed, demo in demos.items():
         prepare(demo)
@@ -115,8 +118,32 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
     return f"{text}\n{out / study}.json holds each seed's scores."
 
 
+def study_trace(demos: Mapping[int, Demo], out: Path) -> str:
+    """From each seed's base: a plain embedder, one that always reasons, one of two stages, and TRACE."""
+    found = {}
+    for seed, demo in demos.items():
+        check_prepared(demo)
+        demo.make_base()
+        run_trace(demo, "base")
+        train = {task: f"trace/{task}.train" for task in TASKS}
+        options: dict[str, Any] = {"sets": SETS, "scoring": MOST_TOKENS}
+        demo.fit("trace_write", "trace", "writer", train, extra="trace_write", length=0.5, **options)
+        demo.fit("trace_retrieve", "trace", "trace_write", train, extra="trace_retrieve", length=0.5, **options)
+        found[str(seed)] = collect_trace(demo.out, VARIANTS | TWO_STAGES)
+    (out / "trace.json").write_text(json.dumps(found, indent=2) + "\n")
+    text = f"{trace_means(list(found.values()), VARIANTS | TWO_STAGES)}\n\nmean and standard deviation over seeds {', '.join(found)}.\n"
+    (out / "trace.md").write_text(text)
+    return f"{text}\n{out / 'trace'}.json holds each seed's scores."
+
+
 def prepare(demo: Demo) -> None:
-    """World, base and specialists, as far as no earlier study left them.
+    """World, base and specialists, as far as no earlier study left them."""
+    check_prepared(demo)
+    demo.prepare()
+
+
+def check_prepared(demo: Demo) -> None:
+    """An empty folder, or one that was prepared for the same.
 
     Raises:
         ValueError: It left others than are asked for.
@@ -128,7 +155,6 @@ def prepare(demo: Demo) -> None:
         note.write_text(json.dumps(wanted) + "\n")
     if (found := json.loads(note.read_text())) != wanted:
         raise ValueError(f"{demo.out} must be prepared with {wanted}, it was with {found}. Choose another --out.")
-    demo.prepare()
 
 
 def scores_of(demo: Demo, folder: str) -> dict[str, float]:

@@ -189,7 +189,13 @@ class Journal:
                 self.outcomes[outcome.key] = outcome
                 whole += line
             path.write_bytes(whole)
-        self.file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> "Journal":
+        self.file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
 
     def add(self, outcome: Outcome) -> None:
         """Notes an outcome."""
@@ -209,8 +215,9 @@ async def ask_all(pairs: Iterable[Pair], author: Author, journal: Journal, tick:
             failed.append(str(error))
         tick()
 
-    async for _ in spread((one(pair) for pair in pairs if pair.key not in journal.outcomes), author.plan.under_way):
-        pass
+    with journal:
+        async for _ in spread((one(pair) for pair in pairs if pair.key not in journal.outcomes), author.plan.under_way):
+            pass
     return failed
 
 

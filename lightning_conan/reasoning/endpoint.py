@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import httpx
 
@@ -29,6 +29,7 @@ class Endpoint:
         concurrency: Questions that are under way at once.
         per_minute: Questions that are begun a minute at most; 0 for any number.
         retries: How often a question is asked again after an error that passes (429, 5xx, no answer), with growing pauses.
+        pause: Seconds before the first of these; they double with each further one.
         timeout: Seconds that an answer may take.
         max_tokens: Of an answer.
         temperature: 0 answers greedily.
@@ -42,6 +43,7 @@ class Endpoint:
     concurrency: int = 16
     per_minute: int = 0
     retries: int = 5
+    pause: float = 1.0
     timeout: float = 120.0
     max_tokens: int = 640
     temperature: float = 0.0
@@ -73,6 +75,7 @@ class Reply:
     completion_tokens: int = 0
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """Who answers questions about queries."""
 
@@ -90,11 +93,9 @@ class Client:
 
     Args:
         endpoint: Where and how.
-        pause: Seconds before the first repetition; they double with each further one.
     """
 
     endpoint: Endpoint
-    pause: float = 1.0
     started: list[float] = field(default_factory=list)
 
     async def __aenter__(self) -> "Client":
@@ -119,7 +120,7 @@ class Client:
         body["max_tokens"] = self.endpoint.max_tokens
         problem, turn = "", 0
         while turn <= self.endpoint.retries:
-            wait = self.pause * 2**turn
+            wait = self.endpoint.pause * 2**turn
             turn += 1
             try:
                 async with self.places:

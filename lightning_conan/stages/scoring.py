@@ -79,11 +79,12 @@ class Scoring(LightningModule):
 
     def embed_queries(self, items: list[Encoded], effort: "Effort | None" = None) -> Float[Tensor, "items dim"]:
         """Embeddings of queries, after reasoning where the model wants it; ``effort`` counts that."""
-        if not self.processor.config.reasons:
+        if self.processor.config.ends:
             return self.embed(items)
         self.embedder.eval()
         start = time.perf_counter()
-        written = encode_queries(self.embedder, items, self.decoding, self.training_settings.inference_budget)
+        decoding = self.decoding if self.processor.config.reasons else Decoding("direct")
+        written = encode_queries(self.embedder, items, decoding, self.training_settings.inference_budget)
         if effort is not None:
             effort.add(written, time.perf_counter() - start)
         return written.embeddings
@@ -115,7 +116,7 @@ class Scoring(LightningModule):
         """Logs ``PREFIX/DATA_SET/METRIC`` and starts anew."""
         for name, metric in sorted(self.metrics.items()):
             scores: Mapping[str, Tensor] = metric.compute()
-            if self.processor.config.reasons:
+            if not self.processor.config.ends:
                 scores = {**scores, **self.efforts[name].rates(self.device)}
             self.log_dict({f"{prefix}/{name}/{key}": value for key, value in scores.items()}, rank_zero_only=True)
         self.metrics = {}

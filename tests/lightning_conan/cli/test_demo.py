@@ -22,6 +22,7 @@ STATES = {
     "recovered": "recovered",
     "final": "rehearsed",
 }
+REASONING = ("writer", "trace_plain", "trace_always", "trace")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_report_holds_every_score(demo):
 
 def test_report_pages_show_it(demo):
     page, table = (demo[0] / "report.html").read_text(), (demo[0] / "report.md").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert "http" not in page
     assert table.count("\n| ") >= len(STATES)
 
@@ -102,10 +103,18 @@ def studies(demo, tmp_path_factory):
     (out / ".demo").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_conan.cli.demo.Demo.say", lambda self, line: demo[1].append(line))
-        for study in STUDIES:
+        for study in (*STUDIES, "trace"):
             words = ["demo", "--out", str(out), "--pairs", "16", "--steps_scale", "0.01", "--seeds", "1", "--study", study]
             assert main(words) == 0
     return out
+
+
+def test_the_study_of_reasoning_scores_every_variant_and_route(studies):
+    scores = json.loads((studies / "trace.json").read_text())["0"]
+    assert {"trace_plain", "trace_always", "trace_retrieve", "trace", "trace.direct", "trace.always", "trace.0.5"} <= set(scores)
+    assert scores["trace.direct"]["composed"]["tokens"] == 0
+    assert scores["trace.always"]["simple"]["reasoned"] == 100
+    assert (studies / "trace.md").read_text().count("\n| ") == 12
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scenarios import Gradients
 from torch.nn import functional as F
 
 from datamodules import TraceData
@@ -17,7 +18,6 @@ from lightning_conan.objectives import cached_backward, generation_loss
 from lightning_conan.reasoning import Decoding, Reasoner
 from lightning_conan.stages import Lora, Stage, Trace, Training, stage
 from runs import Record, Stop, state, trainer
-from scenarios import Gradients
 
 QUICK = Training(lr=1e-3, warmup_steps=2, temperature=0.05)
 LORA = Lora(rank=4, alpha=8)

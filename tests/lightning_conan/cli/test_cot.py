@@ -1,0 +1,188 @@
+"""`conan cot`: whatever the teacher does, counts add up, nothing is lost and nothing unfiltered is kept."""
+
+import json
+import random
+import time
+from dataclasses import replace
+
+import pytest
+from stand_in import server, text_of
+
+from datamodules.shards import ShardSet
+from datamodules.toy_world import draw_composed
+from datamodules.toy_world.write import write_pairs, write_truths
+from lightning_conan.cli.main import main
+
+RULES = {"repeats": 0, "keyword": False}
+PLAN = json.dumps({"rules": RULES, "under_way": 32})
+
+
+def world(root, composed=40, simple=10):
+    """A manifest of composed and simple pairs with its ground truth."""
+    pairs, truths = draw_composed("composed", composed, 0)
+    easy, known = draw_composed("simple", simple, 0)
+    write_pairs([*pairs, *easy], root, "train")
+    write_truths(truths | known, root / "train.truth.jsonl")
+    return root / "train.jsonl", truths | known
+
+
+def run(manifest, out, *words, plan=PLAN):
+    return main(["cot", "--source", str(manifest), "--out", str(out), "--plan", plan, *words])
+
+
+def texts(out):
+    shards = ShardSet(out)
+    return {shards.samples[number].key: shards.read(number).reasoning for number in range(len(shards))}
+
+
+def test_the_toy_teacher_tells_the_truth(tmp_path, capsys):
+    manifest, truths = world(tmp_path / "world")
+    assert run(manifest, tmp_path / "out", "--teacher", "toy") == 0
+    assert "50 pairs: 10 simple, 40 kept, 0 dropped" in capsys.readouterr().out
+    for key, text in texts(tmp_path / "out").items():
+        truth = truths[key]
+        assert text == ("" if truth.kind == "simple" else f"{truth.reasoning}\n{truth.answer}")
+    assert json.loads((tmp_path / "out" / "cot.json").read_text())["kinds"] == {"composed": 40, "simple": 10}
+
+
+def test_everything_can_be_reasoned_about_or_routed_by_the_teacher(tmp_path):
+    manifest, truths = world(tmp_path / "world", 8, 8)
+    loose = {"rules": RULES | {"reasoning": [0, 256]}}
+    assert run(manifest, tmp_path / "always", "--teacher", "toy", plan=json.dumps(loose | {"by": "always"})) == 0
+    assert all(texts(tmp_path / "always").values())
+    assert run(manifest, tmp_path / "asked", "--teacher", "toy", plan=json.dumps(loose | {"by": "teacher"})) == 0
+    assert {key for key, text in texts(tmp_path / "asked").items() if not text} == {
+        key for key, truth in truths.items() if truth.kind == "simple"
+    }
+
+
+GOOD = "<reasoning>{0}</reasoning><answer>{1}</answer>"
+
+
+class Moody:
+    """A teacher that answers slowly, wrongly, with refusals, malformed tags, 429 and 500; by the question, always alike."""
+
+    def __init__(self, dies_after=None):
+        self.left = dies_after
+
+    def __call__(self, body, number):
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                return 503, "gone"
+        text = text_of(body)
+        rng = random.Random(text)
+        if number <= rng.choice((0, 0, 0, 1, 2)):
+            return rng.choice((429, 500)), "later"
+        if rng.random() < 0.05:
+            time.sleep(0.05)
+        if "Is every step true" in text:
+            return 200, rng.choice(("yes 0.9", "yes 0.9", "yes 0.9", "yes 0.5", "no 0.8", "who knows"))
+        words = " ".join(rng.choice("red blue star circle top left moves grows".split()) for _ in range(20))
+        good = GOOD.format(f"{words} {rng.random()}", "red star top left")
+        return 200, rng.choice((good, good, good, "I'm sorry, I cannot.", good.replace("</answer>", ""), GOOD.format("short", "no"),
+                                GOOD.format(f"As an AI {words}", "red star"), ""))  # fmt: skip
+
+
+def allowed(out):
+    """Every text that is kept is a good answer of ``Moody``'s, and passed the verifier."""
+    for text in texts(out).values():
+        if text:
+            reasoning, answer = text.split("\n")
+            assert len(reasoning.split()) == 21
+            assert answer == "red star top left"
+            assert "AI" not in text
+
+
+def test_five_hundred_pairs_and_a_moody_teacher_that_dies_half_way(tmp_path, capsys, monkeypatch):
+    manifest, _ = world(tmp_path / "world", 460, 40)
+    price = ["--endpoint.prompt_price", "1", "--endpoint.completion_price", "2", "--endpoint.retries", "3", "--endpoint.pause", "0.001"]
+    with server(Moody(dies_after=500)) as (url, seen):
+        assert run(manifest, tmp_path / "out", "--endpoint.url", url, *price) == 1
+        assert "got no answer" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    (journal,) = (tmp_path / "out.cot").glob("*.jsonl")
+    known = journal.read_text().splitlines()
+    assert 40 < len(known) < 500
+    with journal.open("a") as file:
+        file.write('{"key": "cut off')  # a process that died in the middle of a line
+    with server(Moody()) as (url2, again):
+        # the same server on another port is another source of answers: the journal is for the same command
+        words = [*price, "--endpoint.url", url]
+        monkeypatch.setattr("httpx.AsyncClient.post", redirected(url, url2))
+        assert run(manifest, tmp_path / "out", *words) == 0
+    summary = json.loads((tmp_path / "out" / "cot.json").read_text())
+    assert summary["pairs"] == summary["simple"] + summary["kept"] + summary["dropped"] == 500
+    assert summary["simple"] == 40
+    assert sum(summary["reasons"].values()) == summary["dropped"]
+    assert summary["reasons"].keys() >= {"malformed tags", "refusal", "reasoning too short", "verifier said no"}
+    assert len(ShardSet(tmp_path / "out")) == summary["simple"] + summary["kept"]
+    dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert len({line["key"] for line in dropped}) == summary["dropped"]
+    allowed(tmp_path / "out")
+    assert "in all" in capsys.readouterr().err
+    answered = {json.loads(line)["key"] for line in known}
+    asked_again = [body for body in again if any(key in text_of(body) for key in answered)]
+    assert not asked_again
+    assert len(seen) + len(again) < 500 * 8
+
+
+def redirected(old, new):
+    """Posts that go to another port."""
+    import httpx
+
+    post = httpx.AsyncClient.post
+
+    async def go(self, url, **options):
+        return await post(self, str(url).replace(old, new), **options)
+
+    return go
+
+
+def test_pictures_travel_with_the_question_and_nothing_else_does(tmp_path):
+    manifest, _ = world(tmp_path / "world", 2, 0)
+    with server(lambda body, number: (200, "no idea")) as (url, seen):
+        assert run(manifest, tmp_path / "out", "--endpoint.url", url) == 1  # no pair is left
+    for body in seen:
+        (message,) = body["messages"]
+        pictures = [part["image_url"]["url"] for part in message["content"] if part["type"] == "image_url"]
+        assert len(pictures) == 2
+        assert all(picture.startswith("data:image/png;base64,") for picture in pictures)
+
+
+def test_equal_texts_are_kept_once(tmp_path, capsys):
+    manifest, _ = world(tmp_path / "world", 6, 0)
+    same = GOOD.format("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen", "red star")
+    with server(lambda body, number: (200, "yes 1" if "Is every step" in text_of(body) else same)) as (url, _):
+        assert run(manifest, tmp_path / "out", "--endpoint.url", url) == 0
+    assert "1 kept, 5 dropped" in capsys.readouterr().out
+
+
+def test_an_error_that_stays_is_told_at_once(tmp_path, capsys):
+    manifest, _ = world(tmp_path / "world", 2, 0)
+    with server(lambda body, number: (401, "who are you")) as (url, seen):
+        assert run(manifest, tmp_path / "out", "--endpoint.url", url) == 1
+    assert "HTTP 401" in capsys.readouterr().err
+    assert len(seen) == 2
+
+
+def test_a_task_that_nobody_knows_is_refused_before_anything_is_asked(tmp_path, capsys):
+    pairs, truths = draw_composed("composed", 2, 0)
+    write_pairs([replace(pair, task="mystery") for pair in pairs], tmp_path / "world", "train")
+    assert run(tmp_path / "world" / "train.jsonl", tmp_path / "out", "--teacher", "toy") == 1
+    assert "got none for 'mystery'" in capsys.readouterr().err
+
+
+def test_a_truth_that_is_missing_is_named(tmp_path, capsys):
+    manifest, _ = world(tmp_path / "world", 2, 0)
+    manifest.with_suffix(".truth.jsonl").unlink()
+    assert run(manifest, tmp_path / "out", "--teacher", "toy") == 1
+    assert "train.truth.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["cirr_task7", "mscoco_task0", "infoseek_task6"])
+def test_the_papers_data_sets_have_routes(task):
+    from lightning_conan.reasoning.cot import Plan
+
+    wanted = {"cirr_task7": "composed", "mscoco_task0": "simple", "infoseek_task6": "logical"}
+    assert Plan().kind_of(task) == wanted[task]

@@ -1,0 +1,91 @@
+"""Each rule of PAPERS.md B3 lets the good answer pass and catches what it is for."""
+
+from dataclasses import replace
+
+import pytest
+
+from lightning_conan.reasoning.rules import RuleBroken, Rules, Thought, check, parse, source_of, verdict
+
+REASONING = (
+    "The source shows a red dress with long sleeves and a white belt. The change asks for a blue one, so only its color differs."
+)
+GOOD = Thought(REASONING, "A blue dress with long sleeves and a white belt.")
+ASKED = {"kind": "composed", "instruction": "make the dress blue", "target": ""}
+
+
+def broken(thought, rules=Rules(), **other):
+    try:
+        check(thought, rules, **(ASKED | other))
+    except RuleBroken as error:
+        return str(error)
+    return None
+
+
+def test_a_good_answer_passes():
+    assert broken(GOOD) is None
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"reasoning": "It is blue."}, "reasoning too short"),
+    ({"reasoning": " ".join(f"word{n}" for n in range(257))}, "reasoning too long"),
+    ({"answer": "dress"}, "answer too short"),
+    ({"answer": "dress " + " ".join(f"word{n}" for n in range(64))}, "answer too long"),
+    ({"reasoning": "I'm sorry, but " + REASONING}, "refusal"),
+    ({"reasoning": REASONING + " As instructed, I looked."}, "prompt leaked"),
+    ({"reasoning": "the dress is now all blue and " * 5}, "repeats itself"),
+    ({"reasoning": "这是 一件 蓝色 的 连衣裙 " * 6, "answer": "这是 dress"}, "not English"),
+    ({"answer": "A skirt of wool."}, "no keyword"),
+    ({"answer": "The source shows a red dress with long sleeves and a white belt"}, "answer describes the source"),
+])  # fmt: skip
+def test_each_rule_catches_what_it_is_for(change, reason):
+    rules = Rules(repeats=0) if reason in ("not English", "reasoning too long") else Rules()
+    assert broken(replace(GOOD, **change), rules) == reason
+
+
+def test_rules_can_be_loosened():
+    assert broken(replace(GOOD, answer="A skirt of wool."), Rules(keyword=False)) is None
+    assert broken(replace(GOOD, answer="A skirt of wool."), target="a skirt") is None
+    assert broken(replace(GOOD, reasoning="the dress is now all blue and " * 5), Rules(repeats=0)) is None
+
+
+@pytest.mark.parametrize("text", [
+    "",
+    "blue",
+    "<reasoning>a</reasoning>",
+    "<answer>b</answer><reasoning>a</reasoning>",
+    "<reasoning>a<answer>b</answer></reasoning>",
+    "<reasoning>a</reasoning><reasoning>c</reasoning><answer>b</answer>",
+    "<reasoning>a</reasoning><answer>b</answer> and more",
+    "<reasoning>a <reasoning>c</reasoning></reasoning><answer>b</answer>",
+])  # fmt: skip
+def test_tags_are_exactly_one_reasoning_before_one_answer(text):
+    with pytest.raises(RuleBroken, match="malformed tags"):
+        parse(text)
+
+
+def test_tags_are_stripped():
+    assert parse(" <reasoning> a\nb </reasoning>\n<answer>c</answer>\n") == Thought("a\nb", "c")
+    assert Thought("a", "c").text == "a\nc"
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("yes 0.85", None), ("Yes, 0.9.", None), ("yes 0.7", "verifier was not sure"), ("no 0.9", "verifier said no"),
+    ("maybe", "verifier said neither yes nor no"), ("yes", "verifier said neither yes nor no"),
+])  # fmt: skip
+def test_only_a_sure_yes_counts(text, reason):
+    if reason is None:
+        verdict(text, Rules())
+    else:
+        with pytest.raises(RuleBroken, match=reason):
+            verdict(text, Rules())
+
+
+def test_the_source_is_the_first_clause():
+    assert source_of("Source: a red dress; then blue") == ["a", "red", "dress"]
+
+
+def test_limits_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="fewest and the most tokens, got 9 and 2"):
+        Rules(reasoning=(9, 2))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Rules(confidence=2.0)
