@@ -10,6 +10,8 @@ from lightning_conan.cli.demo import EVERYTHING, MODALITIES, Demo
 from lightning_conan.cli.trace import MOST_TOKENS, SETS, TASKS, TWO_STAGES, VARIANTS, collect_trace, run_trace, trace_means
 
 Study = Literal["fusion", "alpha", "recovery", "trace"]
+LONGER = 2.0
+"""Steps of the study of reasoning, by the demo's, which has to be short: to write without a slip takes longer than to route."""
 Scores = dict[str, dict[str, float]]
 """Recall@1 by row of the table and modality."""
 METHODS = {
@@ -124,14 +126,15 @@ def study_trace(demos: Mapping[int, Demo], out: Path) -> str:
     for seed, demo in demos.items():
         check_prepared(demo)
         demo.make_base()
-        run_trace(demo, "base")
+        run_trace(demo, "base", length=LONGER)
         train = {task: f"trace/{task}.train" for task in TASKS}
         options: dict[str, Any] = {"sets": SETS, "scoring": MOST_TOKENS}
-        demo.fit("trace_write", "trace", "writer", train, extra="trace_write", length=0.5, **options)
-        demo.fit("trace_retrieve", "trace", "trace_write", train, extra="trace_retrieve", length=0.5, **options)
+        demo.fit("trace_write", "trace", "writer", train, extra="trace_write", length=LONGER / 2, **options)
+        demo.fit("trace_retrieve", "trace", "trace_write", train, extra="trace_retrieve", length=LONGER / 2, **options)
         found[str(seed)] = collect_trace(demo.out, VARIANTS | TWO_STAGES)
     (out / "trace.json").write_text(json.dumps(found, indent=2) + "\n")
-    text = f"{trace_means(list(found.values()), VARIANTS | TWO_STAGES)}\n\nmean and standard deviation over seeds {', '.join(found)}.\n"
+    means = trace_means(list(found.values()), VARIANTS | TWO_STAGES)
+    text = f"{means}\n\nmean and standard deviation over seeds {', '.join(found)}.\n"
     (out / "trace.md").write_text(text)
     return f"{text}\n{out / 'trace'}.json holds each seed's scores."
 

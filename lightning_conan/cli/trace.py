@@ -12,7 +12,7 @@ from lightning_conan.cli.demo import Demo
 
 TASKS = ("composed", "simple")
 SETS = tuple(f"trace/{task}" for task in TASKS)
-VARIANTS = {"trace_plain": "plain embedder", "trace_always": "always reasons", "trace": "TRACE"}
+VARIANTS = {"trace_plain": "plain embedder", "trace": "TRACE", "trace_always": "always reasons"}
 """Folders, and what tables call them."""
 TWO_STAGES = {"trace_retrieve": "two stages: writing, then retrieval"}
 ROUTES = {
@@ -29,7 +29,7 @@ EFFORT = {"reasoned": 0, "tokens": 1, "queries_per_second": 0}
 """What is shown besides recall, and its digits."""
 
 
-def run_trace(demo: Demo, start: str, variants: Mapping[str, str] = VARIANTS) -> None:
+def run_trace(demo: Demo, start: str, length: float = 1.0) -> None:
     """Writes the reasoning data, teaches a small model to write, then trains the variants and scores every route."""
     for folder, by in (("trace", "rule"), ("always", "always")):
         for task in ("composed", "simple", "caption") if by == "rule" else TASKS:
@@ -44,10 +44,12 @@ def run_trace(demo: Demo, start: str, variants: Mapping[str, str] = VARIANTS) ->
     demo.fit(
         "writer", "writer", start, {name: f"trace/{name}.train" for name in ("caption", "simple")}, sets=SETS, scoring=MOST_TOKENS
     )
-    for name in variants:
+    for name in VARIANTS:
         room = "always" if name == "trace_always" else "trace"
         train = {task: f"{room}/{task}.train" for task in TASKS}
-        demo.fit(name, "trace", "writer", train, extra="" if name == "trace" else name, sets=SETS, scoring=MOST_TOKENS)
+        demo.fit(
+            name, "trace", "writer", train, extra="" if name == "trace" else name, length=length, sets=SETS, scoring=MOST_TOKENS
+        )
     for name, (option, value) in ROUTES.items():
         if not demo.made(f"trace.{name}"):
             demo.test("trace", f"--model.init_args.decoding.{option}", value, *MOST_TOKENS, sets=SETS, scores=f"trace.{name}")

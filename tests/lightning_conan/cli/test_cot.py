@@ -80,8 +80,8 @@ class Moody:
             return 200, rng.choice(("yes 0.9", "yes 0.9", "yes 0.9", "yes 0.5", "no 0.8", "who knows"))
         words = " ".join(rng.choice("red blue star circle top left moves grows".split()) for _ in range(20))
         good = GOOD.format(f"{words} {rng.random()}", "red star top left")
-        return 200, rng.choice((good, good, good, "I'm sorry, I cannot.", good.replace("</answer>", ""), GOOD.format("short", "no"),
-                                GOOD.format(f"As an AI {words}", "red star"), ""))  # fmt: skip
+        bad = ["I'm sorry, I cannot.", good.replace("</answer>", ""), GOOD.format("short", "no"), ""]
+        return 200, rng.choice([good, good, good, *bad, GOOD.format(f"As an AI {words}", "red star")])
 
 
 def allowed(out):
@@ -96,7 +96,8 @@ def allowed(out):
 
 def test_five_hundred_pairs_and_a_moody_teacher_that_dies_half_way(tmp_path, capsys, monkeypatch):
     manifest, _ = world(tmp_path / "world", 460, 40)
-    price = ["--endpoint.prompt_price", "1", "--endpoint.completion_price", "2", "--endpoint.retries", "3", "--endpoint.pause", "0.001"]
+    options = {"prompt_price": 1, "completion_price": 2, "retries": 3, "pause": 0.001}
+    price = [word for name, value in options.items() for word in (f"--endpoint.{name}", str(value))]
     with server(Moody(dies_after=500)) as (url, seen):
         assert run(manifest, tmp_path / "out", "--endpoint.url", url, *price) == 1
         assert "got no answer" in capsys.readouterr().err
@@ -152,7 +153,7 @@ def test_pictures_travel_with_the_question_and_nothing_else_does(tmp_path):
 
 def test_equal_texts_are_kept_once(tmp_path, capsys):
     manifest, _ = world(tmp_path / "world", 6, 0)
-    same = GOOD.format("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen", "red star")
+    same = GOOD.format(" ".join(f"word{number}" for number in range(16)), "red star")
     with server(lambda body, number: (200, "yes 1" if "Is every step" in text_of(body) else same)) as (url, _):
         assert run(manifest, tmp_path / "out", "--endpoint.url", url) == 0
     assert "1 kept, 5 dropped" in capsys.readouterr().out
@@ -167,7 +168,7 @@ def test_an_error_that_stays_is_told_at_once(tmp_path, capsys):
 
 
 def test_a_task_that_nobody_knows_is_refused_before_anything_is_asked(tmp_path, capsys):
-    pairs, truths = draw_composed("composed", 2, 0)
+    pairs, _ = draw_composed("composed", 2, 0)
     write_pairs([replace(pair, task="mystery") for pair in pairs], tmp_path / "world", "train")
     assert run(tmp_path / "world" / "train.jsonl", tmp_path / "out", "--teacher", "toy") == 1
     assert "got none for 'mystery'" in capsys.readouterr().err
