@@ -63,6 +63,12 @@ def fit_with(kind, folder, packed, root, steps, batch, training):
     return fit(kind, folder, packed, root, steps, batch, **training)
 
 
+def fit_alone_and_on(kind, folder, packed, root, steps, settings):
+    """A run that nobody stopped, and the rest of the one that was stopped under ``root``."""
+    straight = fit(kind, folder, packed, root / "alone", steps, **settings)
+    return straight, fit(kind, folder, packed, root, steps, ckpt="last", **settings)
+
+
 def fit_folder(kind, folder, packed, root, out, strategy):
     """Trains a step and writes the folder."""
     return fit(kind, folder, packed, root, callbacks=[FolderCheckpoint(out)], strategy=strategy)["losses"]
