@@ -142,7 +142,8 @@ def measured(way: str, kind: str, count: int, mixed: bool) -> list[float]:
     """One way in processes of its own: loss, gradient norm and CPU seconds of one, peak memory of another."""
     words = [sys.executable, __file__, way, kind, str(count), str(int(mixed))]
     runs = [
-        subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, **extra}) for extra in ({}, GIVE_BACK)
+        subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, **extra})
+        for extra in ({}, GIVE_BACK)
     ]
     timed_run, frugal = ([float(word) for word in run.stdout.split()[-4:]] for run in runs)
     return [*timed_run[:3], frugal[3]]

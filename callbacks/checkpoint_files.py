@@ -36,12 +36,9 @@ class CheckpointFiles(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            write_hashes(path, [file_hash(scratch), *read_hashes(path)])
             if path.exists():
-                link = path.with_name(f".{PREVIOUS}.partial")
-                link.unlink(missing_ok=True)
-                os.link(path, link)
-                link.replace(path.with_name(PREVIOUS))
+                keep(path)
+            write_hashes(path, [file_hash(scratch), *read_hashes(path)])
             scratch.replace(path)
             sync(path.parent)
         except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
@@ -64,6 +61,17 @@ class CheckpointFiles(TorchCheckpointIO):
                 return found
             log.warning("%s is damaged or missing and is not read.", candidate)
         raise ValueError(f"Neither {path} nor {PREVIOUS} beside it is what was written: both are damaged. Start the run anew.")
+
+
+def keep(path: Path) -> None:
+    """Makes a file the previous one too: a hard link, or a copy where there are none."""
+    link = path.with_name(f".{PREVIOUS}.partial")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:
+        shutil.copyfile(path, link)
+    link.replace(path.with_name(PREVIOUS))
 
 
 def hash_path(path: Path) -> Path:

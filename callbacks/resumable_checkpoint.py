@@ -36,8 +36,19 @@ class ResumableCheckpoint(ModelCheckpoint):
         trainer.strategy.checkpoint_io = CheckpointFiles()
 
     @override
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        self.dirpath = str(Path(trainer.default_root_dir).resolve() / "checkpoints")  # before setup, Lightning asks the logger
+        return super()._find_last_checkpoints(trainer)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        step = trainer.global_step
+        if most(step, pl_module.device) != -most(-step, pl_module.device):
+            raise ValueError(
+                f"All ranks must go on from the same step, got {step} on rank {trainer.global_rank}. "
+                f"Put trainer.default_root_dir where every machine sees it, instead of {trainer.default_root_dir}."
+            )
         for number in (signal.SIGTERM, signal.SIGINT):
             self.handlers[number] = signal.signal(number, self.note)
 

@@ -123,7 +123,8 @@ def cells(row: Mapping[str, Any], columns: Mapping[str, str], how: Layout) -> di
         if kind == "text" or value is None:
             found[kind] = value
         elif isinstance(value, dict):
-            found[kind] = Media(kind, value["bytes"], value.get("path") or "")  # type: ignore[arg-type]
+            name, data = value.get("path") or "", value.get("bytes")
+            found[kind] = name if data is None else Media(kind, data, name)  # type: ignore[arg-type]
         else:
             found[kind] = str(Path(how.media) / str(value))
     return found

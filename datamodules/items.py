@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from datamodules.manifest import Fault
 from datamodules.plan import Slot
-from datamodules.stream import BatchLoader
+from datamodules.stream import BROKEN, BatchLoader
 from lightning_conan.embedder import ItemBatch, OmniProcessor
 from lightning_conan.items import Item, Media, Modality, Side, parse_side
 
@@ -126,7 +126,7 @@ def manifest_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ValueError: A line that is no JSON object with a key.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             value = json.loads(line)
             if not isinstance(value, dict) or not isinstance(value.get("key"), str):
@@ -151,7 +151,7 @@ class ItemEncoder:
             try:
                 item = self.items.item(number)
                 encoded = self.processor(item, self.items.side)
-            except (ValueError, OSError) as error:
+            except BROKEN as error:
                 batch.faults.append(Fault(str(self.items.source), self.items.key(number), "sample", str(error)).to_json())
                 continue
             kinds = dict.fromkeys("text" if isinstance(part, str) else part.modality for part in item.parts)

@@ -58,5 +58,5 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
                     raise ValueError(f"key {pair.key!r} must be unique, it stands in an earlier line too.")
                 seen.add(pair.key)
                 yield pair
-            except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
+            except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors too
                 yield Fault(where, key, "sample", str(error))

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -107,12 +108,12 @@ def plan_training(
     places = [
         ((number + 0.5) / counts[source], rank, source) for rank, source in enumerate(tasks) for number in range(counts[source])
     ]
-    queues, turns, plan = {source: list(slots) for source, slots in first.items()}, dict.fromkeys(tasks, 0), []
+    queues, turns, plan = {source: deque(slots) for source, slots in first.items()}, dict.fromkeys(tasks, 0), []
     for _, _, source in sorted(places):
         if not queues[source]:
             turns[source] += 1
-            queues[source] = shuffled(source, turns[source])
-        plan.append(queues[source].pop(0))
+            queues[source] = deque(shuffled(source, turns[source]))
+        plan.append(queues[source].popleft())
     return plan
 
 

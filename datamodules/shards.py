@@ -141,11 +141,8 @@ def fill(folder: Path, pairs: Iterable[Pair | Fault], pairs_per_shard: int) -> d
             shards.append(write_shard(folder / f"{len(shards):06d}.tar", pending, faults))
             pending.clear()
 
-    for entry in pairs:
-        if isinstance(entry, Fault):
-            faults.append(entry)
-            continue
-        pending.append(entry)
+    for pair in usable(pairs, faults):
+        pending.append(pair)
         if len(pending) == pairs_per_shard:
             flush()
     flush()
@@ -168,6 +165,19 @@ def fill(folder: Path, pairs: Iterable[Pair | Fault], pairs_per_shard: int) -> d
     }
     (folder / INDEX).write_text(json.dumps(summary | {"shards": shards}) + "\n")
     return summary
+
+
+def usable(pairs: Iterable[Pair | Fault], faults: list[Fault]) -> Iterator[Pair]:
+    """The pairs; faults, and pairs whose key came before, join the others."""
+    keys: set[str] = set()
+    for entry in pairs:
+        if isinstance(entry, Fault):
+            faults.append(entry)
+        elif entry.key in keys:
+            faults.append(Fault(entry.key, entry.key, "sample", f"key {entry.key!r} must be unique, it came before"))
+        else:
+            keys.add(entry.key)
+            yield entry
 
 
 def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[str, Any]:
@@ -211,6 +221,8 @@ class ShardSet:
         self.content_hash: str = index["content_hash"]
         self.samples: list[Sample] = []
         for shard in index["shards"]:
+            if Path(shard["file"]).name != shard["file"]:
+                raise ValueError(f"{folder / INDEX} must name shards in its own folder, got {shard['file']!r}. Pack it again.")
             path = folder / shard["file"]
             if not path.is_file():
                 raise ValueError(f"{folder} is incomplete: the shard {path.name} is missing. Copy or pack it again.")

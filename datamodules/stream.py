@@ -16,6 +16,8 @@ from lightning_conan.embedder import Batch, Encoded, OmniProcessor
 from lightning_conan.items import Item, Pair
 
 Made = TypeVar("Made")
+BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError)
+"""What reading a broken sample raises: its record may hold anything."""
 SECONDS = 60.0
 """No decoder needs so long for a sample within the limits."""
 Prepared = tuple[list[tuple[str, Encoded, str]], int]
@@ -70,7 +72,7 @@ class Encoder:
                     found = self.prepare(slot.source, number)
                 sides.append(found)
                 samples.append(sample)
-            except (ValueError, KeyError, OSError) as error:
+            except BROKEN as error:
                 faults.append(Fault(f"{shards.folder / sample.shard}", sample.key, "sample", str(error)).to_json())
         if not samples:
             raise ValueError(f"All {len(slot.numbers)} samples of a batch of {shards.folder} are broken. The first: {faults[0]}")

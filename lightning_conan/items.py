@@ -1,6 +1,7 @@
 """The vocabulary of everything: media, items and pairs, still encoded, free of torch."""
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ class Media:
     @property
     def suffix(self) -> str:
         """The format, as a lower-case file suffix without its dot."""
-        return self.name.rsplit(".", 1)[-1].lower() if "." in self.name else ""
+        return Path(self.name).suffix.removeprefix(".").lower()
 
     @property
     def span(self) -> dict[str, float | int]:
@@ -130,10 +131,19 @@ def parse_media(modality: Modality, value: object, root: Path) -> Media:
     if found := re.fullmatch(r"(.*\.pdf)#page=(\d+)", name, flags=re.IGNORECASE):
         name, page = found[1], int(found[2])
     path = Path(os.path.normpath(root / name))
-    if not path.is_relative_to(os.path.normpath(root)):
+    if not path.is_relative_to(os.path.normpath(root)) or not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"Media paths must stay inside {root}, got {name!r}. Move the file below the manifest.")
-    start, end = float(entry.get("start", 0.0)), entry.get("end")
-    return Media(modality, path, name, start, None if end is None else float(end), page)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"Media must be files, {name!r} is none.")
+    start, end = entry.get("start", 0.0), entry.get("end")
+    if not is_moment(start) or not (end is None or (is_moment(end) and end > start)):
+        raise ValueError(f"start and end must be seconds, the end after the start, got {start!r} and {end!r} for {name!r}.")
+    return Media(modality, path, name, float(start), None if end is None else float(end), page)
+
+
+def is_moment(value: object) -> bool:
+    """Whether something is a number of seconds from the beginning."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def parse_item(value: object, root: Path) -> Item:
@@ -171,9 +181,13 @@ def parse_pair(value: object, root: Path) -> Pair:
     if value["modality"] not in MODALITIES:
         raise ValueError(f"modality must be among {list(MODALITIES)}, got {value['modality']!r}.")
     for name in ("key", "task"):
-        if not isinstance(value[name], str) or not re.fullmatch(r"[^\s./\\][^\s./\\]*", value[name]):
+        text = value[name]
+        if not isinstance(text, str) or not re.fullmatch(r"[^\s./\\][^\s./\\]*", text) or not text.isprintable():
             raise ValueError(f"{name} must be a string without dots, slashes and blanks, got {value[name]!r}.")
-    negatives = tuple(parse_item(item, root) for item in value.get("negatives", ()))
+    found = value.get("negatives", [])
+    if not isinstance(found, list | tuple):
+        raise ValueError(f"negatives must be a list of items, got {found!r}.")
+    negatives = tuple(parse_item(item, root) for item in found)
     query, target = parse_item(value["query"], root), parse_item(value["target"], root)
     reasoning = value.get("reasoning", "")
     if not isinstance(reasoning, str):

@@ -68,7 +68,7 @@ def read_pairs(manifest: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: A line that is no pair.
     """
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             pair = json.loads(line)
             if not isinstance(pair, dict) or not {"key", "task", "query", "target"} <= set(pair):

@@ -2,6 +2,7 @@
 
 import io
 from fractions import Fraction
+from math import gcd
 from typing import Any
 
 import av
@@ -16,6 +17,8 @@ from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 from lightning_conan.media.video import open_container
 
 SAMPLE_RATE = 16_000
+ODDEST = 2000
+"""A rate whose ratio to 16 kHz has larger terms (44,101 Hz) would take gigabytes for the filter; 44,100 Hz has 441."""
 STREAMED = (0, 0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF)
 """What writers that do not know the size put in its place."""
 
@@ -31,6 +34,8 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
         rate = int(stream.rate or 0)
         if rate <= 0:
             raise MediaError(media, f"sample rate {rate}, must be positive")
+        if rate // gcd(rate, SAMPLE_RATE) > ODDEST:
+            raise MediaError(media, f"sample rate {rate} Hz shares too little with {SAMPLE_RATE}, write it at a usual rate")
         stop = int((limits.max_seconds if media.end is None else media.end) * rate) + 1
         wave = collect(container, stream, stop)
     wave = wave[int(media.start * rate) : None if media.end is None else int(media.end * rate)]

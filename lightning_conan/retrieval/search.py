@@ -42,14 +42,11 @@ def merge(best: Tensor, rows: Tensor, scores: Tensor, start: int, k: int) -> tup
     """The best ``k`` of what was found before and of a further block whose first row is ``start``."""
     kept = min(k, scores.shape[1])
     found, order = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    if bool((found[:, kept:] == found[:, kept - 1 : kept]).any()):
-        # Which of equal ones topk returns is not defined: all as good as the block's k-th, in order.
-        bar = found[:, kept - 1 : kept]
-        most = int((scores >= bar).sum(dim=1).max())
-        order = scores.masked_fill(scores < bar, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :most]
-    else:
-        order = order[:, :kept].sort(dim=1).values
-        order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    tied = (found[:, kept:] == found[:, kept - 1 : kept]).any(dim=1)
+    order = order[:, :kept].sort(dim=1).values
+    order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    if bool(tied.any()):  # which of equal ones topk returns is not defined: there all are sorted, earlier rows first
+        order[tied] = scores[tied].argsort(dim=1, descending=True, stable=True)[:, :kept]
     both = torch.cat([best, scores.gather(1, order)], dim=1)
     numbers = torch.cat([rows, order + start], dim=1)
     chosen = both.argsort(dim=1, descending=True, stable=True)[:, : min(k, both.shape[1])]

@@ -173,7 +173,7 @@ def fitting_budget(embedder: OmniEmbedder, modality: Modality, device: torch.dev
 
     Gradients are left on the parameters that train.
     """
-    per_token = max(measured_bytes(embedder, kind, device) for kind in {"text", modality}) / PROBE
+    per_token = max(measured_bytes(embedder, kind, device) for kind in sorted({"text", modality})) / PROBE
     budget = int(SHARE * free_bytes(device) / per_token)
     return 1 << (min(max(budget, 1), MOST).bit_length() - 1)
 

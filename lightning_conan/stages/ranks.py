@@ -1,6 +1,7 @@
 """What ranks tell each other: embeddings with their gradients, sums of gradients, whether somebody has to stop."""
 
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -83,9 +84,12 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     if world_size() == 1:
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
-        if isinstance(parameter, DTensor):
-            continue  # FSDP2 has summed it
+    plain = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]  # FSDP2 has summed the others
+    if not plain:
+        return
+    used = torch.tensor([parameter.grad is not None for parameter in plain], dtype=torch.int, device=plain[0].device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)  # what no rank used stays without a gradient: optimizers step zeros too
+    for parameter in compress(plain, used.tolist()):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)

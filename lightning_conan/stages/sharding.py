@@ -11,7 +11,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, Strate
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -26,7 +25,7 @@ from typing_extensions import override
 from lightning_conan.embedder import OmniEmbedder
 
 NAME = "fsdp2"
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def shard(embedder: OmniEmbedder, mesh: DeviceMesh) -> None:
@@ -117,8 +116,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        assert self.model is not None
-        return get_model_state_dict(self.model, options=WHOLE)
+        trained: dict[str, Tensor] = self.lightning_module.trained()  # type: ignore[union-attr, operator]  # some may be frozen now
+        return {name: whole(tensor.detach()).cpu() for name, tensor in trained.items()}
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -146,7 +145,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             state = {order[number]: value for number, value in found["state"].items()}
             groups = [group | {"params": [order[number] for number in group["params"]]} for group in found["param_groups"]]
             named: Any = {"state": state, "param_groups": groups}
-            set_optimizer_state_dict(self.model, optimizer, named, options=StateDictOptions(full_state_dict=True))
+            set_optimizer_state_dict(self.model, optimizer, named, options=StateDictOptions(full_state_dict=True, strict=False))
+            for parameter in [parameter for parameter in optimizer.state if names[id(parameter)] not in state]:
+                del optimizer.state[parameter]  # torch makes one for what was never stepped
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

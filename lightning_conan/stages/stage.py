@@ -227,10 +227,10 @@ class Stage(Scoring):
     def on_fit_start(self) -> None:
         if str(self.trainer.precision).startswith("16"):
             raise ValueError(f"Training needs bf16-mixed or 32-true, got precision={self.trainer.precision}: float16 overflows.")
-        leave_gradients_alone(self.trainer.strategy.model)
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
+        leave_gradients_alone(self.trainer.strategy.model)  # Lightning turns DDP's sums on again after every step
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"

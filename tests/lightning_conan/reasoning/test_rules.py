@@ -13,9 +13,9 @@ GOOD = Thought(REASONING, "A blue dress with long sleeves and a white belt.")
 ASKED = {"kind": "composed", "instruction": "make the dress blue", "target": ""}
 
 
-def broken(thought, rules=Rules(), **other):
+def broken(thought, rules=None, **other):
     try:
-        check(thought, rules, **(ASKED | other))
+        check(thought, rules or Rules(), **(ASKED | other))
     except RuleBroken as error:
         return str(error)
     return None
