@@ -169,8 +169,7 @@ class PairData(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return {}
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        epoch = self.trainer.fit_loop.epoch_progress.current.ready - 1  # current_epoch is the next one once a fit has ended
-        return {"epoch": epoch, "batch": done, "order": self.order(), "ranks": self.world[1]}
+        return {"epoch": self.trainer.current_epoch, "batch": done, "order": self.order(), "ranks": self.world[1]}
 
     def order(self) -> str:
         """What fixes the order of samples, besides the epoch: data, seed and batch size."""

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_conan.stages import Lora, Specialist
 from runs import QUICK, Record, Stop, data, state, trainer
@@ -39,3 +40,13 @@ def test_checkpoints_hold_what_trains_and_no_more(base, world, tmp_path):
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert set(saved["state_dict"]) == set(module.trained())
     assert all("lora_" in name for name in saved["state_dict"])
+
+
+def test_last_is_found_whatever_the_logger(base, world, tmp_path):
+    """Lightning would look for it where the logger writes, find nothing, and start from zero."""
+    for steps, ckpt, expected in ((2, None, 2), (4, "last", 2)):
+        record = Record()
+        runner = trainer(tmp_path, steps, record)
+        runner.logger = CSVLogger(tmp_path, name="logs")
+        runner.fit(Specialist(base, "image", QUICK, Lora(rank=4, alpha=4)), data(world), ckpt_path=ckpt)
+        assert len(record.keys) == expected

@@ -47,9 +47,7 @@ def on_rank(packed, processor):
         data.trainer = SimpleNamespace(
             **{"global_rank": rank, "world_size": world, "current_epoch": epoch},
             state=SimpleNamespace(fn=TrainerFn.FITTING),
-            fit_loop=SimpleNamespace(
-                epoch_loop=progress, epoch_progress=SimpleNamespace(current=SimpleNamespace(ready=epoch + 1))
-            ),
+            fit_loop=SimpleNamespace(epoch_loop=progress),
             lightning_module=SimpleNamespace(processor=processor),
         )
         data.setup("fit")

@@ -91,3 +91,19 @@ def test_names_inside_a_shard_are_labels(tmp_path):
     write_shards(pairs(1), tmp_path / "set")
     with tarfile.open(tmp_path / "set" / "000000.tar") as tar:
         assert all(Path(name).name == name for name in tar.getnames())
+
+
+def test_a_key_that_comes_twice_is_listed_and_never_lost(tmp_path):
+    three = pairs(3)
+    summary = write_shards([*three, three[1]], tmp_path / "set")
+    assert (summary["pairs"], summary["quarantined"]) == (3, 1)
+    assert "must be unique" in (tmp_path / "set" / "quarantine.jsonl").read_text()
+
+
+def test_an_index_names_shards_of_its_own_folder_only(tmp_path):
+    write_shards(pairs(2), tmp_path / "set")
+    index = json.loads((tmp_path / "set" / "index.json").read_text())
+    index["shards"][0]["file"] = "../secret.tar"
+    (tmp_path / "set" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="shards in its own folder"):
+        ShardSet(tmp_path / "set")

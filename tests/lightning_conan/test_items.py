@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from lightning_conan.items import Item, Media, parse_pair
@@ -27,6 +29,15 @@ def test_spans_and_pages_are_read(tmp_path):
         ({"query": {"image": "../../etc/passwd"}}, "stay inside"),
         ({"query": {"image": "/etc/passwd"}}, "stay inside"),
         ({"query": {"image": {"path": "a.png", "start": 1}}}, "must be a path or a mapping"),
+        ({"query": {"audio": {"path": "a.flac", "start": -0.1}}}, "must be seconds"),
+        ({"query": {"audio": {"path": "a.flac", "start": None}}}, "must be seconds"),
+        ({"query": {"audio": {"path": "a.flac", "start": 2, "end": 1}}}, "must be seconds"),
+        ({"query": {"audio": {"path": "a.flac", "end": float("inf")}}}, "must be seconds"),
+        ({"negatives": None}, "must be a list"),
+        ({"negatives": 5}, "must be a list"),
+        ({"reasoning": 5}, "reasoning must be a string"),
+        ({"key": "a\0b"}, "key must be a string"),
+        ({"key": "a\ud800b"}, "key must be a string"),
         ({"key": "a.b"}, "key must be a string without dots"),
         ({"target": {"text": 3}}, "Text must be a string, got 3"),
     ],
@@ -42,3 +53,20 @@ def test_hash_tells_contents_apart_and_places_not(tmp_path):
     assert Item((here,)).content_hash() == Item((there,)).content_hash()
     others = [Item((here, "t")), Item((here,), "i"), Item((Media("document", b"123", "a.png"),)), Item(("123",))]
     assert len({item.content_hash() for item in [Item((here,)), *others]}) == 5
+
+
+def test_links_and_pipes_are_no_way_out(tmp_path):
+    """A link below the manifest to a file elsewhere, and something that would never end to be read."""
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    os.mkfifo(root / "pipe.png")
+    for name, message in (("link.png", "stay inside"), ("pipe.png", "must be files")):
+        with pytest.raises(ValueError, match=message):
+            parse_pair({**LINE, "query": {"image": name}}, root)
+
+
+def test_a_suffix_is_that_of_the_file_and_not_of_its_folder():
+    assert Media("image", b"", "photos.v2/cat").suffix == ""
+    assert Media("image", b"", "photos.v2/cat.JPG").suffix == "jpg"

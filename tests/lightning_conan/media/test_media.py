@@ -179,3 +179,11 @@ def test_any_medium_by_its_modality():
     assert decode_media(Media("audio", flac(), "a.flac")).ndim == 1
     assert len(decode_media(Media("video", mp4(), "a.mp4")).seconds) == 4
     assert decode_media(Media("document", png(), "a.png")).shape == decode_media(Media("image", png(), "a.png")).shape
+
+
+def test_an_odd_sample_rate_is_refused_before_its_filter_is_made():
+    """44,101 Hz shares nothing with 16 kHz: its filter would take gigabytes."""
+    odd = Media("audio", encode_audio(torch.zeros(4410), 44_101, "wav"), "odd.wav")
+    with pytest.raises(MediaError, match="shares too little"):
+        decode_media(odd)
+    assert len(decode_media(Media("audio", encode_audio(torch.zeros(4410), 44_100, "wav"), "usual.wav"))) == 1600

@@ -192,3 +192,13 @@ def test_muon_steps_alike_in_shards(fused, world, tmp_path):
 def test_constants_are_refused_in_shards(fused, world, tmp_path):
     found = both(fit_with_constants, fused, world, tmp_path)
     assert all(kind == "raised" and "constants are made by each rank" in reason for kind, reason in found)
+
+
+@pytest.mark.parametrize(("kind", "budget"), [("rehearsal", 200), ("image", 60)])
+def test_ranks_stay_one_process_step_after_step(base, recovered, world, tmp_path, kind, budget):
+    """Past the second step too, and where a step leaves some of what trains unused."""
+    folder = recovered if kind == "rehearsal" else base
+    alone = fit(kind, folder, world, tmp_path / "alone", 5, token_budget=100_000)
+    for rank in values(fit_with, kind, folder, world, tmp_path / "run", 5, 6, {"token_budget": budget}):
+        assert rank["losses"] == pytest.approx(alone["losses"], rel=5e-3)
+        assert all((tensor - rank["weights"][name]).abs().max() < 5e-4 for name, tensor in alone["weights"].items())
