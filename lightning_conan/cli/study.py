@@ -126,7 +126,7 @@ def study_trace(demos: Mapping[int, Demo], out: Path) -> str:
     for seed, demo in demos.items():
         check_prepared(demo)
         demo.make_base()
-        run_trace(demo, "base", length=LONGER)
+        run_trace(demo, "base", LONGER, VARIANTS)
         train = {task: f"trace/{task}.train" for task in TASKS}
         options: dict[str, Any] = {"sets": SETS, "scoring": MOST_TOKENS}
         demo.fit("trace_write", "trace", "writer", train, extra="trace_write", length=LONGER / 2, **options)

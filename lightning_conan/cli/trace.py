@@ -12,8 +12,9 @@ from lightning_conan.cli.demo import Demo
 
 TASKS = ("composed", "simple")
 SETS = tuple(f"trace/{task}" for task in TASKS)
-VARIANTS = {"trace_plain": "plain embedder", "trace": "TRACE", "trace_always": "always reasons"}
-"""Folders, and what tables call them."""
+SHORT = {"trace_plain": "plain embedder", "trace": "TRACE"}
+VARIANTS = SHORT | {"trace_always": "always reasons"}
+"""Folders, and what tables call them: those of the demo, which has to be short, and those of the study."""
 TWO_STAGES = {"trace_retrieve": "two stages: writing, then retrieval"}
 ROUTES = {
     "direct": ("route", "direct"),
@@ -29,9 +30,10 @@ EFFORT = {"reasoned": 0, "tokens": 1, "queries_per_second": 0}
 """What is shown besides recall, and its digits."""
 
 
-def run_trace(demo: Demo, start: str, length: float = 1.0) -> None:
+def run_trace(demo: Demo, start: str, length: float = 1.0, variants: Mapping[str, str] = SHORT) -> None:
     """Writes the reasoning data, teaches a small model to write, then trains the variants and scores every route."""
-    for folder, by in (("trace", "rule"), ("always", "always")):
+    rooms = {"trace": "rule"} | ({"always": "always"} if "trace_always" in variants else {})
+    for folder, by in rooms.items():
         for task in ("composed", "simple", "caption") if by == "rule" else TASKS:
             out = demo.out / "packed" / folder / f"{task}.train"
             if not out.exists():
@@ -44,7 +46,7 @@ def run_trace(demo: Demo, start: str, length: float = 1.0) -> None:
     demo.fit(
         "writer", "writer", start, {name: f"trace/{name}.train" for name in ("caption", "simple")}, sets=SETS, scoring=MOST_TOKENS
     )
-    for name in VARIANTS:
+    for name in variants:
         room = "always" if name == "trace_always" else "trace"
         train = {task: f"{room}/{task}.train" for task in TASKS}
         demo.fit(
@@ -55,7 +57,7 @@ def run_trace(demo: Demo, start: str, length: float = 1.0) -> None:
             demo.test("trace", f"--model.init_args.decoding.{option}", value, *MOST_TOKENS, sets=SETS, scores=f"trace.{name}")
 
 
-def collect_trace(out: Path, variants: Mapping[str, str] = VARIANTS) -> dict[str, Any]:
+def collect_trace(out: Path, variants: Mapping[str, str] = SHORT) -> dict[str, Any]:
     """Scores of every variant and route by task, and some of what was written."""
     names = [*variants, *(f"trace.{name}" for name in ROUTES)]
     return {name: json.loads((out / "scores" / f"{name}.json").read_text()) for name in names} | {"written": examples(out)}
@@ -75,13 +77,13 @@ def examples(out: Path) -> list[dict[str, str]]:
     return [{"query": query, "written": text} for query, text in zip(asked, texts, strict=True)]
 
 
-def trace_table(found: Mapping[str, Any], variants: Mapping[str, str] = VARIANTS) -> str:
-    """Each variant on each task, as Markdown."""
+def trace_table(found: Mapping[str, Any], variants: Mapping[str, str] = SHORT) -> str:
+    """Each variant on each task, and what TRACE's folder does when every query has to be reasoned about, as Markdown."""
     lines = [
         "| | task | recall@1 | recall@5 | reasoned, % | tokens a query | queries a second |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, label in variants.items():
+    for name, label in {**variants, "trace.always": "TRACE, made to reason"}.items():
         for task in TASKS:
             scores = found[name][task]
             recalls = [f"{scores[f'forth/recall@{k}']:.1f}" for k in (1, 5)]

@@ -22,7 +22,6 @@ STATES = {
     "recovered": "recovered",
     "final": "rehearsed",
 }
-REASONING = ("writer", "trace_plain", "trace_always", "trace")
 
 
 @pytest.fixture(scope="module")
