@@ -4,14 +4,18 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from upstream import write_qwen3_omni, write_qwen3_vl
 
+from datamodules.shards import write_shards
+from datamodules.toy_world import draw_composed
+from datamodules.toy_world.write import write_composed
 from lightning_conan.cli.main import main
-from lightning_conan.embedder import Provenance, read_provenance, save_folder, tiny_embedder
+from lightning_conan.embedder import OmniProcessor, Provenance, read_provenance, save_folder, tiny_embedder
 from samples import CONFIGS, flac, png
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -40,12 +44,12 @@ def home(base, tmp_path, monkeypatch):
 
 
 OWN_DATA, DRIFT = ["pack", "pack", "fit", "test"], ["drift"]
-USE, REAL = ["embed", "search", "export", "doctor"], ["memory", "graft", "fit"]
+USE, REASON, REAL = ["embed", "search", "export", "doctor"], ["cot", "test"], ["memory", "graft", "fit"]
 
 
 def test_commands_for_ones_own_data(home, capsys):
     found = commands()
-    assert [command.split()[1] for command in found] == [*OWN_DATA, *DRIFT, *USE, *REAL]
+    assert [command.split()[1] for command in found] == [*OWN_DATA, *DRIFT, *USE, *REASON, *REAL]
     for command in found[: len(OWN_DATA)]:
         short = ["--trainer.max_steps", "2"] if command.startswith("conan fit") else []
         assert main([*shlex.split(command)[1:], *short]) == 0, capsys.readouterr().err
@@ -76,7 +80,7 @@ def test_commands_for_using_a_model(home, capsys):
     shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
     (home / "photos").mkdir()
     (home / "photos" / "a.jpg").write_bytes(png(format="JPEG"))
-    for command in commands()[len(OWN_DATA) + 1 : -len(REAL)]:
+    for command in commands()[len(OWN_DATA) + 1 : -len(REASON + REAL)]:
         assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     assert "a.jpg" in capsys.readouterr().out
     assert (home / "exported" / "modules.json").is_file()
@@ -111,8 +115,28 @@ def test_its_manifest_line_is_valid(tmp_path):
             assert parse_pair(json.loads(line), tmp_path).modality == "audio"
 
 
-def test_its_python_works(home, base):
-    code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1].replace("runs/demo/final", "runs/demo/base")
+@pytest.fixture
+def reasoning(home, tiny):
+    """What the demo leaves of TRACE, untrained."""
+    demo = home / "runs" / "demo"
+    model, processor = tiny
+    processor = OmniProcessor(processor.tokenizer, replace(processor.config, ends=False, reasons=True))
+    save_folder(demo / "trace", model, processor, Provenance("reasoning"))
+    write_composed("composed", demo / "world" / "trace", 4, 0)
+    write_shards(draw_composed("composed", 4, 0)[0], demo / "packed" / "trace" / "composed.test")
+
+
+def test_commands_for_reasoning(home, reasoning, capsys):
+    short = {"test": ["--model.init_args.decoding.max_new_tokens", "2"]}
+    for command in commands()[-len(REASON + REAL) : -len(REAL)]:
+        words = shlex.split(command)[1:]
+        assert main([*words, *short.get(words[0], [])]) == 0, capsys.readouterr().err
+    assert "reasoned about" in capsys.readouterr().out
+
+
+def test_its_python_works(home, reasoning):
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code = "\n".join(blocks).replace("runs/demo/final", "runs/demo/base")
     (home / "photo.jpg").write_bytes(png(format="JPEG"))
     scope: dict = {}
     exec(code, scope)
