@@ -202,12 +202,15 @@ class OmniProcessor:
         after = encoded.positions[:, -1:] + 1 + torch.arange(len(words))
         return replace(encoded, input_ids=ids, positions=torch.cat([encoded.positions, after], dim=1), labels=labels)
 
+    def instruction_of(self, instruction: str | None, side: Side) -> str:
+        """The system turn of an item: its own instruction or the folder's, and the side's hint."""
+        hint = self.config.query_hint if side == "query" else self.config.target_hint
+        return " ".join(words for words in (self.config.instruction if instruction is None else instruction, hint) if words)
+
     def begin(self, instruction: str | None, side: Side = "query") -> Draft:
         """The template up to the user's words."""
         draft = Draft()
-        hint = self.config.query_hint if side == "query" else self.config.target_hint
-        instruction = self.config.instruction if instruction is None else instruction
-        instruction = " ".join(words for words in (instruction, hint) if words)
+        instruction = self.instruction_of(instruction, side)
         if instruction:
             draft.add("im_start")
             draft.write(f"system\n{instruction}")

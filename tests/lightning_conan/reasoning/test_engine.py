@@ -1,0 +1,52 @@
+"""Reasoning by an engine gives the vectors of our own decoding, when the engine writes the same."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from stand_in import server, text_of
+
+from lightning_conan.embedder import OmniProcessor, tiny_embedder
+from lightning_conan.items import Item
+from lightning_conan.reasoning import Decoding, Endpoint, Reasoner, encode_by_engine
+
+TEXTS = {"a red star": "red star", "a blue circle": "", "two bars": "top left bar"}
+
+
+@pytest.fixture
+def reasoner():
+    model, processor = tiny_embedder(0)
+    settings = replace(processor.config, ends=False, reasons=True, query_hint="Think.", target_hint="Look.")
+    return Reasoner(model, OmniProcessor(processor.tokenizer, settings), Decoding(max_new_tokens=7))
+
+
+def test_what_the_engine_wrote_stands_behind_the_prompt(reasoner):
+    """One packed pass; the state after the last word is the embedding, and of a query that needs none the prompt's last."""
+    items = [Item((text,)) for text in TEXTS]
+    with server(lambda body, number: (200, TEXTS[text_of({"messages": body["messages"][1:]})] + "<|emb|>")) as (url, seen):
+        written = encode_by_engine(reasoner, items, Endpoint(url, "conan"))
+    model, processor = reasoner.model, reasoner.processor
+    for item, vector, tokens in zip(items, written.embeddings, written.tokens, strict=True):
+        text = TEXTS[item.parts[0]]
+        assert processor.tokenizer.decode(tokens) == text
+        with torch.no_grad():
+            taught = processor.teach(processor(item), text)
+            torch.testing.assert_close(vector, model.embed([replace(taught, labels=None)])[0], atol=1e-5, rtol=0)
+    assert not any(written.truncated)
+    assert all(body["messages"][0]["content"] == "Think." and body["max_tokens"] == 7 for body in seen)
+
+
+def test_an_engine_that_writes_what_we_would_write_gives_our_vectors(reasoner):
+    items = [Item((text,)) for text in TEXTS]
+    ours = Reasoner(reasoner.model, reasoner.processor, Decoding("always", max_new_tokens=5)).encode_queries(items)
+    said = dict(zip(TEXTS, reasoner.texts(ours), strict=True))
+    if any(reasoner.processor.tokenizer(text)["input_ids"] != row for text, row in zip(said.values(), ours.tokens, strict=True)):
+        pytest.skip("a random model writes bytes that no tokenizer would")
+    with server(lambda body, number: (200, said[text_of({"messages": body["messages"][1:]})])) as (url, _):
+        theirs = encode_by_engine(reasoner, items, Endpoint(url, "conan"))
+    torch.testing.assert_close(theirs.embeddings, ours.embeddings, atol=1e-5, rtol=0)
+
+
+def test_an_engine_that_is_not_there_is_named(reasoner):
+    with pytest.raises(OSError, match="gave no answer about query 0"):
+        encode_by_engine(reasoner, [Item(("a red star",))], Endpoint("http://127.0.0.1:9/v1", retries=0))
