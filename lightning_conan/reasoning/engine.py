@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
+from lightning_conan.embedder.processor import SPECIAL_TOKENS
 from lightning_conan.items import Item
 from lightning_conan.reasoning.decoding import Written
 from lightning_conan.reasoning.endpoint import Client, Endpoint, Reply, messages_of
@@ -42,7 +43,6 @@ def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoi
 
 async def ask(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> list[Reply]:
     """What the engine writes about each query, without ``<|emb|>``."""
-    mark = reasoner.processor.tokenizer.convert_ids_to_tokens(reasoner.processor.ids["emb"])
     with tqdm(total=len(items), desc="reasoning", unit="query", disable=None) as bar:
         async with Client(endpoint) as client:
 
@@ -50,6 +50,6 @@ async def ask(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> 
                 instruction = reasoner.processor.instruction_of(item.instruction, "query")
                 reply = await client.ask(f"query {number}", "reason", messages_of(item, instruction))
                 bar.update()
-                return replace(reply, text=reply.text.split(mark)[0])
+                return replace(reply, text=reply.text.split(SPECIAL_TOKENS["emb"])[0])
 
             return list(await asyncio.gather(*(one(number, item) for number, item in enumerate(items))))
