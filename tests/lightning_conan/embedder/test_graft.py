@@ -58,9 +58,9 @@ def test_a_vocabulary_without_room_grows(upstream, tmp_path):
     graft(upstream, tmp_path / "base", backbone=str(full))
     model, processor, _ = load_folder(tmp_path / "base")
     before = tensors(full)["model.language_model.embed_tokens.weight"]
-    assert model.lm_head.weight.shape == model.get_input_embeddings().weight.shape == (len(before) + 3, 64)
-    assert max(processor.ids.values()) == len(before) + 2
-    assert not torch.equal(model.lm_head.weight[-3:], model.get_input_embeddings().weight[-3:])
+    assert model.lm_head.weight.shape == model.get_input_embeddings().weight.shape == (len(before) + 4, 64)
+    assert max(processor.ids.values()) == len(before) + 3
+    assert not torch.equal(model.lm_head.weight[-4:], model.get_input_embeddings().weight[-4:])
 
 
 def test_the_same_seed_gives_the_same_folder(upstream, tmp_path):
