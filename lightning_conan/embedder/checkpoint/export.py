@@ -41,6 +41,11 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
     check_apart(out, folder)
     provenance = check_folder(folder)
     config, processor, tensors = OmniConfig.from_pretrained(folder), load_processor(folder), open_tensors(folder)
+    if not processor.config.ends:
+        raise ValueError(
+            f"sentence-transformers cannot let a model write before it embeds, and {folder} was trained by Trace. "
+            "Embed with `conan embed`, or with lightning_conan.reasoning.Reasoner."
+        )
     names = {name: stock_name(name) if stock else name for name in tensors.specs}
     sources = {target: name for name, target in names.items() if target is not None}
     specs: dict[str, Spec] = {target: tensors.specs[name] for target, name in sources.items()}

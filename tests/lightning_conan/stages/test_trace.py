@@ -214,6 +214,12 @@ def test_the_same_verbs_take_a_reasoning_folder(folder, reasoned, tmp_path, caps
     assert score == pytest.approx(float(found["query"][2] @ found["target"][2]), abs=1e-4)
 
 
+def test_export_is_refused_since_the_library_could_only_embed_at_once(folder, tmp_path, capsys):
+    assert main(["export", str(folder), "--to", "sentence-transformers", str(tmp_path / "out")]) == 1
+    assert "cannot let a model write" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_blank_prompt_can_be_reasoned_about(folder):
     """The least that there is to ask, in a model that never stops by itself."""
     model, processor, _ = load_folder(folder)
