@@ -7,9 +7,9 @@ import torch
 from lightning import Callback
 
 from callbacks import FolderCheckpoint
-from datamodules import RehearsalData, SpecialistData
+from datamodules import RehearsalData, SpecialistData, TraceData
 from lightning_conan.objectives import cached_backward
-from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist, Stage, Training, stage
+from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist, Stage, Trace, Training, stage
 from lightning_conan.stages.sharding import whole
 from runs import QUICK, Record, data, trainer
 
@@ -36,6 +36,9 @@ def make(kind, folder, packed, batch, dropout=0.0, **training):
         return Rehearsal(folder, settings, lora), RehearsalData(several, batch_size=batch, num_workers=0)
     folders = {"recovery": "audio", "full": "image"}
     data = SpecialistData(packed / folders.get(kind, kind), batch_size=batch, num_workers=0)
+    if kind == "trace":
+        data = TraceData({"image": packed / "image"}, batch_size=batch, num_workers=0)
+        return Trace(folder, settings, lora, query_hint="", target_hint=""), data
     if kind == "recovery":
         return ProjectorRecovery(folder, settings), data
     if kind == "full":

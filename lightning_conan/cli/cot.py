@@ -66,7 +66,7 @@ def cot(
         async with AsyncExitStack() as stack:
             author = await make_author(stack, source, teacher, endpoint, verifier, plan)
             with tqdm(total=todo, desc="asking", unit="pair", disable=None) as bar:
-                return await ask_all(pairs, author, journal, bar.update)
+                return await ask_all(pairs, author, journal, bar.update, most_failed)
 
     failed = asyncio.run(ask())
     if len(failed) > most_failed:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -204,9 +205,15 @@ class Journal:
         self.file.flush()
 
 
-async def ask_all(pairs: Iterable[Pair], author: Author, journal: Journal, tick: Callable[[], Any]) -> list[str]:
-    """Asks about every pair that the journal does not know, some at once; returns what failed, to be tried again another time."""
+async def ask_all(
+    pairs: Iterable[Pair], author: Author, journal: Journal, tick: Callable[[], Any], most_failed: int = 0
+) -> list[str]:
+    """Asks about every pair that the journal does not know, some at once; returns what failed, to be tried again another time.
+
+    Nothing more is asked once more than ``most_failed`` have failed: an endpoint that is gone need not be asked a million times.
+    """
     failed: list[str] = []
+    todo = (pair for pair in pairs if pair.key not in journal.outcomes)
 
     async def one(pair: Pair) -> None:
         try:
@@ -216,7 +223,9 @@ async def ask_all(pairs: Iterable[Pair], author: Author, journal: Journal, tick:
         tick()
 
     with journal:
-        async for _ in spread((one(pair) for pair in pairs if pair.key not in journal.outcomes), author.plan.under_way):
+        async for _ in spread(
+            (one(pair) for pair in takewhile(lambda _: len(failed) <= most_failed, todo)), author.plan.under_way
+        ):
             pass
     return failed
 

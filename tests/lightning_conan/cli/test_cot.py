@@ -167,6 +167,15 @@ def test_an_error_that_stays_is_told_at_once(tmp_path, capsys):
     assert len(seen) == 2
 
 
+def test_a_server_that_is_gone_is_not_asked_about_everything(tmp_path, capsys):
+    manifest, _ = world(tmp_path / "world", 120, 0)
+    plan = json.dumps({"rules": RULES, "under_way": 4})
+    with server(lambda body, number: (503, "gone")) as (url, seen):
+        assert run(manifest, tmp_path / "out", "--endpoint.url", url, "--endpoint.retries", "0", plan=plan) == 1
+    assert len(seen) < 12
+    assert "got no answer" in capsys.readouterr().err
+
+
 def test_a_task_that_nobody_knows_is_refused_before_anything_is_asked(tmp_path, capsys):
     pairs, _ = draw_composed("composed", 2, 0)
     write_pairs([replace(pair, task="mystery") for pair in pairs], tmp_path / "world", "train")

@@ -52,7 +52,16 @@ each_strategy = pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @each_strategy
 @pytest.mark.parametrize(
     ("kind", "budget"),
-    [("image", 4000), ("image", 60), ("document", 300), ("video", 4000), ("audio", 60), ("rehearsal", 200), ("full", 60)],
+    [
+        ("image", 4000),
+        ("image", 60),
+        ("document", 300),
+        ("video", 4000),
+        ("audio", 60),
+        ("rehearsal", 200),
+        ("full", 60),
+        ("trace", 60),
+    ],
 )
 def test_gradients_are_those_of_one_process(base, recovered, world, tmp_path, kind, budget, strategy):
     """With chunks of all sizes: ranks need not agree on how many they make."""
