@@ -108,15 +108,15 @@ def trace_means(seeds: Sequence[Mapping[str, Any]], variants: Mapping[str, str])
 
 def plot_routes(axes: Axes, report: Mapping[str, Any], rows: Mapping[str, str]) -> None:
     """Points: accuracy against speed of each way of decoding, over as many simple as composed queries."""
-    found = report["trace"]
+    found, markers = report["trace"], iter("osD^vx")
     for name in ("trace", *(f"trace.{name}" for name in ROUTES)):
         scores = found[name]
         recall = sum(scores[task]["forth/recall@1"] for task in TASKS) / len(TASKS)
         seconds = sum(1 / scores[task]["queries_per_second"] for task in TASKS) / len(TASKS)
-        axes.plot(1 / seconds, recall, marker="o", color="#ee6677" if name == "trace" else "#4477aa")
         label = "the first token decides" if name == "trace" else name.removeprefix("trace.")
-        axes.annotate(label, (1 / seconds, recall), textcoords="offset points", xytext=(6, 4), fontsize=9)
+        label = f"at once from {label} on" if label[0].isdigit() else label
+        axes.plot(1 / seconds, recall, marker=next(markers), markersize=11, markerfacecolor="none", linestyle="", label=label)
     axes.set_xlabel("queries a second")
     axes.set_ylabel("recall@1, %")
     axes.set_ylim(0, 105)
-    axes.margins(x=0.25)
+    axes.legend(frameon=False)
