@@ -15,6 +15,7 @@ from lightning_conan.embedder import OmniConfig, OmniEmbedder, blank, pack
 from lightning_conan.items import Modality
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.settings import Lora
+from lightning_conan.stages.sharding import whole_weights
 
 TOKENS = 64
 """How many tokens are measured; activations grow in proportion."""
@@ -186,8 +187,9 @@ def measured_bytes(embedder: OmniEmbedder, modality: Modality, device: torch.dev
         torch.cuda.reset_peak_memory_stats(device)
         embedder(chunk).sum().backward()
         return max(1, torch.cuda.max_memory_allocated(device) - before)
-    weights = {tensor.untyped_storage().data_ptr() for tensor in [*embedder.parameters(), *embedder.buffers()]}
-    with counted(weights) as kept:
-        found = embedder(chunk)
-    found.sum().backward()
+    with whole_weights(embedder):  # in shards they would be counted each time that a layer gathers them
+        weights = {tensor.untyped_storage().data_ptr() for tensor in [*embedder.parameters(), *embedder.buffers()]}
+        with counted(weights) as kept:
+            found = embedder(chunk)
+        found.sum().backward()
     return sum(kept.values()) * 3 // 2

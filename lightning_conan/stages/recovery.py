@@ -133,7 +133,11 @@ class ProjectorRecovery(Stage):
         if self.bank is None:
             return pairs
         if all(item.mels for item in batch.targets):  # negatives stand among the targets, so texts must be those
-            assert not len(pairs.negative), "hard negatives of texts are sounds"
+            if len(pairs.negative):
+                raise ValueError(
+                    f"bank must find texts among the targets, or no hard negatives, got {len(pairs.negative)} of them in task "
+                    f"{batch.task!r}, from texts to sounds. Leave the bank or the negatives out, or swap query and target."
+                )
             pairs = replace(pairs, query=pairs.target, target=pairs.query, query_ids=pairs.target_ids, target_ids=pairs.query_ids)
         texts, ids = self.bank
         others = ~torch.isin(ids, torch.cat([pairs.target_ids, pairs.negative_ids]))

@@ -9,6 +9,8 @@ from torch import Tensor
 from lightning_conan.items import Modality
 from lightning_conan.objectives import Contrast
 
+LEAST_TEMPERATURE = 0.01
+"""Below it a learned temperature runs away (CLIP, https://arxiv.org/abs/2103.00020, clips there too)."""
 TOWERS: dict[Modality, tuple[str, ...]] = {
     "text": ("backbone.language_model.",),
     "image": ("backbone.",),
@@ -53,7 +55,7 @@ class Training:
         clip_norm: Gradients are scaled down to this norm.
         temperature: Of InfoNCE.
         temperatures: By modality, where it differs.
-        learn_temperature: Learn each modality's temperature, from those on; it stays above 0.01.
+        learn_temperature: Learn each modality's temperature, from those on; it stays at 0.01 or above.
         false_negative_margin: Targets that score higher than the positive by more than this do not count as negatives
             (Qwen3-VL-Embedding: 0.1); none are left out by default.
         same_side_negatives: Whether queries are negatives of queries too, and targets of targets.
@@ -97,6 +99,12 @@ class Training:
         for name, value in positive.items():
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"training.{name} must be positive and finite, got {value}.")
+        if self.learn_temperature:
+            for name in [name for name in positive if name.startswith("temperature") and positive[name] < LEAST_TEMPERATURE]:
+                raise ValueError(
+                    f"training.{name} must start at {LEAST_TEMPERATURE} or above to be learned, got {positive[name]}. "
+                    "Raise it, or leave learn_temperature out."
+                )
         if any(dim < 1 for dim in self.matryoshka_dims) or len(set(self.matryoshka_dims)) != len(self.matryoshka_dims):
             raise ValueError(f"training.matryoshka_dims must be positive and different, got {self.matryoshka_dims}.")
         for name in ("warmup_steps", "weight_decay", "max_skipped_steps"):

@@ -1,6 +1,7 @@
 """What all stages share: a folder in, contrastive steps, retrieval scores, a folder out."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,13 +38,11 @@ from lightning_conan.stages.negatives import NegativeWatch
 from lightning_conan.stages.optimizers import make_optimizer
 from lightning_conan.stages.ranks import gather_pairs, in_step, leave_gradients_alone, most, sum_gradients, total
 from lightning_conan.stages.scoring import Scoring
-from lightning_conan.stages.settings import TOWERS, Lora, Training
+from lightning_conan.stages.settings import LEAST_TEMPERATURE, TOWERS, Lora, Training
 from lightning_conan.stages.sharding import clip_gradients, is_sharded, shard, sync_gradients, whole
 
 log = logging.getLogger(__name__)
 Form = Literal["dense", "adapter"]
-LEAST_TEMPERATURE = 0.01
-"""Below it a learned temperature runs away (CLIP, https://arxiv.org/abs/2103.00020, clips there too)."""
 
 
 class Stage(Scoring):
@@ -122,6 +121,9 @@ class Stage(Scoring):
         """
         if self.writes is None:
             raise ValueError(f"{type(self).__name__} trains nothing: it can only be tested. Fit one of the other stages.")
+        dims, width = self.training_settings.matryoshka_dims, self.embedder.config.dim
+        if dims and max(dims) > width:
+            raise ValueError(f"training.matryoshka_dims must be at most the embedding's {width} dimensions, got {dims}.")
         self.embedder.train()
         self.embedder.requires_grad_(False)
         for name, parameter in self.embedder.named_parameters():
@@ -155,7 +157,7 @@ class Stage(Scoring):
         """What divides a modality's scores."""
         if self.training_settings.learn_temperature:
             learned: Tensor = self.log_temperatures[modality].exp()
-            return learned.clamp(min=LEAST_TEMPERATURE)
+            return learned
         return self.training_settings.temperature_of(modality)
 
     def budget(self, modality: Modality) -> int:
@@ -251,7 +253,8 @@ class Stage(Scoring):
             if known:
                 rows = torch.tensor([*live, *known], device=self.device).argsort()
                 embeddings = torch.cat([embeddings, torch.stack([*known.values()]).to(embeddings)])[rows]
-            return self.checked(self.loss(batch, embeddings), batch)
+            with torch.autocast(self.device.type, enabled=False):  # bfloat16's two or three digits are too few for scores
+                return self.checked(self.loss(batch, embeddings.float()), batch)
 
         def announce(last: bool) -> None:
             sync_gradients(self.embedder, last)
@@ -264,6 +267,7 @@ class Stage(Scoring):
         if not bool(torch.isfinite(norm)):  # counted by clipped_norm; a step of zero keeps Lightning's count and ours together
             optimizer.zero_grad()
         optimizer.step()
+        self.keep_temperatures()
         self.after_step()
         scheduler.step()
         self.log("train/loss", value, prog_bar=True)
@@ -284,6 +288,13 @@ class Stage(Scoring):
 
     def gather_gradients(self) -> None:
         """What a subclass does once all chunks' gradients are there."""
+
+    @torch.no_grad()
+    def keep_temperatures(self) -> None:
+        """Puts learned temperatures back that a step took too low: limited in the loss they would get no gradient any more."""
+        if self.training_settings.learn_temperature:
+            for value in self.log_temperatures.values():
+                value.clamp_(min=math.log(LEAST_TEMPERATURE))
 
     def after_step(self) -> None:
         """What a subclass does once the optimizer has stepped."""

@@ -61,6 +61,7 @@ each_strategy = pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
         ("rehearsal", 200),
         ("full", 60),
         ("trace", 60),
+        ("image", "auto"),
     ],
 )
 def test_gradients_are_those_of_one_process(base, recovered, world, tmp_path, kind, budget, strategy):

@@ -149,6 +149,17 @@ def test_a_bank_stands_on_the_side_of_the_texts(fused, world, tmp_path):
         assert found == pytest.approx(float(expected) / 2, rel=1e-5)
 
 
+def test_a_bank_with_sounds_as_hard_negatives_is_refused(fused, tmp_path):
+    module = ProjectorRecovery(fused, QUICK, constants=tmp_path / "constants", bank=True)
+    rows, ids = F.normalize(torch.randn(4, 8), dim=1), torch.tensor([1, 2])
+    module.bank = rows, torch.tensor([7, 8, 9, 4])
+    heard = Encoded(ids, ids.expand(3, -1), mels=[torch.zeros(1, 1)])
+    batch = Batch("t", "audio", ["a"], [Encoded(ids, ids.expand(3, -1))], [heard], [[heard]], ["q"], ["t"], ["n"])
+    pairs = PairEmbeddings(rows[:2], rows[2:], rows[:1], ids, ids + 2, torch.tensor([6]))
+    with pytest.raises(ValueError, match="Leave the bank or the negatives out"):
+        module.enlarged(pairs, batch)
+
+
 def test_a_bank_without_constants_is_refused(fused):
     with pytest.raises(ValueError, match="bank needs the embeddings of all texts"):
         ProjectorRecovery(fused, QUICK, bank=True)

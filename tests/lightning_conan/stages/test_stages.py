@@ -7,7 +7,9 @@ import torch
 from lightning import Callback, Trainer
 
 from datamodules import RehearsalData, SpecialistData
+from lightning_conan.objectives import info_nce, symmetric
 from lightning_conan.stages import Lora, Rehearsal, Specialist, Stage, Training, memory
+from lightning_conan.stages.settings import LEAST_TEMPERATURE
 from runs import QUICK, Record, Stop, data, trainer
 
 
@@ -165,6 +167,46 @@ def test_a_learned_temperature_gets_the_gradient_of_the_loss(base, world, tmp_pa
     assert record["gradient"] == pytest.approx(slope, rel=1e-2)
     assert float(module.temperature("image").detach()) != pytest.approx(0.07, rel=1e-6)
     assert set(module.notes()["temperatures"]) == {"text", "image", "video", "document", "audio"}
+
+
+def test_a_learned_temperature_stays_in_bounds_and_is_never_stuck(base, world, tmp_path):
+    settings = replace(QUICK, lr=0.5, warmup_steps=0, learn_temperature=True, temperature=LEAST_TEMPERATURE)
+    found = []
+
+    class Look(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            gradient = pl_module.log_temperatures["image"].grad
+            found.append(float(gradient))
+            gradient.fill_(1.0)  # downwards
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            assert float(pl_module.temperature("image").detach()) >= LEAST_TEMPERATURE * (1 - 1e-6)
+
+    trainer(tmp_path, 3, Look()).fit(Specialist(base, "image", settings), data(world))
+    assert all(found)
+    for wrong in ({"temperature": 0.005}, {"temperatures": {"audio": 0.009}}):
+        with pytest.raises(ValueError, match=r"must start at 0\.01 or above to be learned"):
+            Training(learn_temperature=True, **wrong)
+
+
+def test_dimensions_that_the_embedding_lacks_are_refused(base, world, tmp_path):
+    settings = replace(QUICK, matryoshka_dims=(16, 100_000))
+    with pytest.raises(ValueError, match="matryoshka_dims must be at most the embedding's"):
+        trainer(tmp_path, 1).fit(Specialist(base, "image", settings), data(world))
+
+
+def test_the_loss_is_float32_under_bfloat16(base, world, tmp_path, monkeypatch):
+    """Scores of two or three digits over a temperature of 0.02 are off by tenths."""
+    seen = []
+
+    def watched(*args, **named):
+        seen.append((args[0] @ args[1].T).dtype)
+        return info_nce(*args, **named)
+
+    monkeypatch.setattr(symmetric, "info_nce", watched)
+    trainer(tmp_path, 1, precision="bf16-mixed").fit(Specialist(base, "image", QUICK), data(world))
+    assert seen
+    assert set(seen) == {torch.float32}
 
 
 class SpoilGradient(Callback):
