@@ -1,7 +1,8 @@
 """What both data modules share: loaders, exact resuming, the quarantine."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from datamodules.plan import Mixture, Slot, of_rank, plan_scoring, plan_training
-from datamodules.shards import ShardSet
-from datamodules.stream import BatchLoader, Encoder
+from datamodules.plan import Mixture, Slot, Window, of_rank, plan_scoring, plan_training
+from datamodules.shards import Reading, ShardSet
+from datamodules.stream import BROKEN, BatchLoader, Encoder
 from lightning_conan.embedder import Batch
 from lightning_conan.items import Item
 
@@ -26,7 +27,7 @@ class PairData(LightningDataModule):
     Batches are encoded with the processor of the stage that trains, so inputs and weights always match.
 
     Args:
-        train: Packed folders to train on, by source; sources are seen equally often.
+        train: Packed folders to train on, or their URLs (https, s3, gs, hf), by source; sources are seen equally often.
         val: Packed folders to validate on, by name.
         test: Packed folders to score, by name.
         batch_size: Pairs of a global batch, all ranks together.
@@ -34,18 +35,20 @@ class PairData(LightningDataModule):
         seed: Fixes the order, together with the epoch.
         max_bad_rate: The run stops when a larger share of samples is broken.
         cache_gb: Memory for encoded samples, so that small sets are decoded once (without workers).
+        reading: What is shuffled together, and where shards are kept that lie elsewhere.
     """
 
     def __init__(
         self,
-        train: dict[str, Path],
-        val: dict[str, Path],
-        test: dict[str, Path],
+        train: dict[str, str | Path],
+        val: dict[str, str | Path],
+        test: dict[str, str | Path],
         batch_size: int,
         num_workers: int,
         seed: int,
         max_bad_rate: float,
         cache_gb: float,
+        reading: Reading,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0 or not 0 <= max_bad_rate < 1 or cache_gb < 0:
@@ -57,7 +60,7 @@ class PairData(LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.max_bad_rate, self.cache_bytes = max_bad_rate, int(cache_gb * 2**30)
         self.sets: dict[str, dict[str, ShardSet]] = {}
-        self.mixture = Mixture()
+        self.mixture, self.reading = Mixture(), reading
         self.resume: dict[str, Any] = {}
         self.seen = self.broken = 0
 
@@ -65,12 +68,15 @@ class PairData(LightningDataModule):
     def setup(self, stage: str) -> None:
         wanted = ("fit", "validate") if stage == "fit" else (stage,)
         for name in wanted:
-            self.sets[name] = {source: ShardSet(folder) for source, folder in self.folders[name].items()}
+            cache = self.reading.shard_cache
+            self.sets[name] = {source: ShardSet(folder, cache) for source, folder in self.folders[name].items()}
         if not self.sets[stage]:
             option = {"fit": "train", "validate": "val"}.get(stage, stage)
             raise ValueError(
                 f"`{stage}` needs packed folders under data.init_args.{option}, got none. Make some with `conan pack`."
             )
+        if stage == "fit":
+            self.reading.check_room(self.sets["fit"].values())
 
     @property
     def world(self) -> tuple[int, int]:
@@ -90,13 +96,24 @@ class PairData(LightningDataModule):
         """Content hash and item of every side without media in the training data."""
         for shards in self.sets["fit"].values():
             for number in range(len(shards.samples)):
-                for _, item in shards.read(number).sides():
-                    if not item.media:
-                        yield item.content_hash(), item
+                shards.bring([number])
+                items: list[Item] = []
+                with suppress(*BROKEN):  # the stream lists it when its turn comes
+                    items = [item for _, item in shards.read(number).sides() if not item.media]
+                yield from ((item.content_hash(), item) for item in items)
 
     def plan(self, epoch: int, ranks: int) -> list[Slot]:
         """An epoch's global batches."""
-        return plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, ranks, self.mixture)
+        return plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, ranks, self.mixture, self.windows())
+
+    def windows(self) -> dict[str, Window]:
+        """What is shuffled together, of the sources that are not shuffled whole."""
+        sizes = {source: self.reading.window_of(shards) for source, shards in self.sets["fit"].items()}
+        return {
+            source: Window([shard.numbers for shard in self.sets["fit"][source].shards.values()], size)
+            for source, size in sizes.items()
+            if size is not None
+        }
 
     def training_slots(self, epoch: int) -> list[Slot]:
         """An epoch's batches for this rank."""
@@ -113,7 +130,8 @@ class PairData(LightningDataModule):
             self.resume = {}
             return self.training_slots(epoch)[start:]
 
-        return BatchLoader(remaining, len(self.training_slots(0)), self.encoder("fit"), self.num_workers)
+        encoder = self.encoder("fit")
+        return BatchLoader(remaining, len(self.training_slots(0)), encoder, self.num_workers, encoder.ahead)
 
     def scoring_loaders(self, stage: str) -> list[BatchLoader[Batch]]:
         """One loader a data set, in the order of their names in the configuration."""
@@ -122,7 +140,8 @@ class PairData(LightningDataModule):
         loaders = []
         for source, shards in self.sets[stage].items():
             slots = plan_scoring(shards.tasks, source, self.batch_size, rank, world)
-            loaders.append(BatchLoader(lambda slots=slots: slots, len(slots), encoder, self.num_workers))  # type: ignore[misc]
+            planned: Callable[[], list[Slot]] = lambda slots=slots: slots  # type: ignore[misc]  # noqa: E731
+            loaders.append(BatchLoader(planned, len(slots), encoder, self.num_workers, encoder.ahead))
         return loaders
 
     @override
@@ -174,7 +193,9 @@ class PairData(LightningDataModule):
     def order(self) -> str:
         """What fixes the order of samples, besides the epoch: data, seed and batch size."""
         contents = {source: shards.content_hash for source, shards in self.sets["fit"].items()}
-        return repr((contents, self.seed, self.batch_size, *([] if self.mixture == Mixture() else [self.mixture])))
+        windows = {source: window.samples for source, window in self.windows().items()}
+        more = [*([] if self.mixture == Mixture() else [self.mixture]), *([{"window": windows}] if windows else [])]
+        return repr((contents, self.seed, self.batch_size, *more))
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

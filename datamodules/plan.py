@@ -24,12 +24,58 @@ def chop(numbers: Sequence[int], size: int, world: int) -> list[list[int]]:
     return batches
 
 
-def check_sources(tasks: Mapping[str, Mapping[str, Sequence[int]]], world: int) -> None:
-    """Every task must give each rank something.
+@dataclass(frozen=True)
+class Window:
+    """What of a source is shuffled together.
+
+    Args:
+        shards: The sample numbers of each shard.
+        samples: Shards are shuffled, then samples within runs of shards that hold so many.
+    """
+
+    shards: Sequence[Sequence[int]]
+    samples: int
+
+    def parts(self, tasks: Mapping[str, Sequence[int]], rng: random.Random) -> list[dict[str, list[int]]]:
+        """Sample numbers by task, of one run of shuffled shards after the other."""
+        owners = {number: task for task, numbers in tasks.items() for number in numbers}
+        parts: list[dict[str, list[int]]] = []
+        left = 0
+        for shard in rng.sample(self.shards, len(self.shards)):
+            if left <= 0:
+                parts.append({task: [] for task in tasks})
+                left = self.samples
+            for number in shard:
+                parts[-1][owners[number]].append(number)
+            left -= len(shard)
+        return parts
+
+
+def shuffled_batches(parts: Sequence[Mapping[str, Sequence[int]]], size: int, world: int, rng: random.Random) -> list[list[int]]:
+    """One turn of a source in batches of one task: part by part, what makes no full batch going on to the next part."""
+    waiting: dict[str, list[int]] = {task: [] for task in parts[0]}
+    found = []
+    for place, part in enumerate(parts):
+        batches = []
+        for task, numbers in part.items():
+            order = waiting[task] + rng.sample(list(numbers), len(numbers))
+            if place + 1 < len(parts):  # something for each rank has to be left for the last part
+                full = max(0, len(order) - world) // size * size
+                order, waiting[task] = order[:full], order[full:]
+            batches += chop(order, size, world)
+        rng.shuffle(batches)
+        found += batches[::-1]
+    return found
+
+
+def check_sources(tasks: Mapping[str, Mapping[str, Sequence[int]]], world: int, batch_size: int) -> None:
+    """Every task, and every batch, must give each rank something.
 
     Raises:
-        ValueError: A task with fewer samples than ranks.
+        ValueError: A task with fewer samples than ranks, or batches with fewer.
     """
+    if batch_size < world:
+        raise ValueError(f"batch_size counts the pairs of all {world} ranks and must be at least {world}, got {batch_size}.")
     for source, groups in tasks.items():
         for task, numbers in groups.items():
             if len(numbers) < world:
@@ -78,6 +124,7 @@ def plan_training(
     epoch: int,
     world: int = 1,
     mixture: Mixture = Mixture(),  # frozen
+    windows: Mapping[str, Window] | None = None,
 ) -> list[Slot]:
     """One epoch of global batches, each of one task, the sources evenly spread.
 
@@ -91,17 +138,14 @@ def plan_training(
         epoch: Each has an order of its own.
         world: Number of ranks.
         mixture: How often each source comes; equally often by default.
+        windows: What of a source is shuffled together; all of it by default. Batches go on from one run of shards to the next.
     """
-    check_sources(tasks, world)
+    check_sources(tasks, world, batch_size)
 
     def shuffled(source: str, turn: int) -> list[Slot]:
         rng = random.Random(f"{seed} {epoch} {source} {turn}")
-        slots = []
-        for numbers in tasks[source].values():
-            order = rng.sample(list(numbers), len(numbers))
-            slots += [Slot(source, tuple(batch)) for batch in chop(order, batch_size, world)]
-        rng.shuffle(slots)
-        return slots[::-1]
+        parts = windows[source].parts(tasks[source], rng) if windows and source in windows else [tasks[source]]
+        return [Slot(source, tuple(batch)) for batch in shuffled_batches(parts, batch_size, world, rng)]
 
     first = {source: shuffled(source, 0) for source in tasks}
     counts = mixture.counts({source: len(slots) for source, slots in first.items()})

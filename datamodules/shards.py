@@ -3,22 +3,78 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import webdataset as wds
 
 from datamodules.manifest import Fault
+from datamodules.remote import RemoteShard, ShardCache, check_url, is_remote, read_remote
 from lightning_conan.items import Item, Media, Pair
 
 INDEX = "index.json"
 FORMAT = 1
+OPEN_FILES = 64
+"""Shards that a process keeps open."""
+REMOTE_WINDOW = 10_000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How packed folders are read.
+
+    Args:
+        window: Shards are shuffled, and samples within runs of shards that hold so many; by default all samples of a set on
+            this machine, and 10,000 of one elsewhere.
+        cache: Where shards are kept that lie elsewhere; ``~/.cache/lightning-conan/shards`` by default.
+        cache_gb: Its largest size, the least used shards being given up. It must hold two windows.
+    """
+
+    window: int | None = None
+    cache: Path | None = None
+    cache_gb: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not self.cache_gb > 0 or (self.window is not None and self.window < 1):
+            raise ValueError(f"reading.window and cache_gb must be positive, got {self.window} and {self.cache_gb}.")
+
+    @property
+    def shard_cache(self) -> ShardCache:
+        """The cache."""
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return ShardCache(self.cache or base / "lightning-conan" / "shards", int(self.cache_gb * 2**30))
+
+    def window_of(self, shards: "ShardSet") -> int | None:
+        """A set's window; None for all of it."""
+        return self.window or (REMOTE_WINDOW if shards.remote else None)
+
+    def check_room(self, sets: Iterable["ShardSet"]) -> None:
+        """Refuses a cache that two windows of each remote set would not fit into: shards would be fetched again and again.
+
+        Raises:
+            ValueError: With what is needed.
+        """
+        need = 0
+        for shards in sets:
+            if shards.remote:
+                left, window = 2 * (self.window_of(shards) or 0), 0
+                for shard in sorted(shards.shards.values(), key=lambda shard: -shard.size):
+                    if left > 0:
+                        window, left = window + shard.size, left - len(shard.numbers)
+                need += window
+        if need > self.shard_cache.limit:
+            raise ValueError(
+                f"reading.cache_gb must hold two windows of the remote sets, {need / 2**30:.3g}, got {self.cache_gb:g}. "
+                "Raise it, or lower reading.window."
+            )
 
 
 @dataclass(frozen=True)
@@ -204,36 +260,83 @@ def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest, "samples": samples}
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One tar file of a data set: its name, what it must be, and the numbers of its samples."""
+
+    name: str
+    size: int
+    sha256: str
+    numbers: range
+
+
 class ShardSet:
-    """A packed folder, opened by its index.
+    """A packed folder, here or elsewhere, opened by its index.
+
+    Shards that lie elsewhere are fetched when they are first read. Files stay open, and are opened anew in each process.
+
+    Args:
+        folder: The folder, or its URL.
+        cache: Where shards are kept that lie elsewhere.
 
     Raises:
         ValueError: No packed folder, or a shard that is missing or has another size than when it was packed.
+        UnreachableError: A remote one cannot be had.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        if not (folder / INDEX).is_file():
-            raise ValueError(f"{folder} is not a packed data set: it has no {INDEX}. Make one with `conan pack`.")
-        index = json.loads((folder / INDEX).read_text())
-        if index.get("format") != FORMAT:
-            raise ValueError(f"{folder / INDEX} must have format {FORMAT}, got {index.get('format')!r}. Pack it again.")
+    def __init__(self, folder: str | Path, cache: ShardCache | None = None) -> None:
+        self.remote = is_remote(folder)
+        self.folder: str | Path = str(folder).rstrip("/") if self.remote else Path(folder)
+        self.cache = cache or Reading().shard_cache
+        self.open_files: OrderedDict[str, BinaryIO] = OrderedDict()
+        index = self.index()
         self.content_hash: str = index["content_hash"]
         self.samples: list[Sample] = []
-        for shard in index["shards"]:
-            if Path(shard["file"]).name != shard["file"]:
-                raise ValueError(f"{folder / INDEX} must name shards in its own folder, got {shard['file']!r}. Pack it again.")
-            path = folder / shard["file"]
-            if not path.is_file():
-                raise ValueError(f"{folder} is incomplete: the shard {path.name} is missing. Copy or pack it again.")
-            if path.stat().st_size != shard["bytes"]:
-                raise ValueError(f"{path} must have {shard['bytes']} bytes, got {path.stat().st_size}. Copy or pack it again.")
-            for sample in shard["samples"]:
+        self.shards: dict[str, Shard] = {}
+        for entry in index["shards"]:
+            start = len(self.samples)
+            for sample in entry["samples"]:
                 members = {name: (offset, size) for name, (offset, size) in sample.pop("members").items()}
-                self.samples.append(Sample(**sample, shard=shard["file"], members=members))
+                self.samples.append(Sample(**sample, shard=entry["file"], members=members))
+            shard = Shard(entry["file"], entry["bytes"], entry["sha256"], range(start, len(self.samples)))
+            self.check(shard)
+            self.shards[shard.name] = shard
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"open_files": OrderedDict()}
+
+    def place(self, name: str) -> str:
+        """What errors call a file of the set."""
+        return f"{self.folder}/{name}"
+
+    def index(self) -> dict[str, Any]:
+        """The index file."""
+        place = self.place(INDEX)
+        try:
+            if self.remote:
+                check_url(str(self.folder))
+            text = read_remote(place) if self.remote else Path(place).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(f"{self.folder} is not a packed data set: it has no {INDEX}. Make one with `conan pack`.") from error
+        index: dict[str, Any] = json.loads(text)
+        if index.get("format") != FORMAT:
+            raise ValueError(f"{place} must have format {FORMAT}, got {index.get('format')!r}. Pack it again.")
+        return index
+
+    def check(self, shard: Shard) -> None:
+        """Refuses an index that leads elsewhere, and a local shard that is not what was packed, by its size."""
+        if Path(shard.name).name != shard.name or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+            raise ValueError(f"{self.place(INDEX)} must name shards in its own folder, got {shard.name!r}. Pack it again.")
+        if self.remote:
+            return
+        path = Path(self.place(shard.name))
+        if not path.is_file():
+            raise ValueError(f"{self.folder} is incomplete: the shard {path.name} is missing. Copy or pack it again.")
+        if path.stat().st_size != shard.size:
+            raise ValueError(f"{path} must have {shard.size} bytes, got {path.stat().st_size}. Copy or pack it again.")
 
     @cached_property
     def tasks(self) -> dict[str, list[int]]:
@@ -243,6 +346,42 @@ class ShardSet:
             found.setdefault(sample.task, []).append(number)
         return found
 
+    def elsewhere(self, numbers: Iterable[int]) -> list[RemoteShard]:
+        """The shards of samples, as what must be fetched; none of a local set."""
+        if not self.remote:
+            return []
+        shards = (self.shards[name] for name in dict.fromkeys(self.samples[number].shard for number in numbers))
+        return [RemoteShard(self.place(shard.name), shard.size, shard.sha256) for shard in shards]
+
+    def file(self, name: str) -> BinaryIO:
+        """A shard, open."""
+        file = self.open_files.get(name)
+        if file is None:
+            while len(self.open_files) >= OPEN_FILES:
+                self.open_files.popitem(last=False)  # closed once nobody reads it
+            file = self.open_files[name] = self.opened(name)
+        return file
+
+    def opened(self, name: str) -> BinaryIO:
+        """Opens a shard, fetched before if it lies elsewhere."""
+        if not self.remote:
+            return Path(self.place(name)).open("rb", buffering=0)
+        shard = self.shards[name]
+        while True:
+            path = self.cache.fetch(RemoteShard(self.place(name), shard.size, shard.sha256))
+            assert path is not None, "it waits"
+            with suppress(FileNotFoundError):  # given up again by another process
+                return path.open("rb", buffering=0)
+
+    def bring(self, numbers: Iterable[int]) -> None:
+        """Opens the shards of samples, so that reading them does not wait for a network.
+
+        Raises:
+            UnreachableError: One cannot be had.
+        """
+        for name in {self.samples[number].shard for number in numbers}:
+            self.file(name)
+
     def read(self, number: int) -> Pair:
         """One pair, by its number.
 
@@ -250,9 +389,8 @@ class ShardSet:
             ValueError: The record or a member is broken.
         """
         sample = self.samples[number]
-        with (self.folder / sample.shard).open("rb", buffering=0) as file:
-            members = {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in sample.members.items()}
-        return decode_pair(members)
+        file = self.file(sample.shard)
+        return decode_pair({name: os.pread(file.fileno(), size, offset) for name, (offset, size) in sample.members.items()})
 
 
 def validated(pairs: Iterable[Pair | Fault], check: Any) -> Iterator[Pair | Fault]:

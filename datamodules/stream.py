@@ -11,6 +11,7 @@ from torch.utils.data import get_worker_info
 from datamodules.manifest import Fault
 from datamodules.patience import patience
 from datamodules.plan import Slot
+from datamodules.remote import Ahead
 from datamodules.shards import Sample, ShardSet
 from lightning_conan.embedder import Batch, Encoded, OmniProcessor
 from lightning_conan.items import Item, Pair
@@ -64,6 +65,7 @@ class Encoder:
             ValueError: None of them is usable.
         """
         shards = self.sets[slot.source]
+        shards.bring(slot.numbers)  # before the clock runs
         samples, sides, faults = [], [], []
         for number in slot.numbers:
             sample = shards.samples[number]
@@ -73,10 +75,21 @@ class Encoder:
                 sides.append(found)
                 samples.append(sample)
             except BROKEN as error:
-                faults.append(Fault(f"{shards.folder / sample.shard}", sample.key, "sample", str(error)).to_json())
+                faults.append(Fault(shards.place(sample.shard), sample.key, "sample", str(error)).to_json())
         if not samples:
             raise ValueError(f"All {len(slot.numbers)} samples of a batch of {shards.folder} are broken. The first: {faults[0]}")
         return collate(samples, sides, faults)
+
+    def ahead(self, slots: Iterable[Slot]) -> Iterator[Slot]:
+        """The slots, while the shards of those to come are fetched, if they lie elsewhere."""
+        listed = list(slots)
+        wanted = [self.sets[slot.source].elsewhere(slot.numbers) for slot in listed]
+        if not any(wanted):
+            yield from listed
+            return
+        with Ahead(next(iter(self.sets.values())).cache, wanted) as fetching:
+            for fetching.position, slot in enumerate(listed):
+                yield slot
 
     def prepare(self, source: str, number: int) -> list[tuple[str, Encoded, str]]:
         """One pair's encoded sides, from the cache or from the shard."""
@@ -132,16 +145,24 @@ class BatchLoader(Generic[Made]):
         length: Batches of a whole epoch.
         encode: From a slot to a batch; runs in the workers.
         num_workers: Worker processes; 0 encodes in this one.
+        ahead: Passes a worker's slots on, and may look at those to come.
     """
 
-    def __init__(self, slots: Callable[[], list[Slot]], length: int, encode: Callable[[Slot], Made], num_workers: int) -> None:
-        self.slots, self.length, self.encode, self.num_workers = slots, length, encode, num_workers
+    def __init__(
+        self,
+        slots: Callable[[], list[Slot]],
+        length: int,
+        encode: Callable[[Slot], Made],
+        num_workers: int,
+        ahead: Callable[[Iterable[Slot]], Iterator[Slot]] = iter,
+    ) -> None:
+        self.slots, self.length, self.encode, self.num_workers, self.ahead = slots, length, encode, num_workers, ahead
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Made]:
-        pipeline = wds.DataPipeline(partial(iter, self.slots()), split_by_batch, wds.map(self.encode))
+        pipeline = wds.DataPipeline(partial(iter, self.slots()), split_by_batch, self.ahead, wds.map(self.encode))
         settings: dict[str, Any] = {"prefetch_factor": 2} if self.num_workers else {}
         yield from wds.WebLoader(pipeline, batch_size=None, num_workers=self.num_workers, **settings)
 

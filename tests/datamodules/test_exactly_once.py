@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import SpecialistData
-from datamodules.shards import write_shards
+from datamodules.shards import Reading, write_shards
 from lightning_conan.items import Item, Pair
 
 SIZES = st.lists(st.integers(4, 12), min_size=1, max_size=3)
@@ -40,9 +40,9 @@ def packed(tmp_path_factory):
 def on_rank(packed, processor):
     """Makes one rank's data module, in the middle of a fit."""
 
-    def make(sizes, per_shard, batch, rank=0, world=1, workers=0, epoch=0, done=0):
+    def make(sizes, per_shard, batch, rank=0, world=1, workers=0, epoch=0, done=0, window=None):
         folder = packed(sizes, per_shard)
-        data = SpecialistData(folder, {"val": folder}, batch_size=batch, num_workers=workers)
+        data = SpecialistData(folder, {"val": folder}, batch_size=batch, num_workers=workers, reading=Reading(window))
         progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=done)))
         data.trainer = SimpleNamespace(
             **{"global_rank": rank, "world_size": world, "current_epoch": epoch},
@@ -118,6 +118,19 @@ def test_a_stop_at_the_end_of_an_epoch_goes_on_with_the_whole_next_one(on_rank):
     again = on_rank(*place, epoch=1)
     again.load_state_dict(on_rank(*place, epoch=0, done=len(first)).state_dict())
     assert keys(again.train_dataloader()) == second
+
+
+def test_a_stop_within_a_window_leaves_exactly_the_rest_and_another_window_is_refused(on_rank):
+    place = [9, 12], 2, 6
+    whole = keys(on_rank(*place, window=5).train_dataloader())
+    assert flat([whole]) == sorted(keys_of([9, 12]))
+    assert whole != keys(on_rank(*place).train_dataloader())
+    state = on_rank(*place, done=2, window=5).state_dict()
+    again = on_rank(*place, window=5)
+    again.load_state_dict(state)
+    assert keys(again.train_dataloader()) == whole[2:]
+    for window in (None, 6):
+        assert "Resuming needs the same data" in refusal(on_rank(*place, window=window), state)
 
 
 def refusal(data, state):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.plan import Mixture, of_rank, plan_scoring, plan_training
+from datamodules.plan import Mixture, Window, of_rank, plan_scoring, plan_training
 
 SIZES = st.lists(st.integers(4, 40), min_size=1, max_size=3)
 
@@ -24,6 +24,38 @@ def test_one_source_exactly_once_over_all_ranks(sizes, batch, world, epoch):
     assert all(slot.numbers for slots in ranks for slot in slots)
     seen = [number for slots in ranks for slot in slots for number in slot.numbers]
     assert sorted(seen) == list(range(sum(sizes)))
+
+
+@given(SIZES, st.integers(1, 16), st.integers(1, 4), st.integers(1, 9), st.integers(1, 60), st.integers(0, 2))
+def test_windows_see_each_sample_once_too(sizes, batch, world, per_shard, samples, epoch):
+    tasks, total, batch = tasks_of(sizes), sum(sizes), max(batch, world)
+    window = Window([range(start, min(start + per_shard, total)) for start in range(0, total, per_shard)], samples)
+    plan = plan_training({"a": tasks}, batch, 0, epoch, world, windows={"a": window})
+    ranks = [of_rank(plan, rank, world) for rank in range(world)]
+    assert all(slot.numbers for slots in ranks for slot in slots)
+    assert sorted(number for slots in ranks for slot in slots for number in slot.numbers) == list(range(total))
+    owner = {number: task for task, numbers in tasks.items() for number in numbers}
+    assert all(len({owner[number] for number in slot.numbers}) == 1 for slot in plan)
+    assert plan == plan_training({"a": tasks}, batch, 0, epoch, world, windows={"a": window})
+
+
+def test_a_window_touches_few_shards_at_a_time():
+    """Of 100 shards of 10 no more than a window and what a batch has left over."""
+    window = Window([range(start, start + 10) for start in range(0, 1000, 10)], 50)
+    plan = plan_training({"a": {"even": range(0, 1000, 2), "odd": range(1, 1000, 2)}}, 8, 0, 0, windows={"a": window})
+    first, last = {}, {}
+    for place, slot in enumerate(plan):
+        for shard in {number // 10 for number in slot.numbers}:
+            first.setdefault(shard, place)
+            last[shard] = place
+    alive = [sum(first[shard] <= place <= last[shard] for shard in first) for place in range(len(plan))]
+    assert max(alive) <= 11
+    assert sorted(first, key=first.__getitem__) != sorted(first)
+
+
+def test_batches_smaller_than_the_ranks_are_refused():
+    with pytest.raises(ValueError, match="must be at least 4, got 3"):
+        plan_training({"a": {"t": range(30)}}, 3, 0, 0, 4)
 
 
 @given(SIZES, st.integers(1, 16))

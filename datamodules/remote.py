@@ -1,0 +1,230 @@
+"""Shards that lie elsewhere: fetched whole into a bounded folder, checked against their index, the least used given up first."""
+
+import errno
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+from fsspec.core import url_to_fs
+
+Found = TypeVar("Found")
+PROTOCOLS = ("https", "http", "s3", "gs", "hf")
+"""What may stand before ``://``; others, chains of them (``::``) and commands (``pipe:``) are refused."""
+ATTEMPTS, PAUSE = 3, 1.0
+"""Tries of a transfer, and seconds before the second; they double."""
+BLOCK = 2**22
+STALE = 3600.0
+"""Seconds after which a transfer that was left half-way is taken for dead."""
+AHEAD, LOOK = 0.7, 8
+"""The share of the cache that a worker's shards in use and to come may take, as others are elsewhere in the epoch, and how many
+shards are looked at for one to fetch."""
+
+
+class UnreachableError(RuntimeError):
+    """Data that lies elsewhere cannot be had. No sample is broken by that: the run stops, and can go on from there."""
+
+
+def is_remote(folder: str | Path) -> bool:
+    """Whether a data set is named by a URL. A path is none, even of ``https:/``: it would have lost a slash."""
+    return isinstance(folder, str) and "://" in folder
+
+
+def check_url(url: str) -> None:
+    """Refuses what is not a plain URL of a known protocol.
+
+    Raises:
+        ValueError: With the rule.
+    """
+    if url.split("://")[0] not in PROTOCOLS or "::" in url:
+        raise ValueError(f"A remote data set must be a URL of {', '.join(PROTOCOLS)}, got {url!r}.")
+
+
+def persistently(work: Callable[[], Found], url: str) -> Found:
+    """The result of a transfer that is tried a few times.
+
+    Raises:
+        UnreachableError: It failed each time, may not be read, or needs a package that is not there.
+    """
+    reason: Exception | None = None
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        try:
+            return work()
+        except (PermissionError, ImportError) as error:
+            raise UnreachableError(f"{url} cannot be opened: {error}") from error
+        except Exception as error:  # each file system has errors of its own
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise UnreachableError(f"{url} cannot be kept: {error}. Free the disk, or lower reading.cache_gb.") from error
+            reason = error
+    if isinstance(reason, FileNotFoundError):
+        raise UnreachableError(f"{url} is not there, or its server is not: looked {ATTEMPTS} times. Look at the URL.") from reason
+    raise UnreachableError(
+        f"{url} must be reachable, and failed {ATTEMPTS} times: {type(reason).__name__}: {reason}. "
+        "Look at the connection, then go on with `--ckpt_path last`."
+    ) from reason
+
+
+def read_remote(url: str) -> bytes:
+    """A small file, such as an index.
+
+    Raises:
+        UnreachableError: It cannot be had.
+    """
+
+    def work() -> bytes:
+        system, place = url_to_fs(url)
+        found: bytes = system.cat_file(place)
+        return found
+
+    return persistently(work, url)
+
+
+@dataclass(frozen=True)
+class RemoteShard:
+    """A shard that lies elsewhere: where, and what it must be."""
+
+    url: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """A folder on disk for shards that lie elsewhere, shared by all processes of a machine.
+
+    Args:
+        root: The folder.
+        limit: Its largest size in bytes.
+    """
+
+    root: Path
+    limit: int
+
+    def fetch(self, shard: RemoteShard, wait: bool = True) -> Path | None:
+        """The file that a shard is kept in, fetched if it is not there; one process fetches, others wait for it or get None.
+
+        Raises:
+            ValueError: It is larger than the cache.
+            UnreachableError: It cannot be had, or is not what its index says, each time that it was tried.
+        """
+        path = self.root / f"{shard.sha256}.tar"
+        if self.kept(path, shard.size):
+            return path
+        if shard.size > self.limit:
+            raise ValueError(f"reading.cache_gb must hold {shard.url} of {shard.size:,} bytes, got {self.limit:,} bytes.")
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / f"{shard.sha256[:3]}.lock", blocking=wait)  # not one for each: they stay
+        try:
+            with lock:
+                if not self.kept(path, shard.size):
+                    self.fill(path, shard)
+        except Timeout:
+            return None
+        return path
+
+    def kept(self, path: Path, size: int) -> bool:
+        """Whether a shard is there; if so, it counts as used now."""
+        try:
+            if path.stat().st_size == size:
+                os.utime(path)
+                return True
+        except FileNotFoundError:  # another process may give it up at any moment
+            pass
+        return False
+
+    def fill(self, path: Path, shard: RemoteShard) -> None:
+        """Fetches a shard, whole or not at all."""
+        scratch = path.with_suffix(".part")
+        try:
+            self.reserve(scratch, shard.size)
+            persistently(lambda: transfer(shard, scratch), shard.url)
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def reserve(self, scratch: Path, size: int) -> None:
+        """Makes an empty file as large as what is to come, and gives up what was unused for longest to have the room."""
+        with FileLock(self.root / "room.lock"):
+            kept = []
+            for path in self.root.iterdir():
+                with suppress(FileNotFoundError):
+                    if path.suffix in (".tar", ".part") and path != scratch:
+                        kept.append((path.stat().st_mtime, path.stat().st_size, path))
+            room = self.limit - size - sum(entry[1] for entry in kept)
+            for moment, length, path in sorted(kept):
+                if room < 0 and (path.suffix == ".tar" or moment < time.time() - STALE):
+                    path.unlink(missing_ok=True)  # who reads it goes on: the file lives while it is open
+                    room += length
+            with scratch.open("wb") as file:
+                file.truncate(size)
+
+
+def transfer(shard: RemoteShard, scratch: Path) -> None:
+    """Copies a shard into a file, no more of it than it should have.
+
+    Raises:
+        ValueError: It is not the one that the index names.
+    """
+    system, place = url_to_fs(shard.url)
+    digest, got = hashlib.sha256(), 0
+    with system.open(place, "rb", block_size=BLOCK) as source, scratch.open("r+b") as sink:
+        while got <= shard.size and (block := source.read(BLOCK)):
+            got += len(block)
+            digest.update(block)
+            sink.write(block)
+    if got != shard.size or digest.hexdigest() != shard.sha256:
+        found = f"{got:,}" if got <= shard.size else "more"
+        raise ValueError(f"it must have {shard.size:,} bytes and the index's SHA-256, got {found} bytes")
+
+
+class Ahead:
+    """Fetches the shards of coming batches by a thread while earlier ones are read, as many as the cache holds.
+
+    Args:
+        cache: Where to.
+        wanted: The shards of each batch to come.
+    """
+
+    def __init__(self, cache: ShardCache, wanted: Sequence[Sequence[RemoteShard]]) -> None:
+        self.cache, self.position, self.done = cache, 0, threading.Event()
+        first: dict[RemoteShard, int] = {}
+        last: dict[RemoteShard, int] = {}
+        for number, shards in enumerate(wanted):
+            for shard in shards:
+                first.setdefault(shard, number)
+                last[shard] = number
+        self.coming, self.last = list(first), last
+        self.thread = threading.Thread(target=self.work, daemon=True)
+
+    def __enter__(self) -> "Ahead":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+
+    def work(self) -> None:
+        """The thread: on a fault it ends, and who needs the shard meets the same fault and says so."""
+        with suppress(Exception):
+            fetched: list[RemoteShard] = []
+            while self.coming and not self.done.is_set():
+                fetched, self.coming = (
+                    [shard for shard in shards if self.last[shard] >= self.position] for shards in (fetched, self.coming)
+                )
+                room = AHEAD * self.cache.limit - sum(shard.size for shard in fetched)
+                near = [shard for shard in self.coming[:LOOK] if shard.size <= room]
+                # Another worker may be fetching the first: then the next one's turn is now.
+                found = next((shard for shard in near if self.cache.fetch(shard, wait=False)), None)
+                if found is None:
+                    self.done.wait(PAUSE / 4)
+                else:
+                    self.coming.remove(found)
+                    fetched.append(found)

@@ -1,0 +1,276 @@
+"""Shards behind a real HTTP server: the same batches as from a folder, a bounded cache, and faults of a network."""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
+from types import SimpleNamespace
+
+import pytest
+import torch
+from filelock import FileLock
+
+from datamodules import RehearsalData, SpecialistData, remote
+from datamodules.plan import Slot
+from datamodules.remote import RemoteShard, ShardCache, UnreachableError
+from datamodules.shards import Reading, ShardSet, write_shards
+from datamodules.stream import Encoder
+from datamodules.toy_world import draw_pairs
+from lightning_conan.items import Item, Pair
+
+GB = 2**30
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder, counts what is asked for, and may fail."""
+
+    def __init__(self, root):
+        self.root, self.asked, self.faults, self.slow = root, Counter(), Counter(), 0.0
+        super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(root)))
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def do_GET(self):
+        name = self.path.rsplit("/", 1)[-1]
+        self.server.asked[name] += 1
+        time.sleep(self.server.slow)
+        if self.server.faults[name] > 0:
+            self.server.faults[name] -= 1
+            self.send_error(500)
+        else:
+            super().do_GET()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server of ``tmp_path / "served"``."""
+    (tmp_path / "served").mkdir()
+    with Server(tmp_path / "served") as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield found
+        found.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+
+
+def pack(folder, count=60, per_shard=6):
+    """Texts of two tasks, each shard with both."""
+    pairs = [Pair(f"{row:03d}", f"t{row % 2}", "text", Item((f"q{row} " * 50,)), Item((f"t{row}",))) for row in range(count)]
+    write_shards(pairs, folder, per_shard)
+
+
+def running(processor, epoch=0):
+    """A trainer, as far as the data asks it."""
+    model = SimpleNamespace(processor=processor)
+    return SimpleNamespace(global_rank=0, world_size=1, current_epoch=epoch, lightning_module=model)
+
+
+def batches(kind, processor, train, workers=0, **settings):
+    """An epoch's batches."""
+    data = kind(train, batch_size=8, num_workers=workers, **settings)
+    data.trainer = running(processor)
+    data.setup("fit")
+    return list(data.train_dataloader())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_the_folder_and_each_shard_comes_once(server, tmp_path, processor, workers):
+    write_shards(draw_pairs("image", 40, 0), server.root / "set", 5)
+    here, away = (
+        batches(SpecialistData, processor, folder, workers, reading=Reading(window=10, cache=tmp_path / "cache"))
+        for folder in (server.root / "set", f"{server.url}/set/")
+    )
+    assert [batch.keys for batch in away] == [batch.keys for batch in here]
+    for one, other in zip(here, away, strict=True):
+        pixels = ([tensor for item in batch.items() for tensor in item.pixels] for batch in (one, other))
+        assert all(torch.equal(a, b) for a, b in zip(*pixels, strict=True))
+    assert {name: count for name, count in server.asked.items() if name.endswith("tar")} == {f"{n:06d}.tar": 1 for n in range(8)}
+
+
+def test_a_set_larger_than_the_cache_streams_through_it(server, tmp_path, processor):
+    pack(server.root / "set", 240)
+    size = max(path.stat().st_size for path in (server.root / "set").glob("*.tar"))
+    limit, largest, done = 10 * size, 0, threading.Event()
+
+    def watch():
+        nonlocal largest
+        while not done.is_set():
+            with suppress(FileNotFoundError), FileLock(tmp_path / "cache" / "room.lock"):  # a .part may become a .tar meanwhile
+                largest = max(largest, sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()))
+
+    (tmp_path / "cache").mkdir()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    reading = Reading(window=12, cache=tmp_path / "cache", cache_gb=limit / GB)
+    found = batches(SpecialistData, processor, f"{server.url}/set", 2, reading=reading)
+    done.set()
+    watcher.join()
+    assert sorted(key for batch in found for key in batch.keys) == [f"{row:03d}" for row in range(240)]
+    assert size < largest <= limit
+    assert sum(server.asked[f"{number:06d}.tar"] for number in range(40)) <= 60  # each batch has samples of about seven
+
+
+def test_shards_are_fetched_before_their_batch_is_due(server, tmp_path, processor):
+    pack(server.root / "set", 96)
+    data = SpecialistData(f"{server.url}/set", batch_size=8, num_workers=0, reading=Reading(12, tmp_path / "cache"))
+    data.trainer = running(processor)
+    data.setup("fit")
+    coming = iter(data.train_dataloader())
+    next(coming)
+    deadline = time.monotonic() + 20
+    while len(list((tmp_path / "cache").glob("*.tar"))) < 16 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 16
+    coming.close()
+
+
+def shard_of(server, name="000000.tar"):
+    entry = next(entry for entry in json.loads((server.root / "set/index.json").read_text())["shards"] if entry["file"] == name)
+    return RemoteShard(f"{server.url}/set/{name}", entry["bytes"], entry["sha256"])
+
+
+def test_a_server_that_fails_twice_is_asked_again(server, tmp_path):
+    pack(server.root / "set")
+    server.faults.update({"index.json": 2, "000000.tar": 2})
+    shards = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB))
+    assert shards.read(0).key == shards.samples[0].key
+    assert server.asked["000000.tar"] >= 3
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "longer"])
+def test_a_shard_that_is_not_what_was_packed_stops_the_run_and_is_not_kept(server, tmp_path, processor, damage):
+    pack(server.root / "set")
+    path = server.root / "set" / "000000.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes({"flipped": bytes(data), "cut": bytes(data[:-512]), "longer": bytes(data) + bytes(2**20)}[damage])
+    reading = Reading(cache=tmp_path / "cache")
+    with pytest.raises(UnreachableError, match=r"000000\.tar must be reachable, and failed 3 times: .*the index's SHA-256"):
+        batches(SpecialistData, processor, f"{server.url}/set", reading=reading)
+    deadline = time.monotonic() + 20
+    while list((tmp_path / "cache").glob("*.part")) and time.monotonic() < deadline:
+        time.sleep(0.01)  # the thread that fetches ahead may be at another shard
+    assert not list((tmp_path / "cache").glob("*.part"))
+    assert not (tmp_path / "cache" / f"{shard_of(server).sha256}.tar").exists()
+
+
+def test_a_shard_that_is_missing_or_a_server_that_is_gone_is_no_broken_sample(server, tmp_path, processor):
+    """The quarantine is for samples; a network comes back."""
+    pack(server.root / "set")
+    sets = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB))
+    (server.root / "set" / "000000.tar").unlink()
+    slot = Slot("a", (0, 1))
+    with pytest.raises(UnreachableError, match=r"000000\.tar is not there, or its server is not"):
+        Encoder({"a": sets}, processor)(slot)
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UnreachableError, match=r"000002\.tar is not there, or its server is not"):
+        Encoder({"a": sets}, processor)(Slot("a", (12,)))
+    with pytest.raises(UnreachableError, match=r"index\.json must be reachable"):
+        ShardSet(f"{server.url}/set")
+
+
+def fetch(root, shard):
+    return str(ShardCache(root, GB).fetch(shard))
+
+
+def test_processes_that_want_the_same_shard_fetch_it_once(server, tmp_path):
+    pack(server.root / "set")
+    server.slow = 0.5
+    shard = shard_of(server)
+    with ProcessPoolExecutor(3, get_context("spawn")) as pool:
+        found = set(pool.map(fetch, [tmp_path / "cache"] * 3, [shard] * 3))
+    assert found == {str(tmp_path / "cache" / f"{shard.sha256}.tar")}
+    assert server.asked["000000.tar"] == 1
+
+
+def test_what_was_unused_for_longest_is_given_up_and_what_is_read_goes_on(server, tmp_path):
+    pack(server.root / "set")
+    sizes = [shard_of(server, f"{number:06d}.tar").size for number in range(3)]
+    cache = ShardCache(tmp_path / "cache", sum(sizes) - 1)
+    reader = ShardSet(f"{server.url}/set", cache)
+    first, second, third = (shard_of(server, f"{number:06d}.tar") for number in range(3))
+    reader.bring([0])
+    cache.fetch(second)
+    os.utime(tmp_path / "cache" / f"{second.sha256}.tar", (1, 1))
+    cache.fetch(third)
+    assert not (tmp_path / "cache" / f"{second.sha256}.tar").exists()
+    assert (tmp_path / "cache" / f"{first.sha256}.tar").exists()
+    (tmp_path / "cache" / f"{first.sha256}.tar").unlink()
+    assert reader.read(1).key == reader.samples[1].key
+    with pytest.raises(ValueError, match=r"reading\.cache_gb must hold"):
+        ShardCache(tmp_path / "tiny", 100).fetch(first)
+
+
+def test_what_a_killed_transfer_left_is_used_by_nobody_and_given_up(server, tmp_path):
+    pack(server.root / "set")
+    shard, other = shard_of(server), shard_of(server, "000001.tar")
+    cache = ShardCache(tmp_path / "cache", shard.size + 900)
+    cache.root.mkdir()
+    left, dead = cache.root / f"{shard.sha256}.part", cache.root / f"{other.sha256}.part"
+    for path in (left, dead):
+        path.write_bytes(b"x" * 1000)
+    os.utime(dead, (1, 1))
+    path = cache.fetch(shard)
+    assert path.read_bytes() == (server.root / "set" / "000000.tar").read_bytes()
+    assert not left.exists()
+    assert not dead.exists()
+
+
+def test_a_full_disk_is_said(server, tmp_path, monkeypatch):
+    pack(server.root / "set")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(remote, "transfer", full)
+    with pytest.raises(UnreachableError, match=r"No space left on device.*lower reading\.cache_gb"):
+        ShardCache(tmp_path / "cache", GB).fetch(shard_of(server))
+
+
+@pytest.mark.parametrize(
+    "url", ["pipe://cat", "file:///etc", "simplecache::https://example.org/set", "memory://set", "ssh://h/x"]
+)
+def test_other_protocols_are_refused(url):
+    with pytest.raises(ValueError, match="A remote data set must be a URL of https"):
+        ShardSet(url)
+
+
+def test_an_index_that_leads_elsewhere_is_refused(server, tmp_path):
+    pack(server.root / "set")
+    index = json.loads((server.root / "set/index.json").read_text())
+    for field, value in (("file", "../secret.tar"), ("sha256", "../../.bashrc")):
+        shutil.copytree(server.root / "set", server.root / field)
+        odd = index | {"shards": [index["shards"][0] | {field: value}]}
+        (server.root / field / "index.json").write_text(json.dumps(odd))
+        with pytest.raises(ValueError, match="must name shards in its own folder"):
+            ShardSet(f"{server.url}/{field}")
+    with pytest.raises(UnreachableError, match=r"nothing/index\.json is not there, or its server is not"):
+        ShardSet(f"{server.url}/nothing")
+
+
+def test_a_cache_that_two_windows_do_not_fit_into_is_refused(server, tmp_path, processor):
+    pack(server.root / "set")
+    size = shard_of(server).size
+    reading = Reading(window=12, cache=tmp_path / "cache", cache_gb=3 * size / GB)
+    with pytest.raises(ValueError, match="must hold two windows of the remote sets"):
+        batches(RehearsalData, processor, {"a": f"{server.url}/set"}, reading=reading)
+    with pytest.raises(ValueError, match=r"reading\.window and cache_gb must be positive"):
+        Reading(window=0)
