@@ -9,8 +9,8 @@ from common import options, report
 from lightning import Callback, Trainer
 
 from datamodules import SpecialistData
-from datamodules.shards import write_shards
 from datamodules.toy_world import draw_pairs
+from datamodules.writing import write_shards
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.stages import ProjectorRecovery, Specialist, Training
 from lightning_conan.stages.stage import Stage

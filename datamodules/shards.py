@@ -1,24 +1,19 @@
-"""Shards: pairs as tar files that WebDataset reads, with an index beside them."""
+"""Reads shards by their index: pairs in tar files, here or elsewhere (``datamodules/writing.py`` writes them)."""
 
-import hashlib
 import json
 import os
 import re
-import shutil
-import tarfile
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import webdataset as wds
-
-from datamodules.manifest import Fault
+from datamodules.records import decode_pair
 from datamodules.remote import RemoteShard, ShardCache, check_url, is_remote, read_remote
-from lightning_conan.items import Item, Media, Pair
+from lightning_conan.items import Pair
 
 INDEX = "index.json"
 FORMAT = 1
@@ -86,178 +81,6 @@ class Sample:
     modality: str
     shard: str
     members: dict[str, tuple[int, int]]
-
-
-def describe(item: Item, side: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """An item as JSON and the members that hold its media: ``query.image.png``, ``query.image1.png``, ..."""
-    parts: list[dict[str, Any]] = []
-    members: dict[str, bytes] = {}
-    counts: Counter[str] = Counter()
-    for part in item.parts:
-        if isinstance(part, str):
-            parts.append({"text": part})
-            continue
-        number = counts[part.modality] or ""
-        counts[part.modality] += 1
-        name = f"{side}.{part.modality}{number}.{part.suffix or 'bin'}"
-        members[name] = part.read()
-        parts.append({part.modality: name, **part.span})
-    return {"parts": parts} | ({} if item.instruction is None else {"instruction": item.instruction}), members
-
-
-def restore(description: dict[str, Any], members: dict[str, bytes]) -> Item:
-    """The inverse of ``describe``.
-
-    Raises:
-        ValueError: A member is missing, or the description is not one of ours.
-    """
-    parts: list[str | Media] = []
-    for part in description["parts"]:
-        fields = dict(part)
-        modality = next(iter(fields))
-        content = fields.pop(modality)
-        if modality == "text":
-            parts.append(content)
-        elif content in members:
-            parts.append(Media(modality, members[content], content, **fields))
-        else:
-            raise ValueError(f"member {content!r} is missing")
-    return Item(tuple(parts), description.get("instruction"))
-
-
-def encode_pair(pair: Pair) -> dict[str, Any]:
-    """A pair as a WebDataset sample.
-
-    Raises:
-        OSError: A media file cannot be read.
-    """
-    sample: dict[str, Any] = {"__key__": pair.key}
-    record: dict[str, Any] = {"key": pair.key, "task": pair.task, "modality": pair.modality}
-    if pair.reasoning:
-        record["reasoning"] = pair.reasoning
-    for side, item in pair.sides():
-        record[side], members = describe(item, side)
-        sample |= members
-    sample["json"] = json.dumps(record).encode()
-    return sample
-
-
-def decode_pair(members: dict[str, bytes]) -> Pair:
-    """The inverse of ``encode_pair``, from a sample's members.
-
-    Raises:
-        ValueError: A missing member or a record that is not one of ours.
-    """
-    record = json.loads(members["json"])
-    sides = {name: restore(value, members) for name, value in record.items() if isinstance(value, dict)}
-    negatives = [sides[name] for name in sorted(sides, key=lambda name: (len(name), name)) if name.startswith("negative")]
-    sides_of_pair = sides["query"], sides["target"], tuple(negatives)
-    return Pair(record["key"], record["task"], record["modality"], *sides_of_pair, record.get("reasoning", ""))
-
-
-def write_shards(
-    pairs: Iterable[Pair | Fault], out: Path, pairs_per_shard: int = 1000, files: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Writes ``out``: shards, ``index.json`` and, if any pair was left out, ``quarantine.jsonl``.
-
-    Whole or not at all: written beside and renamed, with further text files where ``files`` names some.
-
-    Returns:
-        The index's summary: counts by task, modality and cause.
-
-    Raises:
-        ValueError: ``out`` exists already, or no pair was left to write.
-    """
-    if out.exists():
-        raise ValueError(f"{out} exists already. Choose another folder, or remove it first.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.parent / f".{out.name}.partial-{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        summary = fill(scratch, pairs, pairs_per_shard)
-        for name, text in (files or {}).items():
-            (scratch / name).write_text(text, encoding="utf-8")
-        scratch.rename(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return summary
-
-
-def fill(folder: Path, pairs: Iterable[Pair | Fault], pairs_per_shard: int) -> dict[str, Any]:
-    """Writes everything into an empty folder."""
-    faults: list[Fault] = []
-    tasks: Counter[str] = Counter()
-    modalities: Counter[str] = Counter()
-    shards: list[dict[str, Any]] = []
-    pending: list[Pair] = []
-
-    def flush() -> None:
-        if pending:
-            shards.append(write_shard(folder / f"{len(shards):06d}.tar", pending, faults))
-            pending.clear()
-
-    for pair in usable(pairs, faults):
-        pending.append(pair)
-        if len(pending) == pairs_per_shard:
-            flush()
-    flush()
-    for shard in shards:
-        for sample in shard["samples"]:
-            tasks[sample["task"]] += 1
-            modalities[sample["modality"]] += 1
-    if not tasks:
-        first = f" The first fault: {faults[0].where}: {faults[0].reason}" if faults else ""
-        raise ValueError(f"There must be at least 1 pair to pack, got 0 and {len(faults)} broken ones.{first}")
-    if faults:
-        (folder / "quarantine.jsonl").write_text("".join(fault.to_json() + "\n" for fault in faults))
-    summary = {
-        "format": FORMAT,
-        "pairs": sum(tasks.values()),
-        "tasks": dict(sorted(tasks.items())),
-        "modalities": dict(sorted(modalities.items())),
-        "quarantined": len(faults),
-        "content_hash": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
-    }
-    (folder / INDEX).write_text(json.dumps(summary | {"shards": shards}) + "\n")
-    return summary
-
-
-def usable(pairs: Iterable[Pair | Fault], faults: list[Fault]) -> Iterator[Pair]:
-    """The pairs; faults, and pairs whose key came before, join the others."""
-    keys: set[str] = set()
-    for entry in pairs:
-        if isinstance(entry, Fault):
-            faults.append(entry)
-        elif entry.key in keys:
-            faults.append(Fault(entry.key, entry.key, "sample", f"key {entry.key!r} must be unique, it came before"))
-        else:
-            keys.add(entry.key)
-            yield entry
-
-
-def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[str, Any]:
-    """One tar file; returns its index entry. Pairs whose files cannot be read join the faults."""
-    written: dict[str, Pair] = {}
-    with path.open("wb") as file, wds.TarWriter(file, mtime=0) as writer:
-        for pair in pairs:
-            try:
-                sample = encode_pair(pair)
-            except OSError as error:
-                faults.append(Fault(pair.key, pair.key, "sample", f"{error.strerror}: {error.filename}"))
-                continue
-            writer.write(sample)
-            written[pair.key] = pair
-    members: dict[str, dict[str, tuple[int, int]]] = {key: {} for key in written}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, name = member.name.partition(".")
-            members[key][name] = (member.offset_data, member.size)
-    samples = [
-        {"key": key, "task": pair.task, "modality": pair.modality, "members": members[key]} for key, pair in written.items()
-    ]
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest, "samples": samples}
 
 
 @dataclass(frozen=True)
@@ -389,21 +212,5 @@ class ShardSet:
             ValueError: The record or a member is broken.
         """
         sample = self.samples[number]
-        file = self.file(sample.shard)
-        return decode_pair({name: os.pread(file.fileno(), size, offset) for name, (offset, size) in sample.members.items()})
-
-
-def validated(pairs: Iterable[Pair | Fault], check: Any) -> Iterator[Pair | Fault]:
-    """Lets through what ``check`` (an item's processor or decoder) accepts; the rest become faults."""
-    for pair in pairs:
-        if isinstance(pair, Fault):
-            yield pair
-            continue
-        for side, item in pair.sides():
-            try:
-                check(item)
-            except (ValueError, OSError) as error:
-                yield Fault(pair.key, pair.key, side, str(error))
-                break
-        else:
-            yield pair
+        descriptor = self.file(sample.shard).fileno()
+        return decode_pair({name: os.pread(descriptor, size, offset) for name, (offset, size) in sample.members.items()})

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.shards import write_shards
 from datamodules.toy_world import draw_pairs
+from datamodules.writing import write_shards
 from lightning_conan.cli.quiet import quiet_libraries
 from lightning_conan.embedder import Encoded, OmniEmbedder, OmniProcessor, Provenance, save_folder, tiny_embedder
 from lightning_conan.items import Item, Media

@@ -99,7 +99,7 @@ def write(
     out: Path, kept: Sequence[Any], faults: Sequence[Any], dropped: dict[str, str], summary: dict[str, Any], pairs_per_shard: int
 ) -> None:
     """The packed folder, with the counts and what was dropped beside its shards."""
-    from datamodules.shards import write_shards
+    from datamodules.writing import write_shards
 
     lines = "".join(json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in dropped.items())
     files = {"cot.json": json.dumps(summary, indent=2) + "\n", "dropped.jsonl": lines}

@@ -30,7 +30,7 @@ def pack(
 
     from datamodules.converters import read_source
     from datamodules.manifest import Fault
-    from datamodules.shards import validated, write_shards
+    from datamodules.writing import validated, write_shards
     from lightning_conan.items import MODALITIES, Pair
     from lightning_conan.media import decode_media
 

@@ -1,7 +1,7 @@
 import pytest
 
-from datamodules.shards import write_shards
 from datamodules.toy_world import draw_pairs
+from datamodules.writing import write_shards
 from lightning_conan.cli.main import main
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from datamodules.converters import LAYOUTS, Layout, read_source
 from datamodules.manifest import Fault
-from datamodules.shards import ShardSet, write_shards
+from datamodules.shards import ShardSet
+from datamodules.writing import write_shards
 from lightning_conan.cli.main import main
 from samples import flac, mp4, png
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import SpecialistData
-from datamodules.shards import Reading, write_shards
+from datamodules.shards import Reading
+from datamodules.writing import write_shards
 from lightning_conan.items import Item, Pair
 
 SIZES = st.lists(st.integers(4, 12), min_size=1, max_size=3)

@@ -14,8 +14,9 @@ from PIL import Image
 
 from datamodules.manifest import Fault, read_manifest
 from datamodules.plan import Slot
-from datamodules.shards import ShardSet, write_shards
+from datamodules.shards import ShardSet
 from datamodules.stream import Encoder
+from datamodules.writing import write_shards
 from lightning_conan.items import Item, Media, Pair
 from samples import flac, mp4, png
 

@@ -20,9 +20,10 @@ from filelock import FileLock
 from datamodules import RehearsalData, SpecialistData, remote
 from datamodules.plan import Slot
 from datamodules.remote import RemoteShard, ShardCache, UnreachableError
-from datamodules.shards import Reading, ShardSet, write_shards
+from datamodules.shards import Reading, ShardSet
 from datamodules.stream import Encoder
 from datamodules.toy_world import draw_pairs
+from datamodules.writing import write_shards
 from lightning_conan.items import Item, Pair
 
 GB = 2**30

@@ -6,7 +6,9 @@ import pytest
 import webdataset as wds
 
 from datamodules.manifest import Fault
-from datamodules.shards import ShardSet, decode_pair, write_shards
+from datamodules.records import decode_pair
+from datamodules.shards import ShardSet
+from datamodules.writing import write_shards
 from lightning_conan.items import Item, Media, Pair
 from samples import mp4, png
 

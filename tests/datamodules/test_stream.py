@@ -6,9 +6,10 @@ import torch
 
 from datamodules import RehearsalData, SpecialistData
 from datamodules.plan import Slot, plan_training
-from datamodules.shards import ShardSet, write_shards
+from datamodules.shards import ShardSet
 from datamodules.stream import BatchLoader, Encoder
 from datamodules.toy_world import draw_pairs
+from datamodules.writing import write_shards
 from lightning_conan.items import Item, Media, Pair
 from samples import png
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datamodules.shards import write_shards
 from datamodules.toy_world import draw_pairs
+from datamodules.writing import write_shards
 from lightning_conan.embedder import Batch, Encoded
 from lightning_conan.stages import DynamicNegatives, Specialist
 from lightning_conan.stages.negatives import NegativeWatch

@@ -97,8 +97,8 @@ def test_nan_loss_stops_with_the_samples(base, world, tmp_path):
 
 
 def test_too_many_broken_samples_stop_the_run(base, tmp_path):
-    from datamodules.shards import write_shards
     from datamodules.toy_world import draw_pairs
+    from datamodules.writing import write_shards
     from lightning_conan.items import Item, Media, Pair
 
     pairs = draw_pairs("image", 90, 0)

@@ -9,8 +9,9 @@ from scenarios import Gradients
 from torch.nn import functional as F
 
 from datamodules import TraceData
-from datamodules.shards import ShardSet, write_shards
+from datamodules.shards import ShardSet
 from datamodules.toy_world import draw_composed
+from datamodules.writing import write_shards
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import IGNORED, Encoded, OmniProcessor, load_folder, pack, save_folder
 from lightning_conan.items import Item

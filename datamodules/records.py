@@ -1,0 +1,72 @@
+"""Pairs as the members of a WebDataset sample, and back."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from lightning_conan.items import Item, Media, Pair
+
+
+def describe(item: Item, side: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """An item as JSON and the members that hold its media: ``query.image.png``, ``query.image1.png``, ..."""
+    parts: list[dict[str, Any]] = []
+    members: dict[str, bytes] = {}
+    counts: Counter[str] = Counter()
+    for part in item.parts:
+        if isinstance(part, str):
+            parts.append({"text": part})
+            continue
+        number = counts[part.modality] or ""
+        counts[part.modality] += 1
+        name = f"{side}.{part.modality}{number}.{part.suffix or 'bin'}"
+        members[name] = part.read()
+        parts.append({part.modality: name, **part.span})
+    return {"parts": parts} | ({} if item.instruction is None else {"instruction": item.instruction}), members
+
+
+def restore(description: dict[str, Any], members: dict[str, bytes]) -> Item:
+    """The inverse of ``describe``.
+
+    Raises:
+        ValueError: A member is missing, or the description is not one of ours.
+    """
+    parts: list[str | Media] = []
+    for part in description["parts"]:
+        (modality, content), *span = part.items()
+        if modality == "text":
+            parts.append(content)
+        elif content in members:
+            parts.append(Media(modality, members[content], content, **dict(span)))
+        else:
+            raise ValueError(f"member {content!r} is missing")
+    return Item(tuple(parts), description.get("instruction"))
+
+
+def encode_pair(pair: Pair) -> dict[str, Any]:
+    """A pair as a WebDataset sample.
+
+    Raises:
+        OSError: A media file cannot be read.
+    """
+    sample: dict[str, Any] = {"__key__": pair.key}
+    record: dict[str, Any] = {"key": pair.key, "task": pair.task, "modality": pair.modality}
+    if pair.reasoning:
+        record["reasoning"] = pair.reasoning
+    for side, item in pair.sides():
+        record[side], members = describe(item, side)
+        sample |= members
+    sample["json"] = json.dumps(record).encode()
+    return sample
+
+
+def decode_pair(members: dict[str, bytes]) -> Pair:
+    """The inverse of ``encode_pair``, from a sample's members.
+
+    Raises:
+        ValueError: A missing member or a record that is not one of ours.
+    """
+    record = json.loads(members["json"].decode())
+    sides = {name: restore(value, members) for name, value in record.items() if isinstance(value, dict)}
+    query, target = sides.pop("query"), sides.pop("target")
+    negatives = tuple(sides[name] for name in sorted(sides, key=lambda name: (len(name), name)))
+    return Pair(record["key"], record["task"], record["modality"], query, target, negatives, record.get("reasoning", ""))
