@@ -18,7 +18,7 @@ from lightning_conan.embedder.checkpoint.provenance import Provenance
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.embedder.processor import Decoded, OmniProcessor
-from lightning_conan.items import MODALITIES, Media, Modality
+from lightning_conan.items import MODALITIES, Media, Modality, Side
 from lightning_conan.media import Clip, decode_media
 from lightning_conan.media.audio import SAMPLE_RATE
 from lightning_conan.media.image import rgb_tensor
@@ -30,7 +30,7 @@ class OmniModule(InputModule):
     An input is a text; a PIL image; or a mapping from ``text``, ``image``, ``video``, ``document`` and ``audio`` to
     content, several of which make one mixed input in their order. Content is a path, a PIL image, a video's
     (frames, 3, height, width) uint8 array with ``fps``, or ``{"array": samples, "sampling_rate": rate}``. A prompt is the
-    system instruction.
+    system instruction. ``encode_query`` and ``encode_document`` say on which side an input is, where the model cares.
     """
 
     config_file_name = "omni_processor.json"
@@ -65,12 +65,28 @@ class OmniModule(InputModule):
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Encodes inputs; nothing is padded yet."""
-        return {"encoded": [self.processor.encode(parts_of(value), prompt or None) for value in inputs]}
+        side = self.side(kwargs.get("task"))
+        return {"encoded": [self.processor.encode(parts_of(value), prompt or None, side) for value in inputs], "side": side}
+
+    def side(self, task: str | None) -> Side:
+        """The side that the library's ``task`` means.
+
+        Raises:
+            ValueError: None was named, and the model reads queries and candidates differently.
+        """
+        settings = self.processor.config
+        if task is None and (settings.reasons or settings.query_hint != settings.target_hint):
+            raise ValueError("This model tells queries from candidates: call encode_query or encode_document, not encode.")
+        return "target" if task == "document" else "query"
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds ``sentence_embedding``."""
-        encoded: list[Encoded] = features["encoded"]
-        return {**features, "sentence_embedding": self.model.embed(encoded)}
+        return {**features, "sentence_embedding": self.embed(features["encoded"], features["side"])}
+
+    def embed(self, encoded: list[Encoded], side: Side) -> Tensor:
+        """Unit-norm embeddings."""
+        found: Tensor = self.model.embed(encoded)
+        return found
 
 
 def folder_of(name: str) -> Path:

@@ -19,7 +19,7 @@ def write_card(
         front_matter(provenance, stock),
         f"# Omni-modal embedder ({provenance.state})",
         f"One vector of {config.dim} entries for {modalities}: {parameters:,} parameters, cosine similarity, last-token pooling.",
-        usage(folder.name, stock),
+        usage(folder.name, stock, provenance.state == "reasoning"),
         "## Where it comes from",
         origin(provenance),
         *score_table(scores),
@@ -40,17 +40,21 @@ def front_matter(provenance: Provenance, stock: bool) -> str:
     return "\n".join([*lines, "---"])
 
 
-def usage(name: str, stock: bool) -> str:
+def usage(name: str, stock: bool, sides: bool) -> str:
     """How to load it."""
     needs = "sentence-transformers" if stock else "sentence-transformers lightning-conan"
     trust = "" if stock else ", trust_remote_code=True"  # the library asks for it; nothing but the package is imported
+    queries = 'model.encode_query(["a small red circle"])\ncandidates = model.encode_document([{"image": "photo.jpg"}])'
+    sound = "" if stock else ', {"audio": "clip.flac"}'
+    vectors = f'vectors = model.encode(["a small red circle", {{"image": "photo.jpg"}}{sound}])'
+    note = "\n\nEvery query is embedded at once here, without any reasoning."
     return f"""```python
 # pip install {needs}
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{name.lstrip(".").split(".partial")[0]}"{trust})
-vectors = model.encode(["a small red circle", {{"image": "photo.jpg"}}{"" if stock else ', {"audio": "clip.flac"}'}])
-```"""
+{f"queries = {queries}" if sides else vectors}
+```{note if sides and stock else ""}"""
 
 
 def origin(provenance: Provenance) -> str:

@@ -21,10 +21,12 @@ from lightning_conan.embedder.checkpoint.provenance import Provenance
 from lightning_conan.embedder.checkpoint.tensors import Spec, write_shards
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
-from lightning_conan.embedder.processor import OmniProcessor, ProcessorConfig
+from lightning_conan.embedder.processor import OmniProcessor
+from lightning_conan.items import Side
 
 LIBRARY = "sentence_transformers"
 OUR_MODULE = "lightning_conan.embedder.sentence_transformer.OmniModule"
+REASONING_MODULE = "lightning_conan.reasoning.sentence_transformer.ReasoningModule"
 POOLING = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
@@ -35,17 +37,12 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
         folder: A checkpoint folder, dense or an adapter.
         out: The folder to write.
         stock: Only stock modules, a plain Qwen3-VL for text, image and video: nothing of this package is needed to load
-            it, and the ears stay behind.
+            it; the ears stay behind, and a model that reasons embeds every query at once.
         scores: Of `conan test`, for the model card.
     """
     check_apart(out, folder)
     provenance = check_folder(folder)
     config, processor, tensors = OmniConfig.from_pretrained(folder), load_processor(folder), open_tensors(folder)
-    if not processor.config.ends:
-        raise ValueError(
-            f"sentence-transformers cannot let a model write before it embeds, and {folder} was trained by Trace. "
-            "Embed with `conan embed`, or with lightning_conan.reasoning.Reasoner."
-        )
     names = {name: stock_name(name) if stock else name for name in tensors.specs}
     sources = {target: name for name, target in names.items() if target is not None}
     specs: dict[str, Spec] = {target: tensors.specs[name] for target, name in sources.items()}
@@ -55,8 +52,8 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
 
     with whole_folder(out) as scratch:
         write_shards(scratch, specs, tensor_of)
-        write_modules(scratch, config.dim, stock)
-        write_prompts(scratch, processor.config.instruction)
+        write_modules(scratch, config.dim, None if stock else REASONING_MODULE if processor.config.reasons else OUR_MODULE)
+        write_prompts(scratch, processor, stock)
         if stock:
             write_stock(scratch, config, processor)
         else:
@@ -81,23 +78,27 @@ def add_matryoshka(config: Any, provenance: Provenance) -> None:
         config.is_matryoshka, config.matryoshka_dimensions = True, list(dims)
 
 
-def write_modules(scratch: Path, dim: int, stock: bool) -> None:
-    """``modules.json`` and each module's settings; pooling in the old schema and in the new one."""
-    first = [("", f"{LIBRARY}.models.Transformer"), ("1_Pooling", f"{LIBRARY}.models.Pooling")] if stock else [("", OUR_MODULE)]
+def write_modules(scratch: Path, dim: int, ours: str | None) -> None:
+    """``modules.json`` and each module's settings, of ours or stock; pooling in the old schema and in the new one."""
+    stock = [("", f"{LIBRARY}.models.Transformer"), ("1_Pooling", f"{LIBRARY}.models.Pooling")]
+    first = [("", ours)] if ours else stock
     modules = [*first, (f"{len(first)}_Normalize", f"{LIBRARY}.models.Normalize")]
     listed = [{"idx": index, "name": str(index), "path": path, "type": kind} for index, (path, kind) in enumerate(modules)]
     write_json(scratch / "modules.json", listed)
     for path, _ in modules[1:]:
         (scratch / path).mkdir()
-    if stock:
+    if not ours:
         old = {f"pooling_mode_{name}": name == "lasttoken" for name in POOLING}
         new = {"embedding_dimension": dim, "pooling_mode": "lasttoken", "include_prompt": True}
         write_json(scratch / "1_Pooling" / "config.json", {"word_embedding_dimension": dim, **old, **new})
 
 
-def write_prompts(scratch: Path, instruction: str) -> None:
-    """``config_sentence_transformers.json``: a prompt is the system instruction."""
-    prompts = {"query": instruction, "document": instruction}
+def write_prompts(scratch: Path, processor: OmniProcessor, stock: bool) -> None:
+    """``config_sentence_transformers.json``: a prompt is the system instruction; our modules add the side's hint."""
+    sides: dict[str, Side] = {"query": "query", "document": "target"}
+    prompts = {
+        name: processor.instruction_of(None, side) if stock else processor.config.instruction for name, side in sides.items()
+    }
     write_json(
         scratch / "config_sentence_transformers.json",
         {"model_type": "SentenceTransformer", "prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
@@ -127,7 +128,7 @@ def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor) -> 
         max_video_tokens=settings.frame_max_tokens or 768,
         **mean,
     )
-    template = chat_template(settings)
+    template = chat_template(processor)
     Qwen3VLProcessor(image, processor.tokenizer, video, chat_template=template).save_pretrained(scratch)
     write_json(scratch / "preprocessor_config.json", image.to_dict())
     write_json(scratch / "video_preprocessor_config.json", video.to_dict())
@@ -145,10 +146,12 @@ def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor) -> 
     )
 
 
-def chat_template(settings: ProcessorConfig) -> str:
-    """The template that our processor writes, end token included, with the default instruction where none is given."""
+def chat_template(processor: OmniProcessor) -> str:
+    """The template that our processor writes, an end token included, with the candidates' instruction where none is given."""
+    settings, instruction = processor.config, processor.instruction_of(None, "target")
     video = "<|vision_start|><|video_pad|><|vision_end|>" if settings.wrap_videos else "<|video_pad|>"
-    system = f"<|im_start|>system\n{settings.instruction}<|im_end|>\n" if settings.instruction else ""
+    system = f"<|im_start|>system\n{instruction}<|im_end|>\n" if instruction else ""
+    end = "<|endoftext|>" if settings.ends else ""
     return (
         f"{{%- if messages[0].role != 'system' %}}{{{{- {json.dumps(system)} }}}}{{%- endif %}}"
         "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
@@ -156,7 +159,7 @@ def chat_template(settings: ProcessorConfig) -> str:
         "{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
         f"{{%- elif part.type == 'video' %}}{{{{- '{video}' }}}}"
         "{%- elif 'text' in part %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
-        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<|endoftext|>' }}{%- endif %}"
+        f"{{%- if add_generation_prompt %}}{{{{- '<|im_start|>assistant\\n{end}' }}}}{{%- endif %}}"
     )
 
 

@@ -1,11 +1,14 @@
 """TRACE as a stage: what is asked for, where the embedding stands, what moves, and one folder for all verbs."""
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from scenarios import Gradients
+from sentence_transformers import SentenceTransformer
 from torch.nn import functional as F
 
 from datamodules import TraceData
@@ -14,11 +17,12 @@ from datamodules.toy_world import draw_composed
 from datamodules.writing import write_shards
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import IGNORED, Encoded, OmniProcessor, load_folder, pack, save_folder
-from lightning_conan.items import Item
+from lightning_conan.items import Item, Media
 from lightning_conan.objectives import cached_backward, generation_loss
 from lightning_conan.reasoning import Decoding, Reasoner
 from lightning_conan.stages import Lora, Stage, Trace, Training, stage
 from runs import Record, Stop, state, trainer
+from samples import png
 
 QUICK = Training(lr=1e-3, warmup_steps=2, temperature=0.05)
 LORA = Lora(rank=4, alpha=8)
@@ -215,10 +219,35 @@ def test_the_same_verbs_take_a_reasoning_folder(folder, reasoned, tmp_path, caps
     assert score == pytest.approx(float(found["query"][2] @ found["target"][2]), abs=1e-4)
 
 
-def test_export_is_refused_since_the_library_could_only_embed_at_once(folder, tmp_path, capsys):
-    assert main(["export", str(folder), "--to", "sentence-transformers", str(tmp_path / "out")]) == 1
-    assert "cannot let a model write" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+def test_exports_reason_about_queries_or_embed_them_at_once(folder, tmp_path):
+    """With the package's module as `Reasoner` does, with stock ones directly; candidates are the same in both."""
+    model, processor, provenance = load_folder(folder)
+    hinted = OmniProcessor(processor.tokenizer, replace(processor.config, query_hint="Think first.", target_hint="Just look."))
+    save_folder(tmp_path / "hinted", model, hinted, provenance)
+    for name, stock in (("whole", "false"), ("stock", "true")):
+        words = ["export", str(tmp_path / "hinted"), "--to", "sentence-transformers", str(tmp_path / name), "--stock", stock]
+        assert main(words) == 0
+        assert "encode_query(" in (tmp_path / name / "README.md").read_text()
+    whole = SentenceTransformer(str(tmp_path / "whole"), trust_remote_code=True)
+    stock = SentenceTransformer(str(tmp_path / "stock"))
+    picture = Image.open(io.BytesIO(png()))
+    inputs = [{"image": picture, "text": "make it blue"}, "a red star", {"image": picture}]
+    items = [
+        Item((Media("image", png(), "a.png"), "make it blue")),
+        Item(("a red star",)),
+        Item((Media("image", png(), "a.png"),)),
+    ]
+    candidates = Reasoner(model, hinted).encode_candidates(items)
+    for exported in (whole, stock):
+        torch.testing.assert_close(exported.encode_document(inputs, convert_to_tensor=True), candidates, atol=1e-5, rtol=0)
+    for exported, route in ((stock, "direct"), (whole, "always"), (whole, "adaptive")):
+        decoding = Decoding(route, max_new_tokens=4)
+        if exported is whole:
+            whole[0].decoding = decoding
+        expected = Reasoner(model, hinted, decoding).encode_queries(items).embeddings
+        torch.testing.assert_close(exported.encode_query(inputs, convert_to_tensor=True), expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="call encode_query or encode_document"):
+        whole.encode(["a red star"])
 
 
 def test_a_blank_prompt_can_be_reasoned_about(folder):
