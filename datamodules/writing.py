@@ -6,16 +6,22 @@ import os
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import webdataset as wds
+from filelock import FileLock, Timeout
 
 from datamodules.manifest import Fault
 from datamodules.records import encode_pair
 from datamodules.shards import FORMAT, INDEX
 from lightning_conan.items import Pair
+
+PROGRESS = "progress.jsonl"
 
 
 def write_shards(
@@ -31,72 +37,157 @@ def write_shards(
     Raises:
         ValueError: ``out`` exists already, or no pair was left to write.
     """
+    return write_resumable(lambda done: islice(pairs, done, None), out, "", pairs_per_shard, files)
+
+
+def write_resumable(
+    pairs_from: Callable[[int], Iterable[Pair | Fault]],
+    out: Path,
+    signature: str,
+    pairs_per_shard: int = 1000,
+    files: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """As ``write_shards``; after a kill the shards that were whole are kept, and the same call goes on behind them.
+
+    Args:
+        pairs_from: The pairs from a number on.
+        out: The folder to write.
+        signature: What the pairs depend on: what was begun with another is begun anew, as is what has none.
+        pairs_per_shard: Pairs in one tar file.
+        files: Further text files, by name.
+    """
     if out.exists():
         raise ValueError(f"{out} exists already. Choose another folder, or remove it first.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.parent / f".{out.name}.partial-{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+    scratch = out.parent / f".{out.name}.partial"
+    with lock(out.parent / f".{out.name}.lock"):
+        if not signature or not begun(scratch, signature):
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            (scratch / PROGRESS).write_text(json.dumps(signature) + "\n")
+        filling = Filling(scratch, pairs_per_shard)
+        try:
+            filling.add(pairs_from(filling.consumed))
+            summary = filling.finish()
+            for name, text in (files or {}).items():
+                (scratch / name).write_text(text, encoding="utf-8")
+            (scratch / PROGRESS).unlink()
+            scratch.rename(out)
+        except BaseException:
+            if not signature or not filling.shards:
+                shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    return summary
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Keeps a second process from the same folder.
+
+    Raises:
+        ValueError: One is at it.
+    """
+    held = FileLock(path, blocking=False)
     try:
-        summary = fill(scratch, pairs, pairs_per_shard)
-        for name, text in (files or {}).items():
-            (scratch / name).write_text(text, encoding="utf-8")
-        scratch.rename(out)
+        held.acquire()
+    except Timeout as error:
+        raise ValueError(f"Another process is writing what {path} locks. Wait for it, or choose another folder.") from error
+    try:
+        yield
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return summary
+        path.unlink(missing_ok=True)
+        held.release()
 
 
-def fill(folder: Path, pairs: Iterable[Pair | Fault], pairs_per_shard: int) -> dict[str, Any]:
-    """Writes everything into an empty folder."""
-    faults: list[Fault] = []
-    tasks: Counter[str] = Counter()
-    modalities: Counter[str] = Counter()
-    shards: list[dict[str, Any]] = []
-    pending: list[Pair] = []
+def begun(scratch: Path, signature: str) -> bool:
+    """Whether a killed run with the same signature left something."""
+    try:
+        first = (scratch / PROGRESS).read_text().split("\n")[0]
+    except FileNotFoundError:
+        return False
+    return first == json.dumps(signature)
 
-    def flush() -> None:
+
+class Filling:
+    """A folder that is being filled, from where its ``progress.jsonl`` says that it stands.
+
+    Args:
+        folder: The folder.
+        pairs_per_shard: Pairs in one tar file.
+    """
+
+    def __init__(self, folder: Path, pairs_per_shard: int) -> None:
+        self.folder, self.pairs_per_shard = folder, pairs_per_shard
+        self.shards: list[dict[str, Any]] = []
+        self.faults: list[Fault] = []
+        self.consumed = 0
+        lost: list[str] = []
+        for line in (folder / PROGRESS).read_text().splitlines(keepends=True)[1:]:
+            if not line.endswith("\n"):
+                break  # killed while it was written
+            found = json.loads(line)
+            path = folder / found["shard"]["file"]
+            if not path.is_file() or path.stat().st_size != found["shard"]["bytes"]:
+                break
+            self.shards.append(found["shard"])
+            lost += found["lost"]
+            self.faults += [Fault(**fault) for fault in found["faults"]]
+            self.consumed = found["consumed"]
+        self.listed = len(self.faults)
+        self.keys = {sample["key"] for shard in self.shards for sample in shard["samples"]} | set(lost)
+
+    def add(self, pairs: Iterable[Pair | Fault]) -> None:
+        """Writes pairs; faults, and pairs whose key came before, are listed."""
+        pending: list[Pair] = []
+        for entry in pairs:
+            self.consumed += 1
+            if isinstance(entry, Fault):
+                self.faults.append(entry)
+            elif entry.key in self.keys:
+                self.faults.append(Fault(entry.key, entry.key, "sample", f"key {entry.key!r} must be unique, it came before"))
+            else:
+                self.keys.add(entry.key)
+                pending.append(entry)
+                if len(pending) == self.pairs_per_shard:
+                    self.flush(pending)
+                    pending = []
         if pending:
-            shards.append(write_shard(folder / f"{len(shards):06d}.tar", pending, faults))
-            pending.clear()
+            self.flush(pending)
 
-    for pair in usable(pairs, faults):
-        pending.append(pair)
-        if len(pending) == pairs_per_shard:
-            flush()
-    flush()
-    for shard in shards:
-        for sample in shard["samples"]:
-            tasks[sample["task"]] += 1
-            modalities[sample["modality"]] += 1
-    if not tasks:
-        first = f" The first fault: {faults[0].where}: {faults[0].reason}" if faults else ""
-        raise ValueError(f"There must be at least 1 pair to pack, got 0 and {len(faults)} broken ones.{first}")
-    if faults:
-        (folder / "quarantine.jsonl").write_text("".join(fault.to_json() + "\n" for fault in faults))
-    summary = {
-        "format": FORMAT,
-        "pairs": sum(tasks.values()),
-        "tasks": dict(sorted(tasks.items())),
-        "modalities": dict(sorted(modalities.items())),
-        "quarantined": len(faults),
-        "content_hash": hashlib.sha256("".join(shard["sha256"] for shard in shards).encode()).hexdigest(),
-    }
-    (folder / INDEX).write_text(json.dumps(summary | {"shards": shards}) + "\n")
-    return summary
+    def flush(self, pairs: list[Pair]) -> None:
+        """Writes one shard and notes it."""
+        shard = write_shard(self.folder / f"{len(self.shards):06d}.tar", pairs, self.faults)
+        self.shards.append(shard)
+        new = [asdict(fault) for fault in self.faults[self.listed :]]
+        self.listed = len(self.faults)
+        lost = sorted({pair.key for pair in pairs} - {sample["key"] for sample in shard["samples"]})
+        with (self.folder / PROGRESS).open("a") as file:
+            file.write(json.dumps({"consumed": self.consumed, "faults": new, "lost": lost, "shard": shard}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
+    def finish(self) -> dict[str, Any]:
+        """Writes index and quarantine, and returns the summary.
 
-def usable(pairs: Iterable[Pair | Fault], faults: list[Fault]) -> Iterator[Pair]:
-    """The pairs; faults, and pairs whose key came before, join the others."""
-    keys: set[str] = set()
-    for entry in pairs:
-        if isinstance(entry, Fault):
-            faults.append(entry)
-        elif entry.key in keys:
-            faults.append(Fault(entry.key, entry.key, "sample", f"key {entry.key!r} must be unique, it came before"))
-        else:
-            keys.add(entry.key)
-            yield entry
+        Raises:
+            ValueError: There is not a single pair.
+        """
+        samples = [sample for shard in self.shards for sample in shard["samples"]]
+        if not samples:
+            first = f" The first fault: {self.faults[0].where}: {self.faults[0].reason}" if self.faults else ""
+            raise ValueError(f"There must be at least 1 pair to pack, got 0 and {len(self.faults)} broken ones.{first}")
+        if self.faults:
+            (self.folder / "quarantine.jsonl").write_text("".join(fault.to_json() + "\n" for fault in self.faults))
+        summary = {
+            "format": FORMAT,
+            "pairs": len(samples),
+            "tasks": dict(sorted(Counter(sample["task"] for sample in samples).items())),
+            "modalities": dict(sorted(Counter(sample["modality"] for sample in samples).items())),
+            "quarantined": len(self.faults),
+            "content_hash": hashlib.sha256("".join(shard["sha256"] for shard in self.shards).encode()).hexdigest(),
+        }
+        (self.folder / INDEX).write_text(json.dumps(summary | {"shards": self.shards}) + "\n")
+        return summary
 
 
 def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[str, Any]:
@@ -121,19 +212,3 @@ def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[
     ]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest, "samples": samples}
-
-
-def validated(pairs: Iterable[Pair | Fault], check: Any) -> Iterator[Pair | Fault]:
-    """Lets through what ``check`` (an item's processor or decoder) accepts; the rest become faults."""
-    for pair in pairs:
-        if isinstance(pair, Fault):
-            yield pair
-            continue
-        for side, item in pair.sides():
-            try:
-                check(item)
-            except (ValueError, OSError) as error:
-                yield Fault(pair.key, pair.key, side, str(error))
-                break
-        else:
-            yield pair

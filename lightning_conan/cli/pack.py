@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from datamodules.converters import Layout
+from datamodules.reencode import Reencoding
 
 
 def pack(
@@ -15,8 +16,12 @@ def pack(
     modality: str | None = None,
     pairs_per_shard: int = 1000,
     validate: bool = False,
+    reencode: Reencoding = Reencoding(),  # noqa: B008  # frozen
+    workers: int = 0,
 ) -> None:
     """Turns a source into a packed folder: shards that WebDataset reads, an index, and the quarantine.
+
+    After a kill the same call goes on behind the last whole shard.
 
     Args:
         source: A manifest (JSONL, one pair a line; media paths are relative to its folder), or what --read.layout names.
@@ -25,28 +30,32 @@ def pack(
         modality: Keep only pairs of this modality.
         pairs_per_shard: Pairs in one tar file.
         validate: Decode every medium now, instead of when it is first read.
+        reencode: Which media are written anew; by default all keep their bytes.
+        workers: Processes that decode and re-encode; 0 does it in this one.
     """
     from tqdm import tqdm
 
     from datamodules.converters import read_source
     from datamodules.manifest import Fault
-    from datamodules.writing import validated, write_shards
+    from datamodules.reencode import prepare
+    from datamodules.writing import write_resumable
     from lightning_conan.items import MODALITIES, Pair
-    from lightning_conan.media import decode_media
 
     if modality is not None and modality not in MODALITIES:
         raise ValueError(f"modality must be among {list(MODALITIES)}, got {modality!r}.")
 
-    def pairs() -> Iterator[Pair | Fault]:
-        for entry in tqdm(read_source(source, read), desc=source.name, unit="pair", disable=None):
-            if isinstance(entry, Fault) or modality in (None, entry.modality):
-                yield entry
+    if workers < 0:
+        raise ValueError(f"workers must not be negative, got {workers}.")
 
-    def check(item: Any) -> None:
-        for media in item.media:
-            decode_media(media)
+    def pairs(done: int) -> Iterator[Pair | Fault]:
+        found = read_source(source, read)
+        wanted = islice((entry for entry in found if isinstance(entry, Fault) or modality in (None, entry.modality)), done, None)
+        made = prepare(wanted, reencode, validate, workers)
+        yield from tqdm(made, desc=source.name, initial=done, unit="pair", disable=None)
 
-    summary = write_shards(validated(pairs(), check) if validate else pairs(), out, pairs_per_shard)
+    state = (source.stat().st_size, source.stat().st_mtime_ns) if source.exists() else None  # read_source says what is missing
+    signature = repr((str(source.resolve()), state, read, modality, pairs_per_shard, validate, reencode))
+    summary = write_resumable(pairs, out, signature, pairs_per_shard)
     tasks = ", ".join(f"{task} {count}" for task, count in summary["tasks"].items())
     print(f"{out}: {summary['pairs']} pairs ({tasks}), {summary['quarantined']} quarantined")
     if summary["quarantined"]:
@@ -68,8 +77,8 @@ def run(args: Sequence[str]) -> None:
     parser.add_function_arguments(pack, skip={"source"})
     options = parser.parse_args(list(args)).as_dict()
     how = options["read"] | ({} if options["split"] is None else {"split": options["split"]})
-    names = ("source", "out", "modality", "pairs_per_shard", "validate")
-    pack(read=Layout(**how), **{name: options[name] for name in names})
+    names = ("source", "out", "modality", "pairs_per_shard", "validate", "workers")
+    pack(read=Layout(**how), reencode=Reencoding(**options["reencode"]), **{name: options[name] for name in names})
 
 
 def check_packed(folders: Sequence[Path]) -> None:

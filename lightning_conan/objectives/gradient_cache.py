@@ -84,15 +84,17 @@ def cached_backward(
             pieces.append(embedded(chunk))
     after = RandomState(device)
     embeddings = torch.cat(pieces)[rows.argsort()].requires_grad_()
+    pieces.clear()  # embeddings may be gigabytes: none but their gradient is in memory when chunks' graphs are
     with torch.enable_grad():
         value = loss(embeddings)
     backward(value)  # what else the loss learns, such as a temperature, gets its gradient here
     assert embeddings.grad is not None, "the loss depends on the embeddings"
-    gradient = embeddings.grad
+    value, gradient = value.detach(), embeddings.grad
+    del embeddings
     for number, (chunk, state) in enumerate(zip(arriving(chunks, device), states, strict=True)):
         state.replay()
         found = embedded(chunk)
         announce(number + 1 == len(chunks))
         backward((found * gradient[torch.tensor(chunk.rows, dtype=torch.long, device=device)].to(found.dtype)).sum())
     after.replay()
-    return value.detach()
+    return value

@@ -1,0 +1,137 @@
+"""What `conan pack` does to media on the way: decode them once, write them smaller, several at a time."""
+
+import io
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from typing import Literal, TypeVar
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from datamodules.manifest import Fault
+from lightning_conan.items import Item, Media, Pair
+from lightning_conan.media import Clip, Limits, decode_media, encode_audio, encode_video
+from lightning_conan.media.video import Sampling
+
+Entry = TypeVar("Entry")
+Made = TypeVar("Made")
+QUALITY = 92
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Reencoding:
+    """Which media are written anew; all others keep their bytes.
+
+    Args:
+        image_max_pixels: Images and pages with more are shrunk to so many; images become JPEG, pages PNG. Below the processor's
+            own ``max_pixels`` (1.8 million by default) it costs detail, above it only disk.
+        pages: Pages of PDFs are rendered once, as PNG, instead of each time that they are read.
+        audio: Sounds become mono at 16 kHz, only the part that is meant: flac loses nothing there, opus
+            takes an eighth of a WAV.
+        video_fps: Videos with more frames a second become H.264 with so many, only the part that is meant, without sound.
+    """
+
+    image_max_pixels: int | None = None
+    pages: bool = False
+    audio: Literal["flac", "opus"] | None = None
+    video_fps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_max_pixels", "video_fps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"reencode.{name} must be positive or null, got {value}.")
+
+    def __call__(self, media: Media) -> Media:
+        """One medium, written anew if that is asked for.
+
+        Raises:
+            MediaError: It cannot be decoded.
+        """
+        if media.modality == "audio" and self.audio:
+            return self.heard(media)
+        if media.modality == "video" and self.video_fps:
+            return self.watched(media, self.video_fps)
+        if media.modality in ("image", "document") and (self.image_max_pixels or (self.pages and media.suffix == "pdf")):
+            return self.seen(media)
+        return media
+
+    def heard(self, media: Media) -> Media:
+        """A sound."""
+        wave = decode_media(media)
+        assert isinstance(wave, Tensor), "sounds are waveforms"
+        return Media("audio", encode_audio(wave, format=str(self.audio)), f"{media.name}.{self.audio}")
+
+    def watched(self, media: Media, fps: int) -> Media:
+        """A video with fewer frames; sides of an odd length lose a row, which H.264 cannot hold."""
+        clip = decode_media(media, Sampling(float(fps), 1, LIMITS.max_frames))
+        assert isinstance(clip, Clip), "videos are clips"
+        if len(clip.seconds) > 1 and clip.seconds[1] - clip.seconds[0] > 1 / fps + 1e-6:  # it has fewer already
+            return media
+        height, width = (side - side % 2 for side in clip.frames.shape[-2:])
+        return Media("video", encode_video(clip.frames[:, :, :height, :width], fps), f"{media.name}.mp4")
+
+    def seen(self, media: Media) -> Media:
+        """An image or a page."""
+        pixels = decode_media(media)
+        assert isinstance(pixels, Tensor), "images are pixels"
+        height, width = pixels.shape[-2:]
+        most = self.image_max_pixels or height * width
+        page = media.suffix == "pdf" and self.pages
+        if height * width <= most and not page:
+            return media
+        image: Image.Image = tv.to_pil_image(pixels)
+        if height * width > most:
+            scale = (most / (height * width)) ** 0.5
+            image = image.resize((max(1, int(width * scale)), max(1, int(height * scale))), Image.Resampling.LANCZOS)
+        kind = "PNG" if media.modality == "document" else "JPEG"
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **({"quality": QUALITY} if kind == "JPEG" else {}))
+        return Media(media.modality, buffer.getvalue(), f"{media.name}.{kind.lower()}")
+
+
+def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pair | Fault:
+    """A pair whose media were written anew, and decoded if that is asked for; a fault where one of them cannot be."""
+    if isinstance(entry, Fault):
+        return entry
+    sides: dict[str, Item] = {}
+    for side, item in entry.sides():
+        try:
+            parts = tuple(reencoding(part) if isinstance(part, Media) else part for part in item.parts)
+            sides[side] = replace(item, parts=parts)
+            for media in sides[side].media if validate else ():
+                decode_media(media)
+        except (ValueError, OSError) as error:
+            return Fault(entry.key, entry.key, side, str(error))
+    query, target, *negatives = sides.values()
+    return replace(entry, query=query, target=target, negatives=tuple(negatives))
+
+
+def in_order(work: Callable[[Entry], Made], entries: Iterable[Entry], workers: int) -> Iterator[Made]:
+    """``map``, by several processes, with a few entries under way at a time."""
+    if not workers:
+        yield from map(work, entries)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        waiting: deque[Future[Made]] = deque()
+        for entry in entries:
+            waiting.append(pool.submit(work, entry))
+            if len(waiting) >= 8 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def prepare(
+    entries: Iterable[Pair | Fault], reencoding: Reencoding, validate: bool = False, workers: int = 0
+) -> Iterator[Pair | Fault]:
+    """Pairs as they will be packed, in their order."""
+    if not validate and reencoding == Reencoding():
+        yield from entries
+        return
+    yield from in_order(partial(prepared, reencoding=reencoding, validate=validate), entries, workers)

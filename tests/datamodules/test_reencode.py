@@ -1,0 +1,185 @@
+"""What packing makes of media on the way, and that a kill costs no more than a shard."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.manifest import Fault
+from datamodules.reencode import Reencoding, prepare
+from datamodules.shards import ShardSet
+from datamodules.writing import write_resumable, write_shards
+from lightning_conan.cli.main import main
+from lightning_conan.items import Item, Media, Pair
+from lightning_conan.media import decode_media, encode_audio
+from samples import EVERY_FRAME, flac, mp4, png
+
+
+def pdf():
+    buffer = io.BytesIO()
+    pages = [Image.new("RGB", (300, 200), color) for color in ("red", "blue")]
+    pages[0].save(buffer, "PDF", save_all=True, append_images=pages[1:])
+    return buffer.getvalue()
+
+
+def pairs(count, media=png):
+    return [Pair(f"k{n}", "t", "image", Item((Media("image", media(seed=n), "a.png"),)), Item((f"t{n}",))) for n in range(count)]
+
+
+def test_large_images_shrink_and_small_ones_keep_their_bytes():
+    shrink = Reencoding(image_max_pixels=40 * 56)
+    small, large = Media("image", png(40, 56), "s.png"), Media("image", png(400, 560), "l.png")
+    assert shrink(small) is small
+    made = shrink(large)
+    height, width = decode_media(made).shape[-2:]
+    assert (height, width) == (40, 56)
+    assert made.suffix == "jpeg"
+    assert len(made.read()) < len(large.read()) / 10
+    assert Reencoding()(large) is large
+
+
+def test_a_rendered_page_is_what_reading_the_pdf_gives():
+    page = Media("document", pdf(), "a.pdf", page=2)
+    made = Reencoding(pages=True)(page)
+    assert made.suffix == "png"
+    assert made.page is None
+    assert torch.equal(decode_media(made), decode_media(page))
+
+
+def test_sounds_keep_the_part_that_is_meant():
+    whole = Media("audio", flac(1.0, 44_100, "wav"), "a.wav")
+    part = Media("audio", whole.read(), "a.wav", start=0.25, end=0.75)
+    exact = decode_media(part)
+    lossless, opus = (decode_media(Reencoding(audio=kind)(part)) for kind in ("flac", "opus"))
+    torch.testing.assert_close(lossless, exact, atol=1e-4, rtol=0)
+    assert abs(len(opus) - len(exact)) <= 160
+    both = min(len(opus), len(exact))
+    assert torch.nn.functional.cosine_similarity(opus[:both], exact[:both], dim=0) > 0.95
+    noise = 0.2 * torch.randn(64_000, generator=torch.Generator().manual_seed(0))
+    wave = Media("audio", encode_audio(noise, format="wav"), "n.wav")
+    small = Reencoding(audio="opus")(wave).read()
+    assert len(small) < len(wave.read()) / 6
+    assert Reencoding(audio="opus")(wave).read() == small
+
+
+def test_videos_get_fewer_frames_and_sides_that_their_codec_holds():
+    video = Media("video", mp4(16, 48), "v.mp4", start=1.0, end=3.0)
+    made = Reencoding(video_fps=2)(video)
+    clip = decode_media(made, EVERY_FRAME)
+    assert clip.seconds == [0.0, 0.5, 1.0, 1.5]
+    assert clip.frames.shape[-2:] == (48, 48)
+    slow = Media("video", mp4(8), "v.mp4")
+    assert Reencoding(video_fps=100)(slow) is slow
+
+
+def test_what_cannot_be_decoded_is_listed_whoever_decodes():
+    bad = Pair("bad", "t", "image", Item(("q",)), Item((Media("image", png()[:100], "cut.png"),)))
+    good = pairs(3)
+    for workers in (0, 2):
+        found = list(prepare([good[0], bad, Fault("m:3", "", "sample", "x"), *good[1:]], Reencoding(), True, workers))
+        assert [entry.key for entry in found] == ["k0", "bad", "", "k1", "k2"]
+        assert isinstance(found[1], Fault)
+        assert found[1].field == "target"
+        assert "cannot be decoded" in found[1].reason
+    assert list(prepare([bad], Reencoding())) == [bad]
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match=r"reencode\.image_max_pixels must be positive"):
+        Reencoding(image_max_pixels=0)
+
+
+def manifest(root, count=60, side=120):
+    """A manifest of pictures, one of them broken."""
+    root.mkdir()
+    lines = []
+    for number in range(count):
+        (root / f"{number}.png").write_bytes(png(side, side, seed=number)[: 100 if number == 7 else None])
+        query, target = {"image": f"{number}.png"}, {"text": f"t{number}"}
+        lines.append({"key": f"k{number}", "task": "t", "modality": "image", "query": query, "target": target})
+    (root / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root / "m.jsonl"
+
+
+def test_workers_change_nothing(tmp_path):
+    source = manifest(tmp_path / "source", 20)
+    for workers in ("0", "2"):
+        words = ["pack", str(source), "--out", str(tmp_path / workers), "--reencode.image_max_pixels", "900"]
+        assert main([*words, "--workers", workers]) == 0
+    alone, shared = (ShardSet(tmp_path / workers) for workers in ("0", "2"))
+    assert alone.content_hash == shared.content_hash
+    assert len(alone) == 19
+    assert decode_media(alone.read(0).query.media[0]).shape == (3, 30, 30)
+    assert (tmp_path / "0/quarantine.jsonl").read_text() == (tmp_path / "2/quarantine.jsonl").read_text()
+
+
+def test_a_killed_pack_goes_on_behind_its_last_whole_shard(tmp_path):
+    source = manifest(tmp_path / "source")
+    words = ["pack", str(source), "--pairs_per_shard", "5", "--reencode.image_max_pixels", "900"]
+    assert main([*words, "--out", str(tmp_path / "straight")]) == 0
+    slow = "import time, datamodules.reencode as r; w = r.prepared; r.prepared = lambda *a, **k: time.sleep(0.1) or w(*a, **k)"
+    code = f"{slow}; from lightning_conan.cli.main import main; main({[*words, '--out', str(tmp_path / 'out')]!r})"
+    running = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    progress, deadline = tmp_path / ".out.partial" / "progress.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline and not (progress.exists() and len(progress.read_text().splitlines()) > 3):
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    done = json.loads(progress.read_text().splitlines()[-1])["consumed"]
+    assert 0 < done < 60
+    kept = (tmp_path / ".out.partial" / "000000.tar").stat().st_ino
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "000000.tar").stat().st_ino == kept
+    for name in ("index.json", "quarantine.jsonl"):
+        assert (tmp_path / "out" / name).read_text() == (tmp_path / "straight" / name).read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "straight"]
+
+
+def stopped(root, signature, after=7):
+    """A run that is interrupted."""
+
+    def some(done):
+        for number, pair in enumerate(pairs(12)[done:], done):
+            if number == after:
+                raise KeyboardInterrupt
+            yield pair
+
+    with pytest.raises(KeyboardInterrupt):
+        write_resumable(some, root / "set", signature, pairs_per_shard=3)
+
+
+def test_only_the_same_work_goes_on(tmp_path):
+    asked = []
+
+    def rest(done):
+        asked.append(done)
+        return pairs(12)[done:]
+
+    straight = write_shards(pairs(12), tmp_path / "straight", 3)
+    for name, signature in (("a", "same"), ("b", "another")):
+        (tmp_path / name).mkdir()
+        stopped(tmp_path / name, "same")
+        assert write_resumable(rest, tmp_path / name / "set", signature, 3) == straight
+    assert asked == [6, 0]
+    (tmp_path / "c").mkdir()
+    stopped(tmp_path / "c", "same")
+    shard = tmp_path / "c" / ".set.partial" / "000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    assert write_resumable(rest, tmp_path / "c" / "set", "same", 3) == straight
+    assert asked[-1] == 3
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    def nested(done):
+        with pytest.raises(ValueError, match="Another process is writing"):
+            write_shards(pairs(2), tmp_path / "set")
+        return pairs(2)
+
+    write_resumable(nested, tmp_path / "set", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
