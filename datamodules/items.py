@@ -10,8 +10,9 @@ from lightning import LightningDataModule
 from typing_extensions import override
 
 from datamodules.manifest import Fault
+from datamodules.patience import patience
 from datamodules.plan import Slot
-from datamodules.stream import BROKEN, BatchLoader
+from datamodules.stream import BROKEN, SECONDS, BatchLoader
 from lightning_conan.embedder import ItemBatch, OmniProcessor
 from lightning_conan.items import Item, Media, Modality, Side, parse_side
 
@@ -149,8 +150,9 @@ class ItemEncoder:
         batch = ItemBatch(int(slot.source), self.items.side, rows=[], keys=[], modalities=[], items=[], faults=[])
         for number in slot.numbers:
             try:
-                item = self.items.item(number)
-                encoded = self.processor(item, self.items.side)
+                with patience(SECONDS, f"Item {self.items.key(number)!r}"):
+                    item = self.items.item(number)
+                    encoded = self.processor(item, self.items.side)
             except BROKEN as error:
                 batch.faults.append(Fault(str(self.items.source), self.items.key(number), "sample", str(error)).to_json())
                 continue

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+AGAIN = 1.0
+
 
 @contextmanager
 def patience(seconds: float, what: str) -> Iterator[None]:
-    """Raises within the block once it has taken too long; outside of a process's main thread it cannot, and does nothing.
+    """Raises within the block once it has taken too long, and each second after, should someone have caught that.
+
+    Outside of a process's main thread it cannot, and does nothing; nor can it interrupt native code, only what follows it.
 
     Raises:
         TimeoutError: After ``seconds``.
@@ -22,7 +26,7 @@ def patience(seconds: float, what: str) -> Iterator[None]:
         raise TimeoutError(f"{what} must be read within {seconds:g} s, and took longer.")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:

@@ -58,7 +58,6 @@ def cot(
             plan.kind_of(task)
     settings = [str(source.resolve()), asdict(plan), teacher, endpoint.url, endpoint.model, verifier and asdict(verifier)]
     work = out.with_name(f"{out.name}.cot")
-    work.mkdir(parents=True, exist_ok=True)
     journal = Journal(work / f"{sha256(json.dumps(settings, default=str).encode()).hexdigest()[:16]}.jsonl")
     todo = sum(pair.key not in journal.outcomes for pair in pairs)
 

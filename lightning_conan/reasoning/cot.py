@@ -74,7 +74,7 @@ class Plan:
             ValueError: Nobody said so.
         """
         known: dict[str, Any] = {**read_prompts("routes"), **self.kinds}
-        found = [name for name in known if task.startswith(name)]
+        found = [name for name in known if task.removeprefix("mbeir_").startswith(name) or task.startswith(name)]
         if not found:
             raise ValueError(
                 f"Every task needs a kind, one of {list(KINDS)}, got none for {task!r}. "
@@ -192,6 +192,7 @@ class Journal:
             path.write_bytes(whole)
 
     def __enter__(self) -> "Journal":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.path.open("a", encoding="utf-8")
         return self
 

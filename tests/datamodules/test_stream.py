@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from datamodules import RehearsalData, SpecialistData
+from datamodules.patience import patience
 from datamodules.plan import Slot, plan_training
 from datamodules.shards import ShardSet
 from datamodules.stream import BatchLoader, Encoder
@@ -86,6 +87,21 @@ def test_settings_are_checked():
         RehearsalData(max_bad_rate=1.0)
     with pytest.raises(ValueError, match=r"needs packed folders under data\.init_args\.train"):
         SpecialistData().setup("fit")
+
+
+def test_a_decoder_that_swallows_the_first_call_is_called_again(monkeypatch):
+    monkeypatch.setattr("datamodules.patience.AGAIN", 0.05)
+    caught, began = [], time.monotonic()
+    with pytest.raises(TimeoutError, match="must be read within"), patience(0.05, "It"):
+        while time.monotonic() - began < 20:
+            try:
+                time.sleep(0.01)
+            except TimeoutError as error:
+                caught.append(error)
+                if len(caught) == 3:
+                    raise
+    assert time.monotonic() - began < 10
+    time.sleep(0.2)  # nothing goes off any more
 
 
 def test_a_decoder_that_hangs_is_cut_off(world, processor):

@@ -12,6 +12,7 @@ from datamodules.shards import ShardSet
 from datamodules.toy_world import draw_composed
 from datamodules.toy_world.write import write_pairs, write_truths
 from lightning_conan.cli.main import main
+from samples import png
 
 RULES = {"repeats": 0, "keyword": False}
 PLAN = json.dumps({"rules": RULES, "under_way": 32})
@@ -54,6 +55,46 @@ def test_everything_can_be_reasoned_about_or_routed_by_the_teacher(tmp_path):
     assert {key for key, text in texts(tmp_path / "asked").items() if not text} == {
         key for key, truth in truths.items() if truth.kind == "simple"
     }
+
+
+def test_mbeir_is_routed_by_its_tasks_and_asked_with_its_pictures(tmp_path):
+    """A composed source (CIRR) and a simple one (COCO), in the layout that UniIR publishes."""
+    (tmp_path / "mbeir_images").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "mbeir_images" / f"{name}.jpg").write_bytes(png(seed=ord(name), format="JPEG"))
+    pool = [
+        {"did": "9:10", "txt": None, "img_path": "b.jpg", "modality": "image", "src_content": None},
+        {"did": "9:11", "txt": "a dog", "img_path": None, "modality": "text", "src_content": None},
+    ]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in pool))
+    asked = {"cirr_task7": ("make it blue", "a.jpg", "image,text", "9:10"), "mscoco_task3": (None, "a.jpg", "image", "9:11")}
+    answer = GOOD.format(" ".join(f"word{n} of the change that is asked" for n in range(4)), "the picture in blue")
+    found = {}
+    for name, (text, image, modality, target) in asked.items():
+        query = {"qid": "9:1", "query_txt": text, "query_img_path": image, "query_modality": modality}
+        query |= {"query_src_content": None, "pos_cand_list": [target], "neg_cand_list": []}
+        source = tmp_path / f"mbeir_{name}_train.jsonl"
+        source.write_text(json.dumps(query) + "\n")
+        how = ["--read.layout", "mbeir", "--read.candidates", str(tmp_path / "pool.jsonl"), "--read.media", "mbeir_images"]
+        with server(lambda body, number: (200, "yes 0.9" if "Is every step true" in text_of(body) else answer)) as (url, seen):
+            assert run(source, tmp_path / name, *how, "--endpoint.url", url) == 0
+        found[name] = texts(tmp_path / name), len(seen)
+    assert [list(kept.values()) for kept, _ in found.values()] == [[parsed(answer)], [""]]
+    assert found["cirr_task7"][1] == 2  # the teacher and its verifier
+    assert found["mscoco_task3"][1] == 0
+
+
+def parsed(answer):
+    """What is kept of an answer."""
+    return answer.replace("<reasoning>", "").replace("</reasoning><answer>", "\n").replace("</answer>", "")
+
+
+def test_a_truth_that_is_missing_leaves_nothing_behind(tmp_path, capsys):
+    manifest, _ = world(tmp_path / "world", 2, 2)
+    (tmp_path / "world" / "train.truth.jsonl").unlink()
+    assert run(manifest, tmp_path / "out", "--teacher", "toy") == 1
+    assert "train.truth.jsonl" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
 
 GOOD = "<reasoning>{0}</reasoning><answer>{1}</answer>"
