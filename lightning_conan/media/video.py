@@ -1,6 +1,7 @@
 """Videos: the frames that the model looks at, with their times."""
 
 import io
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from lightning_conan.items import Media
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
+
+SPARSE = 16
+"""Frames that would be decoded for each wanted one, from which looking for key frames pays."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,51 @@ def decode_video(media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Li
 
 
 def pick(container: Any, stream: Any, wanted: set[int]) -> Iterator[tuple[int, Tensor]]:
-    """Decodes up to the last wanted frame and yields the wanted ones."""
+    """Yields the wanted frames, decoding from the last key frame before each; where times are no guide, from the beginning."""
     stream.thread_type = "NONE"  # the data workers are the parallelism
     last = max(wanted)
+    if last >= SPARSE * len(wanted):
+        found = dict(jump(container, stream, sorted(wanted)))
+        if found.keys() == wanted:
+            yield from found.items()
+            return
+        container.seek(0)
     for index, frame in enumerate(container.decode(stream)):
         if index in wanted:
-            yield index, torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+            yield index, rgb(frame)
         if index >= last:
             return
+
+
+def jump(container: Any, stream: Any, wanted: list[int]) -> Iterator[tuple[int, Tensor]]:
+    """Yields wanted frames as far as the packets' times tell where they are.
+
+    That is sure only where the header counts as many frames as there are packets, each with a time of its own: a packet may
+    hold a field, or a frame that is never shown.
+    """
+    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+    times = sorted(packet.pts for packet in packets if packet.pts is not None)
+    keys = sorted(packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None)
+    if not len(set(times)) == len(packets) == stream.frames or not keys or wanted[-1] >= len(times):
+        return
+    frames: Iterator[Any] = iter(())
+    shown = times[0] - 1
+    for index in wanted:
+        time = times[index]
+        key = keys[max(0, bisect_right(keys, time) - 1)]
+        if key > shown:  # nearer than where decoding stands
+            container.seek(key, stream=stream)
+            frames = container.decode(stream)
+        frame = next((frame for frame in frames if frame.pts is not None and frame.pts >= time), None)
+        if frame is None or frame.pts != time:
+            return
+        shown = time
+        yield index, rgb(frame)
+
+
+def rgb(frame: Any) -> UInt8[Tensor, "3 height width"]:
+    """A frame's pixels."""
+    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
 
 
 def encode_video(frames: UInt8[Tensor, "frames 3 height width"], fps: int, codec: str = "libx264") -> bytes:

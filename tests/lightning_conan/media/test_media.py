@@ -1,5 +1,6 @@
 import io
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,9 @@ from lightning_conan.media import (
     decode_video,
     encode_audio,
     encode_video,
+    video,
 )
+from lightning_conan.media.video import pick
 from samples import flac, mp4, png
 
 
@@ -133,6 +136,52 @@ def test_frames_are_those_at_their_times():
     assert clip.seconds == [0.0, 0.5, 1.25, 1.75]
     found = clip.frames.float().mean(dim=(1, 2, 3)) / 30
     assert torch.allclose(found, torch.tensor([0.0, 2.0, 5.0, 7.0]), atol=0.25)
+
+
+def movie(codec="libx264", frames=60, gop=10, b_frames=2):
+    """Noise, with key frames now and then."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (frames, 48, 64, 3), dtype=np.uint8)
+    with av.open(buffer, "w", format="webm" if codec == "libvpx" else "mp4") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size, stream.max_b_frames = 64, 48, "yuv420p", gop, b_frames
+        for pixels in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+class Counting:
+    """A container that counts the frames it decodes."""
+
+    def __init__(self, container):
+        self.container, self.decoded = container, 0
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+    def decode(self, stream):
+        for frame in self.container.decode(stream):
+            self.decoded += 1
+            yield frame
+
+
+@pytest.mark.parametrize(
+    ("codec", "gop", "b_frames"), [("libx264", 10, 2), ("libx264", 10, 0), ("mpeg4", 12, 2), ("libvpx", 10, 0)]
+)
+def test_jumping_finds_the_frames_that_scanning_finds(codec, gop, b_frames, monkeypatch):
+    monkeypatch.setattr(video, "SPARSE", 0)
+    data = movie(codec, 60, gop, b_frames)
+    with av.open(io.BytesIO(data)) as container:
+        scanned = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for wanted in ([0], [59], [7, 8, 9, 31], [12, 40, 41, 58], list(range(60)), [19, 20, 21]):
+        with av.open(io.BytesIO(data)) as container:
+            counting = Counting(container)
+            found = dict(pick(counting, container.streams.video[0], set(wanted)))
+        assert sorted(found) == wanted
+        assert all(np.array_equal(found[index].permute(1, 2, 0).numpy(), scanned[index]) for index in wanted)
+        if codec != "libvpx":  # its header does not count frames, so it is scanned
+            assert counting.decoded <= gop * len({index // gop for index in wanted}) + 4
 
 
 def test_a_span_of_a_video():
