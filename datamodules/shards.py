@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,7 +17,8 @@ from datamodules.remote import RemoteShard, ShardCache, check_url, is_remote, re
 from lightning_conan.items import Pair
 
 INDEX = "index.json"
-FORMAT = 1
+FORMAT = 2
+"""Since 2, each member has a checksum."""
 OPEN_FILES = 64
 """Shards that a process keeps open."""
 REMOTE_WINDOW = 10_000
@@ -74,13 +76,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Sample:
-    """Where one pair lies: its shard, and each member's offset and size in it."""
+    """Where one pair lies: its shard, and each member's offset, size and CRC-32 in it."""
 
     key: str
     task: str
     modality: str
     shard: str
-    members: dict[str, tuple[int, int]]
+    members: dict[str, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class ShardSet:
         for entry in index["shards"]:
             start = len(self.samples)
             for sample in entry["samples"]:
-                members = {name: (offset, size) for name, (offset, size) in sample.pop("members").items()}
+                members = {name: (offset, size, crc) for name, (offset, size, crc) in sample.pop("members").items()}
                 self.samples.append(Sample(**sample, shard=entry["file"], members=members))
             shard = Shard(entry["file"], entry["bytes"], entry["sha256"], range(start, len(self.samples)))
             self.check(shard)
@@ -209,8 +211,13 @@ class ShardSet:
         """One pair, by its number.
 
         Raises:
-            ValueError: The record or a member is broken.
+            ValueError: The record or a member is broken, or not what was packed.
         """
         sample = self.samples[number]
         descriptor = self.file(sample.shard).fileno()
-        return decode_pair({name: os.pread(descriptor, size, offset) for name, (offset, size) in sample.members.items()})
+        members = {}
+        for name, (offset, size, crc) in sample.members.items():
+            members[name] = data = os.pread(descriptor, size, offset)
+            if zlib.crc32(data) != crc:  # neither JSON nor JPEG would notice
+                raise ValueError(f"member {name!r} is not what was packed: its checksum differs")
+        return decode_pair(members)

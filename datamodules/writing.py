@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -202,13 +203,14 @@ def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[
                 continue
             writer.write(sample)
             written[pair.key] = pair
-    members: dict[str, dict[str, tuple[int, int]]] = {key: {} for key in written}
+    members: dict[str, dict[str, tuple[int, int, int]]] = {key: {} for key in written}
+    data = memoryview(path.read_bytes())
     with tarfile.open(path) as tar:
         for member in tar:
             key, _, name = member.name.partition(".")
-            members[key][name] = (member.offset_data, member.size)
+            start, size = member.offset_data, member.size
+            members[key][name] = (start, size, zlib.crc32(data[start : start + size]))
     samples = [
         {"key": key, "task": pair.task, "modality": pair.modality, "members": members[key]} for key, pair in written.items()
     ]
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest, "samples": samples}
+    return {"file": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "samples": samples}

@@ -6,8 +6,10 @@ import pytest
 import webdataset as wds
 
 from datamodules.manifest import Fault
+from datamodules.plan import Slot
 from datamodules.records import decode_pair
 from datamodules.shards import ShardSet
+from datamodules.stream import Encoder
 from datamodules.writing import write_shards
 from lightning_conan.items import Item, Media, Pair
 from samples import mp4, png
@@ -87,6 +89,31 @@ def test_missing_and_cut_shards_are_refused(tmp_path):
         ShardSet(tmp_path / "set")
     with pytest.raises(ValueError, match="is not a packed data set"):
         ShardSet(tmp_path)
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, processor):
+    """In the record, where JSON would take another letter, and in a JPEG, whose decoder would draw something."""
+    many = [Pair(f"k{n}", "t", "image", Item((Media("image", png(format="JPEG"), "a.jpg"),)), Item(("red",))) for n in range(3)]
+    write_shards(many, tmp_path / "set")
+    path = tmp_path / "set" / "000000.tar"
+    places = ShardSet(tmp_path / "set").samples[1].members
+    whole = path.read_bytes()
+    for name in places:
+        offset, size, _ = places[name]
+        place = whole.index(b"red", offset) if name == "json" else offset + size // 2
+        data = bytearray(whole)
+        data[place] ^= 4
+        path.write_bytes(data)
+        batch = Encoder({"a": ShardSet(tmp_path / "set")}, processor)(Slot("a", (0, 1, 2)))
+        assert batch.keys == ["k0", "k2"]
+        (fault,) = map(json.loads, batch.faults)
+        assert fault["key"] == "k1"
+        assert "its checksum differs" in fault["reason"]
+    path.write_bytes(whole)
+    index = json.loads((tmp_path / "set" / "index.json").read_text())
+    (tmp_path / "set" / "index.json").write_text(json.dumps(index | {"format": 1}))
+    with pytest.raises(ValueError, match=r"must have format 2, got 1\. Pack it again"):
+        ShardSet(tmp_path / "set")
 
 
 def test_names_inside_a_shard_are_labels(tmp_path):
