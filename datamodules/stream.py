@@ -59,11 +59,7 @@ class Encoder:
         self.cached = 0
 
     def __call__(self, slot: Slot) -> Batch:
-        """A batch of the slot's usable samples.
-
-        Raises:
-            ValueError: None of them is usable.
-        """
+        """A batch of the slot's usable samples; of none, if all are broken."""
         shards = self.sets[slot.source]
         shards.bring(slot.numbers)  # before the clock runs
         samples, sides, faults = [], [], []
@@ -76,9 +72,7 @@ class Encoder:
                 samples.append(sample)
             except BROKEN as error:
                 faults.append(Fault(shards.place(sample.shard), sample.key, "sample", str(error)).to_json())
-        if not samples:
-            raise ValueError(f"All {len(slot.numbers)} samples of a batch of {shards.folder} are broken. The first: {faults[0]}")
-        return collate(samples, sides, faults)
+        return collate(shards.samples[slot.numbers[0]], [sample.key for sample in samples], sides, faults)
 
     def ahead(self, slots: Iterable[Slot]) -> Iterator[Slot]:
         """The slots, while the shards of those to come are fetched, if they lie elsewhere."""
@@ -119,14 +113,14 @@ class Encoder:
             self.cached -= self.cache.popitem(last=False)[1][1]
 
 
-def collate(samples: list[Sample], sides: list[list[tuple[str, Encoded, str]]], faults: list[str]) -> Batch:
-    """A batch of prepared pairs, which share their task."""
+def collate(first: Sample, keys: list[str], sides: list[list[tuple[str, Encoded, str]]], faults: list[str]) -> Batch:
+    """A batch of prepared pairs, which share the task of the first, whether that is among them or not."""
     named = [{name: (encoded, digest) for name, encoded, digest in entry} for entry in sides]
     negatives = [[value for name, value in entry.items() if name.startswith("negative")] for entry in named]
     return Batch(
-        task=samples[0].task,
-        modality=samples[0].modality,  # type: ignore[arg-type]  # checked when the pair was packed
-        keys=[sample.key for sample in samples],
+        task=first.task,
+        modality=first.modality,  # type: ignore[arg-type]  # checked when the pair was packed
+        keys=keys,
         queries=[entry["query"][0] for entry in named],
         targets=[entry["target"][0] for entry in named],
         negatives=[[encoded for encoded, _ in row] for row in negatives],

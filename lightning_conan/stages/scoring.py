@@ -91,6 +91,8 @@ class Scoring(LightningModule):
 
     def score(self, batch: Batch, name: str) -> None:
         """Adds a batch to the metric of a data set."""
+        if not batch.queries:  # all of them are broken
+            return
         queries, targets = self.embed_queries(batch.queries, self.efforts[name]), self.embed(batch.targets)
         self.metrics[name].update(queries, targets, batch.query_hashes, batch.target_hashes)
 

@@ -23,8 +23,10 @@ from lightning_conan.embedder import (
     Encoded,
     Provenance,
     State,
+    blank,
     load_folder,
     pack,
+    pad,
     save_adapter_folder,
     save_folder,
 )
@@ -71,7 +73,7 @@ class Stage(Scoring):
         self.adapters: Adapters | None = None
         self.trained_names: frozenset[str] = frozenset()
         self.budgets: dict[str, int] = {}
-        self.skipped = 0
+        self.skipped = self.idle = 0
         self.seen: Counter[str] = Counter()
         self.watch = NegativeWatch(training.dynamic_negatives) if training.dynamic_negatives else None
         if training.learn_temperature:
@@ -233,6 +235,10 @@ class Stage(Scoring):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         leave_gradients_alone(self.trainer.strategy.model)  # Lightning turns DDP's sums on again after every step
+        if not most(len(batch), self.device):
+            self.idle_step(batch)
+            return
+        self.idle = 0
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
@@ -242,7 +248,8 @@ class Stage(Scoring):
         items, known = self.inputs(batch)
         live = [row for row in range(len(items)) if row not in known]
         packed = [items[row] for row in live]
-        chunks = pack(packed, budget)
+        # A rank whose share is broken takes part with a row that counts for nothing: the others wait for it.
+        chunks = pack(packed, budget) if packed else [pad([blank(self.embedder.config, batch.modality)], [])]
         fits = max(sum(chunk.input_ids.numel() for chunk in chunks), sum(item.heard for item in packed)) <= budget
         if is_sharded(self.embedder):  # several chunks at once would gather weights in another order than one by one
             chunks, fits = in_step(chunks, packed, self.embedder.config, self.device), False
@@ -276,6 +283,16 @@ class Stage(Scoring):
         self.log_dict({"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0], "train/skipped_steps": self.skipped})
         if self.training_settings.learn_temperature:
             self.log(f"train/temperature/{batch.modality}", self.temperature(batch.modality))
+
+    def idle_step(self, batch: Batch) -> None:
+        """Nothing to do: all that the ranks were to get is broken, which the data module has listed.
+
+        Raises:
+            ValueError: So it was for as many batches as an epoch has.
+        """
+        self.idle += 1
+        if self.idle >= self.trainer.num_training_batches:
+            raise ValueError(f"Training needs usable samples, got none in {self.idle} batches. The first: {batch.faults[:1]}")
 
     def embed_chunk(self, chunk: Chunk) -> Float[Tensor, "rows _"]:
         """What the loss is computed from: a row for each item."""

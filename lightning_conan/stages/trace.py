@@ -92,7 +92,7 @@ class Trace(Stage):
     @override
     def inputs(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
         taught = any(query.labels is not None for query in batch.queries)
-        if taught != bool(self.lambda_gen):
+        if batch.queries and taught != bool(self.lambda_gen):
             raise ValueError(
                 f"Queries must carry their reasoning exactly if lambda_gen is positive, got lambda_gen={self.lambda_gen} and "
                 f"queries with{'' if taught else 'out'} it. Set data.init_args.teach of datamodules.TraceData."

@@ -75,10 +75,9 @@ def test_a_broken_sample_is_left_out_and_listed_never_replaced(poisoned, process
     assert "cannot be decoded" in fault["reason"]
 
 
-def test_a_batch_of_nothing_but_broken_samples_is_an_error(poisoned, processor):
-    encoder = Encoder({"a": ShardSet(poisoned)}, processor)
-    with pytest.raises(ValueError, match=r"All 1 samples of a batch .* are broken.*poison"):
-        encoder(Slot("a", (2,)))
+def test_a_batch_of_nothing_but_broken_samples_is_empty_and_keeps_its_task(poisoned, processor):
+    batch = Encoder({"a": ShardSet(poisoned)}, processor)(Slot("a", (2,)))
+    assert (len(batch), batch.task, batch.modality, len(batch.faults)) == (0, "image", "image", 1)
 
 
 def test_settings_are_checked():

@@ -4,6 +4,7 @@ import random
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import active_children
 
 import pytest
@@ -24,8 +25,13 @@ from scenarios import (
 )
 
 from callbacks.checkpoint_files import CheckpointFiles
+from datamodules.plan import plan_training
+from datamodules.toy_world import draw_pairs
+from datamodules.writing import write_shards
 from lightning_conan.embedder import load_folder
+from lightning_conan.items import Item, Media
 from runs import Stop
+from samples import png
 
 
 def close(one, other):
@@ -75,6 +81,28 @@ def test_gradients_are_those_of_one_process(base, recovered, world, tmp_path, ki
         assert sorted(key for rank in ranks for key in rank["keys"][step]) == sorted(alone["keys"][step])
     for rank in ranks:
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+        assert close(alone["gradients"], rank["gradients"])
+    assert all(torch.equal(tensor, ranks[1]["weights"][name]) for name, tensor in ranks[0]["weights"].items())
+
+
+@each_strategy
+def test_a_rank_whose_share_is_broken_leaves_the_rest_as_it_is(base, tmp_path, strategy):
+    """Two pairs a step, one for each rank; of twelve six are broken, such as both of a step."""
+    pairs = draw_pairs("image", 12, 0)
+    slots = plan_training({"train": {pairs[0].task: range(12)}}, 2, 0, 0, 2)
+    broken = {slots[0].numbers[0], *slots[1].numbers, slots[2].numbers[1], *slots[4].numbers}
+    for number in broken:
+        cut = Media("image", png()[:100], "cut.png")
+        pairs[number] = replace(pairs[number], query=Item((cut,)))
+    write_shards(pairs, tmp_path / "sets" / "image")
+    args = ["image", base, tmp_path / "sets", tmp_path / "run", 4, 2]
+    alone = fit(*args[:3], tmp_path / "alone", 4, 2)
+    assert [len(step) for step in alone["keys"]] == [1, 0, 1, 2, 0, 2]
+    ranks = values(fit_with, *args, {"strategy": strategy})
+    for step, found in enumerate(alone["keys"]):
+        assert sorted(key for rank in ranks for key in rank["keys"][step]) == sorted(found)
+    for rank in ranks:
+        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4, abs=1e-6)
         assert close(alone["gradients"], rank["gradients"])
     assert all(torch.equal(tensor, ranks[1]["weights"][name]) for name, tensor in ranks[0]["weights"].items())
 

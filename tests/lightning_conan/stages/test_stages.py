@@ -11,6 +11,7 @@ from lightning_conan.objectives import info_nce, symmetric
 from lightning_conan.stages import Lora, Rehearsal, Specialist, Stage, Training, memory
 from lightning_conan.stages.settings import LEAST_TEMPERATURE
 from runs import QUICK, Record, Stop, data, trainer
+from samples import png
 
 
 def test_lora_reaches_every_linear_of_its_towers(base, world, tmp_path):
@@ -207,6 +208,16 @@ def test_the_loss_is_float32_under_bfloat16(base, world, tmp_path, monkeypatch):
     trainer(tmp_path, 1, precision="bf16-mixed").fit(Specialist(base, "image", QUICK), data(world))
     assert seen
     assert set(seen) == {torch.float32}
+
+
+def test_nothing_but_broken_samples_is_an_error(base, tmp_path):
+    from datamodules.writing import write_shards
+    from lightning_conan.items import Item, Media, Pair
+
+    cut = Item((Media("image", png()[:100], "cut.png"),))
+    write_shards([Pair(f"k{n}", "t", "image", cut, Item(("x",))) for n in range(10)], tmp_path / "sets" / "image")
+    with pytest.raises(ValueError, match=r"needs usable samples, got none in 2 batches.*cannot be decoded"):
+        trainer(tmp_path, 3).fit(Specialist(base, "image", QUICK), data(tmp_path / "sets"))
 
 
 class SpoilGradient(Callback):
