@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from datamodules.records import decode_pair
 from datamodules.remote import RemoteShard, ShardCache, check_url, is_remote, read_remote
@@ -20,7 +20,22 @@ INDEX = "index.json"
 FORMAT = 2
 """Since 2, each member has a checksum."""
 OPEN_FILES = 64
-"""Shards that a process keeps open."""
+"""Shards that a process keeps open, of all its data sets together: systems allow some hundreds, a set may have thousands."""
+
+
+class OpenFile:
+    """A file that is closed once nobody holds it any more, whichever thread that is."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+opened_files: OrderedDict[tuple[object, str], OpenFile] = OrderedDict()
+"""By data set and shard, the one that was unused for longest first."""
 REMOTE_WINDOW = 10_000
 
 
@@ -113,7 +128,7 @@ class ShardSet:
         self.remote = is_remote(folder)
         self.folder: str | Path = str(folder).rstrip("/") if self.remote else Path(folder)
         self.cache = cache or Reading().shard_cache
-        self.open_files: OrderedDict[str, BinaryIO] = OrderedDict()
+        self.mark = object()  # another one in each process that the set is sent to, and for each set of the same folder
         index = self.index()
         self.content_hash: str = index["content_hash"]
         self.samples: list[Sample] = []
@@ -129,9 +144,6 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self.samples)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"open_files": OrderedDict()}
 
     def place(self, name: str) -> str:
         """What errors call a file of the set."""
@@ -178,34 +190,38 @@ class ShardSet:
         shards = (self.shards[name] for name in dict.fromkeys(self.samples[number].shard for number in numbers))
         return [RemoteShard(self.place(shard.name), shard.size, shard.sha256) for shard in shards]
 
-    def file(self, name: str) -> BinaryIO:
+    def file(self, name: str) -> OpenFile:
         """A shard, open."""
-        file = self.open_files.get(name)
+        place = self.mark, name
+        file = opened_files.get(place)
         if file is None:
-            while len(self.open_files) >= OPEN_FILES:
-                self.open_files.popitem(last=False)  # closed once nobody reads it
-            file = self.open_files[name] = self.opened(name)
+            file = opened_files[place] = self.opened(name)
+            if len(opened_files) > OPEN_FILES:
+                opened_files.popitem(last=False)
+        else:
+            opened_files.move_to_end(place)
         return file
 
-    def opened(self, name: str) -> BinaryIO:
+    def opened(self, name: str) -> OpenFile:
         """Opens a shard, fetched before if it lies elsewhere."""
         if not self.remote:
-            return Path(self.place(name)).open("rb", buffering=0)
+            return OpenFile(Path(self.place(name)))
         shard = self.shards[name]
         while True:
             path = self.cache.fetch(RemoteShard(self.place(name), shard.size, shard.sha256))
             assert path is not None, "it waits"
             with suppress(FileNotFoundError):  # given up again by another process
-                return path.open("rb", buffering=0)
+                return OpenFile(path)
 
     def bring(self, numbers: Iterable[int]) -> None:
-        """Opens the shards of samples, so that reading them does not wait for a network.
+        """Opens the shards of samples that lie elsewhere, so that reading them does not wait for a network.
 
         Raises:
             UnreachableError: One cannot be had.
         """
-        for name in {self.samples[number].shard for number in numbers}:
-            self.file(name)
+        if self.remote:
+            for name in {self.samples[number].shard for number in numbers}:
+                self.file(name)
 
     def read(self, number: int) -> Pair:
         """One pair, by its number.
@@ -214,10 +230,10 @@ class ShardSet:
             ValueError: The record or a member is broken, or not what was packed.
         """
         sample = self.samples[number]
-        descriptor = self.file(sample.shard).fileno()
+        file = self.file(sample.shard)
         members = {}
         for name, (offset, size, crc) in sample.members.items():
-            members[name] = data = os.pread(descriptor, size, offset)
+            members[name] = data = os.pread(file.descriptor, size, offset)
             if zlib.crc32(data) != crc:  # neither JSON nor JPEG would notice
                 raise ValueError(f"member {name!r} is not what was packed: its checksum differs")
         return decode_pair(members)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tarfile
@@ -22,6 +23,7 @@ from datamodules.records import encode_pair
 from datamodules.shards import FORMAT, INDEX
 from lightning_conan.items import Pair
 
+log = logging.getLogger(__name__)
 PROGRESS = "progress.jsonl"
 
 
@@ -75,7 +77,11 @@ def write_resumable(
             (scratch / PROGRESS).unlink()
             scratch.rename(out)
         except BaseException:
-            if not signature or not filling.shards:
+            if signature and filling.shards:
+                log.warning(
+                    "%d shards of %s are kept in %s: the same call goes on behind them", len(filling.shards), out, scratch
+                )
+            else:
                 shutil.rmtree(scratch, ignore_errors=True)
             raise
     return summary

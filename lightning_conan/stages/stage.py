@@ -242,17 +242,11 @@ class Stage(Scoring):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
-        budget = self.budget(batch.modality)
         if self.watch is not None:
             batch = self.watch.choose(batch)
         items, known = self.inputs(batch)
         live = [row for row in range(len(items)) if row not in known]
-        packed = [items[row] for row in live]
-        # A rank whose share is broken takes part with a row that counts for nothing: the others wait for it.
-        chunks = pack(packed, budget) if packed else [pad([blank(self.embedder.config, batch.modality)], [])]
-        fits = max(sum(chunk.input_ids.numel() for chunk in chunks), sum(item.heard for item in packed)) <= budget
-        if is_sharded(self.embedder):  # several chunks at once would gather weights in another order than one by one
-            chunks, fits = in_step(chunks, packed, self.embedder.config, self.device), False
+        chunks, fits = self.chunks_of([items[row] for row in live], batch.modality)
         torch.manual_seed(hash((self.training_settings.seed, self.global_step, self.global_rank)) % 2**63)
         optimizer.zero_grad()
 
@@ -283,6 +277,15 @@ class Stage(Scoring):
         self.log_dict({"train/gradient_norm": norm, "train/lr": scheduler.get_last_lr()[0], "train/skipped_steps": self.skipped})
         if self.training_settings.learn_temperature:
             self.log(f"train/temperature/{batch.modality}", self.temperature(batch.modality))
+
+    def chunks_of(self, items: list[Encoded], modality: Modality) -> tuple[list[Chunk], bool]:
+        """Items in chunks under the budget, and whether all chunks' graphs fit into memory together."""
+        budget = self.budget(modality)
+        # A rank whose share is broken takes part with a row that counts for nothing: the others wait for it.
+        chunks = pack(items, budget) if items else [pad([blank(self.embedder.config, modality)], [])]
+        if is_sharded(self.embedder):  # several chunks at once would gather weights in another order than one by one
+            return in_step(chunks, items, self.embedder.config, self.device), False
+        return chunks, max(sum(chunk.input_ids.numel() for chunk in chunks), sum(item.heard for item in items)) <= budget
 
     def idle_step(self, batch: Batch) -> None:
         """Nothing to do: all that the ranks were to get is broken, which the data module has listed.

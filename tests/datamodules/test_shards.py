@@ -1,4 +1,5 @@
 import json
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import webdataset as wds
 from datamodules.manifest import Fault
 from datamodules.plan import Slot
 from datamodules.records import decode_pair
-from datamodules.shards import ShardSet
+from datamodules.shards import ShardSet, opened_files
 from datamodules.stream import Encoder
 from datamodules.writing import write_shards
 from lightning_conan.items import Item, Media, Pair
@@ -114,6 +115,27 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, processor):
     (tmp_path / "set" / "index.json").write_text(json.dumps(index | {"format": 1}))
     with pytest.raises(ValueError, match=r"must have format 2, got 1\. Pack it again"):
         ShardSet(tmp_path / "set")
+
+
+def test_few_shards_are_open_at_a_time_of_all_sets_together(tmp_path, monkeypatch):
+    """A process may open some hundreds of files; what it cannot open would be taken for a broken sample."""
+    monkeypatch.setattr("datamodules.shards.OPEN_FILES", 5)
+    opened_files.clear()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for name in "abc":
+        write_shards(pairs(8), tmp_path / name, pairs_per_shard=1)
+    sets = [ShardSet(tmp_path / name) for name in "abc"]
+    for _ in range(2):
+        assert [shards.read(number).key for shards in sets for number in range(8)] == [pair.key for pair in pairs(8)] * 3
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 5
+    kept = ShardSet(tmp_path / "a")
+    kept.read(0)
+    first = opened_files[kept.mark, "000000.tar"]
+    for number in range(1, 8):
+        kept.read(number)
+        kept.read(0)
+    assert opened_files[kept.mark, "000000.tar"] is first  # the one that is used most stays
+    assert pickle.loads(pickle.dumps(kept)).read(3).key == pairs(8)[3].key
 
 
 def test_names_inside_a_shard_are_labels(tmp_path):
