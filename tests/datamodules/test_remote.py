@@ -172,6 +172,16 @@ def test_a_shard_that_is_not_what_was_packed_stops_the_run_and_is_not_kept(serve
     assert not (tmp_path / "cache" / f"{shard_of(server).sha256}.tar").exists()
 
 
+def test_no_more_is_kept_of_an_endless_file_than_it_should_have(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "BLOCK", 2**16)
+    (server.root / "endless.tar").write_bytes(bytes(2**23))
+    scratch = tmp_path / "scratch"
+    scratch.touch()
+    with pytest.raises(ValueError, match="got more bytes"):
+        remote.transfer(RemoteShard(f"{server.url}/endless.tar", 1000, "0" * 64), scratch)
+    assert scratch.stat().st_size <= 1000 + 2**16
+
+
 def test_a_shard_that_is_missing_or_a_server_that_is_gone_is_no_broken_sample(server, tmp_path, processor):
     """The quarantine is for samples; a network comes back."""
     pack(server.root / "set")

@@ -1,4 +1,5 @@
 import io
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -182,6 +183,31 @@ def test_jumping_finds_the_frames_that_scanning_finds(codec, gop, b_frames, monk
         assert all(np.array_equal(found[index].permute(1, 2, 0).numpy(), scanned[index]) for index in wanted)
         if codec != "libvpx":  # its header does not count frames, so it is scanned
             assert counting.decoded <= gop * len({index // gop for index in wanted}) + 4
+
+
+class Odd:
+    """Ten packets, of which the fifth holds a frame that is never shown: times are no guide."""
+
+    def __init__(self):
+        self.start = 0
+
+    def demux(self, stream):
+        return [SimpleNamespace(pts=n, size=1, is_keyframe=n == 0, is_discard=False) for n in range(10)]
+
+    def seek(self, time, stream=None):
+        self.start = time
+
+    def decode(self, stream):
+        shown = [n for n in range(10) if n != 4]
+        return (
+            SimpleNamespace(pts=n, to_ndarray=lambda n=n, **_: np.full((1, 1, 3), n, np.uint8)) for n in shown if n >= self.start
+        )
+
+
+def test_frames_are_counted_where_their_times_are_no_guide(monkeypatch):
+    monkeypatch.setattr(video, "SPARSE", 0)
+    found = dict(pick(Odd(), SimpleNamespace(frames=10), {4, 7}))
+    assert {index: int(pixels[0]) for index, pixels in found.items()} == {4: 5, 7: 8}
 
 
 def test_a_span_of_a_video():
