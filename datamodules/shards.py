@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -28,10 +29,7 @@ class OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+        weakref.finalize(self, os.close, self.descriptor)  # not __del__: when Python ends, what that needs may be gone
 
 
 opened_files: OrderedDict[tuple[object, str], OpenFile] = OrderedDict()
