@@ -21,7 +21,7 @@ from lightning_conan.embedder.checkpoint import (
 )
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
-from lightning_conan.embedder.packing import IGNORED, Chunk, Encoded, pack, pad
+from lightning_conan.embedder.packing import IGNORED, Chunk, Chunks, Encoded, pack, pad
 from lightning_conan.embedder.processor import OmniProcessor, ProcessorConfig
 from lightning_conan.embedder.tiny import tiny_embedder
 
@@ -34,6 +34,7 @@ __all__ = [
     "Adapter",
     "Batch",
     "Chunk",
+    "Chunks",
     "Encoded",
     "GraftReport",
     "ItemBatch",

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import overload
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from typing_extensions import override
 
 IGNORED = -100
 """The label of a place where nothing is asked, as in torch's losses."""
@@ -99,7 +101,39 @@ class Chunk:
         )
 
 
-def pack(items: Sequence[Encoded], token_budget: int) -> list[Chunk]:
+class Chunks(Sequence[Chunk]):
+    """Chunks that are padded whenever they are taken: padded all at once they would be a second copy of a large batch.
+
+    Args:
+        items: What is packed.
+        groups: Which of them each chunk holds.
+    """
+
+    def __init__(self, items: Sequence[Encoded], groups: list[list[int]]) -> None:
+        self.items, self.groups = items, groups
+
+    @override
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @overload
+    def __getitem__(self, number: int) -> Chunk: ...
+    @overload
+    def __getitem__(self, number: slice) -> "Chunks": ...
+    @override
+    def __getitem__(self, number: int | slice) -> "Chunk | Chunks":
+        if isinstance(number, slice):
+            return Chunks(self.items, self.groups[number])
+        rows = self.groups[number]
+        return pad([self.items[row] for row in rows], rows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all chunks, padding included."""
+        return sum(len(rows) * max(len(self.items[row]) for row in rows) for rows in self.groups)
+
+
+def pack(items: Sequence[Encoded], token_budget: int) -> Chunks:
     """Chunks of at most ``token_budget`` padded tokens, sorted by length (longest first, so memory peaks at once).
 
     Sounds count as what their encoder pads them to, where that is more: many short ones fill a chunk. An item that is longer
@@ -124,7 +158,7 @@ def pack(items: Sequence[Encoded], token_budget: int) -> list[Chunk]:
             heard = 0
         groups[-1].append(row)
         heard += items[row].heard
-    return [pad([items[row] for row in rows], rows) for rows in groups]
+    return Chunks(items, groups)
 
 
 def pad(items: Sequence[Encoded], rows: list[int]) -> Chunk:

@@ -35,10 +35,14 @@ def arriving(chunks: Sequence[Chunk], device: torch.device) -> Iterator[Chunk]:
     if device.type == "cpu":
         yield from chunks
         return
+
+    def brought(number: int) -> Chunk:
+        return chunks[number].to(device)
+
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(chunks[0].to, device)
-        for chunk in chunks[1:]:
-            arrived, coming = coming.result(), thread.submit(chunk.to, device)
+        coming = thread.submit(brought, 0)
+        for number in range(1, len(chunks)):
+            arrived, coming = coming.result(), thread.submit(brought, number)
             yield arrived
         yield coming.result()
 
@@ -67,23 +71,33 @@ def cached_backward(
         one_pass: All chunks' graphs fit in memory together, so each is embedded once.
         announce: Called before each backward pass, with whether it is the last.
     """
-    rows = torch.tensor([row for chunk in chunks for row in chunk.rows], dtype=torch.long, device=device)
+    rows: list[int] = []
+    pieces: list[Tensor] = []
 
     def embedded(chunk: Chunk) -> Tensor:
         return embed(chunk)[: len(chunk.rows)]
 
+    def note(chunk: Chunk) -> None:
+        rows.extend(chunk.rows)
+        pieces.append(embedded(chunk))
+
+    def in_order() -> Tensor:
+        return torch.cat(pieces)[torch.tensor(rows, dtype=torch.long, device=device).argsort()]
+
     if one_pass or len(chunks) == 1:
-        value = loss(torch.cat([embedded(chunk) for chunk in arriving(chunks, device)])[rows.argsort()])
+        for chunk in arriving(chunks, device):
+            note(chunk)
+        value = loss(in_order())
         announce(True)
         backward(value)
         return value.detach()
-    states, pieces = [], []
+    states = []
     with torch.no_grad():
         for chunk in arriving(chunks, device):
             states.append(RandomState(device))
-            pieces.append(embedded(chunk))
+            note(chunk)
     after = RandomState(device)
-    embeddings = torch.cat(pieces)[rows.argsort()].requires_grad_()
+    embeddings = in_order().requires_grad_()
     pieces.clear()  # embeddings may be gigabytes: none but their gradient is in memory when chunks' graphs are
     with torch.enable_grad():
         value = loss(embeddings)

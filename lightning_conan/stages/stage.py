@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -278,14 +278,18 @@ class Stage(Scoring):
         if self.training_settings.learn_temperature:
             self.log(f"train/temperature/{batch.modality}", self.temperature(batch.modality))
 
-    def chunks_of(self, items: list[Encoded], modality: Modality) -> tuple[list[Chunk], bool]:
+    def chunks_of(self, items: list[Encoded], modality: Modality) -> tuple[Sequence[Chunk], bool]:
         """Items in chunks under the budget, and whether all chunks' graphs fit into memory together."""
         budget = self.budget(modality)
-        # A rank whose share is broken takes part with a row that counts for nothing: the others wait for it.
-        chunks = pack(items, budget) if items else [pad([blank(self.embedder.config, modality)], [])]
+        chunks: Sequence[Chunk]
+        if items:
+            chunks = packed = pack(items, budget)
+            fits = max(packed.tokens, sum(item.heard for item in items)) <= budget
+        else:  # a rank whose share is broken takes part with a row that counts for nothing: the others wait for it
+            chunks, fits = [pad([blank(self.embedder.config, modality)], [])], True
         if is_sharded(self.embedder):  # several chunks at once would gather weights in another order than one by one
             return in_step(chunks, items, self.embedder.config, self.device), False
-        return chunks, max(sum(chunk.input_ids.numel() for chunk in chunks), sum(item.heard for item in items)) <= budget
+        return chunks, fits
 
     def idle_step(self, batch: Batch) -> None:
         """Nothing to do: all that the ranks were to get is broken, which the data module has listed.

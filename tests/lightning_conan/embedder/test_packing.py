@@ -37,6 +37,15 @@ def test_sorting_leaves_little_padding():
     assert sum(chunk.input_ids.numel() for chunk in chunks) <= 1.10 * sum(lengths)
 
 
+def test_chunks_are_padded_when_they_are_taken():
+    """Else they would be a second copy of a large batch for as long as its step takes."""
+    lengths = [3, 50, 40, 7, 45]
+    chunks = pack([item(length) for length in lengths], 100)
+    assert chunks[0] is not chunks[0]  # made anew
+    assert chunks.tokens == sum(chunk.input_ids.numel() for chunk in chunks)
+    assert [chunk.rows for chunk in chunks[1:]] == [chunk.rows for chunk in chunks][1:]
+
+
 def test_media_follow_their_rows(encoded):
     items = [encoded["image"], encoded["two images"], encoded["text"], encoded["audio"]]
     for chunk in pack(items, 10_000):
