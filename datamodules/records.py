@@ -32,13 +32,13 @@ def restore(description: dict[str, Any], members: dict[str, bytes]) -> Item:
     """
     parts: list[str | Media] = []
     for part in description["parts"]:
-        (modality, content), *span = part.items()
-        if modality == "text":
-            parts.append(content)
-        elif content in members:
-            parts.append(Media(modality, members[content], content, **dict(span)))
-        else:
-            raise ValueError(f"member {content!r} is missing")
+        if "text" in part:
+            parts.append(part["text"])
+            continue
+        (modality, name), *span = part.items()
+        if name not in members:
+            raise ValueError(f"member {name!r} is missing")
+        parts.append(Media(modality, members[name], name, **dict(span)))
     return Item(tuple(parts), description.get("instruction"))
 
 
@@ -66,7 +66,8 @@ def decode_pair(members: dict[str, bytes]) -> Pair:
         ValueError: A missing member or a record that is not one of ours.
     """
     record = json.loads(members["json"].decode())
-    sides = {name: restore(value, members) for name, value in record.items() if isinstance(value, dict)}
-    query, target = sides.pop("query"), sides.pop("target")
-    negatives = tuple(sides[name] for name in sorted(sides, key=lambda name: (len(name), name)))
-    return Pair(record["key"], record["task"], record["modality"], query, target, negatives, record.get("reasoning", ""))
+    query, target = restore(record["query"], members), restore(record["target"], members)
+    negatives: list[Item] = []
+    while negative := record.get(f"negative{len(negatives)}"):
+        negatives.append(restore(negative, members))
+    return Pair(record["key"], record["task"], record["modality"], query, target, tuple(negatives), record.get("reasoning", ""))

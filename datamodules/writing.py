@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import webdataset as wds
+import xxhash
 from filelock import FileLock, Timeout
 
 from datamodules.manifest import Fault
@@ -215,7 +215,7 @@ def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[
         for member in tar:
             key, _, name = member.name.partition(".")
             start, size = member.offset_data, member.size
-            members[key][name] = (start, size, zlib.crc32(data[start : start + size]))
+            members[key][name] = (start, size, xxhash.xxh3_64_intdigest(data[start : start + size]))
     samples = [
         {"key": key, "task": pair.task, "modality": pair.modality, "members": members[key]} for key, pair in written.items()
     ]

@@ -53,6 +53,11 @@ class Media:
         return {name: value for name, value in fields.items() if value is not None}
 
 
+def is_blank(part: str | Media) -> bool:
+    """Whether a part says nothing."""
+    return isinstance(part, str) and not part.strip()
+
+
 @dataclass(frozen=True)
 class Item:
     """One thing to embed: text and media in order, with an optional instruction.
@@ -66,7 +71,7 @@ class Item:
     instruction: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.parts or not all(isinstance(part, Media) or part.strip() for part in self.parts):
+        if not self.parts or any(map(is_blank, self.parts)):
             raise ValueError(f"An item must hold text or media, got {self.parts!r}. Give it at least one non-empty part.")
 
     @property

@@ -19,7 +19,7 @@ from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.embedder.processor import Decoded, OmniProcessor
 from lightning_conan.items import MODALITIES, Media, Modality, Side
-from lightning_conan.media import Clip, decode_media
+from lightning_conan.media import Clip
 from lightning_conan.media.audio import SAMPLE_RATE
 from lightning_conan.media.image import rgb_tensor
 
@@ -66,7 +66,8 @@ class OmniModule(InputModule):
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Encodes inputs; nothing is padded yet."""
         side = self.side(kwargs.get("task"))
-        return {"encoded": [self.processor.encode(parts_of(value), prompt or None, side) for value in inputs], "side": side}
+        parts = (parts_of(value, self.processor) for value in inputs)
+        return {"encoded": [self.processor.encode(own, prompt or None, side) for own in parts], "side": side}
 
     def side(self, task: str | None) -> Side:
         """The side that the library's ``task`` means.
@@ -98,7 +99,7 @@ def folder_of(name: str) -> Path:
     return Path(snapshot_download(name))
 
 
-def parts_of(value: Any) -> list[str | Decoded]:
+def parts_of(value: Any, processor: OmniProcessor) -> list[str | Decoded]:
     """The parts of one input, decoded.
 
     Raises:
@@ -109,17 +110,16 @@ def parts_of(value: Any) -> list[str | Decoded]:
     if isinstance(value, Image.Image):
         return [rgb_tensor(value)]
     if isinstance(value, Mapping) and value and set(value) <= set(MODALITIES):
-        return [decoded(name, content) for name, content in value.items()]
+        return [decoded(name, content, processor) for name, content in value.items()]
     raise ValueError(f"An input must be a text, a PIL image or a mapping from {list(MODALITIES)} to content, got {value!r:.80}.")
 
 
-def decoded(modality: Modality, content: Any) -> str | Decoded:
+def decoded(modality: Modality, content: Any, processor: OmniProcessor) -> str | Decoded:
     """One part's content, decoded."""
     if modality == "text":
         return str(content)
     if isinstance(content, str | Path):
-        found: Decoded = decode_media(Media(modality, Path(content), str(content)))
-        return found
+        return processor.decode(Media(modality, Path(content), str(content)))
     if isinstance(content, Image.Image):
         return rgb_tensor(content)
     if modality == "audio" and isinstance(content, Mapping) and {"array", "sampling_rate"} <= set(content):

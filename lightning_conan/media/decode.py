@@ -5,12 +5,14 @@ from torch import Tensor
 from lightning_conan.items import Media
 from lightning_conan.media.audio import decode_audio
 from lightning_conan.media.document import decode_document
-from lightning_conan.media.image import decode_image
+from lightning_conan.media.image import Shrink, decode_image
 from lightning_conan.media.limits import DEFAULT, Limits
 from lightning_conan.media.video import DEFAULT_SAMPLING, Clip, Sampling, decode_video
 
 
-def decode_media(media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT) -> Tensor | Clip:
+def decode_media(
+    media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT, shrink: Shrink | None = None
+) -> Tensor | Clip:
     """Pixels of an image or page, a video's sampled frames, or a sound's waveform.
 
     Raises:
@@ -22,5 +24,5 @@ def decode_media(media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Li
         case "video":
             return decode_video(media, sampling, limits)
         case "document":
-            return decode_document(media, limits)
-    return decode_image(media, limits)
+            return decode_document(media, limits, shrink)
+    return decode_image(media, limits, shrink)

@@ -8,20 +8,20 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from lightning_conan.items import Media
-from lightning_conan.media.image import decode_image, rgb_tensor
+from lightning_conan.media.image import Shrink, decode_image, rgb_tensor
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 
 PDF_DPI = 144
 
 
-def decode_document(media: Media, limits: Limits = DEFAULT) -> UInt8[Tensor, "3 height width"]:
+def decode_document(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None = None) -> UInt8[Tensor, "3 height width"]:
     """RGB pixels of a page: an image as it is, a PDF page at 144 dots an inch.
 
     Raises:
         MediaError: Not such a file, no such page, or over a limit.
     """
     if media.suffix != "pdf":
-        return decode_image(media, limits)
+        return decode_image(media, limits, shrink)
     data = media.read()
     limits.check_bytes(media, data)
     try:

@@ -2,11 +2,14 @@
 
 import io
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from lightning_conan.items import Media
@@ -15,8 +18,35 @@ from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
-def decode_image(media: Media, limits: Limits = DEFAULT) -> UInt8[Tensor, "3 height width"]:
-    """Upright RGB pixels of a PNG, JPEG or WebP file.
+@dataclass(frozen=True)
+class Shrink:
+    """What an image will be resized to, so that a JPEG need not be decoded whole before.
+
+    Args:
+        size: From the upright image's height and width to those that are wanted.
+        gap: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still so many times as large as what is wanted
+            (Pillow's ``reducing_gap``).
+    """
+
+    size: Callable[[int, int], tuple[int, int]]
+    gap: float
+
+    def draft(self, image: JpegImageFile) -> tuple[int, int] | None:
+        """Lets a JPEG be decoded at a reduced scale; the height and width that are wanted, None if it stays whole."""
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # lies on its side
+        width, height = reversed(image.size) if turned else image.size
+        try:
+            wanted = self.size(height, width)
+        except ValueError:
+            return None  # there is no such size: whoever resizes says why
+        most = wanted if turned else (wanted[1], wanted[0])
+        whole = image.size
+        image.draft(None, (round(most[0] * self.gap), round(most[1] * self.gap)))
+        return None if image.size == whole else wanted
+
+
+def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None = None) -> UInt8[Tensor, "3 height width"]:
+    """Upright RGB pixels of a PNG, JPEG or WebP file; a JPEG that ``shrink`` reduces has the size that is wanted already.
 
     Raises:
         MediaError: Not such a file, truncated, or over a limit (checked from the header).
@@ -27,7 +57,10 @@ def decode_image(media: Media, limits: Limits = DEFAULT) -> UInt8[Tensor, "3 hei
         with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             warnings.simplefilter("ignore")  # PIL's own bomb warning: our limit is checked on the next line
             limits.check_pixels(media, *image.size)
-            return rgb_tensor(ImageOps.exif_transpose(image))
+            size = shrink.draft(image) if shrink and isinstance(image, JpegImageFile) else None
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = rgb_tensor(image)
+            return pixels if size is None else resize(pixels[None], size)[0]
     except MediaError:
         raise
     except Exception as error:
@@ -37,5 +70,13 @@ def decode_image(media: Media, limits: Limits = DEFAULT) -> UInt8[Tensor, "3 hei
 
 def rgb_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """A PIL image as RGB pixels."""
-    pixels: Tensor = tv.pil_to_tensor(image.convert("RGB"))
-    return pixels.to(torch.uint8)
+    pixels: Tensor = tv.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))  # it would be a copy
+    return pixels
+
+
+def resize(frames: UInt8[Tensor, "frames 3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "frames 3 _ _"]:
+    """Bicubic and anti-aliased, as Qwen3-VL's processors resize; frames of the right size pass through."""
+    if tuple(frames.shape[2:]) == tuple(size):
+        return frames
+    resized: Tensor = tv.resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return resized

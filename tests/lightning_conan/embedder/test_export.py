@@ -101,6 +101,13 @@ def test_the_packages_module_takes_files_sounds_and_mixtures(wanted, whole, tmp_
         whole.encode([{"smell": "rose"}])
 
 
+def test_files_are_read_as_the_folder_says(wanted, whole, tmp_path):
+    """A frame a second, where a decoder left to itself would take two."""
+    video = Media("video", mp4(30, 64), "long.mp4")
+    (tmp_path / video.name).write_bytes(video.read())
+    close(whole.encode([{"video": str(tmp_path / video.name)}], convert_to_tensor=True), wanted(Item((video,))))
+
+
 def test_arrays_with_their_rate_are_sounds(wanted, whole):
     from lightning_conan.media import decode_audio
 

@@ -1,5 +1,10 @@
+import io
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor
 
 from lightning_conan.embedder import OmniProcessor, ProcessorConfig
@@ -81,4 +86,49 @@ def test_a_tokenizer_without_our_tokens_is_refused(processor):
 
 
 def test_settings_survive_json(processor):
-    assert ProcessorConfig.from_dict(processor.config.to_dict()) == processor.config
+    fields = processor.config.to_dict()
+    assert ProcessorConfig.from_dict(fields) == processor.config
+    del fields["reducing_gap"]  # as a folder of an earlier version: what it says is what was done before
+    assert ProcessorConfig.from_dict(fields) == processor.config
+    with pytest.raises(ValueError, match=r"exactly the fields of this version, but \['merge_size'\] differ"):
+        ProcessorConfig.from_dict({name: value for name, value in fields.items() if name != "merge_size"})
+
+
+@pytest.mark.parametrize(("width", "height", "orientation"), [(1001, 747, 1), (1001, 747, 6), (333, 1499, 8), (640, 480, 3)])
+def test_a_reduced_jpeg_is_nearly_the_whole_one(processor, width, height, orientation):
+    data = photo(width, height, orientation)
+    for modality in ("image", "document"):
+        whole = processor(Item((Media(modality, data, "a.jpg"),)))
+        small = reduced(processor, 2.0)(Item((Media(modality, data, "a.jpg"),)))
+        assert torch.equal(small.input_ids, whole.input_ids)
+        (one,), (other,) = whole.pixels, small.pixels
+        assert one.shape == other.shape
+        assert not torch.equal(one, other)
+        assert (one.float() - other.float()).abs().mean() < 1.5
+
+
+def test_what_is_not_shrunk_so_far_is_decoded_whole(processor):
+    for data, name in ((photo(70, 70), "small.jpg"), (png(600, 400), "a.png")):
+        item = Item((Media("image", data, name),))
+        assert torch.equal(reduced(processor, 2.0)(item).pixels[0], processor(item).pixels[0])
+    with pytest.raises(MediaError, match="aspect ratio"):
+        reduced(processor, 2.0)(Item((Media("image", photo(3000, 8), "line.jpg"),)))
+    with pytest.raises(MediaError, match="truncated"):
+        reduced(processor, 2.0)(Item((Media("image", photo(900, 700)[:-3000], "cut.jpg"),)))
+    with pytest.raises(ValueError, match=r"reducing_gap must be 1 or more, or null, got 0\.5"):
+        reduced(processor, 0.5)
+
+
+def reduced(processor, gap):
+    return OmniProcessor(processor.tokenizer, replace(processor.config, reducing_gap=gap))
+
+
+def photo(width, height, orientation=1):
+    """A smooth picture with an edge, as a JPEG that lies as a camera was held."""
+    down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    pixels = np.stack([255 * across, 255 * down, 255 * (across > down)], axis=-1).astype(np.uint8)
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    exif = image.getexif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(buffer, "JPEG", exif=exif, quality=90)
+    return buffer.getvalue()
