@@ -1,7 +1,8 @@
 """OmniEmbedder: text, images, videos, pages and sounds to one unit vector each."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,6 +82,11 @@ class OmniEmbedder(PreTrainedModel):
             raise ValueError(f"compile must be one of {', '.join(known)}, got {backend!r}.")
         for module in self.layers():
             module.compile(backend=backend, dynamic=True)
+
+    @property
+    def flash(self) -> bool:
+        """Whether the language model attends by flash attention."""
+        return "flash" in str(self.backbone.language_model.config._attn_implementation)
 
     def layers(self) -> list[nn.Module]:
         """Every layer of every tower."""
@@ -189,13 +195,19 @@ class OmniEmbedder(PreTrainedModel):
         Without gradients, items of one instruction share the computation of their common first tokens.
         """
         pieces, order = [], []
-        for rows in by_prefix(items) if not torch.is_grad_enabled() else [list(range(len(items)))]:
-            group = [items[row] for row in rows]
-            past = self.read_prefix(group[0]) if shares(group) else None
-            for chunk in pack([item.without_prefix() for item in group] if past else group, token_budget):
-                pieces.append(self(chunk.to(self.device), past))
-                order += [rows[row] for row in chunk.rows]
+        for chunk, past in self.chunks(items, token_budget):
+            pieces.append(self(chunk, past))
+            order += chunk.rows
         return torch.cat(pieces)[torch.tensor(order, device=pieces[0].device).argsort()]
+
+    def chunks(self, items: Sequence[Encoded], token_budget: int) -> Iterator[tuple[Chunk, Past | None]]:
+        """Items in chunks on the model's device; with each the prefix that its rows share, if they were packed without it."""
+        apart = torch.is_grad_enabled() or self.flash  # flash attention takes no mask
+        for rows in [list(range(len(items)))] if apart else by_prefix(items):
+            group = [items[row] for row in rows]
+            past = self.read_prefix(group[0]) if not apart and shares(group) else None
+            for chunk in pack([item.without_prefix() for item in group] if past else group, token_budget):
+                yield replace(chunk.to(self.device), rows=[rows[row] for row in chunk.rows]), past
 
     def read_prefix(self, item: Encoded) -> Past:
         """Keys and values of each layer for an item's prefix."""

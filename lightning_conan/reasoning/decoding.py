@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache
 
-from lightning_conan.embedder import Chunk, Encoded, OmniEmbedder, pack
+from lightning_conan.embedder import Chunk, Encoded, OmniEmbedder
+from lightning_conan.embedder.model import Past, prefix_options
 from lightning_conan.reasoning.cache import Row, RowCache
 
 EPS = 1e-12
@@ -88,9 +89,10 @@ class Group:
 def encode_queries(embedder: OmniEmbedder, items: Sequence[Encoded], decoding: Decoding, token_budget: int = 16_384) -> Written:
     """Embeds queries in their order, those that need it after reasoning.
 
-    Prompts are read in chunks. A row whose first token is ``<|emb|>`` leaves at once, with the state that wrote it. The others
-    go on from the same keys and values, many chunks' rows together, and leave one by one as they write ``<|emb|>``: the embedding
-    is always the state that predicts it, nothing is read twice. A query's route and vector do not depend on its neighbours.
+    Prompts are read in chunks, what those of one instruction begin with only once. A row whose first token is ``<|emb|>`` leaves
+    at once, with the state that wrote it. The others go on from the same keys and values, many chunks' rows together, and leave
+    one by one as they write ``<|emb|>``: the embedding is always the state that predicts it, nothing is read twice. A query's
+    route and vector do not depend on its neighbours.
 
     Args:
         embedder: The model, in eval mode.
@@ -102,8 +104,8 @@ def encode_queries(embedder: OmniEmbedder, items: Sequence[Encoded], decoding: D
         torch.empty(len(items), embedder.config.dim, device=embedder.device), [[] for _ in items], [False] * len(items)
     )
     waiting: list[Row] = []
-    for chunk in pack(items, token_budget) if items else []:
-        waiting += read_prompts(embedder, chunk.to(embedder.device), decoding, found)
+    for chunk, past in embedder.chunks(items, token_budget):
+        waiting += read_prompts(embedder, chunk, past, decoding, found)
         while len(waiting) >= decoding.rows:
             write(embedder, waiting[: decoding.rows], decoding, found)
             waiting = waiting[decoding.rows :]
@@ -112,12 +114,15 @@ def encode_queries(embedder: OmniEmbedder, items: Sequence[Encoded], decoding: D
     return found
 
 
-def read_prompts(embedder: OmniEmbedder, chunk: Chunk, decoding: Decoding, found: Written) -> list[Row]:
+def read_prompts(embedder: OmniEmbedder, chunk: Chunk, past: Past | None, decoding: Decoding, found: Written) -> list[Row]:
     """Reads a chunk's prompts; embeds those that need no reasoning, and returns the rest."""
     emb = embedder.config.emb_token_id
-    cache: Any = DynamicCache()
-    keep: dict[str, Any] = {} if decoding.route == "direct" else {"past_key_values": cache}
-    states = embedder.hidden_states(chunk, **keep)[torch.arange(len(chunk.last), device=chunk.last.device), chunk.last]
+    options: dict[str, Any] = {}
+    if past:
+        options = prefix_options(past, *chunk.input_ids.shape)
+    elif decoding.route != "direct":
+        options = {"past_key_values": DynamicCache()}
+    states = embedder.hidden_states(chunk, **options)[torch.arange(len(chunk.last), device=chunk.last.device), chunk.last]
     if decoding.route == "direct":
         found.embeddings[chunk.rows] = unit(states)
         return []
@@ -126,10 +131,12 @@ def read_prompts(embedder: OmniEmbedder, chunk: Chunk, decoding: Decoding, found
     logits[:, emb] = -torch.inf  # who stays writes something
     tokens, rows = logits.argmax(dim=-1), []
     found.embeddings[torch.tensor(chunk.rows, device=leaves.device)[leaves]] = unit(states[leaves])
+    before = past[0][0].shape[2] if past else 0
     for row in (~leaves).nonzero()[:, 0].tolist():
-        length = int(chunk.last[row]) + 1
-        pairs = [(layer.keys[row, :, :length], layer.values[row, :, :length]) for layer in cache.layers]
-        rows.append(Row(chunk.rows[row], pairs, tokens[row], chunk.positions[:, row, length - 1].max() + 1))
+        last = int(chunk.last[row])
+        read = slice(before + last + 1)
+        pairs = [(layer.keys[row, :, read], layer.values[row, :, read]) for layer in options["past_key_values"].layers]
+        rows.append(Row(chunk.rows[row], pairs, tokens[row], chunk.positions[:, row, last].max() + 1))
     return rows
 
 
@@ -167,11 +174,10 @@ def step(embedder: OmniEmbedder, group: Group) -> Float[Tensor, "rows dim"]:
     """Feeds each row's token; the states that it leads to."""
     cache: Cache = group.cache
     mask = group.cache.seen(len(group.places))
-    flash = "flash" in str(embedder.backbone.language_model.config._attn_implementation)
     output = embedder.backbone.language_model(
         inputs_embeds=embedder.embed_ids(group.token[:, None]),
         position_ids=group.position.expand(3, -1)[..., None],
-        attention_mask=mask if flash else mask[:, None, None],
+        attention_mask=mask if embedder.flash else mask[:, None, None],
         past_key_values=cache,
         use_cache=True,
     )

@@ -115,7 +115,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, processor):
     path.write_bytes(whole)
     index = json.loads((tmp_path / "set" / "index.json").read_text())
     (tmp_path / "set" / "index.json").write_text(json.dumps(index | {"format": 1}))
-    with pytest.raises(ValueError, match=r"must have format 2, got 1\. Pack it again"):
+    with pytest.raises(ValueError, match=r"must have format 3, got 1\. Pack it again"):
         ShardSet(tmp_path / "set")
 
 

@@ -44,6 +44,16 @@ def test_it_saves_tokens(folder, encoded):
     assert sum(seen) < 0.9 * sum(map(len, encoded))
 
 
+def test_flash_attention_takes_no_mask_and_so_shares_nothing(folder, encoded, monkeypatch):
+    def shared():
+        with torch.no_grad():
+            return [past is not None for _, past in folder[0].chunks(encoded, 100_000)]
+
+    assert any(shared())
+    monkeypatch.setattr(type(folder[0]), "flash", True)
+    assert not any(shared())
+
+
 def test_the_prefix_holds_nothing_of_the_item(folder, encoded):
     words = [folder[1].tokenizer.decode(item.input_ids[: item.prefix]) for item in encoded]
     assert words[0].endswith("<|im_end|>\n<|im_start|>")

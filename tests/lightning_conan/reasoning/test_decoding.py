@@ -27,7 +27,8 @@ def model():
 @pytest.fixture(scope="module")
 def queries(model, items):
     words = [f"a {size} {colour} circle" * (size == "large" or 2) for size in ("small", "large") for colour in ("red", "green")]
-    return [model[1](item) for item in [*items.values(), *(Item((text,)) for text in words)]]
+    alike = [Item(item.parts, "Find what these words or this picture mean.") for item in items.values()]  # share a prefix
+    return [model[1](item) for item in [*items.values(), *alike, *(Item((text,)) for text in words)]]
 
 
 @torch.no_grad()
