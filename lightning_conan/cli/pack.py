@@ -67,7 +67,12 @@ def run(args: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
     if "--check" in args:
-        check_packed([Path(word) for word in args if not word.startswith("--")])
+        parser = ArgumentParser(prog="conan pack", description="Verifies packed folders, and says what they hold and share.")
+        parser.add_argument("--check", action="store_true", help="This.")
+        parser.add_argument("--looks", action="store_true", help="Decode images and pages, and report those that look alike.")
+        parser.add_argument("folders", nargs="*", help="Packed folders, or their URLs.")
+        found = parser.parse_args(list(args))
+        check_packed(found.folders, found.looks)
         return
     parser = ArgumentParser(prog="conan pack", description="Turns pairs into shards that WebDataset reads.")
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")
@@ -81,7 +86,7 @@ def run(args: Sequence[str]) -> None:
     pack(read=Layout(**how), reencode=Reencoding(**options["reencode"]), **{name: options[name] for name in names})
 
 
-def check_packed(folders: Sequence[Path]) -> None:
+def check_packed(folders: Sequence[str], looks: bool = False) -> None:
     """Verifies packed folders' hashes, prints what they hold, and what they share.
 
     Raises:
@@ -91,7 +96,7 @@ def check_packed(folders: Sequence[Path]) -> None:
 
     if not folders:
         raise ValueError("`conan pack --check` needs at least 1 packed folder, got none.")
-    found = [examine(folder) for folder in folders]
+    found = [examine(folder, looks) for folder in folders]
     for report in found:
         print(report.text())
     for line in shared(found):

@@ -1,8 +1,15 @@
-import pytest
+import io
+import random
 
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.check import ALIKE, Look, alike
 from datamodules.toy_world import draw_pairs
 from datamodules.writing import write_shards
 from lightning_conan.cli.main import main
+from lightning_conan.items import Item, Media, Pair
 
 
 def test_leaks_and_duplicates_are_reported(tmp_path, capsys):
@@ -31,3 +38,44 @@ def test_a_flipped_bit_in_a_shard_is_found(tmp_path, capsys):
 def test_nothing_to_check_is_refused(words, capsys):
     assert main(["pack", *words]) == 1
     assert "conan pack" in capsys.readouterr().err
+
+
+def scene(seed, side=160, quality=95):
+    """A smooth picture as a JPEG of some size and quality."""
+    grain = np.random.default_rng(seed).integers(0, 255, (7, 7, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(grain).resize((160, 160), Image.Resampling.BICUBIC).resize((side, side)).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def shown(key, data, modality="image"):
+    return Pair(key, "photos", modality, Item((f"a caption of {key}",)), Item((Media(modality, data, "a.jpg"),)))
+
+
+def test_copies_that_were_scaled_and_saved_anew_are_found(tmp_path, capsys):
+    write_shards([shown(f"train{seed}", scene(seed)) for seed in range(12)], tmp_path / "train")
+    copies = [shown("copy", scene(3, 110, 70)), shown("page", scene(5, 90, 80), "document")]
+    broken = shown("torn", scene(99)[:900])
+    write_shards([*copies, *(shown(f"new{seed}", scene(seed)) for seed in range(50, 60)), broken], tmp_path / "test")
+    words = ["pack", "--check", str(tmp_path / "train"), str(tmp_path / "test")]
+    assert main([*words, "--looks"]) == 0
+    said = capsys.readouterr().out
+    assert f"2 images or pages of {tmp_path / 'test'} look like one of {tmp_path / 'train'}" in said
+    assert "such as that of 'copy' like that of 'train3'" in said
+    assert "1 images or pages cannot be decoded, such as that of torn: image" in said
+    assert "look like another one" not in said
+    assert main(words) == 0
+    assert "look" not in capsys.readouterr().out
+
+
+def test_looks_are_compared_as_each_with_each_would_be():
+    rng = random.Random(0)
+    bases = [rng.getrandbits(64) for _ in range(40)]
+    near = [base ^ sum(1 << place for place in rng.sample(range(64), rng.randint(0, 8))) for base in bases]
+    these, those = (
+        [Look(f"{row}", bytes([side, row]), bits) for row, bits in enumerate(bits)] for side, bits in enumerate((bases, near))
+    )
+    found = {(one.key, other.key) for one, other in alike(these, those)}
+    assert found == {(str(row), str(row)) for row in range(40) if (bases[row] ^ near[row]).bit_count() <= ALIKE}
+    assert 5 < len(found) < 35
+    assert not list(alike(these, these))  # a file is no copy of itself

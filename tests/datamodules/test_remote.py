@@ -24,6 +24,7 @@ from datamodules.shards import Reading, ShardSet
 from datamodules.stream import Encoder
 from datamodules.toy_world import draw_pairs
 from datamodules.writing import write_shards
+from lightning_conan.cli.main import main
 from lightning_conan.items import Item, Pair
 
 GB = 2**30
@@ -285,3 +286,12 @@ def test_a_cache_that_two_windows_do_not_fit_into_is_refused(server, tmp_path, p
         batches(RehearsalData, processor, {"a": f"{server.url}/set"}, reading=reading)
     with pytest.raises(ValueError, match=r"reading\.window and cache_gb must be positive"):
         Reading(window=0)
+
+
+def test_packed_folders_elsewhere_are_checked(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pack(server.root / "set")
+    assert main(["pack", "--check", f"{server.url}/set", str(server.root / "set")]) == 0
+    said = capsys.readouterr().out
+    assert f"{server.url}/set: 60 pairs, every shard is what was packed" in said
+    assert f"{server.url}/set and {server.root / 'set'} share 60 queries" in said
