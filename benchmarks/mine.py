@@ -19,7 +19,15 @@ def ours(queries: Tensor, targets: Tensor) -> list[list[int]]:
     for start in range(0, len(queries), QUERIES):
         rows = slice(start, start + QUERIES)
         blocks = lambda: targets.split(16_384)  # noqa: E731
-        found += mine(queries[rows], targets[rows], blocks, (ids[rows], ids), (group[rows], group), Mining(depth=DEPTH))[0]
+        found += mine(
+            queries[rows],
+            targets[rows],
+            blocks,
+            (ids[rows], ids),
+            torch.stack([ids, ids], dim=1),
+            (group[rows], group),
+            Mining(depth=DEPTH),
+        )[0]
     return found
 
 

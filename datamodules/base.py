@@ -15,7 +15,7 @@ from datamodules.plan import Mixture, Slot, Window, of_rank, plan_scoring, plan_
 from datamodules.shards import Reading, ShardSet
 from datamodules.stream import BROKEN, BatchLoader, Encoder
 from lightning_conan.embedder import Batch
-from lightning_conan.items import Item
+from lightning_conan.items import Item, Side
 
 log = logging.getLogger(__name__)
 QUARANTINE = "quarantine.jsonl"
@@ -92,15 +92,23 @@ class PairData(LightningDataModule):
         assert self.trainer is not None, "loaders are made by a trainer"
         return Encoder(self.sets[stage], self.trainer.lightning_module.processor, self.cache_bytes)  # type: ignore[arg-type]
 
-    def texts(self) -> Iterator[tuple[str, Item]]:
-        """Content hash and item of every side without media in the training data."""
+    def texts(self) -> Iterator[tuple[Side, Item, str | None]]:
+        """Every side without media in the training data: which, the item, and the content hash of what it is right for.
+
+        A pair's target is right for its query and the other way round; a hard negative is right for nothing.
+        """
         for shards in self.sets["fit"].values():
             for number in range(len(shards.samples)):
                 shards.bring([number])
-                items: list[Item] = []
+                found: list[tuple[Side, Item, str | None]] = []
                 with suppress(*BROKEN):  # the stream lists it when its turn comes
-                    items = [item for _, item in shards.read(number).sides() if not item.media]
-                yield from ((item.content_hash(), item) for item in items)
+                    pair = shards.read(number)
+                    found = [
+                        ("query", pair.query, pair.target.content_hash()),
+                        ("target", pair.target, pair.query.content_hash()),
+                    ]
+                    found += [("target", item, None) for item in pair.negatives]
+                yield from (text for text in found if not text[1].media)
 
     def plan(self, epoch: int, ranks: int) -> list[Slot]:
         """An epoch's global batches."""

@@ -16,6 +16,8 @@ from lightning_conan.retrieval.store import EmbeddingStore
 
 QUERIES = 4096
 """Queries that are mined, and kept, at once."""
+RULE = 2
+"""Goes up when other negatives would be found: blocks of an earlier rule are not taken over."""
 
 
 class Miner:
@@ -36,9 +38,13 @@ class Miner:
         self.keys = [key for key in query_keys if key in rows]  # a pair whose other side is broken has nothing to learn
         self.own = torch.tensor([rows[key] for key in self.keys])
         self.query_rows = torch.tensor([row for row, key in enumerate(query_keys) if key in rows])
-        contents = [json.dumps(self.pairs[key]["target"], sort_keys=True) for key in self.target_keys]
-        self.identities = numbered(contents)
-        self.tasks = numbered([self.pairs[key]["task"] for key in self.target_keys])
+        # Equal where the manifest says the same: a sound's other captions are as right for it as its own.
+        told = [self.pairs[key] for key in self.target_keys]
+        self.asked, self.identities = (
+            numbered([json.dumps(pair[side], sort_keys=True) for pair in told]) for side in ("query", "target")
+        )
+        self.right = torch.stack([self.asked, self.identities], dim=1)
+        self.tasks = numbered([pair["task"] for pair in told])
 
     def block(self, start: int, settings: Mining) -> Iterator[dict[str, Any]]:
         """The negatives of some queries, a record each."""
@@ -48,7 +54,8 @@ class Miner:
             self.queries.rows(self.query_rows[start:stop]),
             self.targets.rows(own),
             self.targets.blocks,
-            (self.identities[own], self.identities),
+            (self.asked[own], self.identities),
+            self.right,
             (self.tasks[own], self.tasks),
             settings,
         )
@@ -116,7 +123,7 @@ def mine_manifest(
     for side in ("query", "target"):
         embed(folder, manifest, work / side, side, "float32", accelerator=accelerator, devices=devices)
     miner = Miner(manifest, EmbeddingStore(work / "query"), EmbeddingStore(work / "target"))
-    what = json.dumps([asdict(settings), miner.queries.origin, miner.targets.origin], sort_keys=True)
+    what = json.dumps([RULE, asdict(settings), miner.queries.origin, miner.targets.origin], sort_keys=True)
     parts = work / sha256(what.encode()).hexdigest()[:16]  # other settings do not find these
     parts.mkdir(exist_ok=True)
     starts = range(0, len(miner.keys), QUERIES)

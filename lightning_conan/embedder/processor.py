@@ -1,9 +1,11 @@
 """From an Item to an Encoded: decoding, resizing, log-mel, the chat template and its placeholders."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from dataclasses import fields as fields_of
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -161,6 +163,12 @@ class OmniProcessor:
         if missing := [token for token in SPECIAL_TOKENS.values() if token not in known]:
             raise ValueError(f"The tokenizer must know the tokens {missing}. Add them, with their embedding rows.")
         self.ids = {name: int(known[token]) for name, token in SPECIAL_TOKENS.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for processors that make the same of every input."""
+        made_of = (json.dumps(self.config.to_dict(), sort_keys=True), sorted(self.tokenizer.get_vocab().items()))
+        return sha256(repr(made_of).encode()).hexdigest()
 
     @cached_property
     def mel_extractor(self) -> WhisperFeatureExtractor:

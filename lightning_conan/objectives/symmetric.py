@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from lightning_conan.objectives.info_nce import equal_targets, info_nce
 from lightning_conan.objectives.tiles import in_tiles
 
+AT_ONCE = 2**22
+"""Comparisons that are made at once where several pairs ask the same."""
 ROWS = 256
 """Rows whose scores are computed at once: enough for matrix products to be most of the work, and 64 MB of scores at 65,536."""
 
@@ -98,6 +100,10 @@ def both_ways(
     same_target = pairs.target_ids[own, None] == pairs.target_ids[None, :]
     alike = (same_query | same_target).scatter(1, positive[:, None], False)
     negatives = equal_targets(pairs.target_ids[own], pairs.negative_ids, torch.full_like(positive, -1))
+    twins = same_query.scatter(1, positive[:, None], False).nonzero() if len(pairs.negative) else positive.new_empty(0, 2)
+    for some in twins.split(max(1, AT_ONCE // max(1, len(pairs.negative)))):  # rows and pairs that ask the same
+        right = pairs.target_ids[some[:, 1], None] == pairs.negative_ids[None, :]
+        negatives = negatives | (torch.zeros_like(negatives, dtype=torch.int32).index_add_(0, some[:, 0], right.int()) > 0)
     forth, back = [alike, negatives], [alike]
     targets, queries = [pairs.target, pairs.negative], [pairs.query]
     if contrast.same_side:  # nobody is a negative of itself or of what is as right

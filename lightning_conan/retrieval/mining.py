@@ -41,6 +41,7 @@ def mine(
     own: Float[Tensor, "queries dim"],
     blocks: Callable[[], Iterable[Float[Tensor, "_ dim"]]],
     identities: tuple[Int[Tensor, " queries"], Int[Tensor, " targets"]],
+    right: Int[Tensor, "known 2"],
     groups: tuple[Int[Tensor, " queries"], Int[Tensor, " targets"]],
     settings: Mining,
 ) -> tuple[list[list[int]], list[list[float]]]:
@@ -50,19 +51,22 @@ def mine(
         queries: Some queries' embeddings.
         own: Their own targets' embeddings.
         blocks: Gives all targets, in any pieces.
-        identities: Of the queries' own targets and of all targets: equal where the content is, which then is no negative.
+        identities: Of the queries and of all targets: equal where the content is.
+        right: Identities of queries and of targets that are right for them, all that are known: these are no negatives.
         groups: Negatives come from the query's group.
         settings: Which ones.
     """
     positive = (queries * own).sum(dim=1)
     limit = torch.minimum(positive - settings.margin, positive * settings.relative)
+    count = int(identities[1].max()) + 1
+    known = right[:, 0] * count + right[:, 1]
     rows: list[list[int]] = [[] for _ in queries]
     scores: list[list[float]] = [[] for _ in queries]
     for group in groups[0].unique().tolist():
         members, places = (groups[0] == group).nonzero()[:, 0], (groups[1] == group).nonzero()[:, 0]
         found, numbers = top_k(queries[members], within(blocks(), groups[1] == group), settings.depth)
         targets = places[numbers]
-        wrong = identities[1][targets] != identities[0][members][:, None]
+        wrong = ~torch.isin(identities[0][members][:, None] * count + identities[1][targets], known)
         right = wrong & (wrong.cumsum(dim=1) > settings.skip) & (found < limit[members][:, None])
         right &= right.cumsum(dim=1) <= settings.count
         counts = right.sum(dim=1).tolist()

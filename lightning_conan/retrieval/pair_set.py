@@ -37,10 +37,13 @@ class PairSet:
         """
         if not pairs:
             raise ValueError("A data set for scoring needs at least 1 pair, got 0.")
-        sides = [[pair.query for pair in pairs], [pair.target for pair in pairs]]
-        encoded = [[processor(item) for item in items] for items in sides]
-        ids = [[item.content_hash() for item in items] for items in sides]
-        return cls(encoded[0], encoded[1], ids[0], ids[1])
+        queries, targets = [pair.query for pair in pairs], [pair.target for pair in pairs]
+        return cls(
+            [processor(item, "query") for item in queries],
+            [processor(item, "target") for item in targets],
+            [item.content_hash() for item in queries],
+            [item.content_hash() for item in targets],
+        )
 
     @torch.inference_mode()
     def embed(

@@ -1,7 +1,7 @@
 """Stage 3a, recover: the projectors alone (PAPERS.md A6)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from lightning_conan.embedder import Batch, Encoded, State
-from lightning_conan.items import Item, Modality
+from lightning_conan.items import Item, Modality, Side
 from lightning_conan.objectives import PairEmbeddings
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages.constants import Constants
@@ -23,6 +23,27 @@ from lightning_conan.stages.stage import Stage
 AUDIO_PROJECTOR = "audio_projector."
 BANK_BLOCK = 1024
 """Texts that are embedded and kept at once."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Every text of the training data that stands on one side of its pair.
+
+    Args:
+        texts: Unit-norm embeddings.
+        ids: The texts' identities.
+        right: Identities of the other sides, and of the texts that are right for them.
+    """
+
+    texts: Float[Tensor, "texts dim"]
+    ids: Int[Tensor, " texts"]
+    right: Int[Tensor, "known 2"]
+
+    def others(self, pairs: PairEmbeddings) -> tuple[Float[Tensor, "others dim"], Int[Tensor, " others"]]:
+        """The texts that are not among the pairs' targets and negatives, and are right for none of their queries."""
+        known = self.right[torch.isin(self.right[:, 0], pairs.query_ids), 1]
+        rest = ~torch.isin(self.ids, torch.cat([pairs.target_ids, pairs.negative_ids, known]))
+        return self.texts[rest], self.ids[rest]
 
 
 class ProjectorRecovery(Stage):
@@ -40,7 +61,8 @@ class ProjectorRecovery(Stage):
             all but the audio projector frozen they never change: from the second epoch on only projector and backbone run,
             on audio alone.
         constants_gb: The folder's largest size.
-        bank: Every text of the training data is a negative at every step, not those of the batch alone; needs ``constants``.
+        bank: Every text of the training data is a negative at every step, not those of the batch alone, but for those that the
+            data holds to be right for one of the batch's sounds; needs ``constants``.
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("fused",)
@@ -68,7 +90,7 @@ class ProjectorRecovery(Stage):
         if bank and constants is None:
             raise ValueError("bank needs the embeddings of all texts, which constants keeps, got constants=null. Name a folder.")
         self.with_bank = bank
-        self.bank: tuple[Tensor, Tensor] | None = None
+        self.banks: dict[Side, Bank] = {}
         self.constants_folder, self.constants_gb = constants, constants_gb
         self.constants: Constants | None = None
 
@@ -96,29 +118,38 @@ class ProjectorRecovery(Stage):
         if self.constants_folder is not None and self.device_mesh is not None:
             raise ValueError("constants are made by each rank at its own time, got strategy fsdp2. Use ddp, or leave them out.")
         if self.constants_folder is not None:
-            maker = f"{self.provenance.fingerprint}:{self.embedder.dtype}:{self.trainer.precision}:{self.device.type}"
+            made_by = (self.provenance.fingerprint, self.processor.fingerprint[:16])
+            maker = ":".join(map(str, (*made_by, self.embedder.dtype, self.trainer.precision, self.device.type)))
             self.constants = Constants(self.constants_folder, maker, self.constants_gb)
 
     @override
     def on_train_start(self) -> None:
-        if self.with_bank:
-            texts = dict(self.trainer.datamodule.texts())  # type: ignore[attr-defined]
-            self.bank = self.embed_texts(texts)
+        if not self.with_bank:
+            return
+        texts: dict[Side, dict[str, Item]] = {"query": {}, "target": {}}
+        right: dict[Side, list[tuple[str, str]]] = {"query": [], "target": []}
+        for side, text, other in self.trainer.datamodule.texts():  # type: ignore[attr-defined]
+            digest = text.content_hash()
+            texts[side][digest] = text
+            if other is not None:
+                right[side].append((other, digest))
+        self.banks = {side: self.make_bank(side, texts[side], right[side]) for side in texts if texts[side]}
 
-    def embed_texts(self, texts: dict[str, Item]) -> tuple[Float[Tensor, "texts dim"], Int[Tensor, " texts"]]:
-        """Embeddings and identities of texts, by their digest; ranks share the work of what is not kept yet."""
+    def make_bank(self, side: Side, texts: dict[str, Item], right: list[tuple[str, str]]) -> Bank:
+        """Embeds a side's texts, by their digests; ranks share the work of what is not kept yet."""
         assert self.constants is not None, "__init__ refused such a stage"
         digests = sorted(texts)
         own = digests[self.global_rank :: world_size()]
         self.embedder.eval()
         blocks = [own[start : start + BANK_BLOCK] for start in range(0, len(own), BANK_BLOCK)]
         for block in tqdm(blocks, desc="embedding all texts", disable=None):
-            self.fetch_texts(block, lambda digest: self.processor(texts[digest]))
+            self.fetch_texts(side, block, lambda digest: self.processor(texts[digest], side))
         most(0, self.device)  # every rank has kept its share
-        found = self.fetch_texts(digests, lambda digest: self.processor(texts[digest]))
-        return torch.stack([row.to(self.device) for row in found]), hash_ids(digests).to(self.device)
+        found = self.fetch_texts(side, digests, lambda digest: self.processor(texts[digest], side))
+        known = torch.stack([hash_ids([one[end] for one in right]) for end in (0, 1)], dim=1)
+        return Bank(torch.stack([row.to(self.device) for row in found]), hash_ids(digests).to(self.device), known.to(self.device))
 
-    def fetch_texts(self, digests: list[str], encode: Callable[[str], Encoded]) -> list[Tensor]:
+    def fetch_texts(self, side: Side, digests: list[str], encode: Callable[[str], Encoded]) -> list[Tensor]:
         """Embeddings of texts by their digests, kept or made."""
         assert self.constants is not None, "without them texts are embedded like everything else"
         budget = self.training_settings.inference_budget
@@ -126,22 +157,25 @@ class ProjectorRecovery(Stage):
         def make(rows: list[int]) -> Sequence[Tensor]:
             return self.embedder.embed([encode(digests[row]) for row in rows], budget).unbind()
 
-        return self.constants.fetch("embedding", digests, make)
+        return self.constants.fetch(f"embedding.{side}", digests, make)
 
     @override
     def enlarged(self, pairs: PairEmbeddings, batch: Batch) -> PairEmbeddings:
-        if self.bank is None:
+        if not self.banks:
             return pairs
-        if all(item.mels for item in batch.targets):  # negatives stand among the targets, so texts must be those
+        flipped = bool(batch.targets) and all(item.mels for item in batch.targets)
+        if flipped:  # negatives stand among the targets, so texts must be those
             if len(pairs.negative):
                 raise ValueError(
                     f"bank must find texts among the targets, or no hard negatives, got {len(pairs.negative)} of them in task "
                     f"{batch.task!r}, from texts to sounds. Leave the bank or the negatives out, or swap query and target."
                 )
             pairs = replace(pairs, query=pairs.target, target=pairs.query, query_ids=pairs.target_ids, target_ids=pairs.query_ids)
-        texts, ids = self.bank
-        others = ~torch.isin(ids, torch.cat([pairs.target_ids, pairs.negative_ids]))
-        negative, negative_ids = torch.cat([pairs.negative, texts[others]]), torch.cat([pairs.negative_ids, ids[others]])
+        bank = self.banks.get("query" if flipped else "target")
+        if bank is None:
+            return pairs
+        texts, ids = bank.others(pairs)
+        negative, negative_ids = torch.cat([pairs.negative, texts]), torch.cat([pairs.negative_ids, ids])
         return replace(pairs, negative=negative, negative_ids=negative_ids)
 
     @override
@@ -158,14 +192,21 @@ class ProjectorRecovery(Stage):
             return items, {}
         self.embedder.eval()  # constants are what scoring would see; a projector has nothing that drops out
         read = [row for row, item in enumerate(items) if not item.mels]
-        by_digest = {digests[row]: items[row] for row in read}
-        texts = self.fetch_texts([digests[row] for row in read], by_digest.__getitem__)
+        texts: dict[int, Tensor] = {}
+        sides: dict[Side, list[int]] = {
+            "query": [row for row in read if row < len(batch)],
+            "target": [row for row in read if row >= len(batch)],
+        }
+        for side, rows in sides.items():
+            by_digest = {digests[row]: items[row] for row in rows}
+            found = self.fetch_texts(side, [digests[row] for row in rows], by_digest.__getitem__)
+            texts |= dict(zip(rows, found, strict=True))
         frames = self.constants.fetch(
             "frames", [digests[row] for row in heard], lambda rows: self.frames_of([items[heard[row]] for row in rows])
         )
-        for row, found in zip(heard, frames, strict=True):
-            items[row] = replace(items[row], mels=[], frames=found, heard=0)
-        return items, dict(zip(read, texts, strict=True))
+        for row, made in zip(heard, frames, strict=True):
+            items[row] = replace(items[row], mels=[], frames=made, heard=0)
+        return items, texts
 
     def frames_of(self, items: list[Encoded]) -> Sequence[Tensor]:
         """What the audio encoder makes of each item's sounds."""

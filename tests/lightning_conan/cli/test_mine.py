@@ -40,6 +40,17 @@ def test_negatives_are_other_targets_of_the_task(manifest, base, capsys, monkeyp
         assert sorted(item["text"] for item in found[f"t{row}"]) == sorted(others)  # not its own text under another key
 
 
+def test_what_another_pair_gives_the_same_query_is_no_negative(manifest, base):
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for line in lines:
+        if line["key"] in ("i0", "i3"):
+            line["query"] = {"text": "either picture"}
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = mined(manifest, base, "a.jsonl", "--count", "9")
+    assert sorted(item["image"] for item in found["i0"]) == ["1.png", "2.png", "4.png", "5.png"]
+    assert len(found["i1"]) == 5
+
+
 def test_a_killed_run_goes_on_and_other_settings_start_anew(manifest, base, monkeypatch):
     monkeypatch.setattr(mine, "QUERIES", 5)
     first = mined(manifest, base, "a.jsonl", "--count", "2")

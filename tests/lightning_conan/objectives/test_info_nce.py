@@ -84,6 +84,20 @@ def test_a_target_above_the_margin_does_not_count():
     assert found < info_nce(query, target, **options)
 
 
+def test_a_hard_negative_that_another_pair_gives_the_same_query_does_not_count():
+    """Two captions of one sound, each mined as the other's hard negative."""
+    vectors = F.normalize(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    query, target, more = vectors[[0, 0, 1]], vectors[2:5], vectors[5:6]
+    asked, wanted = torch.tensor([10, 10, 11]), torch.tensor([0, 1, 2])
+    given = pairs(query, target, torch.cat([target[:2], more]), asked, wanted, torch.tensor([0, 1, 7]))
+    scores = query @ torch.cat([target, target[:2], more]).T / 0.05
+    left = [[0, 2, 5], [1, 2, 5], [0, 1, 2, 3, 4, 5]]  # of each row: its own target and what is wrong for it
+    losses = [F.cross_entropy(scores[row, columns], torch.tensor(columns.index(row))) for row, columns in enumerate(left)]
+    for rows in (1, 3):
+        found = symmetric_info_nce(given, Contrast(0.05, back=False), at_once=rows)
+        assert float(found) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+
+
 def test_same_side_negatives_push_queries_apart():
     query, target = units(4), units(4, seed=1)
     plain = symmetric_info_nce(pairs(query, target), Contrast(0.1))

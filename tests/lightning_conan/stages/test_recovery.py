@@ -1,13 +1,17 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from callbacks import FrozenBackbone
 from datamodules import RehearsalData, SpecialistData
-from lightning_conan.embedder import Batch, Encoded, OmniEmbedder, load_folder
+from lightning_conan.embedder import Batch, Encoded, OmniEmbedder, OmniProcessor, load_folder, save_folder
 from lightning_conan.objectives import Contrast, PairEmbeddings, symmetric_info_nce
+from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal
 from lightning_conan.stages.constants import Constants
+from lightning_conan.stages.recovery import Bank
 from runs import QUICK, Record, data, state, trainer
 
 MERGER = "backbone.visual.merger."
@@ -125,15 +129,17 @@ def test_a_bank_of_all_texts_is_a_batch_that_holds_them(fused, world, tmp_path):
     part, _ = loss("part", 5, False)
     more, module = loss("part with bank", 5, True)
     assert more > part
-    texts, ids = module.bank
-    assert len(texts) == len(ids) == len(set(ids.tolist()))
+    (bank,) = module.banks.values()
+    assert len(bank.texts) == len(bank.ids) == len(set(bank.ids.tolist()))
+    assert len(bank.right) == 20
 
 
 def test_a_bank_stands_on_the_side_of_the_texts(fused, world, tmp_path):
     """Against plain cross-entropies, for sounds as queries and as targets."""
     module = ProjectorRecovery(fused, QUICK, constants=tmp_path / "constants", bank=True)
     sounds, texts, more = (F.normalize(torch.randn(3, 8), dim=1) for _ in range(3))
-    module.bank = torch.cat([more, texts]), torch.tensor([7, 8, 9, 4, 5, 6])
+    known = torch.tensor([[1, 4], [2, 5], [3, 6], [50, 7]])
+    module.banks = dict.fromkeys(("query", "target"), Bank(torch.cat([more, texts]), torch.tensor([7, 8, 9, 4, 5, 6]), known))
     labels, contrast = torch.arange(3), Contrast(0.1)
     expected = F.cross_entropy(sounds @ torch.cat([texts, more]).T / 0.1, labels) + F.cross_entropy(
         texts @ sounds.T / 0.1, labels
@@ -149,10 +155,45 @@ def test_a_bank_stands_on_the_side_of_the_texts(fused, world, tmp_path):
         assert found == pytest.approx(float(expected) / 2, rel=1e-5)
 
 
+def test_other_captions_of_a_sound_are_no_negatives(fused, tmp_path):
+    """Clotho has five of each: those that are not in the batch must not stand against it either."""
+    module = ProjectorRecovery(fused, QUICK, constants=tmp_path / "constants", bank=True)
+    rows = F.normalize(torch.randn(4, 8), dim=1)
+    known = torch.tensor([[1, 10], [1, 11], [2, 12], [3, 13]])  # sound 1 has the captions 10 and 11
+    module.banks = {"target": Bank(rows, torch.tensor([10, 11, 12, 13]), known)}
+    none = torch.empty(0, 8), torch.empty(0, dtype=torch.long)
+    pairs = PairEmbeddings(rows[:2], rows[2:], none[0], torch.tensor([1, 2]), torch.tensor([10, 12]), none[1])
+    read = Encoded(torch.arange(3), torch.arange(3).expand(3, -1))
+    batch = Batch("t", "audio", ["a", "b"], [read, read], [read, read], [[], []], ["q", "r"], ["t", "u"], [])
+    assert module.enlarged(pairs, batch).negative_ids.tolist() == [13]
+
+
+def test_constants_tell_queries_from_targets(fused, world, tmp_path):
+    """A folder whose hints differ embeds the same words differently on either side."""
+    model, processor, provenance = load_folder(fused)
+    hinted = OmniProcessor(processor.tokenizer, replace(processor.config, instruction="Hear.", target_hint="Be found."))
+    save_folder(tmp_path / "hinted", model, hinted, provenance)
+    losses_of = {}
+    for name, options in {"live": {}, "kept": {"constants": tmp_path / "constants"}}.items():
+        losses_of[name], _ = losses(tmp_path / "hinted", world, tmp_path / name, **options)
+    assert losses_of["kept"] == pytest.approx(losses_of["live"], rel=1e-4)
+    module = ProjectorRecovery(tmp_path / "hinted", QUICK, constants=tmp_path / "constants", bank=True)
+    sounds = data(world, "audio")
+    trainer(tmp_path / "bank", 1).fit(module, sounds)
+    side, text, _ = next(sounds.texts())
+    (bank,) = module.banks.values()
+    row = bank.ids.tolist().index(int(hash_ids([text.content_hash()])[0]))
+    with torch.no_grad():
+        close, far = (float(bank.texts[row] @ model.embed([hinted(text, at)])[0]) for at in (side, "query"))
+    assert close == pytest.approx(1, abs=1e-4)
+    assert side == "target"
+    assert far < 0.999
+
+
 def test_a_bank_with_sounds_as_hard_negatives_is_refused(fused, tmp_path):
     module = ProjectorRecovery(fused, QUICK, constants=tmp_path / "constants", bank=True)
     rows, ids = F.normalize(torch.randn(4, 8), dim=1), torch.tensor([1, 2])
-    module.bank = rows, torch.tensor([7, 8, 9, 4])
+    module.banks = {"query": Bank(rows, torch.tensor([7, 8, 9, 4]), torch.empty(0, 2, dtype=torch.long))}
     heard = Encoded(ids, ids.expand(3, -1), mels=[torch.zeros(1, 1)])
     batch = Batch("t", "audio", ["a"], [Encoded(ids, ids.expand(3, -1))], [heard], [[heard]], ["q"], ["t"], ["n"])
     pairs = PairEmbeddings(rows[:2], rows[2:], rows[:1], ids, ids + 2, torch.tensor([6]))
