@@ -14,7 +14,7 @@ class FolderCheckpoint(Callback):
     """At the end of a fit that was not cut short, writes ``out``, whole or not at all.
 
     Args:
-        out: The folder; one that a stage wrote before is replaced.
+        out: The folder; one that the same stage wrote before is replaced.
         form: ``dense`` merges LoRA into the weights; ``adapter`` (specialists only) writes the adapter alone, in PEFT's
             layout: a hundredth of the size, and `conan fuse` and `conan test` read both alike.
     """
@@ -24,8 +24,8 @@ class FolderCheckpoint(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and isinstance(pl_module, Stage) and self.out.resolve() == pl_module.folder.resolve():
-            raise ValueError(f"out must differ from the folder that the stage starts from, got {self.out} for both.")
+        if stage == "fit" and isinstance(pl_module, Stage):
+            pl_module.check_out(self.out, self.form)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -24,7 +24,7 @@ class ResumableCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, every_n_steps: int = 100) -> None:
-        super().__init__(save_last=True, save_top_k=0, every_n_train_steps=every_n_steps)
+        super().__init__(save_last=True, save_top_k=0, every_n_train_steps=every_n_steps, enable_version_counter=False)
         self.every_n_steps = every_n_steps
         self.stopped_by: int | None = None
         self.handlers: dict[int, Any] = {}
@@ -71,6 +71,7 @@ class ResumableCheckpoint(ModelCheckpoint):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self.note:  # Lightning has put back by now what was there before its own
+                signal.signal(number, handler)
         self.handlers = {}
         super().teardown(trainer, pl_module, stage)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import Tensor
 from typing_extensions import override
@@ -23,9 +23,13 @@ class OmniCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        if self.subcommand == "fit" and not any(isinstance(callback, ResumableCheckpoint) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            plain = [callback for callback in trainer.callbacks if type(callback) is not ModelCheckpoint]  # type: ignore[attr-defined]
-            trainer.callbacks = [*plain, ResumableCheckpoint()]  # type: ignore[attr-defined]
+        wanted = self._get(self.config_init, "trainer", default={})
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        resumable = any(isinstance(callback, ResumableCheckpoint) for callback in callbacks)
+        if self.subcommand == "fit" and not resumable and wanted.get("enable_checkpointing") is not False:
+            named = list(map(id, wanted.get("callbacks") or []))  # Lightning adds a checkpoint of its own where none is named
+            kept = [callback for callback in callbacks if type(callback) is not ModelCheckpoint or id(callback) in named]
+            trainer.callbacks = [*kept, ResumableCheckpoint()]  # type: ignore[attr-defined]
         return trainer
 
     @override

@@ -96,9 +96,9 @@ def check(thought: Thought, rules: Rules, kind: str, instruction: str, target: s
     """
     both = f"{thought.reasoning} {thought.answer}".lower()
     phrases = read_prompts("refusals")
-    if any(phrase in both for phrase in phrases["refusals"].splitlines()):
+    if any(says(both, phrase) for phrase in phrases["refusals"].splitlines()):
         raise RuleBroken("refusal")
-    if any(phrase in both for phrase in phrases["leaks"].splitlines()):
+    if any(says(both, phrase) for phrase in phrases["leaks"].splitlines()):
         raise RuleBroken("prompt leaked")
     for name, text, (least, most) in (
         ("reasoning", thought.reasoning, rules.reasoning),
@@ -119,6 +119,11 @@ def check(thought: Thought, rules: Rules, kind: str, instruction: str, target: s
         raise RuleBroken("no keyword")
     if kind == "composed" and pieces(thought.answer) == source_of(thought.reasoning):
         raise RuleBroken("answer describes the source")
+
+
+def says(text: str, phrase: str) -> bool:
+    """Whether a phrase stands in a text as words of its own: "has an airplane" does not say "as an ai"."""
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
 
 
 def repeated(words: list[str], rules: Rules) -> bool:

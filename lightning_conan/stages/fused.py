@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_conan.embedder import STATES, Batch, State
+from lightning_conan.embedder.checkpoint import check_apart
 from lightning_conan.fusion import Recipe, TaskArithmetic, fuse_folders, fused_model
 from lightning_conan.fusion.engine import Fusion
 from lightning_conan.fusion.geometry import group_of
 from lightning_conan.fusion.plots import plot_learning
+from lightning_conan.stages.ranks import total
 from lightning_conan.stages.settings import Training
 from lightning_conan.stages.stage import Form, Stage
 
@@ -51,7 +53,7 @@ class Fused(Stage):
     def configure_model(self) -> None:
         if hasattr(self, "embedder"):
             return
-        self.recipe.check()
+        self.sources = {name: found.fingerprint for name, found in self.recipe.check().items()}
         self.embedder = fused_model(self.recipe)
         if self.trainer.state.fn == "fit":
             self.prepare()
@@ -96,13 +98,18 @@ class Fused(Stage):
     @override
     def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
         value = super().loss(batch, embeddings)
-        self.losses.setdefault(batch.modality, []).append((self.global_step + 1, float(value.detach())))
+        self.losses.setdefault(batch.modality, []).append((self.global_step + 1, float(total(value.detach()))))
         return value
 
     @override
     def after_step(self) -> None:
         self.path.append(self.alphas.detach().mean(dim=0).tolist())
         self.apply_alphas()
+
+    def bring_vectors(self) -> None:
+        """Task vectors are no parameters, so nobody else brings them to the device."""
+        device = self.alphas.device
+        self.vectors = {name: (anchor.to(device), deltas.to(device)) for name, (anchor, deltas) in self.vectors.items()}
 
     def apply_alphas(self) -> None:
         """Makes the weights what the coefficients say."""
@@ -116,6 +123,7 @@ class Fused(Stage):
 
     @override
     def on_train_start(self) -> None:
+        self.bring_vectors()
         self.apply_alphas()  # a resumed run brings other coefficients than the recipe's
 
     def learned(self) -> Recipe:
@@ -127,9 +135,14 @@ class Fused(Stage):
         return replace(self.recipe, alphas_by_module=dict(zip(patterns, rows, strict=True)))
 
     @override
-    def write_folder(self, out: Path, form: Form = "dense") -> None:
+    def check_out(self, out: Path, form: Form) -> None:
         if form != "dense":
             raise ValueError(f"A fused folder is dense, got form={form!r}. Leave it out.")
+        super().check_out(out, form)
+        check_apart(out, self.recipe.base, *self.recipe.specialists.values())
+
+    @override
+    def write_folder(self, out: Path, form: Form = "dense") -> None:
         if self.global_rank:
             return
         history = {"names": self.names, "alphas": self.path, "losses": self.losses}
@@ -142,9 +155,11 @@ class Fused(Stage):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["learning"] = {"path": self.path, "losses": self.losses}
+        checkpoint["learning"] = {"path": self.path, "losses": self.losses, "sources": self.sources}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        if checkpoint["learning"].get("sources") != self.sources:
+            raise ValueError(f"This .ckpt resumes a run with another base or other specialists than {self.recipe.specialists}.")
         self.path, self.losses = checkpoint["learning"]["path"], checkpoint["learning"]["losses"]

@@ -27,9 +27,11 @@ from lightning_conan.embedder import (
     load_folder,
     pack,
     pad,
+    read_provenance,
     save_adapter_folder,
     save_folder,
 )
+from lightning_conan.embedder.checkpoint import PROVENANCE, check_apart, check_replaceable
 from lightning_conan.items import Modality
 from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, symmetric_info_nce
 from lightning_conan.reasoning import Decoding
@@ -173,6 +175,25 @@ class Stage(Scoring):
             log.info("token_budget: %d for %s", self.budgets[modality], modality)
         return self.budgets[modality]
 
+    def check_out(self, out: Path, form: Form) -> None:
+        """Refuses, before anything is trained, what could not be written in the end.
+
+        Raises:
+            ValueError: ``out`` is read from, or holds something else than this stage would write there; or an adapter is asked
+                for and there is none.
+        """
+        check_apart(out, self.folder)
+        check_replaceable(out)
+        if (out / PROVENANCE).is_file():
+            there = read_provenance(out)
+            if (there.state, there.modality) != (self.writes, self.modality):
+                raise ValueError(
+                    f"out must be free or hold a {self.writes} model of modality {self.modality}, but in {out} there is a "
+                    f"{there.state} one of modality {there.modality}. Choose another place, or remove it yourself."
+                )
+        if form == "adapter" and (self.lora is None or self.writes != "specialist"):
+            raise ValueError(f"Only a specialist with LoRA can be written as an adapter, got {type(self).__name__}.")
+
     def write_folder(self, out: Path, form: Form = "dense") -> None:
         """Writes the trained model, its adapters merged into dense weights or left as they are.
 
@@ -194,8 +215,7 @@ class Stage(Scoring):
         parents[str(source.modality) if source.state == "specialist" else source.state] = source.fingerprint
         provenance = Provenance(self.writes, self.modality, parents, self.notes())
         if form == "adapter":
-            if self.adapters is None or self.writes != "specialist":
-                raise ValueError(f"Only a specialist with LoRA can be written as an adapter, got {type(self).__name__}.")
+            assert self.adapters is not None, "check_out refused such a stage"
             adapter = self.adapters.export(self.embedder, self.folder, self.full)
             save_adapter_folder(out, self.embedder, self.processor, provenance, adapter)
             return

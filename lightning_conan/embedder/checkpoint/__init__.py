@@ -7,6 +7,7 @@ from lightning_conan.embedder.checkpoint.folder import (
     CONFIG,
     check_apart,
     check_folder,
+    check_replaceable,
     load_folder,
     load_processor,
     open_tensors,
@@ -19,12 +20,13 @@ from lightning_conan.embedder.checkpoint.folder import (
 )
 from lightning_conan.embedder.checkpoint.golden import changed_versions, compare_golden
 from lightning_conan.embedder.checkpoint.graft import GraftReport, graft_folder
-from lightning_conan.embedder.checkpoint.provenance import STATES, Provenance, State, file_hash, read_provenance
+from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_provenance
 from lightning_conan.embedder.checkpoint.tensors import STEM, Spec, TensorFiles, Tensors, check_specs, write_order, write_shards
 
 __all__ = [
     "CONFIG",
     "DELTA",
+    "PROVENANCE",
     "STATES",
     "STEM",
     "Adapter",
@@ -37,6 +39,7 @@ __all__ = [
     "changed_versions",
     "check_apart",
     "check_folder",
+    "check_replaceable",
     "check_specs",
     "compare_golden",
     "export_folder",

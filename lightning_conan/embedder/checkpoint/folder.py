@@ -33,8 +33,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises:
         ValueError: ``folder`` exists and is not a checkpoint folder, so it is not ours to replace.
     """
-    if folder.exists() and not (folder / PROVENANCE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not a checkpoint folder. Choose another place, or remove it yourself.")
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(f".{folder.name}.partial-*"):
         shutil.rmtree(stale)
@@ -56,6 +55,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise OSError(f"{folder} could not be written ({error}); what was there before is untouched.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuses to put a checkpoint folder where something else is.
+
+    Raises:
+        ValueError: ``folder`` exists, is not empty and not a checkpoint folder, so it is not ours to replace.
+    """
+    if folder.exists() and not (folder / PROVENANCE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not a checkpoint folder. Choose another place, or remove it yourself.")
 
 
 def check_apart(out: Path, *sources: Path | str) -> None:

@@ -148,6 +148,45 @@ def test_exit_statuses(error, status, monkeypatch, base, world, tmp_path):
     assert main(fit("specialist", tmp_path, base, world / "image")) == status
 
 
+def test_a_signal_after_a_fit_does_what_it_did_before(base, world, tmp_path):
+    """Lightning's handlers of a trainer that is gone would swallow it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    assert main(fit("specialist", tmp_path, base, world / "image")) == 0
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_checkpoints_are_those_that_were_asked_for(base, world, tmp_path):
+    own = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": str(tmp_path / "own")}}
+    words = fit("specialist", tmp_path, base, world / "image")
+    words = [words[0], *words[3:], "--trainer.num_sanity_val_steps", "0"]  # without base.yaml, which names ours
+    at = words.index("--trainer.callbacks.out")
+    words = [*words[:at], *words[at + 2 :], "--trainer.callbacks", json.dumps([own])]
+    assert main(words) == 0
+    assert list((tmp_path / "own").glob("*.ckpt"))
+    assert (tmp_path / "work" / "checkpoints" / "last.ckpt").exists()
+    shutil.rmtree(tmp_path / "work")
+    assert main([*words, "--trainer.callbacks", "[]", "--trainer.enable_checkpointing", "false"]) == 0
+    assert not list(tmp_path.glob("work/**/*.ckpt"))
+
+
+@pytest.mark.parametrize(("there", "option", "said"), [
+    ("notes.txt", [], "is not a checkpoint folder"),
+    ("specialist", ["--model.init_args.modality", "audio"], "out must be free or hold a specialist model of modality audio"),
+    (None, ["--trainer.callbacks.form", "adapter"], "Only a specialist with LoRA"),
+])  # fmt: skip
+def test_what_could_not_be_written_is_refused_before_training(base, world, tmp_path, there, option, said, monkeypatch, capsys):
+    if there == "specialist":
+        assert main(fit("specialist", tmp_path, base, world / "image")) == 0
+    elif there:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / there).write_text("mine")
+    monkeypatch.setattr(Stage, "training_step", lambda *_: pytest.fail("it trains"))
+    if "adapter" in option:
+        option = [*option, "--model.init_args.lora", "null", "--model.init_args.train_fully", '["audio_projector."]']
+    assert main(fit("specialist", tmp_path, base, world / "image", *option)) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_wandb_logs_offline(base, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = fit("specialist", tmp_path, base, world / "image", "--config", str(CONFIGS / "wandb.yaml"))

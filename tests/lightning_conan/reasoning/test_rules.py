@@ -42,6 +42,11 @@ def test_each_rule_catches_what_it_is_for(change, reason):
     assert broken(replace(GOOD, **change), rules) == reason
 
 
+@pytest.mark.parametrize("words", ["it has an airplane on the left", "it has an aisle seat", "after the prompting of a guide"])
+def test_phrases_are_words_of_their_own(words):
+    assert broken(replace(GOOD, reasoning=f"{REASONING} Besides, {words}.")) is None
+
+
 def test_rules_can_be_loosened():
     assert broken(replace(GOOD, answer="A skirt of wool."), Rules(keyword=False)) is None
     assert broken(replace(GOOD, answer="A skirt of wool."), target="a skirt") is None

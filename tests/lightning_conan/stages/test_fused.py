@@ -110,6 +110,34 @@ def test_resuming_goes_on_from_the_learned_coefficients(recipe, world, tmp_path)
     assert torch.equal(again.alphas, whole.alphas)
 
 
+def test_resuming_with_other_specialists_is_refused(recipe, world, tmp_path):
+    trainer(tmp_path / "work", 2).fit(Fused(recipe, TRAINING), data(world, "image"))
+    model, processor, provenance = load_folder(recipe.specialists["image"])
+    with torch.no_grad():
+        model.get_input_embeddings().weight += 0.01
+    save_folder(tmp_path / "image", model, processor, provenance)
+    other = replace(recipe, specialists={**recipe.specialists, "image": tmp_path / "image"})
+    with pytest.raises(ValueError, match="another base or other specialists"):
+        trainer(tmp_path / "work", 4).fit(Fused(other, TRAINING), data(world, "image"), ckpt_path="last", weights_only=True)
+
+
+def test_task_vectors_go_where_the_coefficients_are(recipe, world, tmp_path):
+    module = Fused(recipe, TRAINING)
+    trainer(tmp_path, 1).fit(module, data(world, "image"))
+    module.alphas = torch.nn.Parameter(module.alphas.to("meta"))
+    module.bring_vectors()
+    assert {tensor.device.type for both in module.vectors.values() for tensor in both} == {"meta"}
+
+
+@pytest.mark.parametrize("form", ["dense", "adapter"])
+def test_what_could_not_be_written_is_refused_before_training(recipe, world, tmp_path, form):
+    out = FolderCheckpoint(tmp_path / "out" if form == "adapter" else recipe.specialists["audio"], form)
+    record = Record()
+    with pytest.raises(ValueError, match="A fused folder is dense" if form == "adapter" else "out must"):
+        trainer(tmp_path, 1, out, record).fit(Fused(recipe, TRAINING), data(world, "image"))
+    assert not record.losses
+
+
 def test_other_methods_have_nothing_to_learn(recipe, world, tmp_path):
     with pytest.raises(ValueError, match="learned for TaskArithmetic, got Ties"):
         trainer(tmp_path, 1).fit(Fused(replace(recipe, method=Ties())), data(world, "image"))
