@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_conan.embedder import ItemBatch, OmniConfig
+from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.retrieval.store import Origin, Precision, finished_parts, shorten, write_part
 from lightning_conan.stages import Stage
 
@@ -41,7 +42,8 @@ class EmbeddingParts(Callback):
         if not 1 <= dim <= full:
             raise ValueError(f"dim must be 1 to {full}, the model's, got {dim}.")
         source = data.items.fingerprint()
-        self.origin = Origin(pl_module.provenance.fingerprint, source, self.precision, dim, data.rows_per_part, data.parts)
+        model = embeds_as(pl_module.provenance, pl_module.processor)
+        self.origin = Origin(model, source, self.precision, dim, data.rows_per_part, data.parts)
         self.out.mkdir(parents=True, exist_ok=True)
         data.skip = finished_parts(self.out, self.origin)
 
@@ -59,6 +61,11 @@ class EmbeddingParts(Callback):
         done = sum(len(part.rows) + len(part.faults) for part, _ in self.pending)
         if done == len(trainer.datamodule.numbers(batch.part)):  # type: ignore[attr-defined]
             self.write(batch.part)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # The first rank reads what all have written. Not on_predict_end: a rank without a part does not come there.
+        trainer.strategy.barrier()
 
     def write(self, part: int) -> None:
         """Writes the pending part: first what is missing from it, then the part itself."""

@@ -179,6 +179,7 @@ class EmbedData(LightningDataModule):
         self, source: Path, side: Side = "target", rows_per_part: int = 4096, batch_size: int = 256, num_workers: int = 0
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer parts left than devices
         if rows_per_part < 1 or batch_size < 1 or num_workers < 0:
             raise ValueError(
                 "rows_per_part and batch_size must be positive and num_workers not negative, "

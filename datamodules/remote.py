@@ -20,8 +20,8 @@ PROTOCOLS = ("https", "http", "s3", "gs", "hf")
 ATTEMPTS, PAUSE = 3, 1.0
 """Tries of a transfer, and seconds before the second; they double."""
 BLOCK = 2**22
-STALE = 3600.0
-"""Seconds after which a transfer that was left half-way is taken for dead."""
+STALE = 300.0
+"""Seconds without a byte after which a transfer that was left half-way is taken for dead."""
 AHEAD, LOOK = 0.7, 8
 """The share of the cache that a worker's shards in use and to come may take, as others are elsewhere in the epoch, and how many
 shards are looked at for one to fetch."""
@@ -61,7 +61,7 @@ def persistently(work: Callable[[], Found], url: str) -> Found:
         except (PermissionError, ImportError) as error:
             raise UnreachableError(f"{url} cannot be opened: {error}") from error
         except Exception as error:  # each file system has errors of its own
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UnreachableError(f"{url} cannot be kept: {error}. Free the disk, or lower reading.cache_gb.") from error
             reason = error
     if isinstance(reason, FileNotFoundError):
@@ -121,38 +121,55 @@ class ShardCache:
         if shard.size > self.limit:
             raise ValueError(f"reading.cache_gb must hold {shard.url} of {shard.size:,} bytes, got {self.limit:,} bytes.")
         self.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / f"{shard.sha256[:3]}.lock", blocking=wait)  # not one for each: they stay
         try:
-            with lock:
-                if not self.kept(path, shard.size):
-                    self.fill(path, shard)
+            with self.lock(shard.sha256[:3], wait):  # not one for each: they stay
+                if not self.kept(path, shard.size) and not self.fill(path, shard, wait):
+                    return None
         except Timeout:
             return None
+        except PermissionError as error:
+            raise UnreachableError(f"reading.cache must be a folder that you may write to, got {self.root} ({error}).") from error
         return path
+
+    def lock(self, name: str, wait: bool = True) -> FileLock:
+        """A lock of all processes, of whichever user."""
+        return FileLock(self.root / f"{name}.lock", mode=0o666, blocking=wait)
+
+    def forget(self, shard: RemoteShard) -> None:
+        """Gives up a shard whose file was damaged where it is kept."""
+        (self.root / f"{shard.sha256}.tar").unlink(missing_ok=True)
 
     def kept(self, path: Path, size: int) -> bool:
         """Whether a shard is there; if so, it counts as used now."""
         try:
             if path.stat().st_size == size:
-                os.utime(path)
+                with suppress(PermissionError):  # another user's: it counts as used when it was fetched
+                    os.utime(path)
                 return True
         except FileNotFoundError:  # another process may give it up at any moment
             pass
         return False
 
-    def fill(self, path: Path, shard: RemoteShard) -> None:
-        """Fetches a shard, whole or not at all."""
+    def fill(self, path: Path, shard: RemoteShard, wait: bool) -> bool:
+        """Fetches a shard, whole or not at all; False where transfers that are under way leave no room and nobody waits."""
         scratch = path.with_suffix(".part")
         try:
-            self.reserve(scratch, shard.size)
+            while not self.reserve(scratch, shard.size):
+                if not wait:
+                    return False
+                time.sleep(PAUSE / 4)
             persistently(lambda: transfer(shard, scratch), shard.url)
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
+        return True
 
-    def reserve(self, scratch: Path, size: int) -> None:
-        """Makes an empty file as large as what is to come, and gives up what was unused for longest to have the room."""
-        with FileLock(self.root / "room.lock"):
+    def reserve(self, scratch: Path, size: int) -> bool:
+        """Makes an empty file as large as what is to come, and gives up what was unused for longest to have the room.
+
+        False if there is no room yet, as others' transfers take it.
+        """
+        with self.lock("room"):
             kept = []
             for path in self.root.iterdir():
                 with suppress(FileNotFoundError):
@@ -163,8 +180,11 @@ class ShardCache:
                 if room < 0 and (path.suffix == ".tar" or moment < time.time() - STALE):
                     path.unlink(missing_ok=True)  # who reads it goes on: the file lives while it is open
                     room += length
+            if room < 0:
+                return False
             with scratch.open("wb") as file:
                 file.truncate(size)
+        return True
 
 
 def transfer(shard: RemoteShard, scratch: Path) -> None:
@@ -180,6 +200,8 @@ def transfer(shard: RemoteShard, scratch: Path) -> None:
             got += len(block)
             digest.update(block)
             sink.write(block)
+        sink.flush()
+        os.fsync(sink.fileno())  # else a power cut may leave a file of the right size and of zeros
     if got != shard.size or digest.hexdigest() != shard.sha256:
         found = f"{got:,}" if got <= shard.size else "more"
         raise ValueError(f"it must have {shard.size:,} bytes and the index's SHA-256, got {found} bytes")

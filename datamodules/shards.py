@@ -186,8 +186,12 @@ class ShardSet:
         """The shards of samples, as what must be fetched; none of a local set."""
         if not self.remote:
             return []
-        shards = (self.shards[name] for name in dict.fromkeys(self.samples[number].shard for number in numbers))
-        return [RemoteShard(self.place(shard.name), shard.size, shard.sha256) for shard in shards]
+        return [self.remote_shard(name) for name in dict.fromkeys(self.samples[number].shard for number in numbers)]
+
+    def remote_shard(self, name: str) -> RemoteShard:
+        """A shard as what must be fetched."""
+        shard = self.shards[name]
+        return RemoteShard(self.place(name), shard.size, shard.sha256)
 
     def file(self, name: str) -> OpenFile:
         """A shard, open."""
@@ -205,9 +209,8 @@ class ShardSet:
         """Opens a shard, fetched before if it lies elsewhere."""
         if not self.remote:
             return OpenFile(Path(self.place(name)))
-        shard = self.shards[name]
         while True:
-            path = self.cache.fetch(RemoteShard(self.place(name), shard.size, shard.sha256))
+            path = self.cache.fetch(self.remote_shard(name))
             assert path is not None, "it waits"
             with suppress(FileNotFoundError):  # given up again by another process
                 return OpenFile(path)
@@ -229,10 +232,20 @@ class ShardSet:
             ValueError: The record or a member is broken, or not what was packed.
         """
         sample = self.samples[number]
+        if (members := self.members(sample)) is None and self.remote:  # what is kept here was damaged: it is fetched once more
+            self.cache.forget(self.remote_shard(sample.shard))
+            opened_files.pop((self.mark, sample.shard), None)
+            members = self.members(sample)
+        if members is None:
+            raise ValueError("a member is not what was packed: its checksum differs")
+        return decode_pair(members)
+
+    def members(self, sample: Sample) -> dict[str, bytes] | None:
+        """A sample's members; None if one is not what was packed."""
         file = self.file(sample.shard)
         members = {}
         for name, (offset, size, checksum) in sample.members.items():
             members[name] = data = os.pread(file.descriptor, size, offset)
             if xxhash.xxh3_64_intdigest(data) != checksum:  # neither JSON nor JPEG would notice
-                raise ValueError(f"member {name!r} is not what was packed: its checksum differs")
-        return decode_pair(members)
+                return None
+        return members

@@ -48,6 +48,7 @@ def cot(
     from datamodules.converters import read_source
     from datamodules.manifest import Fault
     from lightning_conan.reasoning.cot import Journal, ask_all, count, taught
+    from lightning_conan.reasoning.prompts import read_prompts
 
     if out.exists():
         raise ValueError(f"{out} exists already. Choose another folder, or remove it first.")
@@ -56,10 +57,12 @@ def cot(
     if plan.by != "teacher":
         for task in {pair.task for pair in pairs}:
             plan.kind_of(task)
-    settings = [str(source.resolve()), asdict(plan), teacher, endpoint.url, endpoint.model, verifier and asdict(verifier)]
+    asked = {name: value for name, value in asdict(plan).items() if name != "under_way"}
+    who = [each and (each.url, each.model, each.max_tokens, each.temperature) for each in (endpoint, verifier)]
+    settings = [str(source.resolve()), asked, teacher, who, read_prompts("cot"), read_prompts("refusals")]
     work = out.with_name(f"{out.name}.cot")
     journal = Journal(work / f"{sha256(json.dumps(settings, default=str).encode()).hexdigest()[:16]}.jsonl")
-    todo = sum(pair.key not in journal.outcomes for pair in pairs)
+    todo = sum(not journal.knows(pair) for pair in pairs)
 
     async def ask() -> list[str]:
         async with AsyncExitStack() as stack:
@@ -73,9 +76,9 @@ def cot(
             f"{len(failed)} of {len(pairs)} pairs got no answer, such as: {failed[0]}. What was answered is kept: "
             f"run the same command again, or allow it with --most_failed {len(failed)}."
         )
-    answered = [pair for pair in pairs if pair.key in journal.outcomes]
+    answered = [pair for pair in pairs if journal.knows(pair)]
     kept, dropped = taught(answered, journal.outcomes)
-    silent = [Fault(str(source), pair.key, "sample", "no answer") for pair in pairs if pair.key not in journal.outcomes]
+    silent = [Fault(str(source), pair.key, "sample", "no answer") for pair in pairs if not journal.knows(pair)]
     summary = count(kept, dropped, journal.outcomes)
     write(out, kept, [*faults, *silent], dropped, summary | {"faults": len(faults), "unanswered": len(silent)}, pairs_per_shard)
     print_summary(out, summary, endpoint)

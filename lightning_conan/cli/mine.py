@@ -1,6 +1,8 @@
 """`conan mine`: hard negatives for the pairs of a manifest."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -121,7 +123,24 @@ def mine_manifest(
         raise ValueError(f"The new manifest must lie beside {manifest}, under another name, got {out}: media paths are relative.")
     work = out.with_name(f"{out.name}.mining")
     for side in ("query", "target"):
-        embed(folder, manifest, work / side, side, "float32", accelerator=accelerator, devices=devices)
+        if devices == 1:
+            embed(folder, manifest, work / side, side, "float32", accelerator=accelerator)
+            continue
+        words = [
+            "embed",
+            "--folder",
+            folder,
+            "--source",
+            manifest,
+            "--out",
+            work / side,
+            "--side",
+            side,
+            "--precision",
+            "float32",
+        ]
+        words += ["--accelerator", accelerator, "--devices", devices]  # apart: their ranks are started as this process was
+        subprocess.run([sys.executable, "-m", "lightning_conan.cli.main", *map(str, words)], check=True)
     miner = Miner(manifest, EmbeddingStore(work / "query"), EmbeddingStore(work / "target"))
     what = json.dumps([RULE, asdict(settings), miner.queries.origin, miner.targets.origin], sort_keys=True)
     parts = work / sha256(what.encode()).hexdigest()[:16]  # other settings do not find these

@@ -61,13 +61,15 @@ class Searcher:
 
     def __init__(self, folder: Path, index: Path, device: str) -> None:
         from lightning_conan.cli.quiet import quiet_libraries
-        from lightning_conan.embedder import load_folder
+        from lightning_conan.embedder import OmniConfig, load_folder
+        from lightning_conan.embedder.checkpoint import embeds_as, stored_dtype
         from lightning_conan.retrieval.store import EmbeddingStore
 
         quiet_libraries()
         self.store = EmbeddingStore(index)
-        self.model, self.processor, provenance = load_folder(folder, device=device)
-        if provenance.fingerprint != self.store.origin["model"]:
+        dtype = stored_dtype(OmniConfig.from_pretrained(folder))  # as `conan embed` does, wherever it runs
+        self.model, self.processor, provenance = load_folder(folder, dtype=dtype, device=device)
+        if embeds_as(provenance, self.processor) != self.store.origin["model"]:
             raise ValueError(f"{index} was made with another model than {folder}: vectors of two models cannot be compared.")
 
     def __call__(self, asked: Sequence[Asked], k: int) -> list[dict[str, Any]]:

@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from filelock import FileLock, Timeout
 
 from lightning_conan.items import Item, Pair
 from lightning_conan.reasoning.endpoint import Messages, Reply, Teacher, messages_of
@@ -25,6 +29,7 @@ class Outcome:
     Args:
         key: The pair's.
         kind: What it asks for.
+        content: Of the pair that was asked about: what it says of another under the same key is no answer.
         reason: Why it was dropped; empty for a simple pair, and for one whose reasoning stands.
         reasoning: What passed the filters.
         answer: Likewise.
@@ -35,6 +40,7 @@ class Outcome:
 
     key: str
     kind: Kind
+    content: str = ""
     reason: str = ""
     reasoning: str = ""
     answer: str = ""
@@ -117,9 +123,9 @@ class Author:
             if kind == "simple":
                 return self.outcome(Outcome(pair.key, kind), spent)
             thought = await self.think(pair, kind, spent)
-            found = Outcome(pair.key, kind, "", thought.reasoning, thought.answer, self.plan.verify)
+            found = Outcome(pair.key, kind, reasoning=thought.reasoning, answer=thought.answer, verified=self.plan.verify)
         except RuleBroken as broken:
-            found = Outcome(pair.key, kind, str(broken))
+            found = Outcome(pair.key, kind, reason=str(broken))
         return self.outcome(found, spent)
 
     def outcome(self, found: Outcome, spent: Sequence[Reply]) -> Outcome:
@@ -165,7 +171,10 @@ class Author:
         for field_name, value in fields.items():  # not format(): what users wrote may hold braces
             text = text.replace(f"{{{field_name}}}", value)
         shown = [] if name == "route" else pair.target.media
-        messages: Messages = messages_of(Item((*pair.query.parts, text, *shown)))
+        try:
+            messages: Messages = messages_of(Item((*pair.query.parts, text, *shown)))
+        except ValueError as error:
+            raise RuleBroken("a medium that endpoints do not take") from error
         reply = await who.ask(pair.key, name, messages)
         spent.append(reply)
         return reply
@@ -176,28 +185,51 @@ class Journal:
 
     Args:
         path: The file; a line that was cut off is asked for again.
+
+    Raises:
+        ValueError: On entering it: another process writes it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.outcomes: dict[str, Outcome] = {}
-        whole = b""
+        self.contents: dict[str, str] = {}
+        self.whole = 0
+        self.lock = FileLock(path.with_suffix(".lock"), timeout=0)
         if path.exists():
             for line in path.read_bytes().splitlines(keepends=True):
                 if not line.endswith(b"\n"):
                     break
                 outcome = Outcome(**json.loads(line))
                 self.outcomes[outcome.key] = outcome
-                whole += line
-            path.write_bytes(whole)
+                self.whole += len(line)
 
     def __enter__(self) -> "Journal":
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire()
+        except Timeout as error:
+            raise ValueError(f"{self.path} must be written by one process, and another one asks already. Wait for it.") from error
+        if self.path.exists() and self.path.stat().st_size > self.whole:
+            os.truncate(self.path, self.whole)
         self.file = self.path.open("a", encoding="utf-8")
         return self
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
+        self.lock.release()
+
+    def content(self, pair: Pair) -> str:
+        """Equal for pairs that say the same."""
+        if pair.key not in self.contents:
+            sides = (pair.task, pair.query.content_hash(), pair.target.content_hash())
+            self.contents[pair.key] = sha256(repr(sides).encode()).hexdigest()
+        return self.contents[pair.key]
+
+    def knows(self, pair: Pair) -> bool:
+        """Whether this very pair was asked about."""
+        outcome = self.outcomes.get(pair.key)
+        return outcome is not None and outcome.content == self.content(pair)
 
     def add(self, outcome: Outcome) -> None:
         """Notes an outcome."""
@@ -214,11 +246,11 @@ async def ask_all(
     Nothing more is asked once more than ``most_failed`` have failed: an endpoint that is gone need not be asked a million times.
     """
     failed: list[str] = []
-    todo = (pair for pair in pairs if pair.key not in journal.outcomes)
+    todo = (pair for pair in pairs if not journal.knows(pair))
 
     async def one(pair: Pair) -> None:
         try:
-            journal.add(await author(pair))
+            journal.add(replace(await author(pair), content=journal.content(pair)))
         except OSError as error:
             failed.append(str(error))
         tick()

@@ -110,14 +110,20 @@ class Client:
     async def __aexit__(self, *error: object) -> None:
         await self.http.aclose()
 
-    async def ask(self, key: str, question: str, messages: Messages) -> Reply:
+    async def ask(self, key: str, question: str, messages: Messages, more: Mapping[str, Any] | None = None) -> Reply:
         """The model's answer; asked again while the error is one that passes.
+
+        Args:
+            key: What errors call it.
+            question: Of no concern to an endpoint.
+            messages: The conversation.
+            more: Further fields of the request, which not every server knows.
 
         Raises:
             OSError: No answer after all repetitions, or a refusal that will not pass.
         """
         body = {"model": self.endpoint.model, "messages": messages, "temperature": self.endpoint.temperature}
-        body["max_tokens"] = self.endpoint.max_tokens
+        body |= {"max_tokens": self.endpoint.max_tokens, **(more or {})}
         problem, turn = "", 0
         while turn <= self.endpoint.retries:
             wait = self.endpoint.pause * 2**turn

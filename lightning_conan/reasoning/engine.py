@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from lightning_conan.embedder.processor import SPECIAL_TOKENS
+from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor
 from lightning_conan.items import Item
 from lightning_conan.reasoning.decoding import Written
 from lightning_conan.reasoning.endpoint import Client, Endpoint, Reply, messages_of
@@ -26,8 +27,14 @@ def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoi
         endpoint: An OpenAI-compatible endpoint that serves the model.
 
     Raises:
+        ValueError: A route or a threshold that an engine cannot follow: the served model's first token decides.
         OSError: The engine gave no answer about a query.
     """
+    if reasoner.decoding.route != "adaptive" or reasoner.decoding.threshold is not None:
+        raise ValueError(
+            "An engine decides by the model's first token, got decoding.route="
+            f"{reasoner.decoding.route!r} and threshold={reasoner.decoding.threshold}. Leave them out, or decode here."
+        )
     asked = replace(endpoint, max_tokens=reasoner.decoding.max_new_tokens)
     replies = asyncio.run(ask(reasoner, items, asked))
     encoded = []
@@ -41,6 +48,11 @@ def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoi
     return Written(embeddings, tokens, [not reply.finished for reply in replies])
 
 
+def until_emb(processor: OmniProcessor) -> dict[str, Any]:
+    """What makes vLLM and SGLang stop at ``<|emb|>``: by themselves they would not print it, and go on."""
+    return {"stop": [SPECIAL_TOKENS["emb"]], "stop_token_ids": [processor.ids["emb"]], "skip_special_tokens": False}
+
+
 async def ask(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> list[Reply]:
     """What the engine writes about each query, without ``<|emb|>``."""
     with tqdm(total=len(items), desc="reasoning", unit="query", disable=None) as bar:
@@ -48,7 +60,8 @@ async def ask(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> 
 
             async def one(number: int, item: Item) -> Reply:
                 instruction = reasoner.processor.instruction_of(item.instruction, "query")
-                reply = await client.ask(f"query {number}", "reason", messages_of(item, instruction))
+                messages = messages_of(item, instruction)
+                reply = await client.ask(f"query {number}", "reason", messages, until_emb(reasoner.processor))
                 bar.update()
                 return replace(reply, text=reply.text.split(SPECIAL_TOKENS["emb"])[0])
 

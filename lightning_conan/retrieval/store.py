@@ -21,7 +21,7 @@ class Origin:
     """What a part's embeddings were made of; all parts of a folder share it.
 
     Args:
-        model: Fingerprint of the checkpoint folder.
+        model: What the checkpoint folder embeds as: its weights and its processor.
         source: Fingerprint of what was embedded.
         precision: How numbers are stored.
         dim: Length of an embedding.

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from lightning_conan.embedder import Batch, Encoded, State
+from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.items import Item, Modality, Side
 from lightning_conan.objectives import PairEmbeddings
 from lightning_conan.retrieval.metric import hash_ids
@@ -118,8 +119,8 @@ class ProjectorRecovery(Stage):
         if self.constants_folder is not None and self.device_mesh is not None:
             raise ValueError("constants are made by each rank at its own time, got strategy fsdp2. Use ddp, or leave them out.")
         if self.constants_folder is not None:
-            made_by = (self.provenance.fingerprint, self.processor.fingerprint[:16])
-            maker = ":".join(map(str, (*made_by, self.embedder.dtype, self.trainer.precision, self.device.type)))
+            made_by = embeds_as(self.provenance, self.processor)
+            maker = f"{made_by}:{self.embedder.dtype}:{self.trainer.precision}:{self.device.type}"
             self.constants = Constants(self.constants_folder, maker, self.constants_gb)
 
     @override

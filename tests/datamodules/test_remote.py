@@ -1,12 +1,13 @@
 """Shards behind a real HTTP server: the same batches as from a folder, a bounded cache, and faults of a network."""
 
+import errno
 import json
 import os
 import shutil
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -295,3 +296,62 @@ def test_packed_folders_elsewhere_are_checked(server, tmp_path, monkeypatch, cap
     said = capsys.readouterr().out
     assert f"{server.url}/set: 60 pairs, every shard is what was packed" in said
     assert f"{server.url}/set and {server.root / 'set'} share 60 queries" in said
+
+
+def test_a_shard_that_was_damaged_where_it_is_kept_is_fetched_once_more(server, tmp_path):
+    """A power cut may leave a file of the right size and of zeros."""
+    pack(server.root / "set")
+    shard, cache = shard_of(server), ShardCache(tmp_path / "cache", GB)
+    cache.fetch(shard).write_bytes(bytes(shard.size))
+    sets = ShardSet(f"{server.url}/set", cache)
+    assert sets.read(0).key == ShardSet(server.root / "set").read(0).key
+    assert server.asked["000000.tar"] == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datamodules.shards.xxhash.xxh3_64_intdigest", lambda data: 0)  # as if it had been packed so
+        with pytest.raises(ValueError, match="is not what was packed"):
+            sets.read(1)
+    assert server.asked["000000.tar"] == 3
+
+
+def test_transfers_at_one_time_keep_to_the_limit(server, tmp_path):
+    pack(server.root / "set", 60, 6)
+    shards = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB)).elsewhere(range(60))
+    cache = ShardCache(tmp_path / "cache", max(shard.size for shard in shards) * 5 // 2)
+    server.slow, sizes, done = 0.05, [], threading.Event()
+
+    def watch():
+        while not done.wait(0.005):
+            kept = {}
+            for path in cache.root.glob("*.*"):
+                with suppress(FileNotFoundError):
+                    kept[path.stem] = path.stat().st_size  # not twice while it gets its name
+            sizes.append(sum(kept.values()))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with ThreadPoolExecutor(len(shards)) as pool:
+        assert all(pool.map(cache.fetch, shards))
+    done.set()
+    watching.join()
+    assert max(sizes) <= cache.limit
+
+
+def test_a_cache_of_another_user_is_read_and_its_locks_are_everyones(server, tmp_path, monkeypatch):
+    pack(server.root / "set")
+    shard, cache = shard_of(server), ShardCache(tmp_path / "cache", GB)
+    old = os.umask(0o022)
+    try:
+        path = cache.fetch(shard)
+    finally:
+        os.umask(old)
+    assert all(lock.stat().st_mode & 0o777 == 0o666 for lock in cache.root.glob("*.lock"))
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", "a.lock")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.fetch(shard) == path
+    monkeypatch.setattr(ShardCache, "lock", refuse)
+    path.unlink()
+    with pytest.raises(UnreachableError, match=r"reading\.cache must be a folder that you may write to"):
+        cache.fetch(shard)

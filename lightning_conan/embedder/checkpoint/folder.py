@@ -15,8 +15,16 @@ from transformers.initialization import no_init_weights
 
 from lightning_conan.embedder.checkpoint.adapter import ADAPTER_CONFIG, Adapter, AdapterTensors, is_adapter
 from lightning_conan.embedder.checkpoint.delta import DELTA, DELTA_CONFIG, DeltaTensors, is_delta
-from lightning_conan.embedder.checkpoint.golden import GOLDEN, check_golden, write_golden
-from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_provenance
+from lightning_conan.embedder.checkpoint.golden import check_golden, write_golden
+from lightning_conan.embedder.checkpoint.provenance import (
+    GOLDEN,
+    PROVENANCE,
+    STATES,
+    Provenance,
+    State,
+    file_hash,
+    read_provenance,
+)
 from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, check_specs, tensor_paths
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
@@ -244,6 +252,11 @@ def load_folder(
     if verify:
         check_golden(folder, model, processor)
     return model, processor, provenance
+
+
+def embeds_as(provenance: Provenance, processor: OmniProcessor) -> str:
+    """Equal for folders that embed every input alike: of equal weights, and processors that make the same of it."""
+    return f"{provenance.fingerprint}:{processor.fingerprint[:16]}"
 
 
 def stored_dtype(config: OmniConfig) -> torch.dtype:

@@ -14,12 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lightning_conan.embedder.checkpoint.provenance import GOLDEN
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OmniProcessor
 from lightning_conan.items import Item, Media
 from lightning_conan.media import encode_audio, encode_video
 
-GOLDEN = "golden"
 VECTORS, RECORD = "vectors.safetensors", "golden.json"
 PACKAGES = ("lightning-conan", "torch", "torchvision", "torchaudio", "transformers", "tokenizers", "av", "pillow")
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}

@@ -14,6 +14,8 @@ from lightning_conan.items import Modality
 State = Literal["base", "specialist", "fused", "recovered", "rehearsed", "reasoning"]
 STATES: tuple[State, ...] = get_args(State)
 PROVENANCE = "conan.json"
+GOLDEN = "golden"
+"""The folder of the golden vectors."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Provenance:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal weights."""
-        weights = sorted(digest for name, digest in self.files.items() if name.endswith(".safetensors"))
+        """Equal for equal weights, whatever golden vectors stand beside them."""
+        files = {name: digest for name, digest in self.files.items() if not name.startswith(f"{GOLDEN}/")}
+        weights = sorted(digest for name, digest in files.items() if name.endswith(".safetensors"))
         return blake3("".join(weights).encode()).hexdigest()
 
     def to_json(self) -> str:

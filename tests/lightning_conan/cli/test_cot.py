@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from dataclasses import replace
 
@@ -12,7 +13,8 @@ from datamodules.shards import ShardSet
 from datamodules.toy_world import draw_composed
 from datamodules.toy_world.write import write_pairs, write_truths
 from lightning_conan.cli.main import main
-from samples import png
+from lightning_conan.reasoning.cot import Journal, Outcome
+from samples import mp4, png
 
 RULES = {"repeats": 0, "keyword": False}
 PLAN = json.dumps({"rules": RULES, "under_way": 32})
@@ -237,3 +239,66 @@ def test_the_papers_data_sets_have_routes(task):
 
     wanted = {"cirr_task7": "composed", "mscoco_task0": "simple", "infoseek_task6": "logical"}
     assert Plan().kind_of(task) == wanted[task]
+
+
+def good(asked):
+    """An answer that passes, and says what it was asked about."""
+    return GOOD.format(" ".join(f"word{n} of the change that is asked" for n in range(4)), f"a picture of {asked}")
+
+
+def one_pair(root, words, **more):
+    root.mkdir(exist_ok=True)
+    (root / "a.png").write_bytes(png())
+    query = {"image": "a.png", "text": words} | more
+    line = {"key": "k", "task": "t", "modality": "image", "query": query, "target": {"text": words}}
+    (root / "pairs.jsonl").write_text(json.dumps(line) + "\n")
+    return root / "pairs.jsonl"
+
+
+def test_an_answer_about_another_pair_of_the_same_key_is_not_taken(tmp_path):
+    """The manifest was corrected and its folder removed: what was paid for the old line says nothing of the new one."""
+    plan = json.dumps({"rules": RULES, "verify": False, "kinds": {"t": "composed"}})
+    with server(lambda body, number: (200, good("fruit and fish"))) as (url, seen):
+        for words in ("red apple", "blue whale", "blue whale"):
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            assert run(one_pair(tmp_path / "w", words), tmp_path / "out", "--endpoint.url", url, plan=plan) == 0
+        assert len(seen) == 2  # the third time nothing was new
+        shutil.rmtree(tmp_path / "out")
+        concurrent = json.dumps(json.loads(plan) | {"under_way": 3})
+        assert run(tmp_path / "w" / "pairs.jsonl", tmp_path / "out", "--endpoint.url", url, plan=concurrent) == 0
+        assert len(seen) == 2
+        shutil.rmtree(tmp_path / "out")
+        words = ["--endpoint.url", url, "--endpoint.max_tokens", "77"]
+        assert run(tmp_path / "w" / "pairs.jsonl", tmp_path / "out", *words, plan=plan) == 0
+        assert len(seen) == 3  # who may write more may say something else
+
+
+def test_a_medium_that_no_endpoint_takes_is_dropped_and_counted(tmp_path, capsys):
+    plan = json.dumps({"rules": RULES, "verify": False, "kinds": {"t": "composed"}})
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "a.mp4").write_bytes(mp4())
+    span = {"video": {"path": "a.mp4", "start": 0.5, "end": 1.0}}
+    lines = [
+        {"key": "span", "task": "t", "modality": "video", "query": span, "target": {"text": "a fish"}},
+        {"key": "whole", "task": "t", "modality": "video", "query": {"video": "a.mp4"}, "target": {"text": "a fish"}},
+    ]
+    (tmp_path / "w" / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with server(lambda body, number: (200, good("a fish"))) as (url, seen):
+        assert run(tmp_path / "w" / "pairs.jsonl", tmp_path / "out", "--endpoint.url", url, plan=plan) == 0
+    assert len(seen) == 1
+    assert "1  a medium that endpoints do not take" in capsys.readouterr().out
+
+
+def test_a_journal_is_not_rewritten_and_belongs_to_one_process(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with Journal(path) as journal:
+        journal.add(Outcome("a", "simple"))
+        with pytest.raises(ValueError, match="another one asks already"), Journal(path):
+            pass
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"key": "b", "ki')
+    again = Journal(path)
+    assert path.read_bytes() != whole  # looking at it changes nothing
+    with again:
+        assert path.read_bytes() == whole
+    assert list(again.outcomes) == ["a"]

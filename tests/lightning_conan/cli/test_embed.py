@@ -237,3 +237,28 @@ def test_search_refuses_what_makes_no_sense(base, media, tmp_path, capsys):
     save_folder(other, *tiny_embedder(5), Provenance("base"))
     assert main(["search", "--folder", str(other), "--index", str(tmp_path / "out"), "--text", "x"]) == 1
     assert "another model" in capsys.readouterr().err
+
+
+def on_two(words):
+    """The command in a process of its own, since it starts another one for its second device."""
+    command = [sys.executable, "-m", "lightning_conan.cli.main", *words, "--accelerator", "cpu", "--devices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_devices_embed_what_one_does_and_mine_the_same(base, tmp_path):
+    """Three parts for two; then a part and none."""
+    sides = [{"query": {"text": f"no {n}"}, "target": {"text": f"{n} apples " * (n % 9 + 1)}} for n in range(25)]
+    lines = [{"key": f"k{n}", "task": "t", "modality": "text", **both} for n, both in enumerate(sides)]
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["--folder", str(base), "--source", str(source), "--rows_per_part", "10"]
+    on_two(["embed", *words, "--out", str(tmp_path / "two")])
+    assert main(["embed", *words, "--out", str(tmp_path / "one"), "--accelerator", "cpu"]) == 0
+    one, two = EmbeddingStore(tmp_path / "one"), EmbeddingStore(tmp_path / "two")
+    assert one.keys() == two.keys()
+    torch.testing.assert_close(one.rows(torch.arange(25)), two.rows(torch.arange(25)))
+    words = ["mine", "--manifest", str(source), "--folder", str(base), "--relative", "10", "--margin", "-2"]
+    on_two([*words, "--out", str(tmp_path / "b.jsonl")])
+    assert main([*words, "--out", str(tmp_path / "a.jsonl"), "--accelerator", "cpu"]) == 0
+    assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()

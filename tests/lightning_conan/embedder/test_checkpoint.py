@@ -1,12 +1,13 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_conan.embedder import Provenance, load_folder, save_folder
-from lightning_conan.embedder.checkpoint import file_hash
+from lightning_conan.embedder import OmniProcessor, Provenance, load_folder, save_folder
+from lightning_conan.embedder.checkpoint import embeds_as, file_hash, record_golden
 
 
 @pytest.fixture
@@ -101,3 +102,14 @@ def test_fingerprints_tell_weights_apart(folder):
     before = load_folder(folder)[2].fingerprint
     rewrite(folder, lambda tensors: tensors["audio_projector.linear_1.bias"].add_(1))
     assert load_folder(folder)[2].fingerprint != before
+
+
+def test_fingerprints_do_not_see_golden_vectors(folder):
+    """Recording them anew, as their own error advises, must not cut a folder off from what was made of it."""
+    model, processor, before = load_folder(folder)
+    record_golden(folder, model.to(torch.bfloat16), processor)
+    after = load_folder(folder)[2]
+    assert after.files != before.files
+    assert after.fingerprint == before.fingerprint
+    other = OmniProcessor(processor.tokenizer, replace(processor.config, instruction="Find it."))
+    assert embeds_as(before, processor) == embeds_as(after, processor) != embeds_as(after, other)

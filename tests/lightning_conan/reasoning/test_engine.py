@@ -50,3 +50,17 @@ def test_an_engine_that_writes_what_we_would_write_gives_our_vectors(reasoner):
 def test_an_engine_that_is_not_there_is_named(reasoner):
     with pytest.raises(OSError, match="gave no answer about query 0"):
         encode_by_engine(reasoner, [Item(("a red star",))], Endpoint("http://127.0.0.1:9/v1", retries=0))
+
+
+def test_the_engine_is_told_where_to_stop(reasoner):
+    """vLLM strips special tokens and goes on after them, unless it is told."""
+    with server(lambda body, number: (200, "red star")) as (url, seen):
+        encode_by_engine(reasoner, [Item(("a red star",))], Endpoint(url, "conan"))
+    emb = reasoner.processor.ids["emb"]
+    assert (seen[0]["stop"], seen[0]["stop_token_ids"], seen[0]["skip_special_tokens"]) == (["<|emb|>"], [emb], False)
+
+
+@pytest.mark.parametrize("decoding", [Decoding("always"), Decoding("direct"), Decoding(threshold=0.3)])
+def test_an_engine_chooses_its_own_route(reasoner, decoding):
+    with pytest.raises(ValueError, match="decides by the model's first token"):
+        encode_by_engine(Reasoner(reasoner.model, reasoner.processor, decoding), [Item(("a red star",))], Endpoint())
