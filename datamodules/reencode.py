@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 from datamodules.manifest import Fault
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media import Clip, Limits, decode_media, encode_audio, encode_video
-from lightning_conan.media.video import Sampling
+from lightning_conan.media.video import Resampling, frame_rate
 
 Entry = TypeVar("Entry")
 Made = TypeVar("Made")
@@ -69,10 +69,10 @@ class Reencoding:
 
     def watched(self, media: Media, fps: int) -> Media:
         """A video with fewer frames; sides of an odd length lose a row, which H.264 cannot hold."""
-        clip = decode_media(media, Sampling(float(fps), 1, LIMITS.max_frames))
-        assert isinstance(clip, Clip), "videos are clips"
-        if len(clip.seconds) > 1 and clip.seconds[1] - clip.seconds[0] > 1 / fps + 1e-6:  # it has fewer already
+        if frame_rate(media) <= fps:
             return media
+        clip = decode_media(media, Resampling(float(fps)))
+        assert isinstance(clip, Clip), "videos are clips"
         height, width = (side - side % 2 for side in clip.frames.shape[-2:])
         return Media("video", encode_video(clip.frames[:, :, :height, :width], fps), f"{media.name}.mp4")
 

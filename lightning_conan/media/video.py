@@ -1,10 +1,11 @@
 """Videos: the frames that the model looks at, with their times."""
 
 import io
+import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from lightning_conan.items import Media
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 
+SLACK = 0.25
+"""Seconds that a file without a count of frames may end before its header says."""
 SPARSE = 16
 """Frames that would be decoded for each wanted one, from which looking for key frames pays."""
 
@@ -41,6 +44,15 @@ class Sampling:
         """Frame numbers to keep, as Qwen3-VL's video processor chooses them."""
         wanted = min(max(int(total / fps * self.fps), self.min_frames), self.max_frames, total)
         return np.linspace(0, total - 1, wanted).round().astype(int).tolist()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Resampling(Sampling):
+    """The frames that are shown at multiples of ``1 / fps`` seconds, for a video of that rate."""
+
+    def indices(self, total: int, fps: float) -> list[int]:
+        """Frame numbers to keep."""
+        return [int(number * fps / self.fps) for number in range(math.ceil(total / fps * self.fps))]
 
 
 DEFAULT_SAMPLING = Sampling()
@@ -71,27 +83,104 @@ def decode_video(media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Li
     """
     with open_container(media, "video", limits) as (container, stream):
         limits.check_pixels(media, stream.width, stream.height)
-        fps = float(stream.average_rate or 0)
-        total = stream.frames or int(fps * container.duration / av.time_base if container.duration else 0)
+        if stream.frames > limits.max_frames:
+            raise MediaError(media, f"{stream.frames} frames, must be 1 to {limits.max_frames}")
+        shown = Timeline.read(media, container, stream)
+        total, fps = shown.total, shown.fps
         if not 0 < total <= limits.max_frames or fps <= 0:
             raise MediaError(media, f"{total} frames at {fps:g} a second, must be 1 to {limits.max_frames}")
-        first = int(media.start * fps)
-        last = min(total, total if media.end is None else int(media.end * fps))
+        first = shown.frame_at(media.start)
+        last = total if media.end is None else min(total, shown.frame_at(media.end))
         if first >= last:
             raise MediaError(media, f"no frames between {media.start} s and {media.end} s, the file has {total / fps:.2f} s")
         wanted = [first + index for index in sampling.indices(last - first, fps)]
-        frames = dict(pick(container, stream, set(wanted)))
+        frames = dict(pick(container, stream, shown, set(wanted)))
     if missing := [index for index in wanted if index not in frames]:
         raise MediaError(media, f"truncated: the header announces {total} frames, frame {missing[0]} is not there")
-    return Clip(torch.stack([frames[index] for index in wanted]), [index / fps for index in wanted])
+    return Clip(torch.stack([frames[index] for index in wanted]), [shown.second(index) for index in wanted])
 
 
-def pick(container: Any, stream: Any, wanted: set[int]) -> Iterator[tuple[int, Tensor]]:
+def frame_rate(media: Media, limits: Limits = DEFAULT) -> float:
+    """Frames a second in the mean.
+
+    Raises:
+        MediaError: No video, or one that is truncated.
+    """
+    with open_container(media, "video", limits) as (container, stream):
+        return Timeline.read(media, container, stream).fps
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When a video's frames are shown.
+
+    Args:
+        total: How many there are.
+        fps: Frames a second in the mean.
+        times: Each one's packet's time, ascending; empty where packets are no guide: one may hold a field, or have no time.
+        keys: The times of the key frames.
+        seconds: Each frame's second after the first, where frames are not equally long; else empty.
+    """
+
+    total: int
+    fps: float
+    times: list[int] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, media: Media, container: Any, stream: Any) -> "Timeline":
+        """From the packets, without decoding any; rewinds.
+
+        Raises:
+            MediaError: There are fewer of them than the header announces.
+        """
+        every = [packet for packet in container.demux() if packet.size]
+        container.seek(0)
+        own = [packet for packet in every if packet.stream_index == stream.index]
+        announced = (container.duration or 0) / av.time_base
+        if len(own) < stream.frames:
+            raise MediaError(media, f"truncated: the header announces {stream.frames} frames, {len(own)} are there")
+        ends = [(packet.pts + (packet.duration or 0)) * float(packet.time_base) for packet in every if packet.pts is not None]
+        begins = [packet.pts * float(packet.time_base) for packet in every if packet.pts is not None]
+        if not stream.frames and ends and max(ends) - min(0.0, *begins) < announced - SLACK:
+            raise MediaError(media, f"truncated: the header announces {announced:.2f} s, {max(ends):.2f} s are there")
+        fps = float(stream.average_rate or 0)
+        packets = [packet for packet in own if not packet.is_discard]
+        times = sorted(packet.pts for packet in packets if packet.pts is not None)
+        fields = not stream.frames and len(packets) > 1.5 * max(1.0, fps * announced)
+        if not times or len(set(times)) < len(packets) or fields:
+            return cls(stream.frames or int(fps * announced), fps)
+        keys = sorted(packet.pts for packet in packets if packet.is_keyframe)
+        seconds = [(time - times[0]) * float(stream.time_base) for time in times]
+        if not steady(seconds, fps) and seconds[-1] > 0:
+            fps = (len(times) - 1) / seconds[-1]  # a header may say anything
+        return cls(len(times), fps, times, keys, [] if steady(seconds, fps) else seconds)
+
+    def frame_at(self, second: float) -> int:
+        """The frame that is shown at a second."""
+        if not self.seconds:
+            return int(second * self.fps)
+        if second >= self.seconds[-1] + 1 / self.fps:
+            return self.total
+        return max(0, bisect_right(self.seconds, second) - 1)
+
+    def second(self, frame: int) -> float:
+        """When a frame is shown."""
+        return self.seconds[frame] if self.seconds else frame / self.fps
+
+
+def steady(seconds: list[float], fps: float) -> bool:
+    """Whether every frame is shown within a frame's time of where equally long ones would be."""
+    return fps > 0 and all(abs(second - index / fps) < 1 / fps for index, second in enumerate(seconds))
+
+
+def pick(container: Any, stream: Any, shown: Timeline, wanted: set[int]) -> Iterator[tuple[int, Tensor]]:
     """Yields the wanted frames, decoding from the last key frame before each; where times are no guide, from the beginning."""
     stream.thread_type = "NONE"  # the data workers are the parallelism
     last = max(wanted)
-    if last >= SPARSE * len(wanted):
-        found = dict(jump(container, stream, sorted(wanted)))
+    if last >= SPARSE * len(wanted) and shown.keys:
+        found = dict(jump(container, stream, shown, sorted(wanted)))
         if found.keys() == wanted:
             yield from found.items()
             return
@@ -103,35 +192,28 @@ def pick(container: Any, stream: Any, wanted: set[int]) -> Iterator[tuple[int, T
             return
 
 
-def jump(container: Any, stream: Any, wanted: list[int]) -> Iterator[tuple[int, Tensor]]:
-    """Yields wanted frames as far as the packets' times tell where they are.
-
-    That is sure only where the header counts as many frames as there are packets, each with a time of its own: a packet may
-    hold a field, or a frame that is never shown.
-    """
-    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-    times = sorted(packet.pts for packet in packets if packet.pts is not None)
-    keys = sorted(packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None)
-    if not len(set(times)) == len(packets) == stream.frames or not keys or wanted[-1] >= len(times):
-        return
+def jump(container: Any, stream: Any, shown: Timeline, wanted: list[int]) -> Iterator[tuple[int, Tensor]]:
+    """Yields wanted frames as far as the packets' times tell where they are."""
     frames: Iterator[Any] = iter(())
-    shown = times[0] - 1
+    stands = shown.times[0] - 1
     for index in wanted:
-        time = times[index]
-        key = keys[max(0, bisect_right(keys, time) - 1)]
-        if key > shown:  # nearer than where decoding stands
+        time = shown.times[index]
+        key = shown.keys[max(0, bisect_right(shown.keys, time) - 1)]
+        if key > stands:  # nearer than where decoding stands
             container.seek(key, stream=stream)
             frames = container.decode(stream)
         frame = next((frame for frame in frames if frame.pts is not None and frame.pts >= time), None)
         if frame is None or frame.pts != time:
             return
-        shown = time
+        stands = time
         yield index, rgb(frame)
 
 
 def rgb(frame: Any) -> UInt8[Tensor, "3 height width"]:
-    """A frame's pixels."""
-    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    """A frame's pixels, turned upright as players show it."""
+    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    turns = round(frame.rotation / 90) % 4
+    return pixels.rot90(turns, (1, 2)) if turns else pixels
 
 
 def encode_video(frames: UInt8[Tensor, "frames 3 height width"], fps: int, codec: str = "libx264") -> bytes:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from datamodules.shards import ShardSet
 from datamodules.writing import write_resumable, write_shards
 from lightning_conan.cli.main import main
 from lightning_conan.items import Item, Media, Pair
-from lightning_conan.media import decode_media, encode_audio
+from lightning_conan.media import decode_media, encode_audio, encode_video
 from samples import EVERY_FRAME, flac, mp4, png
 
 
@@ -76,6 +77,16 @@ def test_videos_get_fewer_frames_and_sides_that_their_codec_holds():
     assert clip.frames.shape[-2:] == (48, 48)
     slow = Media("video", mp4(8), "v.mp4")
     assert Reencoding(video_fps=100)(slow) is slow
+
+
+@pytest.mark.parametrize(("rate", "frames"), [(30, 90), (30, 153), (25, 75), (24, 97), (10, 31)])
+@pytest.mark.parametrize("fps", [1, 2, 4])
+def test_fewer_frames_keep_their_moments(rate, frames, fps):
+    data = encode_video(torch.stack([torch.full((3, 16, 16), number, dtype=torch.uint8) for number in range(frames)]), rate)
+    clip = decode_media(Reencoding(video_fps=fps)(Media("video", data, "v.mp4")), EVERY_FRAME)
+    shown = [float(frame.float().mean()) / rate for frame in clip.frames]  # seconds of the first video
+    assert clip.seconds == pytest.approx([number / fps for number in range(math.ceil(frames / rate * fps))])
+    assert shown == pytest.approx(clip.seconds, abs=4.5 / rate)  # grays are lossy, too
 
 
 def test_what_cannot_be_decoded_is_listed_whoever_decodes():

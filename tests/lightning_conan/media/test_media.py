@@ -1,4 +1,6 @@
 import io
+import struct
+from fractions import Fraction
 from types import SimpleNamespace
 
 import av
@@ -20,8 +22,8 @@ from lightning_conan.media import (
     encode_video,
     video,
 )
-from lightning_conan.media.video import pick
-from samples import flac, mp4, png
+from lightning_conan.media.video import Timeline, pick
+from samples import EVERY_FRAME, flac, mp4, png
 
 
 def image_media(data: bytes, name: str = "a.png") -> Media:
@@ -178,11 +180,12 @@ def test_jumping_finds_the_frames_that_scanning_finds(codec, gop, b_frames, monk
     for wanted in ([0], [59], [7, 8, 9, 31], [12, 40, 41, 58], list(range(60)), [19, 20, 21]):
         with av.open(io.BytesIO(data)) as container:
             counting = Counting(container)
-            found = dict(pick(counting, container.streams.video[0], set(wanted)))
+            stream = container.streams.video[0]
+            shown = Timeline.read(Media("video", data, "a"), container, stream)
+            found = dict(pick(counting, stream, shown, set(wanted)))
         assert sorted(found) == wanted
         assert all(np.array_equal(found[index].permute(1, 2, 0).numpy(), scanned[index]) for index in wanted)
-        if codec != "libvpx":  # its header does not count frames, so it is scanned
-            assert counting.decoded <= gop * len({index // gop for index in wanted}) + 4
+        assert counting.decoded <= gop * len({index // gop for index in wanted}) + 4
 
 
 class Odd:
@@ -191,23 +194,107 @@ class Odd:
     def __init__(self):
         self.start = 0
 
-    def demux(self, stream):
-        return [SimpleNamespace(pts=n, size=1, is_keyframe=n == 0, is_discard=False) for n in range(10)]
-
     def seek(self, time, stream=None):
         self.start = time
 
     def decode(self, stream):
         shown = [n for n in range(10) if n != 4]
         return (
-            SimpleNamespace(pts=n, to_ndarray=lambda n=n, **_: np.full((1, 1, 3), n, np.uint8)) for n in shown if n >= self.start
+            SimpleNamespace(pts=n, rotation=0, to_ndarray=lambda n=n, **_: np.full((1, 1, 3), n, np.uint8))
+            for n in shown
+            if n >= self.start
         )
 
 
 def test_frames_are_counted_where_their_times_are_no_guide(monkeypatch):
     monkeypatch.setattr(video, "SPARSE", 0)
-    found = dict(pick(Odd(), SimpleNamespace(frames=10), {4, 7}))
+    found = dict(pick(Odd(), SimpleNamespace(), Timeline(10, 1.0, list(range(10)), [0]), {4, 7}))
     assert {index: int(pixels[0]) for index, pixels in found.items()} == {4: 5, 7: 8}
+
+
+def film(format, codec, moments, rate, sound=0.0, tallest=0):
+    """Gray frames that say which they are, shown at some milliseconds, with a sound track of some seconds."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=format, options={"avoid_negative_ts": "disabled"}) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width = stream.height = 64
+        stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", 25
+        heard = container.add_stream("libopus", rate=48_000, layout="mono") if sound else None
+        for number, moment in enumerate(moments):
+            pixels = np.full((64, 64, 3), 7 * number % 256, np.uint8)
+            pixels[: tallest * 8] = 0
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = moment, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        for start in range(0, int(48_000 * sound), 960) if heard else ():
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.int16), format="s16", layout="mono")
+            frame.rate, frame.pts, frame.time_base = 48_000, start, Fraction(1, 48_000)
+            container.mux(heard.encode(frame))
+        if heard:
+            container.mux(heard.encode(None))
+    return buffer.getvalue()
+
+
+def numbers(clip):
+    """Which frames a film's clip holds."""
+    return [round(float(frame.float().mean()) / 7) for frame in clip.frames]
+
+
+@pytest.mark.parametrize("begin", [0, 500])
+@pytest.mark.parametrize("sound", [0.0, 1.9, 2.04, 3.0])
+@pytest.mark.parametrize(("format", "codec"), [("webm", "libvpx-vp9"), ("matroska", "libx264")])
+def test_frames_are_those_of_the_picture_whatever_the_sound(format, codec, sound, begin):
+    """A file's duration is that of its longest track."""
+    clip = decode_video(Media("video", film(format, codec, [begin + 40 * n for n in range(30)], 25, sound), "a"), EVERY_FRAME)
+    assert len(clip.seconds) == 30
+    assert clip.seconds == pytest.approx([n / 25 for n in range(30)])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_a_webm_that_was_cut_is_refused(share):
+    data = film("webm", "libvpx-vp9", [40 * n for n in range(100)], 25, 4.0)
+    with pytest.raises(MediaError, match=r"truncated: the header announces 4\.0"):
+        decode_video(Media("video", data[: int(share * len(data))], "a.webm"))
+
+
+def test_frames_of_unlike_length_are_found_by_their_times():
+    """Twenty frames in the first second, then one a second."""
+    moments = [50 * n for n in range(20)] + [1000 * n for n in range(1, 11)]
+    data = film("mp4", "libx264", moments, 1000)
+    whole = decode_video(Media("video", data, "a.mp4"), EVERY_FRAME)
+    assert whole.seconds == pytest.approx([moment / 1000 for moment in moments], abs=0.002)
+    part = decode_video(Media("video", data, "a.mp4", start=5.0, end=9.0), EVERY_FRAME)
+    assert part.seconds == pytest.approx([5, 6, 7, 8], abs=0.002)
+    assert numbers(part) == [24, 25, 26, 27]
+    late = decode_video(Media("video", data, "a.mp4", start=9.5, end=99.0), EVERY_FRAME)
+    assert late.seconds == pytest.approx([9, 10], abs=0.002)  # what is shown at 9.5 s begins at 9
+
+
+def test_what_an_editor_cut_off_without_encoding_anew_is_not_shown():
+    """Packets before the cut stay in the file, since later ones build on them, and are marked."""
+    source, out = film("mp4", "libx264", [40 * n for n in range(100)], 25), io.BytesIO()
+    with av.open(io.BytesIO(source)) as given, av.open(out, "w", format="mp4", options={"avoid_negative_ts": "disabled"}) as cut:
+        stream = given.streams.video[0]
+        copy, offset = cut.add_stream_from_template(stream), int(1.4 / stream.time_base)
+        for packet in given.demux(stream):
+            if packet.dts is not None and packet.pts * stream.time_base >= 1.0:
+                packet.pts, packet.dts, packet.stream = packet.pts - offset, packet.dts - offset, copy
+                cut.mux(packet)
+    clip = decode_video(Media("video", out.getvalue(), "cut.mp4"), EVERY_FRAME)
+    assert numbers(clip)[0] == 35
+    assert len(clip.seconds) == 65
+
+
+def test_a_film_that_was_held_upright_stands_upright():
+    data = bytearray(film("mp4", "libx264", [100 * n for n in range(4)], 10, tallest=4))
+    matrix = data.find(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    assert struct.unpack(">9i", data[matrix : matrix + 36])[0] == 65536
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 64 * 65536, 0, 1 << 30)
+    lying = decode_video(Media("video", film("mp4", "libx264", [100 * n for n in range(4)], 10, tallest=4), "a.mp4")).frames[3]
+    upright = decode_video(Media("video", bytes(data), "a.mp4")).frames[3]
+    assert torch.equal(upright, lying.rot90(-1, (1, 2)))  # a quarter clockwise: what was above is right now
+    assert upright[:, :, 48:].float().mean() < 5 < upright[:, :, :16].float().mean()
 
 
 def test_a_span_of_a_video():
