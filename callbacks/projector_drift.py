@@ -47,6 +47,19 @@ class ProjectorDrift(Callback):
         self.items: list[Encoded] = []
         self.reference: Tensor
 
+    @property
+    @override
+    def state_key(self) -> str:
+        return f"{type(self).__name__}:{self.modality}:{self.specialist}"
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = [(step, values) for step, values in state_dict["history"]]
+
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if not self.items and batch.modality == self.modality:

@@ -12,6 +12,9 @@ from datamodules.items import KINDS
 from datamodules.manifest import Fault, read_manifest
 from lightning_conan.items import MEDIA, MODALITIES, Media, Modality, Pair, parse_pair
 
+SPLIT = ("manifest", "table", "msrvtt")
+"""Layouts whose entries name a split; the others have a file for each."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -43,6 +46,8 @@ class Layout:
     def __post_init__(self) -> None:
         if self.layout not in ("manifest", *LAYOUTS):
             raise ValueError(f"layout must be among {['manifest', *sorted(LAYOUTS)]}, got {self.layout!r}.")
+        if self.split is not None and self.layout not in SPLIT:
+            raise ValueError(f"split chooses among the splits of a source, which {self.layout} has none of, got {self.split!r}.")
         if self.layout == "table" and not (self.query and self.target):
             raise ValueError('A table needs columns for both sides, such as --query \'{"text": "caption"}\', got none.')
         if odd := sorted({*self.query, *self.target} - set(MODALITIES)):
@@ -61,7 +66,7 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
         yield from read_manifest(source, how.split)
         return
     seen: set[str] = set()
-    for where, line in LAYOUTS[how.layout](source, how):
+    for where, line in lines_of(source, how):
         try:
             pair = parse_pair(line, source if source.is_dir() else source.parent)
             if pair.key in seen:
@@ -70,6 +75,20 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
             yield pair
         except ValueError as error:
             yield Fault(where, str(line.get("key", "")), "sample", str(error))
+
+
+def lines_of(source: Path, how: Layout) -> Iterator["Line"]:
+    """What a layout makes of a source.
+
+    Raises:
+        ValueError: The source lacks a column or a field that the layout has.
+    """
+    try:
+        yield from LAYOUTS[how.layout](source, how)
+    except KeyError as error:
+        raise ValueError(
+            f"{source} must be of the layout {how.layout}, but has no {error}. Name another --read.layout."
+        ) from error
 
 
 Line = tuple[str, dict[str, Any]]
@@ -137,7 +156,11 @@ def from_captions(source: Path, how: Layout) -> Iterator[Line]:
         if modality is None or modality == "text" or any(part.startswith(".") for part in path.relative_to(source).parts):
             continue
         name, caption = path.relative_to(source), path.with_suffix(".txt")
-        text = caption.read_text(encoding="utf-8", errors="strict").strip() if caption.is_file() else ""
+        try:
+            text = caption.read_text(encoding="utf-8", errors="strict").strip() if caption.is_file() else ""
+        except UnicodeDecodeError as error:
+            yield str(path), {"key": plain(name.with_suffix("")), "caption": f"{caption.name} is not UTF-8 ({error.reason})"}
+            continue
         line = {"query": {"text": text}, "target": {modality: str(name)}, "modality": modality}
         yield str(path), line | {"key": plain(name.with_suffix("")), "task": how.task or plain(source.name)}
 
@@ -146,7 +169,7 @@ def from_clotho(source: Path, how: Layout) -> Iterator[Line]:
     """Clotho's clotho_captions_*.csv: file_name and caption_1 to caption_5."""
     for number, row in enumerate(read_rows(source)):
         for column in (f"caption_{index}" for index in range(1, 6)):
-            if row.get(column):
+            if row[column]:
                 line = {"key": f"{plain(row['file_name'])}-{column[-1]}", "task": how.task or "clotho", "modality": "audio"}
                 sides = {"query": {"audio": str(Path(how.media) / row["file_name"])}, "target": {"text": row[column]}}
                 yield f"{source}:{number + 2}", line | sides
@@ -195,6 +218,13 @@ def from_mmeb(source: Path, how: Layout) -> Iterator[Line]:
         yield f"{source}:{number + 1}", line | {"query": query, "target": target, "negatives": [negative] if negative else []}
 
 
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each line's number and content. Only a line feed ends one: JSON may hold what Unicode calls a line's end, too."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            yield number, json.loads(line)
+
+
 def from_mbeir(source: Path, how: Layout) -> Iterator[Line]:
     """M-BEIR (UniIR): a query JSONL with pos_cand_list and neg_cand_list, and a candidate pool JSONL by did.
 
@@ -202,7 +232,7 @@ def from_mbeir(source: Path, how: Layout) -> Iterator[Line]:
     """
     if how.candidates is None:
         raise ValueError("mbeir needs the candidate pool's JSONL, got candidates=null. Name it with --candidates.")
-    pool = {entry["did"]: entry for entry in map(json.loads, how.candidates.read_text(encoding="utf-8").splitlines())}
+    pool = {entry["did"]: entry for _, entry in json_lines(how.candidates)}
     prompts: dict[tuple[str, str, str], str] = {}
     if how.instructions is not None:
         for row in read_rows(how.instructions):
@@ -211,8 +241,7 @@ def from_mbeir(source: Path, how: Layout) -> Iterator[Line]:
     def side(text: str | None, image: str | None) -> dict[str, Any]:
         return ({"image": str(Path(how.media) / image)} if image else {}) | ({"text": text} if text else {})
 
-    for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1):
-        entry = json.loads(line)
+    for number, entry in json_lines(source):
         query = side(entry.get("query_txt"), entry.get("query_img_path"))
         wrong = [pool[did] for did in entry.get("neg_cand_list") or [] if did in pool]
         for did in entry["pos_cand_list"]:

@@ -120,6 +120,12 @@ class Pair:
             yield f"negative{index}", item
 
 
+def split_page(name: str) -> tuple[str, int | None]:
+    """A file's name, and the page that ``report.pdf#page=3`` names."""
+    found = re.fullmatch(r"(.*\.pdf)#page=(\d+)", name, flags=re.IGNORECASE)
+    return (found[1], int(found[2])) if found else (name, None)
+
+
 def parse_media(modality: Modality, value: object, root: Path) -> Media:
     """One media entry of a manifest: a path, a mapping with ``path`` and a span, or a medium that is in memory already.
 
@@ -132,9 +138,7 @@ def parse_media(modality: Modality, value: object, root: Path) -> Media:
     allowed = {"path", "start", "end"} if modality in ("video", "audio") else {"path"}
     if not isinstance(entry, Mapping) or "path" not in entry or not set(entry) <= allowed:
         raise ValueError(f"A {modality} must be a path or a mapping with {sorted(allowed)}, got {value!r}.")
-    name, page = str(entry["path"]), None
-    if found := re.fullmatch(r"(.*\.pdf)#page=(\d+)", name, flags=re.IGNORECASE):
-        name, page = found[1], int(found[2])
+    name, page = split_page(str(entry["path"]))
     path = Path(os.path.normpath(root / name))
     if not path.is_relative_to(os.path.normpath(root)) or not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"Media paths must stay inside {root}, got {name!r}. Move the file below the manifest.")

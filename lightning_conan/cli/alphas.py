@@ -22,7 +22,7 @@ def run(args: Sequence[str]) -> None:
         learns them by the contrastive loss instead. Needs optuna: pip install -e ".[search]".
 
         Args:
-            recipe: The base, the specialists, the method; its coefficients are the first candidate.
+            recipe: The base, the specialists, the method; its coefficients are the first candidate (but on a grid).
             diagnostic: Packed pairs for each specialist that it has not seen, in no benchmark either.
             out: The fused folder to write.
             search: How.

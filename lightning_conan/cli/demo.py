@@ -117,9 +117,11 @@ class Demo:
 
     def world(self) -> None:
         """Draws the toy world and packs it."""
-        if self.keep and (self.out / "packed" / "audio.train").is_dir():
+        whole = self.out / "packed" / ".whole"
+        if self.keep and whole.is_file():
             return
-        shutil.rmtree(self.out / "world", ignore_errors=True)
+        for part in ("world", "packed"):
+            shutil.rmtree(self.out / part, ignore_errors=True)
         words = [sys.executable, "-m", "datamodules.toy_world", "--out", str(self.out / "world")]
         words += ["--pairs", str(self.pairs), "--seed", str(self.seed)]
         self.say(f"$ {shlex.join(['python', *words[1:]])}")
@@ -128,6 +130,7 @@ class Demo:
         self.seconds["world"] = round(time.perf_counter() - start, 1)
         manifests = sorted((self.out / "world").glob("*.jsonl"))
         self.timed("world", *(["pack", str(path), "--out", str(self.out / "packed" / path.stem)] for path in manifests))
+        whole.touch()
 
     def make_base(self) -> None:
         """World and base."""

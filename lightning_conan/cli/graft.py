@@ -36,6 +36,8 @@ def run(args: Sequence[str]) -> None:
         """
         if tiny == bool(backbone or audio) or bool(backbone) != bool(audio):
             raise ValueError(f"graft needs both --backbone and --audio, or --tiny true, got {backbone}, {audio}, {tiny}.")
+        if tiny and (processor != ProcessorConfig() or projector_hidden_size != 3072 or not golden):
+            raise ValueError("--tiny true has a processor, a projector and golden vectors of its own: leave out what sets them.")
         if backbone and audio:
             report = graft_folder(backbone, audio, out, processor, projector_hidden_size, seed, golden)
             for part, count in report.parameters.items():

@@ -53,13 +53,20 @@ def pack(
         made = prepare(wanted, reencode, validate, workers)
         yield from tqdm(made, desc=source.name, initial=done, unit="pair", disable=None)
 
-    state = (source.stat().st_size, source.stat().st_mtime_ns) if source.exists() else None  # read_source says what is missing
-    signature = repr((str(source.resolve()), state, read, modality, pairs_per_shard, validate, reencode))
+    beside = [path for path in (read.candidates, read.instructions) if path is not None]
+    states = [state_of(path) for path in (source, *beside)]
+    signature = repr((str(source.resolve()), states, read, modality, pairs_per_shard, validate, reencode))
     summary = write_resumable(pairs, out, signature, pairs_per_shard)
     tasks = ", ".join(f"{task} {count}" for task, count in summary["tasks"].items())
     print(f"{out}: {summary['pairs']} pairs ({tasks}), {summary['quarantined']} quarantined")
     if summary["quarantined"]:
         print(f"see {out / 'quarantine.jsonl'} for what was left out and why", file=sys.stderr)
+
+
+def state_of(source: Path) -> list[tuple[str, int, int]]:
+    """Changes with what is read: names, sizes and times of the files; nothing of what is missing, which its reader says."""
+    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.exists()]
 
 
 def run(args: Sequence[str]) -> None:

@@ -29,7 +29,8 @@ def address(folders: Sequence[Path], *facts: str) -> Path:
     for path in sorted(path for folder in folders for path in folder.resolve().rglob("*") if path.is_file()):
         state = path.stat()
         digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
-    home = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"conan-{os.getuid()}"
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    home = Path(own if own and Path(own).is_dir() else tempfile.gettempdir()) / f"conan-{os.getuid()}"
     home.mkdir(mode=0o700, exist_ok=True)
     if home.stat().st_uid != os.getuid() or home.stat().st_mode & 0o077:
         raise ValueError(f"{home} must belong to you alone, it does not. Set XDG_RUNTIME_DIR to a folder that does.")
@@ -56,7 +57,7 @@ def ask(place: Path, request: dict[str, Any]) -> Any:
     with socket.socket(socket.AF_UNIX) as link:
         try:
             link.connect(str(place))
-        except (FileNotFoundError, ConnectionRefusedError):
+        except OSError:  # none was started, it has ended, or the path is longer than a socket's may be
             return None
         with link.makefile("rw", encoding="utf-8") as stream:
             print(json.dumps(request), file=stream, flush=True)
@@ -119,5 +120,5 @@ def respond(request: dict[str, Any], answer: Answer) -> dict[str, Any]:
     """The result, or the error that the command is to show."""
     try:
         return {"result": answer(request)}
-    except (ValueError, OSError, RuntimeError) as error:
-        return {"error": str(error)}
+    except Exception as error:  # whatever one question meets, the helper lives on
+        return {"error": str(error) or type(error).__name__}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 from torchaudio.functional import resample
@@ -18,7 +18,7 @@ from lightning_conan.embedder.checkpoint.provenance import Provenance
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.embedder.processor import Decoded, OmniProcessor
-from lightning_conan.items import MODALITIES, Media, Modality, Side
+from lightning_conan.items import MODALITIES, Media, Modality, Side, split_page
 from lightning_conan.media import Clip
 from lightning_conan.media.audio import SAMPLE_RATE
 from lightning_conan.media.image import rgb_tensor
@@ -28,9 +28,10 @@ class OmniModule(InputModule):
     """Embeds text, images, videos, pages and sounds, one vector each.
 
     An input is a text; a PIL image; or a mapping from ``text``, ``image``, ``video``, ``document`` and ``audio`` to
-    content, several of which make one mixed input in their order. Content is a path, a PIL image, a video's
-    (frames, 3, height, width) uint8 array with ``fps``, or ``{"array": samples, "sampling_rate": rate}``. A prompt is the
-    system instruction. ``encode_query`` and ``encode_document`` say on which side an input is, where the model cares.
+    content, several of which make one mixed input in their order. Content is a path (``report.pdf#page=3``), a PIL image, a
+    video's (frames, 3, height, width) uint8 array with its ``fps``, of which the folder's sampling takes some, or
+    ``{"array": samples, "sampling_rate": rate}`` with floats between -1 and 1. A prompt is the system instruction.
+    ``encode_query`` and ``encode_document`` say on which side an input is, where the model cares.
     """
 
     config_file_name = "omni_processor.json"
@@ -46,7 +47,9 @@ class OmniModule(InputModule):
         """Loads an exported folder, strictly."""
         options = kwargs.get("model_kwargs") or {}
         dtype = options.get("dtype", options.get("torch_dtype"))
-        return cls(*load_folder(folder_of(model_name_or_path), dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype))
+        wanted = {name: kwargs[name] for name in ("revision", "token", "local_files_only") if kwargs.get(name) is not None}
+        folder = folder_of(model_name_or_path, cache_dir=kwargs.get("cache_folder"), **wanted)
+        return cls(*load_folder(folder, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype))
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Writes weights, processor and provenance into the library's folder, which holds other files too."""
@@ -90,13 +93,13 @@ class OmniModule(InputModule):
         return found
 
 
-def folder_of(name: str) -> Path:
-    """A local folder, or a repository's files downloaded from the hub."""
+def folder_of(name: str, **options: Any) -> Path:
+    """A local folder, or a repository's files downloaded from the hub, with the hub's options."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name))
+    return Path(snapshot_download(name, **options))
 
 
 def parts_of(value: Any, processor: OmniProcessor) -> list[str | Decoded]:
@@ -108,7 +111,7 @@ def parts_of(value: Any, processor: OmniProcessor) -> list[str | Decoded]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, Image.Image):
-        return [rgb_tensor(value)]
+        return [upright(value)]
     if isinstance(value, Mapping) and value and set(value) <= set(MODALITIES):
         return [decoded(name, content, processor) for name, content in value.items()]
     raise ValueError(f"An input must be a text, a PIL image or a mapping from {list(MODALITIES)} to content, got {value!r:.80}.")
@@ -119,17 +122,29 @@ def decoded(modality: Modality, content: Any, processor: OmniProcessor) -> str |
     if modality == "text":
         return str(content)
     if isinstance(content, str | Path):
-        return processor.decode(Media(modality, Path(content), str(content)))
-    if isinstance(content, Image.Image):
-        return rgb_tensor(content)
+        name, page = split_page(str(content))
+        return processor.decode(Media(modality, Path(name), name, page=page))
+    if isinstance(content, Image.Image) and modality in ("image", "document"):
+        return upright(content)
     if modality == "audio" and isinstance(content, Mapping) and {"array", "sampling_rate"} <= set(content):
-        return waveform(torch.as_tensor(np.asarray(content["array"]), dtype=torch.float32), int(content["sampling_rate"]))
+        samples = np.asarray(content["array"])
+        if not np.issubdtype(samples.dtype, np.floating):
+            raise ValueError(f"Samples must be floats between -1 and 1, got {samples.dtype}. Divide them by what is loudest.")
+        return waveform(torch.as_tensor(samples, dtype=torch.float32), int(content["sampling_rate"]))
     if modality == "video" and isinstance(content, Mapping) and {"frames", "fps"} <= set(content):
-        frames = torch.as_tensor(np.asarray(content["frames"]), dtype=torch.uint8)
-        return Clip(frames, [index / float(content["fps"]) for index in range(len(frames))])
+        frames, fps = np.asarray(content["frames"]), float(content["fps"])
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
+            raise ValueError(f"Frames must be uint8 of shape (frames, 3, height, width), got {frames.dtype} of {frames.shape}.")
+        wanted = processor.config.sampling.indices(len(frames), fps)
+        return Clip(torch.as_tensor(frames[wanted]), [index / fps for index in wanted])
     raise ValueError(
         f"A {modality} must be a path, a PIL image, an array with its rate or frames with their fps, got {content!r:.80}."
     )
+
+
+def upright(image: Image.Image) -> Tensor:
+    """A PIL image's pixels, turned as its EXIF says, as a file's are."""
+    return rgb_tensor(ImageOps.exif_transpose(image))
 
 
 def waveform(samples: Tensor, rate: int) -> Tensor:

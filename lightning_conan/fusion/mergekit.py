@@ -38,6 +38,8 @@ def read_mergekit(path: Path) -> Recipe:
             continue
         parameters = {**shared, **(entry.get("parameters") or {})}
         name = str(read_provenance(folder).modality)
+        if name in specialists:
+            raise ValueError(f"Each modality has one specialist, got two for {name} in {path}: {specialists[name]} and {folder}.")
         specialists[name], alphas[name] = folder, number(path, "weight", parameters.get("weight", 1.0))
         densities.add(number(path, "density", parameters.get("density", 1.0)))
     if len(densities) != 1:
@@ -72,7 +74,9 @@ def method_of(path: Path, name: str, density: float, shared: dict[str, Any]) -> 
 
 
 def mergekit_config(recipe: Recipe) -> dict[str, Any] | None:
-    """What ``mergekit_config.yml`` says of a recipe; None where mergekit has no such method."""
+    """What ``mergekit_config.yml`` says of a recipe; None where mergekit cannot say it."""
+    if recipe.dtype == "delta" or recipe.alphas_by_module:
+        return None
     match recipe.method:
         case TaskArithmetic():
             name, density, shared = "task_arithmetic", 1.0, {"normalize": False, "lambda": 1.0}
@@ -83,8 +87,8 @@ def mergekit_config(recipe: Recipe) -> dict[str, Any] | None:
         case _:
             return None
     models = [
-        {"model": str(folder), "parameters": {"weight": recipe.alphas[specialist], "density": density}}
+        {"model": str(Path(folder).resolve()), "parameters": {"weight": recipe.alphas[specialist], "density": density}}
         for specialist, folder in sorted(recipe.specialists.items())
     ]
     dtype = {} if recipe.dtype == "base" else {"out_dtype": recipe.dtype}
-    return {"merge_method": name, "base_model": str(recipe.base), "models": models, "parameters": shared, **dtype}
+    return {"merge_method": name, "base_model": str(Path(recipe.base).resolve()), "models": models, "parameters": shared, **dtype}

@@ -124,7 +124,9 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search) -
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=sampler_of(search, sorted(sets)))
-    if search.sampler == "bayes" and all(search.low <= alpha <= search.high for alpha in recipe.alphas.values()):
+    if search.sampler == "bayes":
+        if odd := {name: alpha for name, alpha in recipe.alphas.items() if not search.low <= alpha <= search.high}:
+            raise ValueError(f"The recipe's alphas are the first candidate and must be {search.low} to {search.high}, got {odd}.")
         study.enqueue_trial(dict(recipe.alphas))
     count = search.trials if search.sampler == "bayes" else len(search.values) ** len(sets)
     study.optimize(value_of, n_trials=count, show_progress_bar=sys.stderr.isatty())

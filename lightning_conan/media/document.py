@@ -26,7 +26,7 @@ def decode_document(media: Media, limits: Limits = DEFAULT, shrink: Shrink | Non
     limits.check_bytes(media, data)
     try:
         with pypdfium2.PdfDocument(io.BytesIO(data)) as pdf:
-            number = media.page or 1
+            number = 1 if media.page is None else media.page
             if not 1 <= number <= len(pdf):
                 raise MediaError(media, f"page {number} does not exist, the file has {len(pdf)}")
             page, scale = pdf[number - 1], PDF_DPI / 72

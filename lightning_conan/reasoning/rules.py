@@ -22,7 +22,7 @@ class Rules:
         answer: Fewest and most tokens of an answer.
         ngram: A sequence of so many tokens ...
         repeats: ... may come at most so often; 0 for any number.
-        latin: Least share of letters that are Latin: the rest of the data is English.
+        latin: Least share of letters that are ASCII, without accents: the rest of the data is English.
         keyword: Whether an answer must hold a word of the instruction or of the target's text, where these have any.
         confidence: A verifier's yes counts above this.
     """

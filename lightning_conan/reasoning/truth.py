@@ -19,8 +19,8 @@ class TruthTeacher:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise ValueError(f"The toy teacher needs the ground truth {path}, which is not there. Only the toy world writes one.")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        self.truths = {line["key"]: line for line in map(json.loads, lines)}
+        lines = path.read_text(encoding="utf-8").split("\n")
+        self.truths = {line["key"]: line for line in map(json.loads, filter(str.strip, lines))}
 
     async def ask(self, key: str, question: str, messages: Messages) -> Reply:
         """The truth about a pair.

@@ -174,3 +174,37 @@ def test_a_table_packs_from_the_command_line(tmp_path, capsys):
     words = ["--read.layout", "table", "--read.query", '{"text": "words"}', "--read.target", '{"image": "file"}']
     assert main(["pack", str(tmp_path / "t.csv"), "--out", str(tmp_path / "packed"), *words, "--validate", "true"]) == 0
     assert "1 pairs (t 1), 0 quarantined" in capsys.readouterr().out
+
+
+def test_a_source_of_another_layout_is_one_error(tmp_path):
+    write_csv(tmp_path / "t.csv", [{"words": "noise", "file": "a.wav"}])
+    for layout, missing in {"audiocaps": "youtube_id", "clotho": "caption_1", "mmeb": "qry"}.items():
+        with pytest.raises(ValueError, match=f"must be of the layout {layout}, but has no '{missing}'"):
+            read(tmp_path / "t.csv", layout=layout)
+
+
+@pytest.mark.parametrize("layout", ["captions", "audiocaps", "clotho", "vidore", "mmeb", "mbeir"])
+def test_a_split_that_a_layout_does_not_tell_is_refused(layout):
+    with pytest.raises(ValueError, match=f"which {layout} has none of, got 'train'"):
+        Layout(layout, split="train")
+
+
+def test_a_caption_that_is_no_text_is_listed(tmp_path):
+    for name, words in {"a": b"a bell", "b": b"caf\xe9"}.items():
+        (tmp_path / f"{name}.png").write_bytes(png())
+        (tmp_path / f"{name}.txt").write_bytes(words)
+    good, bad = read_source(tmp_path, Layout("captions"))
+    assert good.query.parts == ("a bell",)
+    assert isinstance(bad, Fault)
+    assert "b.txt is not UTF-8" in bad.reason or "caption" in bad.reason
+
+
+def test_only_a_line_feed_ends_a_line_of_json(tmp_path):
+    """Unicode knows other ends of lines, and JSON may hold them."""
+    pool = {"did": "9:10", "txt": "one\u2028two\x85three", "img_path": None, "modality": "text", "src_content": None}
+    query = {"qid": "9:1", "query_txt": "first\u2028second", "query_img_path": None, "query_modality": "text"}
+    query |= {"query_src_content": None, "pos_cand_list": ["9:10"], "neg_cand_list": []}
+    (tmp_path / "pool.jsonl").write_text(json.dumps(pool, ensure_ascii=False) + "\n", encoding="utf-8")
+    (tmp_path / "q.jsonl").write_text(json.dumps(query, ensure_ascii=False) + "\n", encoding="utf-8")
+    (pair,) = read(tmp_path / "q.jsonl", layout="mbeir", candidates=tmp_path / "pool.jsonl")
+    assert pair.target.parts == ("one\u2028two\x85three",)

@@ -17,6 +17,7 @@ from datamodules.reencode import Reencoding, prepare
 from datamodules.shards import ShardSet
 from datamodules.writing import write_resumable, write_shards
 from lightning_conan.cli.main import main
+from lightning_conan.cli.pack import state_of
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media import decode_media, encode_audio, encode_video
 from samples import EVERY_FRAME, flac, mp4, png
@@ -194,3 +195,16 @@ def test_a_second_process_is_kept_out(tmp_path):
 
     write_resumable(nested, tmp_path / "set", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def test_a_folder_that_changed_is_packed_anew(tmp_path):
+    """A kill, then a file below: what was packed would stand at other places of the order."""
+    for name in ("a", "c"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "x.png").write_bytes(png())
+        (tmp_path / "photos" / name / "x.txt").write_text(f"a {name}")
+    before = state_of(tmp_path / "photos")
+    assert before == state_of(tmp_path / "photos")
+    (tmp_path / "photos" / "c" / "x.txt").write_text("corrected")
+    assert state_of(tmp_path / "photos") != before
+    assert state_of(tmp_path / "nowhere") == []

@@ -11,7 +11,13 @@ CARD = "README.md"
 
 
 def write_card(
-    folder: Path, provenance: Provenance, config: OmniConfig, parameters: int, scores: Mapping[str, Any] | None, stock: bool
+    folder: Path,
+    provenance: Provenance,
+    config: OmniConfig,
+    parameters: int,
+    scores: Mapping[str, Any] | None,
+    stock: bool,
+    sides: bool,
 ) -> None:
     """Writes ``README.md`` with the front matter that hubs read."""
     modalities = "text, image, video, visual document" + ("" if stock else " and audio")
@@ -19,7 +25,7 @@ def write_card(
         front_matter(provenance, stock),
         f"# Omni-modal embedder ({provenance.state})",
         f"One vector of {config.dim} entries for {modalities}: {parameters:,} parameters, cosine similarity, last-token pooling.",
-        usage(folder.name, stock, provenance.state == "reasoning"),
+        usage(folder.name, stock, sides, stock and provenance.state == "reasoning"),
         "## Where it comes from",
         origin(provenance),
         *score_table(scores),
@@ -40,7 +46,7 @@ def front_matter(provenance: Provenance, stock: bool) -> str:
     return "\n".join([*lines, "---"])
 
 
-def usage(name: str, stock: bool, sides: bool) -> str:
+def usage(name: str, stock: bool, sides: bool, at_once: bool) -> str:
     """How to load it."""
     needs = "sentence-transformers" if stock else "sentence-transformers lightning-conan"
     trust = "" if stock else ", trust_remote_code=True"  # the library asks for it; nothing but the package is imported
@@ -54,7 +60,7 @@ from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{name.lstrip(".").split(".partial")[0]}"{trust})
 {f"queries = {queries}" if sides else vectors}
-```{note if sides and stock else ""}"""
+```{note if at_once else ""}"""
 
 
 def origin(provenance: Provenance) -> str:

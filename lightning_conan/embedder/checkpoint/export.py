@@ -55,12 +55,15 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
         write_modules(scratch, config.dim, None if stock else REASONING_MODULE if processor.config.reasons else OUR_MODULE)
         write_prompts(scratch, processor, stock)
         if stock:
-            write_stock(scratch, config, processor)
+            write_stock(scratch, config, processor, provenance)
         else:
             config.architectures = [OmniEmbedder.__name__]
             add_matryoshka(config, provenance)
             config.save_pretrained(scratch)
-        write_card(scratch, provenance, config, sum(spec.nbytes // spec.dtype.itemsize for spec in specs.values()), scores, stock)
+        settings = processor.config
+        sides = settings.reasons or settings.query_hint != settings.target_hint
+        size = sum(spec.nbytes // spec.dtype.itemsize for spec in specs.values())
+        write_card(scratch, provenance, config, size, scores, stock, sides)
         notes = {**provenance.notes, "exported": "stock" if stock else "whole"}
         write_sidecars(scratch, processor, replace(provenance, notes=notes))
 
@@ -105,12 +108,13 @@ def write_prompts(scratch: Path, processor: OmniProcessor, stock: bool) -> None:
     )
 
 
-def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor) -> None:
+def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor, provenance: Provenance) -> None:
     """Config, processors and chat template of a plain Qwen3-VL that does what ours does."""
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     settings, backbone = processor.config, config.backbone_config
     backbone.architectures, backbone.dtype = ["Qwen3VLForConditionalGeneration"], config.dtype
+    add_matryoshka(backbone, provenance)
     backbone.save_pretrained(scratch)
     mean: dict[str, Any] = {
         "image_mean": [0.5] * 3,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import AutoTokenizer
 from transformers.initialization import no_init_weights
@@ -32,6 +33,8 @@ from lightning_conan.embedder.processor import OmniProcessor, ProcessorConfig
 
 PROCESSOR, CONFIG = "omni_processor.json", "config.json"
 PACKAGES = ("lightning", "torch", "transformers", "peft")
+UNHASHED = "README.md"
+"""The model card: who publishes a folder writes in it."""
 
 
 @contextmanager
@@ -43,8 +46,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    old = folder.parent / f".{folder.name}.partial-old"
+    if old.exists() and not folder.exists():  # a process ended between the two renames below
+        old.rename(folder)
     for stale in folder.parent.glob(f".{folder.name}.partial-*"):
-        shutil.rmtree(stale)
+        if not lives(stale.name.rpartition("-")[2]):
+            shutil.rmtree(stale)
     scratch = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     scratch.mkdir()
     try:
@@ -52,9 +59,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for path in [*scratch.rglob("*"), scratch]:
             sync(path)
         if folder.exists():
-            old = folder.parent / f".{folder.name}.partial-old"
             folder.rename(old)
-            scratch.rename(folder)
+            try:
+                scratch.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
             shutil.rmtree(old)
         else:
             scratch.rename(folder)
@@ -63,6 +73,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise OSError(f"{folder} could not be written ({error}); what was there before is untouched.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def lives(process: str) -> bool:
+    """Whether a process of that number is there, other than this one."""
+    return process.isdigit() and int(process) != os.getpid() and psutil.pid_exists(int(process))
 
 
 def check_replaceable(folder: Path) -> None:
@@ -98,7 +113,8 @@ def write_sidecars(scratch: Path, processor: OmniProcessor, provenance: Provenan
     """Everything beside config and weights: tokenizer, processor settings and, last, the provenance with its hashes."""
     processor.tokenizer.save_pretrained(scratch)
     (scratch / PROCESSOR).write_text(json.dumps(processor.config.to_dict(), indent=2) + "\n")
-    files = {path.relative_to(scratch).as_posix(): file_hash(path) for path in sorted(scratch.rglob("*")) if path.is_file()}
+    paths = [path for path in sorted(scratch.rglob("*")) if path.is_file() and path.name != UNHASHED]
+    files = {path.relative_to(scratch).as_posix(): file_hash(path) for path in paths}
     complete = replace(provenance, files=files, versions={name: version(name) for name in PACKAGES})
     (scratch / PROVENANCE).write_text(complete.to_json())
 

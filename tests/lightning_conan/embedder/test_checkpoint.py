@@ -1,13 +1,15 @@
 import json
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_conan.embedder import OmniProcessor, Provenance, load_folder, save_folder
-from lightning_conan.embedder.checkpoint import embeds_as, file_hash, record_golden
+from lightning_conan.embedder.checkpoint import embeds_as, file_hash, record_golden, whole_folder
 
 
 @pytest.fixture
@@ -113,3 +115,35 @@ def test_fingerprints_do_not_see_golden_vectors(folder):
     assert after.fingerprint == before.fingerprint
     other = OmniProcessor(processor.tokenizer, replace(processor.config, instruction="Find it."))
     assert embeds_as(before, processor) == embeds_as(after, processor) != embeds_as(after, other)
+
+
+def test_what_stood_between_two_renames_comes_back(folder, tiny):
+    """A process may end when the old folder has made room and the new one is not there yet."""
+    before = file_hash(folder / "conan.json")
+    folder.rename(folder.parent / f".{folder.name}.partial-old")
+    with pytest.raises(RuntimeError, match="disk"), whole_folder(folder):
+        raise RuntimeError("disk")
+    assert file_hash(folder / "conan.json") == before
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(folder, monkeypatch):
+    before, rename = file_hash(folder / "conan.json"), Path.rename
+
+    def fail(self, target):
+        if ".partial-" in self.name and self.name.rpartition("-")[2].isdigit():
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="what was there before is untouched"), whole_folder(folder) as scratch:
+        (scratch / "a").write_text("new")
+    assert file_hash(folder / "conan.json") == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_folder_that_another_process_writes_is_left_alone(folder):
+    other = folder.parent / f".{folder.name}.partial-{os.getppid()}"
+    other.mkdir()
+    with whole_folder(folder) as scratch:
+        (scratch / "conan.json").write_text("{}")
+    assert other.is_dir()

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers.video_utils import VideoMetadata
 from callbacks import FolderCheckpoint
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import Provenance, export_folder, load_folder, save_folder
+from lightning_conan.embedder.sentence_transformer import OmniModule
 from lightning_conan.items import Item, Media
 from lightning_conan.media.video import decode_video
 from lightning_conan.stages import Lora, Specialist
@@ -171,3 +173,47 @@ def test_a_folder_is_never_written_over_itself(tiny, tmp_path):
     with pytest.raises(ValueError, match="out must differ from the folders that are read"):
         export_folder(folder, tmp_path / "base" / ".." / "base", stock=True)
     load_folder(folder, verify=True)
+
+
+def test_arrays_of_frames_are_sampled_as_files_are(wanted, whole, tmp_path):
+    video = Media("video", mp4(30, 64), "long.mp4")
+    frames = decode_video(video, EVERY_FRAME).frames.numpy()
+    close(whole.encode([{"video": {"frames": frames, "fps": 4}}], convert_to_tensor=True), wanted(Item((video,))))
+
+
+def test_pictures_are_turned_and_pages_chosen_as_files_are(wanted, whole, tmp_path):
+    picture, buffer = Image.open(io.BytesIO(png(90, 140, format="JPEG"))), io.BytesIO()
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(buffer, "JPEG", exif=exif)
+    turned = Media("image", buffer.getvalue(), "a.jpg")
+    close(whole.encode([Image.open(io.BytesIO(buffer.getvalue()))], convert_to_tensor=True), wanted(Item((turned,))))
+    pages = [Image.new("RGB", (120, 90), color) for color in ("red", "blue")]
+    pages[0].save(tmp_path / "a.pdf", save_all=True, append_images=pages[1:])
+    second = Item((Media("document", tmp_path / "a.pdf", "a.pdf", page=2),))
+    close(whole.encode([{"document": f"{tmp_path / 'a.pdf'}#page=2"}], convert_to_tensor=True), wanted(second))
+
+
+@pytest.mark.parametrize(("value", "said"), [
+    ({"video": {"frames": FRAMES / 255, "fps": 4}}, "Frames must be uint8 of shape"),
+    ({"video": {"frames": FRAMES.transpose(0, 2, 3, 1), "fps": 4}}, "Frames must be uint8 of shape"),
+    ({"audio": {"array": [1, 2, 3], "sampling_rate": 16_000}}, "Samples must be floats between -1 and 1"),
+    ({"audio": PICTURE}, "A audio must be a path"),
+])  # fmt: skip
+def test_arrays_that_would_be_misread_are_refused(whole, value, said):
+    with pytest.raises(ValueError, match=said):
+        whole.encode([value])
+
+
+def test_a_pinned_revision_is_what_the_hub_is_asked_for(exported, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **words: asked.update(words) or exported / "whole")
+    OmniModule.load("me/model", revision="v1", token="T", cache_folder="c", local_files_only=True)
+    assert asked == {"revision": "v1", "token": "T", "cache_dir": "c", "local_files_only": True}
+
+
+def test_a_card_may_be_written_on(exported, tmp_path):
+    folder = shutil.copytree(exported / "whole", tmp_path / "whole")
+    with (folder / "README.md").open("a") as card:
+        card.write("Trained on our own pictures.\n")
+    assert OmniModule.load(str(folder)).get_embedding_dimension() == 64
