@@ -38,7 +38,7 @@ class EmbeddingParts(Callback):
         assert isinstance(pl_module, Stage), f"EmbeddingParts writes what a Stage embeds, got {type(pl_module)}"
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         full = OmniConfig.from_pretrained(pl_module.folder).dim
-        dim = self.dim or full
+        dim = full if self.dim is None else self.dim
         if not 1 <= dim <= full:
             raise ValueError(f"dim must be 1 to {full}, the model's, got {dim}.")
         source = data.items.fingerprint()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,25 @@ class ItemList:
         return ",".join(sorted(value)), len(json.dumps(value))
 
     def fingerprint(self) -> str:
-        """Changes with what is there."""
+        """Changes with what is there: the manifest, and the size and time of each file that it names."""
         digest = hashlib.sha256(f"{self.side}".encode())
         if self.source.is_file():
             digest.update(self.source.read_bytes())
-        else:
-            for key, value in self.entries:
-                path = value if isinstance(value, Path) else value.media[0].source
-                digest.update(f"{key}:{path.stat().st_size}:{path.stat().st_mtime_ns};".encode())
+        for number in range(len(self)):
+            for path in self.files(number):
+                state = path.stat()
+                digest.update(f"{self.key(number)}:{state.st_size}:{state.st_mtime_ns};".encode())
         return digest.hexdigest()
+
+    def files(self, number: int) -> list[Path]:
+        """An item's files that are there; none of a broken item, which is listed when its turn comes."""
+        value = self.entries[number][1]
+        if isinstance(value, Path):
+            return [value]
+        with suppress(*BROKEN):
+            sources = [media.source for media in self.item(number).media]
+            return [source for source in sources if isinstance(source, Path) and source.is_file()]
+        return []
 
 
 def folder_entries(folder: Path) -> Iterator[tuple[str, Item | Path]]:

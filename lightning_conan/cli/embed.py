@@ -48,7 +48,7 @@ def embed(
     words += ["--data", "datamodules.EmbedData", "--data.init_args.source", str(source), "--data.init_args.side", side]
     words += ["--data.init_args.rows_per_part", str(rows_per_part), "--data.init_args.num_workers", str(num_workers)]
     words += ["--trainer.callbacks", "callbacks.EmbeddingParts", "--trainer.callbacks.out", str(out)]
-    words += ["--trainer.callbacks.precision", precision, *(["--trainer.callbacks.dim", str(dim)] if dim else [])]
+    words += ["--trainer.callbacks.precision", precision, *([] if dim is None else ["--trainer.callbacks.dim", str(dim)])]
     trainer = lightning(words).trainer
     if not trainer.is_global_zero:
         return

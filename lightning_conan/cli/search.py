@@ -41,10 +41,25 @@ class Query:
 
 
 def read_queries(path: Path) -> list[Asked]:
-    """The queries of a JSONL file of items, or of pairs, whose query is taken."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    values = [(number, json.loads(line)) for number, line in enumerate(lines, start=1)]
-    return [(str(value.get("key", number)), value, str(path.resolve().parent)) for number, value in values]
+    """The queries of a JSONL file of items, or of pairs, whose query is taken.
+
+    Raises:
+        ValueError: No line, or one that is no object.
+    """
+    asked: list[Asked] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"Each query must be an object such as {{'text': 'a bell'}}, got {line[:80]!r} in {path}:{number}.")
+        asked.append((str(value.get("key", number)), value, str(path.resolve().parent)))
+    if not asked:
+        raise ValueError(f"{path} must hold at least 1 query, got 0.")
+    return asked
 
 
 class Searcher:

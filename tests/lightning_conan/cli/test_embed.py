@@ -233,10 +233,25 @@ def test_search_refuses_what_makes_no_sense(base, media, tmp_path, capsys):
     assert main([*words, "--text", "x", "--queries", str(tmp_path / "q.jsonl")]) == 1
     assert "one query or --queries, got both" in capsys.readouterr().err
     assert main([*words, "--text", "x", "--k", "0"]) == 1
+    for lines, said in (("\n", "at least 1 query"), ("[1]\n", "must be an object"), ('{"text": "x"}\n{"te\n', "q.jsonl:2")):
+        (tmp_path / "q.jsonl").write_text(lines)
+        assert main([*words, "--queries", str(tmp_path / "q.jsonl")]) == 1
+        assert said in capsys.readouterr().err
     other = shutil.copytree(base, tmp_path / "other")
     save_folder(other, *tiny_embedder(5), Provenance("base"))
     assert main(["search", "--folder", str(other), "--index", str(tmp_path / "out"), "--text", "x"]) == 1
     assert "another model" in capsys.readouterr().err
+
+
+def test_a_medium_that_was_replaced_behind_its_manifest_is_noticed(base, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(png(seed=1))
+    lines = [{"key": "a", "image": "a.png"}, {"key": "gone", "image": "b.png"}, {"key": "t", "text": "x"}]
+    source = manifest(tmp_path, lines)
+    assert embed(base, source, tmp_path / "out") == 0
+    assert embed(base, source, tmp_path / "out") == 0
+    (tmp_path / "a.png").write_bytes(png(60, 60, seed=2))
+    assert embed(base, source, tmp_path / "out") == 1
+    assert "was made with source" in capsys.readouterr().err
 
 
 def on_two(words):
