@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
@@ -70,6 +71,8 @@ def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None =
 
 def rgb_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """A PIL image as RGB pixels."""
+    if image.mode.startswith("I;16"):  # Pillow would take all but the darkest 256 of 65,536 grays for white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     pixels: Tensor = tv.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))  # it would be a copy
     return pixels
 

@@ -49,6 +49,12 @@ def test_every_mode_becomes_rgb(mode):
     assert decode_image(image_media(buffer.getvalue())).shape == (3, 6, 9)
 
 
+def test_grays_of_16_bits_keep_their_shades():
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 128 * 256, 255 * 256, 65535]], dtype=np.uint16)).save(buffer, "PNG")
+    assert decode_image(image_media(buffer.getvalue()))[:, 0].tolist() == [[0, 128, 255, 255]] * 3
+
+
 def test_exif_orientation_is_applied():
     image, buffer = Image.new("RGB", (20, 10)), io.BytesIO()
     exif = image.getexif()
