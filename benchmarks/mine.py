@@ -23,8 +23,7 @@ def ours(queries: Tensor, targets: Tensor) -> list[list[int]]:
             queries[rows],
             targets[rows],
             blocks,
-            (ids[rows], ids),
-            torch.stack([ids, ids], dim=1),
+            (ids[rows], ids, torch.stack([ids, ids], dim=1)),
             (group[rows], group),
             Mining(depth=DEPTH),
         )[0]

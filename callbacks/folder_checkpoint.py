@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_conan.stages import Stage
-from lightning_conan.stages.stage import Form
+from lightning_conan.stages.weights import Form
 
 
 class FolderCheckpoint(Callback):

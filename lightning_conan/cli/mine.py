@@ -56,8 +56,7 @@ class Miner:
             self.queries.rows(self.query_rows[start:stop]),
             self.targets.rows(own),
             self.targets.blocks,
-            (self.asked[own], self.identities),
-            self.right,
+            (self.asked[own], self.identities, self.right),
             (self.tasks[own], self.tasks),
             settings,
         )

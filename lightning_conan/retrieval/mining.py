@@ -40,8 +40,7 @@ def mine(
     queries: Float[Tensor, "queries dim"],
     own: Float[Tensor, "queries dim"],
     blocks: Callable[[], Iterable[Float[Tensor, "_ dim"]]],
-    identities: tuple[Int[Tensor, " queries"], Int[Tensor, " targets"]],
-    right: Int[Tensor, "known 2"],
+    identities: tuple[Int[Tensor, " queries"], Int[Tensor, " targets"], Int[Tensor, "known 2"]],
     groups: tuple[Int[Tensor, " queries"], Int[Tensor, " targets"]],
     settings: Mining,
 ) -> tuple[list[list[int]], list[list[float]]]:
@@ -51,15 +50,15 @@ def mine(
         queries: Some queries' embeddings.
         own: Their own targets' embeddings.
         blocks: Gives all targets, in any pieces.
-        identities: Of the queries and of all targets: equal where the content is.
-        right: Identities of queries and of targets that are right for them, all that are known: these are no negatives.
+        identities: Of the queries and of all targets, equal where the content is; and all queries' with those of targets that
+            are known to be right for them, and so are no negatives.
         groups: Negatives come from the query's group.
         settings: Which ones.
     """
     positive = (queries * own).sum(dim=1)
     limit = torch.minimum(positive - settings.margin, positive * settings.relative)
     count = int(identities[1].max()) + 1
-    known = right[:, 0] * count + right[:, 1]
+    known = identities[2][:, 0] * count + identities[2][:, 1]
     rows: list[list[int]] = [[] for _ in queries]
     scores: list[list[float]] = [[] for _ in queries]
     for group in groups[0].unique().tolist():

@@ -19,7 +19,8 @@ from lightning_conan.fusion.geometry import group_of
 from lightning_conan.fusion.plots import plot_learning
 from lightning_conan.stages.ranks import total
 from lightning_conan.stages.settings import Training
-from lightning_conan.stages.stage import Form, Stage
+from lightning_conan.stages.stage import Stage
+from lightning_conan.stages.weights import Form
 
 WHOLE = "all"
 """The one group, when coefficients are not learned by layer."""

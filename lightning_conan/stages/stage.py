@@ -3,10 +3,9 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,39 +16,29 @@ from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
 from lightning_conan.embedder import (
-    STATES,
     Batch,
     Chunk,
     Encoded,
-    Provenance,
-    State,
     blank,
-    load_folder,
     pack,
     pad,
-    read_provenance,
-    save_adapter_folder,
-    save_folder,
 )
-from lightning_conan.embedder.checkpoint import PROVENANCE, check_apart, check_replaceable
 from lightning_conan.items import Modality
 from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, symmetric_info_nce
 from lightning_conan.reasoning import Decoding
 from lightning_conan.retrieval.metric import hash_ids
-from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.memory import fitting_budget
 from lightning_conan.stages.negatives import NegativeWatch
 from lightning_conan.stages.optimizers import make_optimizer
 from lightning_conan.stages.ranks import gather_pairs, in_step, leave_gradients_alone, most, sum_gradients, total
-from lightning_conan.stages.scoring import Scoring
-from lightning_conan.stages.settings import LEAST_TEMPERATURE, TOWERS, Lora, Training
-from lightning_conan.stages.sharding import clip_gradients, is_sharded, shard, sync_gradients, whole
+from lightning_conan.stages.settings import LEAST_TEMPERATURE, TOWERS, Training
+from lightning_conan.stages.sharding import clip_gradients, is_sharded, sync_gradients
+from lightning_conan.stages.weights import Weights
 
 log = logging.getLogger(__name__)
-Form = Literal["dense", "adapter"]
 
 
-class Stage(Scoring):
+class Stage(Weights):
     """A checkpoint folder, scored as it is; subclasses say what trains.
 
     Args:
@@ -57,11 +46,6 @@ class Stage(Scoring):
         training: How it trains.
         decoding: How a model that reasons writes about queries, when it is scored.
     """
-
-    accepts: ClassVar[tuple[State, ...]] = STATES
-    """States that a folder may have for this stage to train it; scoring takes any."""
-    writes: ClassVar[State | None] = None
-    modality: Modality | None = None
 
     def __init__(
         self,
@@ -72,8 +56,6 @@ class Stage(Scoring):
         super().__init__(folder, training, decoding)
         self.automatic_optimization = False
         self.strict_loading = False  # .ckpt files hold what trains; on_load_checkpoint is strict about it
-        self.adapters: Adapters | None = None
-        self.trained_names: frozenset[str] = frozenset()
         self.budgets: dict[str, int] = {}
         self.skipped = self.idle = 0
         self.seen: Counter[str] = Counter()
@@ -82,73 +64,8 @@ class Stage(Scoring):
             start = {name: torch.tensor(training.temperature_of(name)).log() for name in TOWERS}
             self.log_temperatures = nn.ParameterDict({name: nn.Parameter(value) for name, value in start.items()})
 
-    # What a subclass decides
-
-    @property
-    def lora(self) -> Lora | None:
-        """Adapters, if any."""
-        return None
-
-    @property
-    def adapted(self) -> tuple[str, ...]:
-        """Beginnings of the names of modules whose linear layers get adapters."""
-        return ()
-
-    @property
-    def full(self) -> tuple[str, ...]:
-        """Beginnings of the names of parameters that train fully."""
-        return ()
-
-    # Weights
-
     @override
-    def configure_model(self) -> None:
-        if hasattr(self, "embedder"):
-            return
-        fitting = self.trainer.training or self.trainer.state.fn == "fit"
-        self.embedder, _, self.provenance = load_folder(self.folder, self.accepts if fitting else STATES)
-        self.stored = self.embedder.dtype
-        if fitting:
-            self.prepare()
-        self.share_out()
-
-    def share_out(self) -> None:
-        """Under FSDP2, leaves each rank its share of the weights."""
-        if self.device_mesh is not None:
-            shard(self.embedder, self.device_mesh["data_parallel"])
-
-    def prepare(self) -> None:
-        """Adds adapters and freezes what does not train.
-
-        Raises:
-            ValueError: Nothing would train.
-        """
-        if self.writes is None:
-            raise ValueError(f"{type(self).__name__} trains nothing: it can only be tested. Fit one of the other stages.")
-        dims, width = self.training_settings.matryoshka_dims, self.embedder.config.dim
-        if dims and max(dims) > width:
-            raise ValueError(f"training.matryoshka_dims must be at most the embedding's {width} dimensions, got {dims}.")
-        self.embedder.train()
-        self.embedder.requires_grad_(False)
-        for name, parameter in self.embedder.named_parameters():
-            parameter.requires_grad_(name.startswith(self.full) if self.full else False)
-        if self.lora is not None:
-            self.adapters = Adapters(self.embedder, self.lora, self.adapted, self.full)
-        self.trained_names = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
-        for tensor in self.trained().values():  # steps are too small for bfloat16, whatever the frozen weights are
-            tensor.data = tensor.data.float()
-        self.embedder.switch(self.training_settings.attention, self.training_settings.compile)
-        if self.training_settings.checkpoint_activations:
-            self.embedder.gradient_checkpointing_enable({"use_reentrant": False})
-        if not self.trained_names:
-            raise ValueError(f"{type(self).__name__} would train nothing: lora is off and no parameter starts with {self.full}.")
-
-    def trained(self) -> dict[str, Tensor]:
-        """The parameters that train, by name."""
-        return {name: parameter for name, parameter in self.named_parameters() if name in self.trained_names}
-
     def notes(self) -> dict[str, Any]:
-        """What the folder records of the training."""
         dims = self.training_settings.matryoshka_dims
         notes: dict[str, Any] = {"steps": self.global_step, "seen": dict(sorted(self.seen.items()))}
         if dims:
@@ -174,76 +91,6 @@ class Stage(Scoring):
             self.budgets[modality] = -most(-found, self.device)
             log.info("token_budget: %d for %s", self.budgets[modality], modality)
         return self.budgets[modality]
-
-    def check_out(self, out: Path, form: Form) -> None:
-        """Refuses, before anything is trained, what could not be written in the end.
-
-        Raises:
-            ValueError: ``out`` is read from, or holds something else than this stage would write there; or an adapter is asked
-                for and there is none.
-        """
-        check_apart(out, self.folder)
-        check_replaceable(out)
-        if (out / PROVENANCE).is_file():
-            there = read_provenance(out)
-            if (there.state, there.modality) != (self.writes, self.modality):
-                raise ValueError(
-                    f"out must be free or hold a {self.writes} model of modality {self.modality}, but in {out} there is a "
-                    f"{there.state} one of modality {there.modality}. Choose another place, or remove it yourself."
-                )
-        if form == "adapter" and (self.lora is None or self.writes != "specialist"):
-            raise ValueError(f"Only a specialist with LoRA can be written as an adapter, got {type(self).__name__}.")
-
-    def write_folder(self, out: Path, form: Form = "dense") -> None:
-        """Writes the trained model, its adapters merged into dense weights or left as they are.
-
-        Every rank has to call; the first one writes.
-
-        Raises:
-            ValueError: ``adapter`` is asked for and there is none.
-        """
-        assert self.writes is not None, "prepare() refused such a stage"
-        with self.whole_model():
-            if self.global_rank == 0:
-                self.write_whole(out, form)
-
-    def write_whole(self, out: Path, form: Form) -> None:
-        """Writes the model as it stands."""
-        assert self.writes is not None, "prepare() refused such a stage"
-        parents = dict(self.provenance.parents) if self.writes != "specialist" else {}
-        source = self.provenance
-        parents[str(source.modality) if source.state == "specialist" else source.state] = source.fingerprint
-        provenance = Provenance(self.writes, self.modality, parents, self.notes())
-        if form == "adapter":
-            assert self.adapters is not None, "check_out refused such a stage"
-            adapter = self.adapters.export(self.embedder, self.folder, self.full)
-            save_adapter_folder(out, self.embedder, self.processor, provenance, adapter)
-            return
-        if self.adapters is not None:
-            self.adapters.merge()
-            self.adapters = None
-        if self.embedder.emb_rows is not None:
-            self.embedder.settle_emb_rows()
-        self.embedder.to(dtype=self.stored)  # type: ignore[call-arg]
-        save_folder(out, self.embedder, self.processor, provenance)
-
-    @contextmanager
-    def whole_model(self) -> Iterator[None]:
-        """Within the block the first rank's model is whole: one in shards is made anew, of its folder and what trained."""
-        if not is_sharded(self.embedder):
-            yield
-            return
-        found = {name: whole(tensor.detach()).cpu() for name, tensor in self.trained().items()}
-        sharded, adapters = self.embedder, self.adapters
-        try:
-            if self.global_rank == 0:
-                self.embedder, _, _ = load_folder(self.folder, self.accepts)
-                self.prepare()
-                for name, tensor in self.trained().items():
-                    tensor.data.copy_(found[name])
-            yield
-        finally:
-            self.embedder, self.adapters = sharded, adapters
 
     # Training
 

@@ -43,8 +43,7 @@ def test_negatives_are_those_of_a_plain_loop(seed, count, skip, depth, block):
         queries[chosen],
         targets[chosen],
         lambda: targets.split(block),
-        (asked[chosen], identities),
-        right,
+        (asked[chosen], identities, right),
         (groups[chosen], groups),
         limits,
     )
