@@ -11,8 +11,8 @@ from typing_extensions import override
 class DataMonitor(Callback):
     """Logs ``data/waiting``, the share of the time that the trainer waits for the next batch, and ``data/pairs_per_second``.
 
-    Above a tenth or so, decoding is what limits the run: raise ``num_workers``, shrink the media, or pack them re-encoded. Both
-    are of this rank, over the last ``every_n_steps``.
+    Scoring and saving count as neither waiting nor training. Above a tenth or so, decoding is what limits the run: raise
+    ``num_workers``, shrink the media, or pack them re-encoded. Both are of this rank, over the last ``every_n_steps``.
 
     Args:
         every_n_steps: How often.
@@ -24,6 +24,7 @@ class DataMonitor(Callback):
         self.every_n_steps = every_n_steps
         self.waited, self.pairs = 0.0, 0
         self.began = self.ended = 0.0
+        self.saved = False
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -32,7 +33,12 @@ class DataMonitor(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.waited += time.perf_counter() - self.ended
+        passed = time.perf_counter() - self.ended
+        if self.saved:  # a checkpoint was written since, which no hook comes after
+            self.began += passed
+        else:
+            self.waited += passed
+        self.saved = False
         self.pairs += len(batch)
 
     @override
@@ -43,6 +49,10 @@ class DataMonitor(Callback):
             figures = {"data/waiting": self.waited / passed, "data/pairs_per_second": self.pairs / passed}
             pl_module.log_dict(figures, rank_zero_only=True)
             self.waited, self.pairs, self.began = 0.0, 0, self.ended
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.saved = True
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ import pytest
 from lightning import Callback
 
 from callbacks import DataMonitor
+from callbacks.checkpoint_files import CheckpointFiles
 from datamodules import SpecialistData
 from lightning_conan.stages import Specialist
 from runs import QUICK, trainer
@@ -31,10 +32,12 @@ class Keep(Callback):
         self.figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("data/")}
 
 
-def waiting(base, world, root, nap):
+def waiting(base, world, root, nap, save_every=100):
     keep, data = Keep(), SlowData(world / "image", batch_size=6, num_workers=0)
     data.nap = nap
-    trainer(root, 4, DataMonitor(every_n_steps=2), keep).fit(Specialist(base, "image", QUICK), data)
+    runner = trainer(root, 4, DataMonitor(every_n_steps=2), keep)
+    runner.checkpoint_callback._every_n_train_steps = save_every
+    runner.fit(Specialist(base, "image", QUICK), data)
     return keep.figures
 
 
@@ -43,6 +46,14 @@ def test_waiting_is_told_from_working(base, world, tmp_path):
     assert 0 <= quick["data/waiting"] < slow["data/waiting"] <= 1
     assert slow["data/waiting"] > 0.5
     assert slow["data/pairs_per_second"] < quick["data/pairs_per_second"]
+
+
+def test_saving_is_not_waiting(base, world, tmp_path, monkeypatch):
+    save = CheckpointFiles.save_checkpoint
+    monkeypatch.setattr(CheckpointFiles, "save_checkpoint", lambda *args, **words: time.sleep(1) or save(*args, **words))
+    figures = waiting(base, world, tmp_path, 0.0, save_every=1)
+    assert figures["data/waiting"] < 0.2
+    assert figures["data/pairs_per_second"] > 6
 
 
 def test_a_period_of_nothing_is_refused():
