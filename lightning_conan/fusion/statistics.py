@@ -62,8 +62,8 @@ class Fisher(Weighted):
 class RegMean(Weighted):
     """https://arxiv.org/abs/2212.09849: linear layers whose outputs are closest to every specialist's on its own inputs.
 
-    A statistics file holds, under each linear layer's weight, the Gram matrix of its inputs (inputs by inputs); other
-    tensors are averaged with the alphas as weights.
+    A statistics file holds, under each linear layer's weight, the Gram matrix of its inputs (inputs by inputs); tensors
+    that none of the files holds are averaged with the alphas as weights.
 
     Args:
         shrink: Factor on the Gram matrices' off-diagonal entries.
@@ -73,7 +73,7 @@ class RegMean(Weighted):
 
     @override
     def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
-        if next(iter(deltas.values())).ndim != 2 or not all(place.name in files.specs for files in self.files.values()):
+        if next(iter(deltas.values())).ndim != 2 or not any(place.name in files.specs for files in self.files.values()):
             return weighted_sum(deltas, alphas) / sum(alphas[name] for name in deltas)
         grams = {}
         for name, gram in self.read(deltas, place).items():

@@ -259,6 +259,8 @@ def load_folder(
             vectors that come out differently.
     """
     provenance = check_folder(folder, states)
+    if provenance.notes.get("exported") == "stock":
+        raise ValueError(f"{folder} is a stock export, which sentence-transformers loads. Name the folder that it was made from.")
     config = OmniConfig.from_pretrained(folder)
     device = torch.device(device)
     if dtype is None:

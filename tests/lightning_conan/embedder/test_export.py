@@ -212,6 +212,11 @@ def test_a_pinned_revision_is_what_the_hub_is_asked_for(exported, monkeypatch):
     assert asked == {"revision": "v1", "token": "T", "cache_dir": "c", "local_files_only": True}
 
 
+def test_a_stock_export_says_what_it_is(exported):
+    with pytest.raises(ValueError, match="is a stock export, which sentence-transformers loads"):
+        load_folder(exported / "stock")
+
+
 def test_a_card_may_be_written_on(exported, tmp_path):
     folder = shutil.copytree(exported / "whole", tmp_path / "whole")
     with (folder / "README.md").open("a") as card:

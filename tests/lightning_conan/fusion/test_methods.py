@@ -164,6 +164,15 @@ def test_missing_statistics_are_refused_by_name(tmp_path):
         Fisher(files)({"a": torch.ones(2)}, ALPHAS, PLACE)
 
 
+def test_a_layer_that_only_some_have_statistics_of_is_refused(tmp_path):
+    """Averaged, it would be no linear layer whose outputs are close to anyone's."""
+    deltas = {"a": torch.ones(2, 3), "b": torch.ones(2, 3)}
+    files = statistics(tmp_path, {"a": {PLACE.name: torch.eye(3)}, "b": {"other": torch.ones(2)}})
+    with pytest.raises(ValueError, match=r"must hold 'backbone\.weight'"):
+        RegMean(files)(deltas, ALPHAS, PLACE)
+    close(RegMean(files)(deltas, ALPHAS, Place("nobody", 0)), torch.ones(2, 3))
+
+
 IMPOSSIBLE = {"density": lambda: Ties(0.0), "drop": lambda: Dare(1.0), "window": lambda: Della(0.05, 0.2)}
 
 
