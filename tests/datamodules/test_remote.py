@@ -38,6 +38,9 @@ class Server(ThreadingHTTPServer):
         self.root, self.asked, self.faults, self.slow = root, Counter(), Counter(), 0.0
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(root)))
 
+    def handle_error(self, *_):
+        """A client that has had enough is none."""
+
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}"
