@@ -125,21 +125,12 @@ def mine_manifest(
         if devices == 1:
             embed(folder, manifest, work / side, side, "float32", accelerator=accelerator)
             continue
-        words = [
-            "embed",
-            "--folder",
-            folder,
-            "--source",
-            manifest,
-            "--out",
-            work / side,
-            "--side",
-            side,
-            "--precision",
-            "float32",
-        ]
-        words += ["--accelerator", accelerator, "--devices", devices]  # apart: their ranks are started as this process was
-        subprocess.run([sys.executable, "-m", "lightning_conan.cli.main", *map(str, words)], check=True)
+        options: dict[str, Any] = {"folder": folder, "source": manifest, "out": work / side, "side": side, "precision": "float32"}
+        options |= {"accelerator": accelerator, "devices": devices}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        # Apart, since ranks are started by running once more what this process runs; it has said what went wrong.
+        if status := subprocess.run([sys.executable, "-m", "lightning_conan.cli.main", "embed", *words]).returncode:
+            sys.exit(status)
     miner = Miner(manifest, EmbeddingStore(work / "query"), EmbeddingStore(work / "target"))
     what = json.dumps([RULE, asdict(settings), miner.queries.origin, miner.targets.origin], sort_keys=True)
     parts = work / sha256(what.encode()).hexdigest()[:16]  # other settings do not find these

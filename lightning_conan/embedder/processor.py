@@ -107,6 +107,11 @@ class ProcessorConfig:
     limits: Limits = field(default_factory=Limits)
     reducing_gap: float | None = None
 
+    @property
+    def tells_sides(self) -> bool:
+        """Whether queries are read otherwise than candidates."""
+        return self.reasons or self.query_hint != self.target_hint
+
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ProcessorConfig":
         """The inverse of ``to_dict``.

@@ -78,8 +78,7 @@ class OmniModule(InputModule):
         Raises:
             ValueError: None was named, and the model reads queries and candidates differently.
         """
-        settings = self.processor.config
-        if task is None and (settings.reasons or settings.query_hint != settings.target_hint):
+        if task is None and self.processor.config.tells_sides:
             raise ValueError("This model tells queries from candidates: call encode_query or encode_document, not encode.")
         return "target" if task == "document" else "query"
 

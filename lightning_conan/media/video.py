@@ -135,7 +135,8 @@ class Timeline:
         Raises:
             MediaError: There are fewer of them than the header announces.
         """
-        every = [packet for packet in container.demux() if packet.size]
+        counted = [stream] if stream.frames else []  # without a count the end of all tracks tells whether the file was cut
+        every = [packet for packet in container.demux(*counted) if packet.size]
         container.seek(0)
         own = [packet for packet in every if packet.stream_index == stream.index]
         announced = (container.duration or 0) / av.time_base

@@ -60,10 +60,8 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
             config.architectures = [OmniEmbedder.__name__]
             add_matryoshka(config, provenance)
             config.save_pretrained(scratch)
-        settings = processor.config
-        sides = settings.reasons or settings.query_hint != settings.target_hint
         size = sum(spec.nbytes // spec.dtype.itemsize for spec in specs.values())
-        write_card(scratch, provenance, config, size, scores, stock, sides)
+        write_card(scratch, provenance, config, size, scores, stock, processor.config.tells_sides)
         notes = {**provenance.notes, "exported": "stock" if stock else "whole"}
         write_sidecars(scratch, processor, replace(provenance, notes=notes))
 

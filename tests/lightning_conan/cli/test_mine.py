@@ -75,3 +75,12 @@ def test_a_manifest_elsewhere_is_refused(manifest, base, tmp_path, capsys):
     words = ["--manifest", str(manifest), "--folder", str(base), "--out", str(tmp_path / "elsewhere" / "a.jsonl")]
     assert main(["mine", *words]) == 1
     assert "must lie beside" in capsys.readouterr().err
+
+
+def test_a_fault_on_several_devices_is_one_error(manifest, tmp_path, capfd):
+    words = ["--manifest", str(manifest), "--folder", str(tmp_path / "nowhere"), "--out", str(manifest.with_name("m.jsonl"))]
+    assert main(["mine", *words, "--accelerator", "cpu", "--devices", "2"]) == 1
+    said = capfd.readouterr().err
+    assert "nowhere does not exist" in said
+    assert "conan mine:" not in said  # it does not go on with what is not there
+    assert "Traceback" not in said

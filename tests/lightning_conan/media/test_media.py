@@ -264,6 +264,25 @@ def test_a_webm_that_was_cut_is_refused(share):
         decode_video(Media("video", data[: int(share * len(data))], "a.webm"))
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_an_mp4_whose_header_comes_first_and_whose_end_was_cut_is_refused(share, tmp_path):
+    """As a download that broke off: every packet that is left decodes, so only their number tells."""
+    source = film("mp4", "libx264", [40 * n for n in range(100)], 25)
+    with (
+        av.open(io.BytesIO(source)) as given,
+        av.open(tmp_path / "a.mp4", "w", options={"movflags": "+faststart"}) as made,  # which reads its file again
+    ):
+        copy = made.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copy
+                made.mux(packet)
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert len(decode_video(Media("video", data, "a.mp4"), EVERY_FRAME).seconds) == 100
+    with pytest.raises(MediaError, match="truncated: the header announces 100 frames"):
+        decode_video(Media("video", data[: int(share * len(data))], "a.mp4"), EVERY_FRAME)
+
+
 def test_frames_of_unlike_length_are_found_by_their_times():
     """Twenty frames in the first second, then one a second."""
     moments = [50 * n for n in range(20)] + [1000 * n for n in range(1, 11)]
