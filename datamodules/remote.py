@@ -159,7 +159,8 @@ class ShardCache:
                     return False
                 time.sleep(PAUSE / 4)
             persistently(lambda: transfer(shard, scratch), shard.url)
-            scratch.replace(path)
+            with self.lock("room"):  # else who looks for room at this moment may see neither name
+                scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
         return True
@@ -172,7 +173,7 @@ class ShardCache:
         with self.lock("room"):
             kept = []
             for path in self.root.iterdir():
-                with suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):  # a transfer that failed, or a shard that was damaged
                     if path.suffix in (".tar", ".part") and path != scratch:
                         kept.append((path.stat().st_mtime, path.stat().st_size, path))
             room = self.limit - size - sum(entry[1] for entry in kept)

@@ -324,11 +324,8 @@ def test_transfers_at_one_time_keep_to_the_limit(server, tmp_path):
 
     def watch():
         while not done.wait(0.005):
-            kept = {}
-            for path in cache.root.glob("*.*"):
-                with suppress(FileNotFoundError):
-                    kept[path.stem] = path.stat().st_size  # not twice while it gets its name
-            sizes.append(sum(kept.values()))
+            with cache.lock("room"):  # else one given up and its successor are both seen
+                sizes.append(sum(path.stat().st_size for path in cache.root.glob("*.*")))
 
     watching = threading.Thread(target=watch)
     watching.start()
