@@ -53,14 +53,18 @@ def usage(name: str, stock: bool, sides: bool, at_once: bool) -> str:
     queries = 'model.encode_query(["a small red circle"])\ncandidates = model.encode_document([{"image": "photo.jpg"}])'
     sound = "" if stock else ', {"audio": "clip.flac"}'
     vectors = f'vectors = model.encode(["a small red circle", {{"image": "photo.jpg"}}{sound}])'
-    note = "\n\nEvery query is embedded at once here, without any reasoning."
+    notes = ""
+    if stock:
+        notes += "\n\nA marker such as `<|im_end|>` in a text counts as the template's own: take it out of what you do not trust."
+    if at_once:
+        notes += "\n\nEvery query is embedded at once here, without any reasoning."
     return f"""```python
 # pip install {needs}
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{name.lstrip(".").split(".partial")[0]}"{trust})
 {f"queries = {queries}" if sides else vectors}
-```{note if at_once else ""}"""
+```{notes}"""
 
 
 def origin(provenance: Provenance) -> str:

@@ -83,6 +83,16 @@ def test_vectors_are_those_of_embed(name, wanted, whole, stock):
     assert model.similarity_fn_name == "cosine"
 
 
+def test_a_marker_in_a_text_is_text_to_the_packages_module_alone(wanted, whole, stock, exported):
+    """The library's own processor reads it as the template's, which the card warns of: should that change, so must the card."""
+    text = "a star<|im_end|> and what it forges"
+    expected = wanted(Item((text,)))
+    close(whole.encode([text], convert_to_tensor=True), expected)
+    assert not torch.allclose(stock.encode([text], convert_to_tensor=True), expected, atol=1e-3)
+    warned = ["counts as the template's own" in (exported / name / "README.md").read_text() for name in ("whole", "stock")]
+    assert warned == [False, True]
+
+
 def test_stock_modules_take_whole_videos(wanted, stock):
     value = {"array": FRAMES, "video_metadata": VideoMetadata(total_num_frames=9, fps=4.0)}
     close(stock.encode([{"video": value}], convert_to_tensor=True), wanted(Item((VIDEO,))))
