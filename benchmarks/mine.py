@@ -1,4 +1,4 @@
-"""Mining hard negatives among as many targets as queries, against faiss' flat search on the same vectors."""
+"""Mining hard negatives among as many targets as queries, twice, against faiss' flat search on the same vectors."""
 
 import faiss
 import torch
@@ -40,7 +40,7 @@ def main() -> None:
     before = resident_mb()
     first, cpu, wall = timed(lambda: ours(queries, targets))
     peak = resident_mb("VmHWM") - before
-    again = ours(queries[:QUERIES], targets)
+    again = ours(queries, targets)
     index = faiss.IndexFlatIP(DIM)
     index.add(targets.numpy())
     _, faiss_cpu, faiss_wall = timed(lambda: index.search(queries.numpy(), DEPTH))
@@ -49,7 +49,7 @@ def main() -> None:
         ("ours, negatives chosen", f"{cpu:.0f}", f"{wall:.0f}", f"{peak:.0f}"),
         (f"faiss flat, top {DEPTH}", f"{faiss_cpu:.0f}", f"{faiss_wall:.0f}", ""),
     ]
-    report(rows, {"ratio_cpu_faiss": cpu / faiss_cpu, "peak_mb": peak, "same_again": float(again == first[:QUERIES])})
+    report(rows, {"ratio_cpu_faiss": cpu / faiss_cpu, "peak_mb": peak, "same_again": float(again == first)})
 
 
 if __name__ == "__main__":
