@@ -154,16 +154,18 @@ class ShardCache:
         """Fetches a shard, whole or not at all; False where transfers that are under way leave no room and nobody waits."""
         scratch = path.with_suffix(".part")
         try:
-            while not self.reserve(scratch, shard.size):
-                if not wait:
-                    return False
-                time.sleep(PAUSE / 4)
-            persistently(lambda: transfer(shard, scratch), shard.url)
-            with self.lock("room"):  # else who looks for room at this moment may see neither name
-                scratch.replace(path)
+            while True:
+                while not self.reserve(scratch, shard.size):
+                    if not wait:
+                        return False
+                    time.sleep(PAUSE / 4)
+                persistently(lambda: transfer(shard, scratch), shard.url)
+                with self.lock("room"):  # else who looks for room at this moment may see neither name
+                    if scratch.exists():  # it stalled, was taken for dead, and went on otherwise
+                        scratch.replace(path)
+                        return True
         finally:
             scratch.unlink(missing_ok=True)
-        return True
 
     def reserve(self, scratch: Path, size: int) -> bool:
         """Makes an empty file as large as what is to come, and gives up what was unused for longest to have the room.
@@ -196,6 +198,7 @@ def transfer(shard: RemoteShard, scratch: Path) -> None:
     """
     system, place = url_to_fs(shard.url)
     digest, got = hashlib.sha256(), 0
+    scratch.touch()  # not dead, and there again where it was taken for that
     with system.open(place, "rb", block_size=BLOCK) as source, scratch.open("r+b") as sink:
         while got <= shard.size and (block := source.read(BLOCK)):
             got += len(block)

@@ -336,6 +336,28 @@ def test_transfers_at_one_time_keep_to_the_limit(server, tmp_path):
     assert max(sizes) <= cache.limit
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_transfer_that_was_taken_for_dead_is_made_again(server, tmp_path, monkeypatch, fails):
+    """It stalled for long, others gave up its file to have the room, and it goes on: by itself, or after a fault."""
+    pack(server.root / "set")
+    shard, cache = shard_of(server), ShardCache(tmp_path / "cache", GB)
+    transfer, tries = remote.transfer, []
+
+    def stall(shard, scratch):
+        transfer(shard, scratch)
+        tries.append(scratch.stat().st_size)
+        if len(tries) == 1:
+            scratch.unlink()
+            if fails:
+                raise OSError("the connection was reset")
+
+    monkeypatch.setattr(remote, "transfer", stall)
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    path = cache.fetch(shard)
+    assert path.read_bytes() == (server.root / "set" / "000000.tar").read_bytes()
+    assert tries == [shard.size] * 2
+
+
 def test_a_cache_of_another_user_is_read_and_its_locks_are_everyones(server, tmp_path, monkeypatch):
     pack(server.root / "set")
     shard, cache = shard_of(server), ShardCache(tmp_path / "cache", GB)
