@@ -78,6 +78,7 @@ def trainer(root: Path, processor: Any) -> Any:
 
     done = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
     names = {"state": SimpleNamespace(fn=TrainerFn.FITTING), "fit_loop": SimpleNamespace(epoch_loop=done), "current_epoch": 0}
+    names["num_training_batches"] = float("inf")
     model = SimpleNamespace(processor=processor)
     return SimpleNamespace(**names, global_rank=0, world_size=1, lightning_module=model, default_root_dir=root)
 

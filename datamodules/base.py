@@ -36,6 +36,11 @@ class PairData(LightningDataModule):
         max_bad_rate: The run stops when a larger share of samples is broken.
         cache_gb: Memory for encoded samples, so that small sets are decoded once (without workers).
         reading: What is shuffled together, and where shards are kept that lie elsewhere.
+
+    Attributes:
+        epoch: Whose batches are under way.
+        overcount: By how much Lightning's count of epochs is higher: after a run it counts the last one as done, even if
+            ``max_steps`` cut it short, and a checkpoint that is saved by hand then goes on with the rest.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class PairData(LightningDataModule):
         self.sets: dict[str, dict[str, ShardSet]] = {}
         self.mixture, self.reading = Mixture(), reading
         self.resume: dict[str, Any] = {}
+        self.epoch = self.overcount = 0
         self.seen = self.broken = 0
 
     @override
@@ -76,6 +82,7 @@ class PairData(LightningDataModule):
                 f"`{stage}` needs packed folders under data.init_args.{option}, got none. Make some with `conan pack`."
             )
         if stage == "fit":
+            self.epoch, self.overcount = self.trainer.current_epoch if self.trainer else 0, 0
             self.reading.check_room(self.sets["fit"].values())
 
     @property
@@ -132,11 +139,13 @@ class PairData(LightningDataModule):
     def train_dataloader(self) -> BatchLoader[Batch]:
         def remaining() -> list[Slot]:
             assert self.trainer is not None
-            epoch, start = self.trainer.current_epoch, 0
-            if self.resume and self.resume["epoch"] == epoch:
-                start = self.resume["batch"]
-            self.resume = {}
-            return self.training_slots(epoch)[start:]
+            self.epoch, start = self.trainer.current_epoch - self.overcount, 0
+            if self.resume:
+                self.epoch, start = self.resume["epoch"], self.resume["batch"]
+                if start >= self.trainer.num_training_batches:
+                    self.epoch, start = self.epoch + 1, 0
+                self.overcount, self.resume = self.trainer.current_epoch - self.epoch, {}
+            return self.training_slots(self.epoch)[start:]
 
         encoder = self.encoder("fit")
         return BatchLoader(remaining, len(self.training_slots(0)), encoder, self.num_workers, encoder.ahead)
@@ -196,7 +205,7 @@ class PairData(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return {}
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        return {"epoch": self.trainer.current_epoch, "batch": done, "order": self.order(), "ranks": self.world[1]}
+        return {"epoch": self.epoch, "batch": done, "order": self.order(), "ranks": self.world[1]}
 
     def order(self) -> str:
         """What fixes the order of samples, besides the epoch: data, seed and batch size."""
@@ -219,4 +228,4 @@ class PairData(LightningDataModule):
                     f"Resuming on {self.world[1]} ranks instead of {state_dict['ranks']} needs the same batches, and a task's "
                     "last one is too small for every rank. Resume with as many ranks, or start a new run from the last folder."
                 )
-            self.resume = state_dict
+            self.resume, self.epoch = state_dict, state_dict["epoch"]

@@ -28,6 +28,29 @@ def test_stop_and_resume_equals_going_on(base, world, tmp_path, stop, workers):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.parametrize(("stops", "limit"), [((4,), 1.0), ((6,), 1.0), ((2, 5, 7), 1.0), ((3, 7), 3)])
+def test_a_checkpoint_saved_by_hand_after_a_fit_goes_on_as_well(base, world, tmp_path, stops, limit):
+    """After a whole epoch (of 4 steps) and in the midst of one, which Lightning counts as done; also several times."""
+
+    def module():
+        return Specialist(base, "image", QUICK, Lora(rank=4, alpha=4, dropout=0.1))
+
+    straight, record, last = module(), Record(), None
+    trainer(tmp_path / "a", 11, record, limit_train_batches=limit).fit(straight, data(world))
+    keys, losses = [], []
+    for steps in (*stops, 11):
+        again, part = module(), Record()
+        runner = trainer(tmp_path / str(steps), 11, part, Stop(steps), limit_train_batches=limit)
+        runner.fit(again, data(world), ckpt_path=last)
+        last = tmp_path / f"{steps}.ckpt"
+        runner.save_checkpoint(last)
+        keys, losses = keys + part.keys, losses + part.losses
+    assert keys == record.keys
+    assert losses == record.losses
+    expected, found = state(straight), state(again)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_resuming_on_other_data_is_refused(base, world, tmp_path):
     trainer(tmp_path, 2).fit(Specialist(base, "image", QUICK), data(world))
     with pytest.raises(ValueError, match="Resuming needs the same data"):

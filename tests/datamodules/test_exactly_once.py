@@ -46,7 +46,7 @@ def on_rank(packed, processor):
         data = SpecialistData(folder, {"val": folder}, batch_size=batch, num_workers=workers, reading=Reading(window))
         progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=done)))
         data.trainer = SimpleNamespace(
-            **{"global_rank": rank, "world_size": world, "current_epoch": epoch},
+            **{"global_rank": rank, "world_size": world, "current_epoch": epoch, "num_training_batches": float("inf")},
             state=SimpleNamespace(fn=TrainerFn.FITTING),
             fit_loop=SimpleNamespace(epoch_loop=progress),
             lightning_module=SimpleNamespace(processor=processor),
@@ -117,6 +117,7 @@ def test_a_stop_at_the_end_of_an_epoch_goes_on_with_the_whole_next_one(on_rank):
     place = [9, 12], 5, 6
     first, second = (keys(on_rank(*place, epoch=epoch).train_dataloader()) for epoch in (0, 1))
     again = on_rank(*place, epoch=1)
+    again.trainer.num_training_batches = len(first)
     again.load_state_dict(on_rank(*place, epoch=0, done=len(first)).state_dict())
     assert keys(again.train_dataloader()) == second
 
