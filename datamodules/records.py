@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from typing import Any
 
+import orjson
+
 from lightning_conan.items import Item, Media, Pair
 
 
@@ -35,10 +37,12 @@ def restore(description: dict[str, Any], members: dict[str, bytes]) -> Item:
         if "text" in part:
             parts.append(part["text"])
             continue
-        (modality, name), *span = part.items()
+        span = dict(part)
+        modality = next(iter(span))
+        name = span.pop(modality)
         if name not in members:
             raise ValueError(f"member {name!r} is missing")
-        parts.append(Media(modality, members[name], name, **dict(span)))
+        parts.append(Media(modality, members[name], name, **span))
     return Item(tuple(parts), description.get("instruction"))
 
 
@@ -47,6 +51,7 @@ def encode_pair(pair: Pair) -> dict[str, Any]:
 
     Raises:
         OSError: A media file cannot be read.
+        UnicodeEncodeError: A text holds half a character (a lone surrogate), which neither UTF-8 nor a tokenizer knows.
     """
     sample: dict[str, Any] = {"__key__": pair.key}
     record: dict[str, Any] = {"key": pair.key, "task": pair.task, "modality": pair.modality}
@@ -55,7 +60,7 @@ def encode_pair(pair: Pair) -> dict[str, Any]:
     for side, item in pair.sides():
         record[side], members = describe(item, side)
         sample |= members
-    sample["json"] = json.dumps(record).encode()
+    sample["json"] = json.dumps(record, ensure_ascii=False).encode()
     return sample
 
 
@@ -65,7 +70,7 @@ def decode_pair(members: dict[str, bytes]) -> Pair:
     Raises:
         ValueError: A missing member or a record that is not one of ours.
     """
-    record = json.loads(members["json"].decode())
+    record = orjson.loads(members["json"])
     query, target = restore(record["query"], members), restore(record["target"], members)
     negatives: list[Item] = []
     while negative := record.get(f"negative{len(negatives)}"):

@@ -1,6 +1,5 @@
 """Reads shards by their index: pairs in tar files, here or elsewhere (``datamodules/writing.py`` writes them)."""
 
-import json
 import os
 import re
 import weakref
@@ -12,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import orjson
 import xxhash
 
 from datamodules.records import decode_pair
@@ -157,7 +157,7 @@ class ShardSet:
             text = read_remote(place) if self.remote else Path(place).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"{self.folder} is not a packed data set: it has no {INDEX}. Make one with `conan pack`.") from error
-        index: dict[str, Any] = json.loads(text)
+        index: dict[str, Any] = orjson.loads(text)
         if index.get("format") != FORMAT:
             raise ValueError(f"{place} must have format {FORMAT}, got {index.get('format')!r}. Pack it again.")
         return index

@@ -198,14 +198,15 @@ class Filling:
 
 
 def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[str, Any]:
-    """One tar file; returns its index entry. Pairs whose files cannot be read join the faults."""
+    """One tar file; returns its index entry. Pairs whose files cannot be read, or texts written, join the faults."""
     written: dict[str, Pair] = {}
     with path.open("wb") as file, wds.TarWriter(file, mtime=0) as writer:
         for pair in pairs:
             try:
                 sample = encode_pair(pair)
-            except OSError as error:
-                faults.append(Fault(pair.key, pair.key, "sample", f"{error.strerror}: {error.filename}"))
+            except (OSError, UnicodeEncodeError) as error:
+                reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
+                faults.append(Fault(pair.key, pair.key, "sample", reason))
                 continue
             writer.write(sample)
             written[pair.key] = pair

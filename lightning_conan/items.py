@@ -55,7 +55,7 @@ class Media:
 
 def is_blank(part: str | Media) -> bool:
     """Whether a part says nothing."""
-    return isinstance(part, str) and not part.strip()
+    return isinstance(part, str) and (not part or part.isspace())
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,16 @@ def test_a_manifest_in_another_encoding_is_listed_line_by_line(tmp_path):
     assert all(isinstance(entry, Fault) and "m.jsonl:" in entry.where for entry in found)
 
 
+def test_half_a_character_is_left_out_when_packed(tmp_path):
+    bad = Pair("bad", "t", "text", Item(("half \ud83d",)), Item(("a",)))
+    write_shards([bad, Pair("good", "t", "text", Item(("whole \U0001f600",)), Item(("b",)))], tmp_path / "set")
+    assert [sample.key for sample in ShardSet(tmp_path / "set").samples] == ["good"]
+    assert ShardSet(tmp_path / "set").read(0).query.parts == ("whole \U0001f600",)
+    fault = json.loads((tmp_path / "set" / "quarantine.jsonl").read_text())
+    assert fault["key"] == "bad"
+    assert "surrogates not allowed" in fault["reason"]
+
+
 @pytest.mark.parametrize("name", ["pipe:cat /etc/passwd", "https://example.org/set"])
 def test_a_url_is_no_packed_folder(name):
     with pytest.raises(ValueError, match="is not a packed data set"):
