@@ -215,7 +215,7 @@ class OmniEmbedder(PreTrainedModel):
         ids = item.input_ids[None, : item.prefix].to(self.device)
         positions = item.positions[:, None, : item.prefix].to(self.device)
         embeds = self.embed_ids(ids)
-        self.backbone.language_model(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True)
+        self.backbone.language_model(inputs_embeds=embeds, position_ids=positions, cache=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -238,7 +238,7 @@ def prefix_options(past: Past, rows: int, length: int) -> dict[str, Any]:
     seen = past[0][0].shape[2]
     cache = DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in past])
     mask = torch.ones(length, seen + length, dtype=torch.bool, device=past[0][0].device).tril(diagonal=seen)
-    return {"past_key_values": cache, "attention_mask": mask[None, None]}
+    return {"cache": cache, "attention_mask": mask[None, None]}
 
 
 def place(
