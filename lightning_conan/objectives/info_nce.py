@@ -29,13 +29,12 @@ def info_nce(
         margin: Targets whose score exceeds the positive's by more are taken for unmarked positives, and do not count
             either (Qwen3-VL-Embedding uses 0.1).
     """
-    scores = query @ target.T
+    scores = (query / temperature) @ target.T  # dividing the scores would go through all of them twice more
     if margin is not None:
-        high = scores.detach() > scores.detach().gather(1, positive[:, None]) + margin
+        high = scores.detach() > scores.detach().gather(1, positive[:, None]) + margin / temperature
         ignore = high if ignore is None else ignore | high
-    scores = scores / temperature
     if ignore is not None:
-        scores = scores.masked_fill(ignore, float("-inf"))
+        scores = scores.masked_fill_(ignore, float("-inf"))  # in place: no gradient needs what they were
     return F.cross_entropy(scores, positive)
 
 

@@ -13,7 +13,8 @@ from lightning_conan.objectives.tiles import in_tiles
 AT_ONCE = 2**22
 """Comparisons that are made at once where several pairs ask the same."""
 ROWS = 256
-"""Rows whose scores are computed at once: enough for matrix products to be most of the work, and 64 MB of scores at 65,536."""
+"""Rows whose scores are computed at once, unless half the dimensions are more: enough for matrix products to be most of the work
+(the gradients of all columns, too, are gone through for each such slice), and 128 MB of scores at 65,536 x 1,024."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Contrast:
 
 
 def symmetric_info_nce(
-    pairs: PairEmbeddings, contrast: Contrast, own: slice = slice(None), at_once: int = ROWS
+    pairs: PairEmbeddings, contrast: Contrast, own: slice = slice(None), at_once: int | None = None
 ) -> Float[Tensor, ""]:
     """Mean of query to target (hard negatives among the targets) and, unless it is left out, target to query.
 
@@ -69,11 +70,12 @@ def symmetric_info_nce(
         pairs: All pairs, whose targets are everyone's negatives.
         contrast: What counts as a negative.
         own: The pairs whose loss is wanted: this rank's. The loss of all is the mean over the ranks, by their pairs.
-        at_once: Rows whose scores are in memory at once.
+        at_once: Rows whose scores are in memory at once; see ``ROWS``.
     """
     start, stop, _ = own.indices(len(pairs.query))
     if start >= stop:  # nothing, but connected: ranks take part in each other's backward pass
         return 0.0 * (pairs.query.sum() + pairs.target.sum())
+    at_once = at_once or max(ROWS, pairs.query.shape[1] // 2)
     slices = [slice(first, min(first + at_once, stop)) for first in range(start, stop, at_once)]
 
     def of_rows(rows: slice, *tensors: Tensor) -> Tensor:
