@@ -8,6 +8,7 @@ os.environ["WANDB_MODE"] = "offline"
 from pathlib import Path
 
 import pytest
+import torch
 
 from datamodules.toy_world import draw_pairs
 from datamodules.writing import write_shards
@@ -86,3 +87,12 @@ def fused(tiny, tmp_path_factory):
 @pytest.fixture(scope="session")
 def recovered(tiny, tmp_path_factory):
     return save_folder(tmp_path_factory.mktemp("states") / "recovered", *tiny, Provenance("recovered"))
+
+
+@pytest.fixture
+def one_thread():
+    """Torch computes in one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -9,6 +9,8 @@ from datamodules import SpecialistData
 from lightning_conan.stages import Specialist
 from runs import QUICK, trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # on a busy machine two threads wait for each other, and a step for seconds
+
 
 class SlowData(SpecialistData):
     """Each batch takes its time."""

@@ -51,15 +51,7 @@ def killed(folder, packed, root):
         assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.fixture
-def one_thread():
-    """As in the processes that are killed: sums of other threads would round otherwise."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread")  # as in the processes that are killed: sums of other threads would round otherwise
 def test_kills_in_mid_epoch_change_neither_samples_nor_losses_nor_weights(base, world, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
