@@ -106,6 +106,17 @@ def test_vectors_are_finite_and_of_unit_length(model, queries):
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(queries)))
 
 
+def test_a_model_that_decoded_still_trains(queries):
+    """Inference mode leaves nothing behind in the model that a gradient must not meet."""
+    model = tiny_embedder(0)[0]
+    vectors = encode_queries(model, queries, Decoding("always", max_new_tokens=2)).embeddings
+    assert not vectors.is_inference()
+    for chunk in pack(queries, 10_000):
+        model(chunk).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    assert model.get_input_embeddings().weight.grad.any()
+
+
 def test_nothing_to_embed_gives_nothing(model):
     assert encode_queries(model[0], [], Decoding()).embeddings.shape == (0, 128)
 
