@@ -84,16 +84,7 @@ def test_code_in_a_checkpoint_does_not_run(written, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.fixture
-def one_thread():
-    """As in the processes that are killed: sums of other threads would round otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread")  # as in the processes that are killed: sums of other threads would round otherwise
 def test_twenty_kills_cost_nothing_but_time(base, world, tmp_path):
     """SIGKILL at random moments, saving included; the run that goes on each time ends where the one that was left alone did."""
     steps, lora = 200, Lora(rank=4, alpha=4, dropout=0.1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_conan.objectives import Contrast, PairEmbeddings, equal_targets, info_nce, symmetric_info_nce
+from lightning_conan.objectives import Contrast, PairEmbeddings, equal_targets, info_nce, symmetric, symmetric_info_nce
 
 
 def units(rows: int, dim: int = 8, seed: int = 0) -> torch.Tensor:
@@ -73,6 +73,20 @@ def test_mask_keeps_each_positive():
     ids = torch.tensor([1, 1, 2])
     mask = equal_targets(ids, ids, torch.arange(3))
     assert mask.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+
+
+def test_the_margin_is_one_of_similarities():
+    """Whatever the temperature, against a plain loop: some targets exceed the positive by less than the margin, and count."""
+    query, target, total, left_out, above = units(6), units(40, seed=1), 0.0, 0, 0
+    for row in range(6):
+        found = [float(query[row] @ other) for other in target]
+        count = [score for score in found if score <= found[row] + 0.2]
+        left_out, above = left_out + len(found) - len(count), above + sum(score > found[row] for score in count)
+        total += math.log(sum(math.exp(score / 0.05) for score in count)) - found[row] / 0.05
+    assert left_out
+    assert above
+    found = info_nce(query, target, positive=torch.arange(6), temperature=0.05, margin=0.2)
+    assert found.item() == pytest.approx(total / 6, rel=1e-5)
 
 
 def test_a_target_above_the_margin_does_not_count():
@@ -145,3 +159,13 @@ def test_the_ranks_shares_add_up(contrast):
     whole = pairs(units(7), units(7, seed=1), units(3, seed=2), target_ids=torch.tensor([0, 1, 1, 3, 4, 5, 5]))
     shares = [symmetric_info_nce(whole, contrast, own) * count / 7 for own, count in ((slice(0, 2), 2), (slice(2, 7), 5))]
     assert sum(shares).item() == pytest.approx(symmetric_info_nce(whole, contrast).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("dim", "rows"), [(8, 256), (1024, 512)])
+def test_scores_are_computed_some_rows_at_a_time(monkeypatch, dim, rows):
+    """By default too: all scores of a large batch would not fit into memory."""
+    seen = []
+    monkeypatch.setattr(symmetric, "in_tiles", lambda loss, slices, *sides: seen.extend(slices) or torch.zeros(()))
+    symmetric_info_nce(pairs(units(600, dim), units(600, dim, seed=1)), Contrast(0.05))
+    assert seen[0] == slice(0, rows)
+    assert seen[-1].stop == 600

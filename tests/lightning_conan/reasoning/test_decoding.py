@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from lightning_conan.embedder import OmniProcessor, pack, tiny_embedder
 from lightning_conan.items import Item
 from lightning_conan.reasoning import Decoding, Reasoner, encode_queries
+from lightning_conan.reasoning.decoding import ungraded
 
 MOST = 12
 
@@ -115,6 +117,17 @@ def test_a_model_that_decoded_still_trains(queries):
         model(chunk).sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
     assert model.get_input_embeddings().weight.grad.any()
+
+
+def test_sharded_weights_are_not_gathered_in_inference_mode():
+    model = tiny_embedder(0)[0]
+    layer = model.backbone.language_model.layers[0]
+    with ungraded(model):
+        assert torch.is_inference_mode_enabled()
+    layer.__class__ = type("Sharded", (FSDPModule, type(layer)), {})
+    with ungraded(model):
+        assert not torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
 
 
 def test_nothing_to_embed_gives_nothing(model):
