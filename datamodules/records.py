@@ -1,49 +1,86 @@
 """Pairs as the members of a WebDataset sample, and back."""
 
-import json
 from collections import Counter
 from typing import Any
 
-import orjson
+import msgspec
 
-from lightning_conan.items import Item, Media, Pair
+from lightning_conan.items import MEDIA, Item, Media, Modality, Pair
 
 
-def describe(item: Item, side: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+class Part(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """A text, or the member that holds a medium and which part of it is meant."""
+
+    text: str | None = None
+    image: str | None = None
+    video: str | None = None
+    document: str | None = None
+    audio: str | None = None
+    start: float = 0.0
+    end: float | None = None
+    page: int | None = None
+
+    def restore(self, members: dict[str, bytes]) -> str | Media:
+        """What it describes.
+
+        Raises:
+            ValueError: A member is missing, or nothing is described.
+        """
+        if self.text is not None:
+            return self.text
+        for modality in MEDIA:
+            if (name := getattr(self, modality)) is not None:
+                if name not in members:
+                    raise ValueError(f"member {name!r} is missing")
+                return Media(modality, members[name], name, self.start, self.end, self.page)
+        raise ValueError("a part must be a text or a medium")
+
+
+class Description(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """An item as JSON."""
+
+    parts: tuple[Part, ...]
+    instruction: str | None = None
+
+    def restore(self, members: dict[str, bytes]) -> Item:
+        """The inverse of ``describe``.
+
+        Raises:
+            ValueError: A member is missing, or the item is empty.
+        """
+        return Item(tuple([part.restore(members) for part in self.parts]), self.instruction)
+
+
+class Record(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """A pair as JSON."""
+
+    key: str
+    task: str
+    modality: Modality
+    query: Description
+    target: Description
+    negatives: tuple[Description, ...] = ()
+    reasoning: str = ""
+
+
+RECORD = msgspec.json.Decoder(Record)
+
+
+def describe(item: Item, side: str) -> tuple[Description, dict[str, bytes]]:
     """An item as JSON and the members that hold its media: ``query.image.png``, ``query.image1.png``, ..."""
-    parts: list[dict[str, Any]] = []
+    parts: list[Part] = []
     members: dict[str, bytes] = {}
     counts: Counter[str] = Counter()
     for part in item.parts:
         if isinstance(part, str):
-            parts.append({"text": part})
+            parts.append(Part(text=part))
             continue
         number = counts[part.modality] or ""
         counts[part.modality] += 1
         name = f"{side}.{part.modality}{number}.{part.suffix or 'bin'}"
         members[name] = part.read()
-        parts.append({part.modality: name, **part.span})
-    return {"parts": parts} | ({} if item.instruction is None else {"instruction": item.instruction}), members
-
-
-def restore(description: dict[str, Any], members: dict[str, bytes]) -> Item:
-    """The inverse of ``describe``.
-
-    Raises:
-        ValueError: A member is missing, or the description is not one of ours.
-    """
-    parts: list[str | Media] = []
-    for part in description["parts"]:
-        if "text" in part:
-            parts.append(part["text"])
-            continue
-        span = dict(part)
-        modality = next(iter(span))
-        name = span.pop(modality)
-        if name not in members:
-            raise ValueError(f"member {name!r} is missing")
-        parts.append(Media(modality, members[name], name, **span))
-    return Item(tuple(parts), description.get("instruction"))
+        parts.append(Part(**{part.modality: name}, **part.span))  # type: ignore[arg-type]
+    return Description(tuple(parts), item.instruction), members
 
 
 def encode_pair(pair: Pair) -> dict[str, Any]:
@@ -54,13 +91,14 @@ def encode_pair(pair: Pair) -> dict[str, Any]:
         UnicodeEncodeError: A text holds half a character (a lone surrogate), which neither UTF-8 nor a tokenizer knows.
     """
     sample: dict[str, Any] = {"__key__": pair.key}
-    record: dict[str, Any] = {"key": pair.key, "task": pair.task, "modality": pair.modality}
-    if pair.reasoning:
-        record["reasoning"] = pair.reasoning
+    described = []
     for side, item in pair.sides():
-        record[side], members = describe(item, side)
+        description, members = describe(item, side)
+        described.append(description)
         sample |= members
-    sample["json"] = json.dumps(record, ensure_ascii=False).encode()
+    query, target, *negatives = described
+    record = Record(pair.key, pair.task, pair.modality, query, target, tuple(negatives), pair.reasoning)
+    sample["json"] = msgspec.json.encode(record)
     return sample
 
 
@@ -70,9 +108,13 @@ def decode_pair(members: dict[str, bytes]) -> Pair:
     Raises:
         ValueError: A missing member or a record that is not one of ours.
     """
-    record = orjson.loads(members["json"])
-    query, target = restore(record["query"], members), restore(record["target"], members)
-    negatives: list[Item] = []
-    while negative := record.get(f"negative{len(negatives)}"):
-        negatives.append(restore(negative, members))
-    return Pair(record["key"], record["task"], record["modality"], query, target, tuple(negatives), record.get("reasoning", ""))
+    record = RECORD.decode(members["json"])
+    return Pair(
+        record.key,
+        record.task,
+        record.modality,
+        record.query.restore(members),
+        record.target.restore(members),
+        tuple([negative.restore(members) for negative in record.negatives]),
+        record.reasoning,
+    )

@@ -4,11 +4,12 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from typing import Literal, TypeVar
 
+import msgspec
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
@@ -103,13 +104,13 @@ def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pai
     for side, item in entry.sides():
         try:
             parts = tuple(reencoding(part) if isinstance(part, Media) else part for part in item.parts)
-            sides[side] = replace(item, parts=parts)
+            sides[side] = msgspec.structs.replace(item, parts=parts)
             for media in sides[side].media if validate else ():
                 decode_media(media)
         except (ValueError, OSError) as error:
             return Fault(entry.key, entry.key, side, str(error))
     query, target, *negatives = sides.values()
-    return replace(entry, query=query, target=target, negatives=tuple(negatives))
+    return msgspec.structs.replace(entry, query=query, target=target, negatives=tuple(negatives))
 
 
 def in_order(work: Callable[[Entry], Made], entries: Iterable[Entry], workers: int) -> Iterator[Made]:

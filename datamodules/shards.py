@@ -9,9 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import orjson
+import msgspec
 import xxhash
 
 from datamodules.records import decode_pair
@@ -19,8 +18,8 @@ from datamodules.remote import RemoteShard, ShardCache, check_url, is_remote, re
 from lightning_conan.items import Pair
 
 INDEX = "index.json"
-FORMAT = 3
-"""Since 2, each member has a checksum; since 3 it is XXH3, which takes a tenth of CRC-32's time."""
+FORMAT = 4
+"""Since 2, each member has a checksum; since 3 it is XXH3, a tenth of CRC-32's time; since 4 a record lists its negatives."""
 OPEN_FILES = 64
 """Shards that a process keeps open, of all its data sets together: systems allow some hundreds, a set may have thousands."""
 
@@ -88,15 +87,36 @@ class Reading:
             )
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(msgspec.Struct):
     """Where one pair lies: its shard, and each member's offset, size and XXH3-64 in it."""
 
     key: str
     task: str
     modality: str
-    shard: str
     members: dict[str, tuple[int, int, int]]
+    shard: str = ""
+
+
+class IndexedShard(msgspec.Struct):
+    """One tar file in the index."""
+
+    file: str
+    bytes: int
+    sha256: str
+    samples: list[Sample]
+
+
+class Version(msgspec.Struct):
+    """What an index of any format has."""
+
+    format: object = None
+
+
+class Index(msgspec.Struct):
+    """What reading needs of an index."""
+
+    content_hash: str
+    shards: list[IndexedShard]
 
 
 @dataclass(frozen=True)
@@ -129,15 +149,15 @@ class ShardSet:
         self.cache = cache or Reading().shard_cache
         self.mark = object()  # another one in each process that the set is sent to, and for each set of the same folder
         index = self.index()
-        self.content_hash: str = index["content_hash"]
+        self.content_hash = index.content_hash
         self.samples: list[Sample] = []
         self.shards: dict[str, Shard] = {}
-        for entry in index["shards"]:
+        for entry in index.shards:
             start = len(self.samples)
-            for sample in entry["samples"]:
-                members = {name: (offset, size, checksum) for name, (offset, size, checksum) in sample.pop("members").items()}
-                self.samples.append(Sample(**sample, shard=entry["file"], members=members))
-            shard = Shard(entry["file"], entry["bytes"], entry["sha256"], range(start, len(self.samples)))
+            for sample in entry.samples:
+                sample.shard = entry.file
+            self.samples += entry.samples
+            shard = Shard(entry.file, entry.bytes, entry.sha256, range(start, len(self.samples)))
             self.check(shard)
             self.shards[shard.name] = shard
 
@@ -148,7 +168,7 @@ class ShardSet:
         """What errors call a file of the set."""
         return f"{self.folder}/{name}"
 
-    def index(self) -> dict[str, Any]:
+    def index(self) -> Index:
         """The index file."""
         place = self.place(INDEX)
         try:
@@ -157,10 +177,13 @@ class ShardSet:
             text = read_remote(place) if self.remote else Path(place).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"{self.folder} is not a packed data set: it has no {INDEX}. Make one with `conan pack`.") from error
-        index: dict[str, Any] = orjson.loads(text)
-        if index.get("format") != FORMAT:
-            raise ValueError(f"{place} must have format {FORMAT}, got {index.get('format')!r}. Pack it again.")
-        return index
+        try:
+            found = msgspec.json.decode(text, type=Version).format
+            if found != FORMAT:
+                raise ValueError(f"{place} must have format {FORMAT}, got {found!r}. Pack it again.")
+            return msgspec.json.decode(text, type=Index)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"{place} must be an index as `conan pack` writes it: {error}. Copy or pack it again.") from error
 
     def check(self, shard: Shard) -> None:
         """Refuses an index that leads elsewhere, and a local shard that is not what was packed, by its size."""

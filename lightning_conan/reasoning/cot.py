@@ -11,6 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import msgspec
 from filelock import FileLock, Timeout
 
 from lightning_conan.items import Item, Pair
@@ -288,7 +289,7 @@ def taught(pairs: Iterable[Pair], outcomes: Mapping[str, Outcome]) -> tuple[list
     for pair in pairs:
         outcome = outcomes[pair.key]
         if outcome.name == "simple":
-            kept.append(replace(pair, reasoning=""))
+            kept.append(msgspec.structs.replace(pair, reasoning=""))
             continue
         text = Thought(outcome.reasoning, outcome.answer).text
         reason = outcome.reason or ("duplicate" if tuple(pieces(text)) in seen else "")
@@ -296,7 +297,7 @@ def taught(pairs: Iterable[Pair], outcomes: Mapping[str, Outcome]) -> tuple[list
             dropped[pair.key] = reason
             continue
         seen.add(tuple(pieces(text)))
-        kept.append(replace(pair, reasoning=text))
+        kept.append(msgspec.structs.replace(pair, reasoning=text))
     return kept, dropped
 
 

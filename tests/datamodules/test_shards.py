@@ -114,9 +114,15 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, processor):
         assert "its checksum differs" in fault["reason"]
     path.write_bytes(whole)
     index = json.loads((tmp_path / "set" / "index.json").read_text())
-    (tmp_path / "set" / "index.json").write_text(json.dumps(index | {"format": 1}))
-    with pytest.raises(ValueError, match=r"must have format 3, got 1\. Pack it again"):
-        ShardSet(tmp_path / "set")
+    broken = {
+        json.dumps(index | {"format": 1}): r"must have format 4, got 1\. Pack it again",
+        json.dumps(index | {"shards": [{**index["shards"][0], "samples": [{"key": 7}]}]}): r"Expected `str`, got `int` .*key",
+        json.dumps(index)[:-40]: r"index\.json must be an index as `conan pack` writes it: Input data was truncated",
+    }
+    for text, message in broken.items():
+        (tmp_path / "set" / "index.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            ShardSet(tmp_path / "set")
 
 
 def test_few_shards_are_open_at_a_time_of_all_sets_together(tmp_path, monkeypatch):

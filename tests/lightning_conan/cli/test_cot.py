@@ -4,8 +4,8 @@ import json
 import random
 import shutil
 import time
-from dataclasses import replace
 
+import msgspec
 import pytest
 from stand_in import server, text_of
 
@@ -221,7 +221,7 @@ def test_a_server_that_is_gone_is_not_asked_about_everything(tmp_path, capsys):
 
 def test_a_task_that_nobody_knows_is_refused_before_anything_is_asked(tmp_path, capsys):
     pairs, _ = draw_composed("composed", 2, 0)
-    write_pairs([replace(pair, task="mystery") for pair in pairs], tmp_path / "world", "train")
+    write_pairs([msgspec.structs.replace(pair, task="mystery") for pair in pairs], tmp_path / "world", "train")
     assert run(tmp_path / "world" / "train.jsonl", tmp_path / "out", "--teacher", "toy") == 1
     assert "got none for 'mystery'" in capsys.readouterr().err
 

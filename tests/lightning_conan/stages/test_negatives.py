@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 import torch
 
@@ -73,7 +74,9 @@ def test_negatives_move_on_in_training(base, tmp_path):
     """On packed pairs with three negatives each: one is used at a time."""
     pairs = list(draw_pairs("image", 12, 0))
     spare = [pair.target for pair in pairs]
-    rows = [replace(pair, negatives=tuple(spare[(row + k) % 12] for k in (1, 2, 3))) for row, pair in enumerate(pairs)]
+    rows = [
+        msgspec.structs.replace(pair, negatives=tuple(spare[(row + k) % 12] for k in (1, 2, 3))) for row, pair in enumerate(pairs)
+    ]
     write_shards(rows, tmp_path / "image", pairs_per_shard=6)
     settings = replace(QUICK, dynamic_negatives=DynamicNegatives(floor=2.0))  # every negative is too easy
     module = Specialist(base, "image", settings)

@@ -4,9 +4,9 @@ import random
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from multiprocessing import active_children
 
+import msgspec
 import pytest
 import torch
 from ranks import both, values
@@ -93,7 +93,7 @@ def test_a_rank_whose_share_is_broken_leaves_the_rest_as_it_is(base, tmp_path, s
     broken = {slots[0].numbers[0], *slots[1].numbers, slots[2].numbers[1], *slots[4].numbers}
     for number in broken:
         cut = Media("image", png()[:100], "cut.png")
-        pairs[number] = replace(pairs[number], query=Item((cut,)))
+        pairs[number] = msgspec.structs.replace(pairs[number], query=Item((cut,)))
     write_shards(pairs, tmp_path / "sets" / "image")
     args = ["image", base, tmp_path / "sets", tmp_path / "run", 4, 2]
     alone = fit(*args[:3], tmp_path / "alone", 4, 2)

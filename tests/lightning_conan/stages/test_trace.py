@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import replace
 
+import msgspec
 import pytest
 import torch
 from PIL import Image
@@ -35,7 +36,7 @@ def reasoned(tmp_path_factory):
     for task in ("composed", "simple"):
         pairs, truths = draw_composed(task, 16, 0)
         known = {key: f"{truth.reasoning}\n{truth.answer}" if task == "composed" else "" for key, truth in truths.items()}
-        write_shards([replace(pair, reasoning=known[pair.key]) for pair in pairs], root / task)
+        write_shards([msgspec.structs.replace(pair, reasoning=known[pair.key]) for pair in pairs], root / task)
     return root
 
 
