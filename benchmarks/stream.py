@@ -1,9 +1,10 @@
 """Reading shards: CPU time a sample, raw and decoded, and resuming, beside WebDataset, LitData and MosaicML's streaming.
 
 All hold the same media: JPEGs of 256 x 256 pixels and about 16 kB, or sounds of a second, each with a caption. A sample is
-read when its bytes and its caption are there (ours: as a checked Pair); all decode by this project's decoders. Each reader has a
-process of its own and shuffles, but WebDataset, which reads its shards as they lie and resumes by skipping. Last, what broken
-samples cost.
+read when its bytes and its caption are there (ours: as a checked Pair); all decode by this project's decoders. All shuffle, but
+WebDataset, which reads its shards as they lie and resumes by skipping. Each reader has a process of its own, but for decoding,
+which takes a third longer in one process than in another, as their memory happens to lie: there all take turns in one, beside
+media that are in memory already. Last, what broken samples cost.
 
 MosaicML's streaming needs transformers below 5, so it lives in another environment (with av, jaxtyping, pypdfium2 and
 torchaudio for our decoders), whose Python is named by --streaming. What is not installed is left out, and said so.
@@ -20,8 +21,10 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, cycle, islice
+from operator import truediv
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,7 +36,7 @@ from PIL import Image
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media import decode_media, encode_audio
 
-BATCH, BLOCK = 10, 128
+BATCH, BLOCK = 10, 32
 SUFFIX = {"image": "jpg", "audio": "flac"}
 Sample = tuple[str, bytes, str]
 """Key, medium, caption."""
@@ -233,20 +236,31 @@ def measure(name: str, folder: Path, modality: str, count: int) -> None:
         reader.write(folder, modality, count)
     reader(folder)  # imports what it needs
     opened, open_cpu, _ = timed(lambda: reader(folder))
-    raw, decoded = [], []
-    for _ in range(3):
+    raw = []
+    for _ in range(5):
         number, cpu, _ = timed(lambda: consume(opened.samples()))
         assert number == count, f"{name} read {number} of {count} samples"
         raw.append(cpu / count * 1e6)
-        samples = opened.samples()
-        for _ in range(min(count, 1024) // BLOCK):  # the best few of many, since other work comes and goes
-            decoded.append(timed(lambda samples=samples: consume(islice(samples, BLOCK), modality))[1] / BLOCK * 1e6)
-    decoded = sorted(decoded)[: len(decoded) // 4]
     del opened
     resumes = {str(position): resumed(reader, folder, position) for position in positions(count)}
-    print(
-        json.dumps({"raw": min(raw), "decoded": sum(decoded) / len(decoded), "open": open_cpu / count * 1e6, "resume": resumes})
-    )
+    print(json.dumps({"raw": min(raw), "open": open_cpu / count * 1e6, "resume": resumes}))
+
+
+def measure_decoded(names: str, root: Path, modality: str, turns: int) -> None:
+    """One process that decodes what each of some readers reads, in turns: prints, by reader, the CPU us a sample and how many
+    times as much that is as decoding alone."""
+    logging.disable(logging.WARNING)
+    sources = {"memory": cycle(list(draw(modality, 64)))}
+    for name in names.split(","):
+        sources[name] = chain.from_iterable(iter(READERS[name](place(root, name)).samples, None))
+    blocks: dict[str, list[float]] = {name: [] for name in sources}
+    for turn in range(-2, turns):
+        for name in sorted(sources, reverse=bool(turn % 2)):
+            cpu = timed(lambda name=name: consume(islice(sources[name], BLOCK), modality))[1] / BLOCK * 1e6
+            if turn >= 0:
+                blocks[name].append(cpu)
+    alone = blocks.pop("memory")
+    print(json.dumps({name: (median(cpu), median(map(truediv, cpu, alone))) for name, cpu in blocks.items()}))
 
 
 def positions(count: int) -> list[int]:
@@ -254,12 +268,16 @@ def positions(count: int) -> list[int]:
     return [count // 20, count // 2, count * 9 // 10]
 
 
-def found_by(name: str, python: str, folder: Path, modality: str, count: int) -> dict[str, Any]:
-    """A reader's figures, from a process of its own."""
-    command = [python, __file__, "--measure", name, str(folder), modality, str(count)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def place(root: Path, name: str) -> Path:
+    """Where a reader's data lie."""
+    return root / ("ours" if name in ("ours", "webdataset") else name)
+
+
+def found_by(python: str, *arguments: object) -> dict[str, Any]:
+    """Figures from a process of its own."""
+    done = subprocess.run([python, __file__, *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{name} failed on {modality}:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{arguments} failed:\n{done.stderr[-3000:]}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
@@ -269,9 +287,13 @@ def beside_peers(root: Path, modality: str, count: int, pythons: dict[str, str],
     write_ours(root / "ours", modality, draw(modality, count))
     best: dict[str, dict[str, Any]] = {}
     for name, python in list(pythons.items()) * turns:
-        figures = found_by(name, python, root / ("ours" if name in ("ours", "webdataset") else name), modality, count)
+        figures = found_by(python, "--measure", name, place(root, name), modality, count)
         before = best.setdefault(name, figures)
-        before |= {what: min(before[what], figures[what]) for what in ("raw", "decoded", "open")}
+        before |= {what: min(before[what], figures[what]) for what in ("raw", "open")}
+    for python in dict.fromkeys(pythons.values()):
+        names = [name for name in pythons if pythons[name] == python]
+        for name, decoded in found_by(python, "--decoded", ",".join(names), root, modality, 200 * turns).items():
+            best[name]["decoded"] = decoded
     return best
 
 
@@ -325,10 +347,10 @@ def installed(streaming: str | None) -> dict[str, str]:
 def table(modality: str, count: int, found: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """A row a reader."""
     after = [f"after {position:,}, s" for position in positions(count)]
-    lines = [(f"{count:,} x {modality}", "read, us", "and decoded", "open, us", *after, "right sample")]
+    lines = [(f"{count:,} x {modality}", "read, us", "and decoded (of decoding)", "open, us", *after, "right sample")]
     for name, figures in found.items():
         walls, right = zip(*figures["resume"].values(), strict=True)
-        cells = (f"{figures['raw']:.1f}", f"{figures['decoded']:.0f}", f"{figures['open']:.1f}")
+        cells = (f"{figures['raw']:.1f}", "{:.0f} ({:.3f}x)".format(*figures["decoded"]), f"{figures['open']:.1f}")
         lines.append((name, *cells, *(f"{wall:.3f}" for wall in walls), "yes" if all(right) else "no"))
     return lines
 
@@ -349,7 +371,7 @@ def main() -> None:
         figures |= {
             f"{modality}_raw_us": ours["raw"],
             f"{modality}_ratio_raw_webdataset": ours["raw"] / found["webdataset"]["raw"],
-            f"{modality}_ratio_decoded_best_peer": ours["decoded"] / min(peer["decoded"] for peer in peers),
+            f"{modality}_ratio_decoded_best_peer": ours["decoded"][1] / min(peer["decoded"][1] for peer in peers),
             f"{modality}_resume_seconds": max(wall for wall, _ in ours["resume"].values()),
             f"{modality}_resume_right": float(all(right for _, right in ours["resume"].values())),
         }
@@ -362,5 +384,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         measure(sys.argv[2], Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+    elif sys.argv[1:2] == ["--decoded"]:
+        measure_decoded(sys.argv[2], Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
     else:
         main()
