@@ -153,8 +153,8 @@ def fit_with_constants(folder, packed, root):
 def fit_in_one_pass(kind, folder, packed, root, training):
     """The same chunks, their graphs all in memory together."""
 
-    def one_pass(embed, chunks, loss, backward, device, fits, announce):
-        return cached_backward(embed, chunks, loss, backward, device, True, announce)
+    def one_pass(embed, chunks, items, loss, backward, device, fits, announce):
+        return cached_backward(embed, chunks, items, loss, backward, device, True, announce)
 
     stage.cached_backward = one_pass
     try:

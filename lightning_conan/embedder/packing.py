@@ -136,6 +136,8 @@ class Chunks(Sequence[Chunk]):
 def pack(items: Sequence[Encoded], token_budget: int) -> Chunks:
     """Chunks of at most ``token_budget`` padded tokens, sorted by length (longest first, so memory peaks at once).
 
+    Among items of one length texts and media alternate, so that no chunk has more than its share of what encoders take.
+
     Sounds count as what their encoder pads them to, where that is more: many short ones fill a chunk. An item that is longer
     than the budget makes a chunk of its own: nothing is cut. An item much shorter than a chunk's longest starts a new one:
     padding costs as much as tokens.
@@ -145,7 +147,11 @@ def pack(items: Sequence[Encoded], token_budget: int) -> Chunks:
     """
     if not items or token_budget < 1:
         raise ValueError(f"Packing needs items and a positive token budget, got {len(items)} items and {token_budget}.")
-    order = sorted(range(len(items)), key=lambda row: -len(items[row]))
+    alike: dict[tuple[int, bool], list[int]] = {}
+    for row, item in enumerate(items):
+        alike.setdefault((-len(item), bool(item.pixels or item.mels)), []).append(row)
+    spread = [(length, place / len(rows), row) for (length, _), rows in alike.items() for place, row in enumerate(rows)]
+    order = [row for *_, row in sorted(spread)]
     groups: list[list[int]] = [[]]
     heard = 0
     for row in order:

@@ -15,19 +15,34 @@ Backward = Callable[[Tensor], None]
 Announce = Callable[[bool], None]
 
 
-class RandomState:
-    """The random state of CPU and current GPU, taken now and replayed later, so that dropout repeats itself."""
+class RandomStates:
+    """Random states of CPU and current GPU, kept now and replayed later, so that dropout repeats itself.
 
-    def __init__(self, device: torch.device) -> None:
-        self.devices = [device] if device.type == "cuda" else []
-        self.cpu = torch.get_rng_state()
-        self.gpu = [torch.cuda.get_rng_state(device) for device in self.devices]
+    All lie in one block: thousands of small ones among what chunks leave behind would keep it from being given back.
 
-    def replay(self) -> None:
-        """Puts the state back."""
-        torch.set_rng_state(self.cpu)
-        for device, state in zip(self.devices, self.gpu, strict=True):
-            torch.cuda.set_rng_state(state, device)
+    Args:
+        count: How many there will be.
+        device: Where chunks are computed.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.device = device
+        self.kept = [state.new_empty(count, len(state)) for state in self.now()]
+
+    def now(self) -> list[Tensor]:
+        """The present state."""
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [])]
+
+    def keep(self, number: int) -> None:
+        """Notes the present state."""
+        for kept, state in zip(self.kept, self.now(), strict=True):
+            kept[number] = state
+
+    def replay(self, number: int) -> None:
+        """Puts a state back."""
+        torch.set_rng_state(self.kept[0][number].clone())  # given a view, torch 2.11 reads what lies elsewhere
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.kept[1][number], self.device)
 
 
 def arriving(chunks: Sequence[Chunk], device: torch.device) -> Iterator[Chunk]:
@@ -50,6 +65,7 @@ def arriving(chunks: Sequence[Chunk], device: torch.device) -> Iterator[Chunk]:
 def cached_backward(
     embed: Embed,
     chunks: Sequence[Chunk],
+    items: int,
     loss: Loss,
     backward: Backward,
     device: torch.device,
@@ -65,50 +81,47 @@ def cached_backward(
     Args:
         embed: Embeds one chunk that lies on ``device``.
         chunks: All chunks of the batch, on the host.
+        items: How many items they hold together.
         loss: From the embeddings, in the order of the items that were packed, to the loss.
         backward: What stands for ``Tensor.backward`` (a Fabric's or a LightningModule's).
         device: Where to embed.
         one_pass: All chunks' graphs fit in memory together, so each is embedded once.
         announce: Called before each backward pass, with whether it is the last.
     """
-    rows: list[int] = []
-    pieces: list[Tensor] = []
 
     def embedded(chunk: Chunk) -> Tensor:
         return embed(chunk)[: len(chunk.rows)]
 
-    def note(chunk: Chunk) -> None:
-        rows.extend(chunk.rows)
-        pieces.append(embedded(chunk))
-
-    def in_order() -> Tensor:
-        return torch.cat(pieces)[torch.tensor(rows, dtype=torch.long, device=device).argsort()]
+    def places(chunk: Chunk) -> Tensor:
+        return torch.tensor(chunk.rows, dtype=torch.long, device=device)
 
     if one_pass or len(chunks) == 1:
-        for chunk in arriving(chunks, device):
-            note(chunk)
-        value = loss(in_order())
+        found, rows = zip(*((embedded(chunk), places(chunk)) for chunk in arriving(chunks, device)), strict=True)
+        value = loss(torch.cat(found)[torch.cat(rows).argsort()])
         announce(True)
         backward(value)
         return value.detach()
-    states = []
+    states = RandomStates(len(chunks) + 1, device)
+    embeddings = torch.empty(0)  # made once its width is known; it may be gigabytes, so that nothing else holds them
     with torch.no_grad():
-        for chunk in arriving(chunks, device):
-            states.append(RandomState(device))
-            note(chunk)
-    after = RandomState(device)
-    embeddings = in_order().requires_grad_()
-    pieces.clear()  # embeddings may be gigabytes: none but their gradient is in memory when chunks' graphs are
+        for number, chunk in enumerate(arriving(chunks, device)):
+            states.keep(number)
+            piece = embedded(chunk)
+            if number == 0:
+                embeddings = piece.new_empty(items, piece.shape[1])
+            embeddings[places(chunk)] = piece
+    states.keep(len(chunks))
+    embeddings.requires_grad_()
     with torch.enable_grad():
         value = loss(embeddings)
     backward(value)  # what else the loss learns, such as a temperature, gets its gradient here
     assert embeddings.grad is not None, "the loss depends on the embeddings"
     value, gradient = value.detach(), embeddings.grad
-    del embeddings
-    for number, (chunk, state) in enumerate(zip(arriving(chunks, device), states, strict=True)):
-        state.replay()
-        found = embedded(chunk)
+    del embeddings  # none but their gradient is in memory when chunks' graphs are
+    for number, chunk in enumerate(arriving(chunks, device)):
+        states.replay(number)
+        piece = embedded(chunk)
         announce(number + 1 == len(chunks))
-        backward((found * gradient[torch.tensor(chunk.rows, dtype=torch.long, device=device)].to(found.dtype)).sum())
-    after.replay()
+        backward((piece * gradient[places(chunk)].to(piece.dtype)).sum())
+    states.replay(len(chunks))
     return value

@@ -127,7 +127,7 @@ class Stage(Weights):
         def announce(last: bool) -> None:
             sync_gradients(self.embedder, last)
 
-        value = cached_backward(self.embed_chunk, chunks, loss, self.manual_backward, self.device, fits, announce)
+        value = cached_backward(self.embed_chunk, chunks, len(live), loss, self.manual_backward, self.device, fits, announce)
         self.gather_gradients()
         sum_gradients(self.trained().values())
         value = total(value)

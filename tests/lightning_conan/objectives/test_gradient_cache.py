@@ -41,7 +41,9 @@ def gradients(modality: str, budget: int, processor, dropout: float = 0.0, one_p
 
     torch.manual_seed(1)
     chunks = pack([*queries, *texts], budget)
-    value = cached_backward(model, chunks, loss, lambda tensor: tensor.backward(), torch.device("cpu"), one_pass)
+    value = cached_backward(
+        model, chunks, len(queries) + len(texts), loss, lambda tensor: tensor.backward(), torch.device("cpu"), one_pass
+    )
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return value, found, len(chunks)
 
@@ -90,13 +92,13 @@ def test_dropout_is_replayed(processor, monkeypatch):
 
     chunks = pack([processor(MAKE["image"](row)) for row in range(4)], 1)
     cached_backward(
-        embed, chunks, lambda found: (found**2).sum() + found[0] @ found[1], torch.Tensor.backward, torch.device("cpu")
+        embed, chunks, 4, lambda found: (found**2).sum() + found[0] @ found[1], torch.Tensor.backward, torch.device("cpu")
     )
     assert all(torch.equal(*pair) for pair in zip(seen["first"], seen["second"], strict=True))
     assert numeric_gradient_agrees(processor)
-    monkeypatch.setattr(gradient_cache.RandomState, "replay", lambda self: None)
+    monkeypatch.setattr(gradient_cache.RandomStates, "replay", lambda self, number: None)
     seen["first"].clear(), seen["second"].clear()
-    cached_backward(embed, chunks, lambda found: (found**2).sum(), torch.Tensor.backward, torch.device("cpu"))
+    cached_backward(embed, chunks, 4, lambda found: (found**2).sum(), torch.Tensor.backward, torch.device("cpu"))
     assert not all(torch.equal(*pair) for pair in zip(seen["first"], seen["second"], strict=True))
 
 
@@ -107,7 +109,7 @@ def test_random_numbers_go_on_as_after_one_pass(processor):
         return torch.rand(len(chunk.rows), 4, requires_grad=True) * 1
 
     torch.manual_seed(0)
-    cached_backward(embed, chunks, lambda found: found.sum(), torch.Tensor.backward, torch.device("cpu"))
+    cached_backward(embed, chunks, 3, lambda found: found.sum(), torch.Tensor.backward, torch.device("cpu"))
     after = torch.rand(1)
     torch.manual_seed(0)
     torch.rand(3 * 4)

@@ -84,8 +84,8 @@ def test_the_embedding_is_the_state_that_predicts_emb(tiny, base):
 def gradients(folder, reasoned, root, budget, one_pass=False, dropout=0.0):
     """Loss and gradients of one joint step."""
 
-    def whole(embed, chunks, loss, backward, device, fits, announce):
-        return cached_backward(embed, chunks, loss, backward, device, True, announce)
+    def whole(embed, chunks, items, loss, backward, device, fits, announce):
+        return cached_backward(embed, chunks, items, loss, backward, device, True, announce)
 
     record, found = Record(), Gradients()
     with pytest.MonkeyPatch.context() as patch:
