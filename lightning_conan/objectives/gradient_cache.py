@@ -42,7 +42,7 @@ class RandomStates:
         """Puts a state back."""
         torch.set_rng_state(self.kept[0][number].clone())  # given a view, torch 2.11 reads what lies elsewhere
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(self.kept[1][number], self.device)
+            torch.cuda.set_rng_state(self.kept[1][number].clone(), self.device)
 
 
 def arriving(chunks: Sequence[Chunk], device: torch.device) -> Iterator[Chunk]:
