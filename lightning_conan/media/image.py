@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
@@ -17,6 +19,10 @@ from lightning_conan.items import Media
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+ON_ITS_SIDE = (5, 6, 7, 8)
+"""EXIF's orientations of images whose rows are columns."""
+FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
+"""By EXIF's orientation: which axes of the pixels run backwards, once rows are rows."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Shrink:
 
     def draft(self, image: JpegImageFile) -> tuple[int, int] | None:
         """Lets a JPEG be decoded at a reduced scale; the height and width that are wanted, None if it stays whole."""
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # lies on its side
+        turned = image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE
         width, height = reversed(image.size) if turned else image.size
         try:
             wanted = self.size(height, width)
@@ -55,18 +61,35 @@ def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None =
     data = media.read()
     limits.check_bytes(media, data)
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            warnings.simplefilter("ignore")  # PIL's own bomb warning: our limit is checked on the next line
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            # Ignored is Pillow's own warning of bombs: our limit is checked here.
             limits.check_pixels(media, *image.size)
             size = shrink.draft(image) if shrink and isinstance(image, JpegImageFile) else None
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = rgb_tensor(image)
+            pixels = upright(rgb_tensor(image) if size else whole(image, data), image.getexif().get(ExifTags.Base.Orientation))
             return pixels if size is None else resize(pixels[None], size)[0]
     except MediaError:
         raise
     except Exception as error:
         # PIL's decoders raise whatever their parser stumbled over (OSError, SyntaxError, struct.error, ...).
         raise MediaError(media, f"cannot be decoded as one of {FORMATS} ({error})") from error
+
+
+def whole(image: Image.Image, data: bytes) -> UInt8[Tensor, "3 height width"]:
+    """An opened image at its full size; a JPEG straight from its bytes, in a third to a half of Pillow's time."""
+    if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB"):
+        try:
+            pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+            return pixels
+        except RuntimeError:
+            pass  # damaged, or cut after its last row, which Pillow can do without: Pillow has the last word
+    return rgb_tensor(image)
+
+
+def upright(pixels: UInt8[Tensor, "3 _ _"], orientation: object) -> UInt8[Tensor, "3 _ _"]:
+    """Turned and mirrored as EXIF's orientation says (1 to 8; anything else stays as it is)."""
+    if orientation in ON_ITS_SIDE:
+        pixels = pixels.transpose(1, 2)
+    return pixels.flip(FLIPS[orientation]) if orientation in FLIPS else pixels
 
 
 def rgb_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:

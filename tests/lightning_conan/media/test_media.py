@@ -7,7 +7,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
+from torchvision.io import decode_jpeg
 
 from lightning_conan.items import Media
 from lightning_conan.media import (
@@ -55,12 +56,49 @@ def test_grays_of_16_bits_keep_their_shades():
     assert decode_image(image_media(buffer.getvalue()))[:, 0].tolist() == [[0, 128, 255, 255]] * 3
 
 
-def test_exif_orientation_is_applied():
-    image, buffer = Image.new("RGB", (20, 10)), io.BytesIO()
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(buffer, "JPEG", exif=exif)
-    assert decode_image(image_media(buffer.getvalue())).shape == (3, 20, 10)
+def by_pillow(data: bytes) -> torch.Tensor:
+    """The slow reference: Pillow alone."""
+    with Image.open(io.BytesIO(data)) as image:
+        return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
+
+
+def jpeg(mode: str = "RGB", format: str = "JPEG", **settings) -> bytes:
+    buffer = io.BytesIO()
+    photo().convert(mode).save(buffer, format, **settings)
+    return buffer.getvalue()
+
+
+def photo() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 14, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((141, 90), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 30}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr"])
+def test_jpegs_are_decoded_as_pillow_decodes_them(mode, settings):
+    data = jpeg(mode, restart_marker_rows=2, **settings)
+    assert torch.equal(decode_image(image_media(data)), by_pillow(data))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_exif_orientation_is_applied(format, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = jpeg(format=format, exif=exif)
+    pixels = decode_image(image_media(data))
+    assert pixels.shape == ((3, 141, 90) if orientation in (5, 6, 7, 8) else (3, 90, 141))
+    assert torch.equal(pixels, by_pillow(data))
+
+
+def test_a_jpeg_without_its_end_marker_is_read_as_pillow_reads_it():
+    data = jpeg()
+    without = data[:-2] + bytes(64)
+    with pytest.raises(RuntimeError):
+        decode_jpeg(torch.frombuffer(bytearray(without), dtype=torch.uint8))
+    assert torch.equal(decode_image(image_media(without)), by_pillow(data))
+    with pytest.raises(MediaError, match="truncated"):
+        decode_image(image_media(data[:-40]))
 
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", png()[:50], png()[:-400], b"GIF89a" + bytes(30)])
@@ -69,10 +107,12 @@ def test_broken_image_names_file_and_reason(data):
         decode_image(image_media(data, "x.png"))
 
 
-def test_bomb_is_refused_from_its_header(monkeypatch):
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_bomb_is_refused_from_its_header(format, monkeypatch):
     buffer = io.BytesIO()
-    Image.new("1", (12_000, 12_000)).save(buffer, "PNG")
+    Image.new("1", (12_000, 12_000)).save(buffer, format)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr("lightning_conan.media.image.decode_jpeg", lambda *_: pytest.fail("decoded"))
     with pytest.raises(MediaError, match="12000x12000 pixels, must be"):
         decode_image(image_media(buffer.getvalue()))
 
