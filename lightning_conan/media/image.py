@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
@@ -19,6 +19,8 @@ from lightning_conan.items import Media
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+STRAIGHT: dict[str | None, Callable[..., Tensor]] = {"JPEG": decode_jpeg, "MPO": decode_jpeg, "WEBP": decode_webp}
+"""By Pillow's name of a format: what decodes it faster (no PNG: Pillow has to decode it whole to find its orientation)."""
 ON_ITS_SIDE = (5, 6, 7, 8)
 """EXIF's orientations of images whose rows are columns."""
 FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
@@ -75,13 +77,12 @@ def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None =
 
 
 def whole(image: Image.Image, data: bytes) -> UInt8[Tensor, "3 height width"]:
-    """An opened image at its full size; a JPEG straight from its bytes, in a third to a half of Pillow's time."""
-    if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB"):
+    """An opened image at its full size; straight from its bytes where that takes a third to two thirds of Pillow's time."""
+    if image.format in STRAIGHT and image.mode in ("L", "RGB"):
         try:
-            pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-            return pixels
+            return STRAIGHT[image.format](torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
         except RuntimeError:
-            pass  # damaged, or cut after its last row, which Pillow can do without: Pillow has the last word
+            pass  # damaged, animated, or cut after its last row, which Pillow can do without: Pillow has the last word
     return rgb_tensor(image)
 
 

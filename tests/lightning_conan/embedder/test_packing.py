@@ -1,9 +1,13 @@
+import math
+from itertools import combinations, pairwise
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_conan.embedder import Encoded, blank, pack
+from lightning_conan.embedder.packing import CHUNK_COST
 
 
 def item(length: int, mark: int = 1) -> Encoded:
@@ -45,6 +49,24 @@ def test_sorting_leaves_little_padding():
     lengths = torch.randint(10, 200, (200,), generator=torch.Generator().manual_seed(0)).tolist()
     chunks = pack([item(length) for length in lengths], 4096)
     assert sum(chunk.input_ids.numel() for chunk in chunks) <= 1.10 * sum(lengths)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=9), st.integers(1, 1000))
+def test_chunks_end_where_padding_and_their_number_cost_least(lengths, budget):
+    ordered = sorted(lengths, reverse=True)
+
+    def cost(ends: tuple[int, ...]) -> float:
+        parts = [ordered[first:end] for first, end in pairwise((0, *ends, len(ordered)))]
+        over = any(part[0] * len(part) > budget and len(part) > 1 for part in parts)
+        return math.inf if over else sum(part[0] * len(part) + CHUNK_COST for part in parts)
+
+    every = [ends for count in range(len(ordered)) for ends in combinations(range(1, len(ordered)), count)]
+    chunks = pack([item(length) for length in lengths], budget)
+    assert chunks.tokens + CHUNK_COST * len(chunks) == min(map(cost, every))
+
+
+def test_the_first_of_equal_chunks_are_full():
+    assert [len(chunk.rows) for chunk in pack([item(10)] * 25, 100)] == [10, 10, 5]
 
 
 def test_chunks_are_padded_when_they_are_taken():

@@ -62,7 +62,7 @@ def by_pillow(data: bytes) -> torch.Tensor:
         return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
 
 
-def jpeg(mode: str = "RGB", format: str = "JPEG", **settings) -> bytes:
+def encoded(mode: str = "RGB", format: str = "JPEG", **settings) -> bytes:
     buffer = io.BytesIO()
     photo().convert(mode).save(buffer, format, **settings)
     return buffer.getvalue()
@@ -76,7 +76,23 @@ def photo() -> Image.Image:
 @pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 30}])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr"])
 def test_jpegs_are_decoded_as_pillow_decodes_them(mode, settings):
-    data = jpeg(mode, restart_marker_rows=2, **settings)
+    data = encoded(mode, restart_marker_rows=2, **settings)
+    assert torch.equal(decode_image(image_media(data)), by_pillow(data))
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [
+        ("RGB", {"format": "WEBP"}),
+        ("RGB", {"format": "WEBP", "lossless": True}),
+        ("RGBA", {"format": "WEBP"}),
+        ("L", {"format": "WEBP"}),
+        ("RGB", {"format": "WEBP", "save_all": True, "append_images": [Image.new("RGB", (141, 90))]}),
+        ("RGB", {"format": "MPO", "save_all": True, "append_images": [Image.new("RGB", (141, 90))]}),
+    ],
+)
+def test_webp_and_files_of_several_pictures_are_decoded_as_pillow_decodes_them(mode, settings):
+    data = encoded(mode, **settings)
     assert torch.equal(decode_image(image_media(data)), by_pillow(data))
 
 
@@ -85,14 +101,14 @@ def test_jpegs_are_decoded_as_pillow_decodes_them(mode, settings):
 def test_exif_orientation_is_applied(format, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    data = jpeg(format=format, exif=exif)
+    data = encoded(format=format, exif=exif)
     pixels = decode_image(image_media(data))
     assert pixels.shape == ((3, 141, 90) if orientation in (5, 6, 7, 8) else (3, 90, 141))
     assert torch.equal(pixels, by_pillow(data))
 
 
 def test_a_jpeg_without_its_end_marker_is_read_as_pillow_reads_it():
-    data = jpeg()
+    data = encoded()
     without = data[:-2] + bytes(64)
     with pytest.raises(RuntimeError):
         decode_jpeg(torch.frombuffer(bytearray(without), dtype=torch.uint8))
