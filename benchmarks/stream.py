@@ -124,7 +124,7 @@ class WebDataset:
 
     def samples(self) -> Iterator[Sample]:
         for sample in self.pipeline:
-            caption = json.loads(sample["json"])["target"]["parts"][0]["text"]
+            caption = json.loads(sample["json"])["target"]["parts"][0]
             yield sample["__key__"], next(value for name, value in sample.items() if name.startswith("query.")), caption
 
     def batches(self, state: Any = 0) -> Iterator[list[str]]:

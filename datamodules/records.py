@@ -5,41 +5,33 @@ from typing import Any
 
 import msgspec
 
-from lightning_conan.items import MEDIA, Item, Media, Modality, Pair
+from lightning_conan.items import Item, Media, Medium, Modality, Pair
 
 
 class Part(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """A text, or the member that holds a medium and which part of it is meant."""
+    """Which member holds a medium, and which part of it is meant."""
 
-    text: str | None = None
-    image: str | None = None
-    video: str | None = None
-    document: str | None = None
-    audio: str | None = None
+    member: str
+    modality: Medium
     start: float = 0.0
     end: float | None = None
     page: int | None = None
 
-    def restore(self, members: dict[str, bytes]) -> str | Media:
-        """What it describes.
+    def restore(self, members: dict[str, bytes]) -> Media:
+        """The medium.
 
         Raises:
-            ValueError: A member is missing, or nothing is described.
+            ValueError: Its member is missing.
         """
-        if self.text is not None:
-            return self.text
-        for modality in MEDIA:
-            if (name := getattr(self, modality)) is not None:
-                if name not in members:
-                    raise ValueError(f"member {name!r} is missing")
-                return Media(modality, members[name], name, self.start, self.end, self.page)
-        raise ValueError("a part must be a text or a medium")
+        if self.member not in members:
+            raise ValueError(f"member {self.member!r} is missing")
+        return Media(self.modality, members[self.member], self.member, self.start, self.end, self.page)
 
 
 class Description(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """An item as JSON."""
+    """An item as JSON: its texts, and where its media are."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[str | Part, ...]
     instruction: str | None = None
 
     def restore(self, members: dict[str, bytes]) -> Item:
@@ -48,7 +40,8 @@ class Description(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True
         Raises:
             ValueError: A member is missing, or the item is empty.
         """
-        return Item(tuple([part.restore(members) for part in self.parts]), self.instruction)
+        parts = [part if isinstance(part, str) else part.restore(members) for part in self.parts]
+        return Item(tuple(parts), self.instruction)
 
 
 class Record(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -68,18 +61,18 @@ RECORD = msgspec.json.Decoder(Record)
 
 def describe(item: Item, side: str) -> tuple[Description, dict[str, bytes]]:
     """An item as JSON and the members that hold its media: ``query.image.png``, ``query.image1.png``, ..."""
-    parts: list[Part] = []
+    parts: list[str | Part] = []
     members: dict[str, bytes] = {}
     counts: Counter[str] = Counter()
     for part in item.parts:
         if isinstance(part, str):
-            parts.append(Part(text=part))
+            parts.append(part)
             continue
         number = counts[part.modality] or ""
         counts[part.modality] += 1
         name = f"{side}.{part.modality}{number}.{part.suffix or 'bin'}"
         members[name] = part.read()
-        parts.append(Part(**{part.modality: name}, **part.span))  # type: ignore[arg-type]
+        parts.append(Part(name, part.modality, **part.span))  # type: ignore[arg-type]
     return Description(tuple(parts), item.instruction), members
 
 

@@ -68,7 +68,7 @@ def persistently(work: Callable[[], Found], url: str) -> Found:
         raise UnreachableError(f"{url} is not there, or its server is not: looked {ATTEMPTS} times. Look at the URL.") from reason
     raise UnreachableError(
         f"{url} must be reachable, and failed {ATTEMPTS} times: {type(reason).__name__}: {reason}. "
-        "Look at the connection, then go on with `--ckpt_path last`."
+        "Look at the connection, then run it again (a fit goes on with `--ckpt_path last`)."
     ) from reason
 
 

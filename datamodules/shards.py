@@ -18,7 +18,7 @@ from datamodules.remote import RemoteShard, ShardCache, check_url, is_remote, re
 from lightning_conan.items import Pair
 
 INDEX = "index.json"
-FORMAT = 4
+FORMAT = 5
 """Since 2, each member has a checksum; since 3 it is XXH3, a tenth of CRC-32's time; since 4 a record lists its negatives."""
 OPEN_FILES = 64
 """Shards that a process keeps open, of all its data sets together: systems allow some hundreds, a set may have thousands."""

@@ -13,12 +13,14 @@ from typing import Literal, get_args
 
 import msgspec
 
-Modality = Literal["text", "image", "video", "document", "audio"]
+Medium = Literal["image", "video", "document", "audio"]
+
+Modality = Literal["text", Medium]
 
 Side = Literal["query", "target"]
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
-MEDIA: tuple[Modality, ...] = MODALITIES[1:]
+MEDIA: tuple[Medium, ...] = get_args(Medium)
 
 
 class Media(msgspec.Struct, frozen=True):
@@ -33,7 +35,7 @@ class Media(msgspec.Struct, frozen=True):
         page: Page of a PDF, from 1 (documents only).
     """
 
-    modality: Modality
+    modality: Medium
     source: bytes | Path
     name: str
     start: float = 0.0
@@ -131,7 +133,7 @@ def split_page(name: str) -> tuple[str, int | None]:
     return (found[1], int(found[2])) if found else (name, None)
 
 
-def parse_media(modality: Modality, value: object, root: Path) -> Media:
+def parse_media(modality: Medium, value: object, root: Path) -> Media:
     """One media entry of a manifest: a path, a mapping with ``path`` and a span, or a medium that is in memory already.
 
     Raises:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from datamodules.toy_world.draw import COLOURS, SHAPES, SIDE, Thing, draw_page, draw_scene, to_frames
 from datamodules.toy_world.sounds import EVENT, SOUNDS, sound
-from lightning_conan.items import Item, Media, Modality, Pair
+from lightning_conan.items import Item, Media, Medium, Modality, Pair
 from lightning_conan.media import encode_audio, encode_video
 
 WORDS = tuple(
@@ -22,7 +22,7 @@ MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 FRAMES, FPS = 8, 4
 
 
-def picture(modality: Modality, image: Image.Image, name: str, format: str = "png") -> Media:
+def picture(modality: Medium, image: Image.Image, name: str, format: str = "png") -> Media:
     """An image file's bytes."""
     buffer = io.BytesIO()
     image.save(buffer, format, **({"quality": 92} if format == "jpeg" else {}))

@@ -26,7 +26,11 @@ def test_a_pair_comes_back():
     assert (found.key, found.task, found.modality, found.reasoning) == ("k", "t", "document", "Let me see.")
     assert [(side, item.content_hash()) for side, item in found.sides()] == [(side, i.content_hash()) for side, i in PAIR.sides()]
     assert [media.name for media in found.query.media] == ["query.document.pdf", "query.document1.png"]
-    assert json.loads(members["json"])["query"]["parts"][1] == {"document": "query.document.pdf", "page": 3}
+    assert json.loads(members["json"])["query"]["parts"][1] == {
+        "member": "query.document.pdf",
+        "modality": "document",
+        "page": 3,
+    }
     assert list(members) == [
         "query.document.pdf",
         "query.document1.png",
@@ -43,12 +47,14 @@ def test_a_pair_comes_back():
         ({"key": 7}, "Expected `str`, got `int`"),
         ({"negatives": {"parts": []}}, "Expected `array`, got `object`"),
         ({"more": 1}, "unknown field `more`"),
-        ({"target": {"parts": [{"smell": "a"}]}}, "unknown field `smell`"),
-        ({"target": {"parts": [{"start": 1.0}]}}, "a part must be a text or a medium"),
+        ({"target": {"parts": [{"member": "a", "modality": "smell"}]}}, "Invalid enum value 'smell'"),
+        ({"target": {"parts": [{"member": "a", "modality": "text"}]}}, "Invalid enum value 'text'"),
+        ({"target": {"parts": [{"member": "a", "modality": "image", "text": "b"}]}}, "unknown field `text`"),
+        ({"target": {"parts": [{"start": 1.0}]}}, "missing required field `member`"),
         ({"target": {"parts": []}}, "An item must hold text or media"),
-        ({"target": {"parts": [{"text": " "}]}}, "An item must hold text or media"),
-        ({"target": {"parts": [{"image": "target.image.png"}]}}, r"member 'target\.image\.png' is missing"),
-        ({"target": {"parts": [{"audio": "target.audio.flac", "page": 1.5}]}}, "Expected `int | null`, got `float`"),
+        ({"target": {"parts": [" "]}}, "An item must hold text or media"),
+        ({"target": {"parts": [{"member": "target.image.png", "modality": "image"}]}}, r"member 'target\.image\.png' is missing"),
+        ({"target": {"parts": [{"member": "a", "modality": "audio", "page": 1.5}]}}, "Expected `int | null`, got `float`"),
     ],
 )
 def test_a_record_that_is_not_one_of_ours_is_refused(change, message):

@@ -115,7 +115,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, processor):
     path.write_bytes(whole)
     index = json.loads((tmp_path / "set" / "index.json").read_text())
     broken = {
-        json.dumps(index | {"format": 1}): r"must have format 4, got 1\. Pack it again",
+        json.dumps(index | {"format": 1}): r"must have format 5, got 1\. Pack it again",
         json.dumps(index | {"shards": [{**index["shards"][0], "samples": [{"key": 7}]}]}): r"Expected `str`, got `int` .*key",
         json.dumps(index)[:-40]: r"index\.json must be an index as `conan pack` writes it: Input data was truncated",
     }
