@@ -19,7 +19,8 @@ from lightning_conan.items import Pair
 
 INDEX = "index.json"
 FORMAT = 5
-"""Since 2, each member has a checksum; since 3 it is XXH3, a tenth of CRC-32's time; since 4 a record lists its negatives."""
+"""Since 2, each member has a checksum; since 3 it is XXH3, a tenth of CRC-32's time; since 4 a record lists its negatives;
+since 5 a part of it is a text, or the member and modality of a medium."""
 OPEN_FILES = 64
 """Shards that a process keeps open, of all its data sets together: systems allow some hundreds, a set may have thousands."""
 
