@@ -159,14 +159,14 @@ def pack(items: Sequence[Encoded], token_budget: int) -> Chunks:
 
 def cuts(items: Sequence[Encoded], token_budget: int) -> list[tuple[int, int]]:
     """Where the chunks of sorted items begin and end: the cheapest way to a place is one over a place before, and a chunk."""
-    lengths, heard = (np.array([0, *sizes]) for sizes in (map(len, items), accumulate(item.heard for item in items)))
+    lengths, heard = np.array([*map(len, items)]), [0, *accumulate(item.heard for item in items)]
     least, begin = np.zeros(len(items) + 1, int), np.zeros(len(items) + 1, int)
     first = 0
     for end in range(1, len(items) + 1):
         # The budget's chunks that end here begin at `first` or later; of equally cheap ones the last, so that the first are full.
-        while first < end - 1 and max(lengths[first + 1] * (end - first), heard[end] - heard[first]) > token_budget:
+        while first < end - 1 and max(lengths[first] * (end - first), heard[end] - heard[first]) > token_budget:
             first += 1
-        costs = (least[first:end] + lengths[first + 1 : end + 1] * np.arange(end - first, 0, -1))[::-1]
+        costs = (least[first:end] + lengths[first:end] * np.arange(end - first, 0, -1))[::-1]
         begin[end] = end - 1 - costs.argmin()
         least[end] = costs.min() + CHUNK_COST
     found = [(int(begin[-1]), len(items))]

@@ -49,9 +49,9 @@ class Shrink:
         except ValueError:
             return None  # there is no such size: whoever resizes says why
         most = wanted if turned else (wanted[1], wanted[0])
-        whole = image.size
+        full = image.size
         image.draft(None, (round(most[0] * self.gap), round(most[1] * self.gap)))
-        return None if image.size == whole else wanted
+        return None if image.size == full else wanted
 
 
 def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None = None) -> UInt8[Tensor, "3 height width"]:
