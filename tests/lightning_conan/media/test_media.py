@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
+from torchaudio.functional import resample
 from torchvision.io import decode_jpeg
 
 from lightning_conan.items import Media
@@ -23,6 +24,7 @@ from lightning_conan.media import (
     encode_video,
     video,
 )
+from lightning_conan.media.audio import BLOCK
 from lightning_conan.media.video import Timeline, pick
 from samples import EVERY_FRAME, flac, mp4, png
 
@@ -148,22 +150,49 @@ def test_16_khz_comes_back_as_it_was():
 
 @pytest.mark.parametrize(("codec", "container"), [("libmp3lame", "mp3"), ("libopus", "ogg"), ("vorbis", "ogg")])
 def test_lossy_formats_and_stereo(codec, container):
-    import av
+    wave = decode_audio(Media("audio", tone(codec, container, "stereo"), f"a.{container}"))
+    assert abs(len(wave) / 16_000 - 1) < 0.2
+    assert 0.2 < wave.abs().max() < 0.6
 
+
+def tone(codec: str, container: str, layout: str) -> bytes:
+    """A second of a tone in each channel."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=48_000, options={"strict": "experimental"})
-        stream.layout = "stereo"
-        tone = (0.4 * np.sin(np.arange(48_000) * 0.05)).astype(np.float32)
-        resampler = av.AudioResampler(format=stream.format, layout="stereo", rate=48_000, frame_size=stream.frame_size or 960)
-        frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]), format="fltp", layout="stereo")
+        stream = file.add_stream(codec, rate=48_000, layout=layout, options={"strict": "experimental"})
+        resampler = av.AudioResampler(format=stream.format, layout=layout, rate=48_000, frame_size=stream.frame_size or 960)
+        wave = (0.4 * np.sin(np.arange(48_000) * 0.05)).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(np.stack([wave] * (1 + (layout == "stereo"))), format="fltp", layout=layout)
         frame.rate = 48_000
         for part in [*resampler.resample(frame), *resampler.resample(None)]:
             file.mux(stream.encode(part))
         file.mux(stream.encode(None))
-    wave = decode_audio(Media("audio", buffer.getvalue(), f"a.{container}"))
-    assert abs(len(wave) / 16_000 - 1) < 0.2
-    assert 0.2 < wave.abs().max() < 0.6
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", ["flac", "wav"])
+def test_a_sound_of_several_blocks_comes_back(format):
+    generator = torch.Generator().manual_seed(0)
+    wave = (torch.rand(2 * BLOCK + 77, generator=generator) - 0.5).mul(32_767).round() / 32_767
+    found = decode_audio(Media("audio", encode_audio(wave, format=format), f"a.{format}"))
+    assert torch.equal(found, (wave * 32_767).round() / 32_768)
+    media = Media("audio", encode_audio(wave, format=format), f"a.{format}", end=5.0)
+    assert torch.equal(decode_audio(media), found[:80_000])
+
+
+def test_resampling_is_torchaudios():
+    wave = torch.sin(torch.arange(44_100) * 0.05) / 2
+    data = encode_audio(wave, 44_100)
+    expected = resample((wave * 32_767).round().double() / 32_768, 44_100, 16_000)
+    assert torch.allclose(decode_audio(Media("audio", data, "a.flac")).double(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("layouts", [("mono", "stereo"), ("stereo", "mono")])
+def test_a_sound_that_changes_its_channels_is_refused(layouts):
+    """FFmpeg's buffer of samples would lose one, or crash where there is none."""
+    data = b"".join(tone("mp2", "mp2", layout) for layout in layouts)
+    with pytest.raises(MediaError, match=r"changes from .* to .* after \d+ samples"):
+        decode_audio(Media("audio", data, "a.mp2"))
 
 
 def test_a_span_is_cut_out():
