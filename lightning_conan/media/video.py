@@ -179,15 +179,16 @@ def steady(seconds: list[float], fps: float) -> bool:
 
 
 def pick(container: Any, stream: Any, shown: Timeline, wanted: set[int]) -> Iterator[tuple[int, Tensor]]:
-    """Yields the wanted frames, decoding from the last key frame before each; where times are no guide, from the beginning."""
+    """Yields the wanted frames, decoding little else; where times are no guide, all from the beginning."""
     stream.thread_type = "NONE"  # the data workers are the parallelism
-    last = max(wanted)
-    if last >= SPARSE * len(wanted) and shown.keys:
-        found = dict(jump(container, stream, shown, sorted(wanted)))
+    if shown.times:
+        found = dict(by_times(container, stream, shown, sorted(wanted)))
         if found.keys() == wanted:
             yield from found.items()
             return
+        stream.codec_context.skip_frame = "DEFAULT"
         container.seek(0)
+    last = max(wanted)
     for index, frame in enumerate(container.decode(stream)):
         if index in wanted:
             yield index, rgb(frame)
@@ -195,21 +196,29 @@ def pick(container: Any, stream: Any, shown: Timeline, wanted: set[int]) -> Iter
             return
 
 
-def jump(container: Any, stream: Any, shown: Timeline, wanted: list[int]) -> Iterator[tuple[int, Tensor]]:
-    """Yields wanted frames as far as the packets' times tell where they are."""
-    frames: Iterator[Any] = iter(())
-    stands = shown.times[0] - 1
+def by_times(container: Any, stream: Any, shown: Timeline, wanted: list[int]) -> Iterator[tuple[int, Tensor]]:
+    """Yields wanted frames as far as the packets' times tell where they are, from the last key frame before each if that pays."""
+    due = {shown.times[index] for index in wanted}
+    frames = decode(container, stream, due)
+    stands = shown.times[0] - 1 if wanted[-1] >= SPARSE * len(wanted) else math.inf
     for index in wanted:
         time = shown.times[index]
-        key = shown.keys[max(0, bisect_right(shown.keys, time) - 1)]
+        key = shown.keys[max(0, bisect_right(shown.keys, time) - 1)] if shown.keys else -math.inf
         if key > stands:  # nearer than where decoding stands
             container.seek(key, stream=stream)
-            frames = container.decode(stream)
+            frames = decode(container, stream, due)
         frame = next((frame for frame in frames if frame.pts is not None and frame.pts >= time), None)
         if frame is None or frame.pts != time:
             return
-        stands = time
+        stands = max(stands, time)
         yield index, rgb(frame)
+
+
+def decode(container: Any, stream: Any, due: set[int]) -> Iterator[Any]:
+    """Frames from here on, without those that are not due at their times and that no other frame is made from."""
+    for packet in container.demux(stream):
+        stream.codec_context.skip_frame = "DEFAULT" if packet.pts in due else "NONREF"
+        yield from packet.decode()
 
 
 def rgb(frame: Any) -> UInt8[Tensor, "3 height width"]:
