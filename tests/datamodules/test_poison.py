@@ -102,6 +102,7 @@ POISON = {
     "WAV whose header says 10 hours": lambda: Media("audio", wav(TONE, claim=36_000 * 32_000), "a.wav"),
     "WAV cut in the middle": lambda: Media("audio", wav(TONE)[:8000], "a.wav"),
     "WAV that was streamed, its size unknown": lambda: Media("audio", wav(TONE, claim=0xFFFFFFFF - 36), "a.wav"),
+    "FLAC whose rate changes in the middle": lambda: Media("audio", flac(1.0) + flac(1.0, 8000), "a.flac"),
     "MP4 cut in the middle": lambda: Media("video", mp4()[: len(mp4()) // 2], "a.mp4"),
     "MP4 without frames": lambda: Media("video", empty_mp4(), "a.mp4"),
     "MP4 without sound, asked for its sound": lambda: Media("audio", mp4(), "a.mp4"),
