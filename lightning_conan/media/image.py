@@ -81,8 +81,8 @@ def whole(image: Image.Image, data: bytes) -> UInt8[Tensor, "3 height width"]:
     if image.format in STRAIGHT and image.mode in ("L", "RGB"):
         try:
             return STRAIGHT[image.format](torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-        except RuntimeError:
-            pass  # damaged, animated, or cut after its last row, which Pillow can do without: Pillow has the last word
+        except (RuntimeError, AttributeError):
+            pass  # damaged, animated, or a torchvision without its libraries: Pillow has the last word
     return rgb_tensor(image)
 
 
