@@ -184,6 +184,7 @@ def main() -> None:
                     assert abs(values[1] - first[1]) < 1e-2 * first[1], f"{way}: the gradient is another one"
                 lengths = "mixed" if mixed else "one"
                 rows.append((kind, lengths, str(count), *(f"{found[way][2]:.2f}  {found[way][3]:.0f}" for way in WAYS)))
+                print(*rows[-1], sep="  ", file=sys.stderr, flush=True)  # the whole takes an hour
                 memory[count] = found["ours"][3]
                 ours, peers = found["ours"], [found[way] for way in WAYS[2:]]
                 figures[f"{kind}_{lengths}_{count}_time"] = ours[2] / min(peer[2] for peer in peers)
