@@ -13,6 +13,9 @@ Embed = Callable[[Chunk], Float[Tensor, "rows dim"]]
 Loss = Callable[[Float[Tensor, "items dim"]], Float[Tensor, ""]]
 Backward = Callable[[Tensor], None]
 Announce = Callable[[bool], None]
+FEW = 16
+"""Up to so many chunks, the last one's graph waits for the loss instead of being made again: a quarter of a chunk's time, which
+no longer counts among more; and so few have a loss that is small beside a graph."""
 
 
 class RandomStates:
@@ -76,7 +79,7 @@ def cached_backward(
 
     GradCache of https://arxiv.org/abs/2101.06983: embed every chunk without a graph, take the loss's gradient with
     respect to the embeddings, then embed each chunk again with its graph and push that gradient through. Equal to
-    the one-pass gradient; memory is one chunk's.
+    the one-pass gradient; memory is one chunk's. Of few chunks the last is embedded once, with its graph.
 
     Args:
         embed: Embeds one chunk that lies on ``device``.
@@ -103,13 +106,14 @@ def cached_backward(
         return value.detach()
     states = RandomStates(len(chunks) + 1, device)
     embeddings = torch.empty(0)  # made once its width is known; it may be gigabytes, so that nothing else holds them
-    with torch.no_grad():
-        for number, chunk in enumerate(arriving(chunks, device)):
-            states.keep(number)
+    twice = len(chunks) - (len(chunks) <= FEW)
+    for number, chunk in enumerate(arriving(chunks, device)):
+        states.keep(number)
+        with torch.set_grad_enabled(number >= twice):
             piece = embedded(chunk)
-            if number == 0:
-                embeddings = piece.new_empty(items, piece.shape[1])
-            embeddings[places(chunk)] = piece
+        if number == 0:
+            embeddings = piece.new_empty(items, piece.shape[1])
+        embeddings[places(chunk)] = piece.detach()
     states.keep(len(chunks))
     embeddings.requires_grad_()
     with torch.enable_grad():
@@ -118,10 +122,15 @@ def cached_backward(
     assert embeddings.grad is not None, "the loss depends on the embeddings"
     value, gradient = value.detach(), embeddings.grad
     del embeddings  # none but their gradient is in memory when chunks' graphs are
-    for number, chunk in enumerate(arriving(chunks, device)):
-        states.replay(number)
-        piece = embedded(chunk)
-        announce(number + 1 == len(chunks))
+
+    def push(piece: Tensor, chunk: Chunk, last: bool) -> None:
+        announce(last)
         backward((piece * gradient[places(chunk)].to(piece.dtype)).sum())
+
+    if twice < len(chunks):
+        push(piece, chunk, False)
+    for number, chunk in enumerate(arriving(chunks[:twice], device)):
+        states.replay(number)
+        push(embedded(chunk), chunk, number + 1 == twice)
     states.replay(len(chunks))
     return value

@@ -56,15 +56,38 @@ def assert_equal(one, other, tolerance):
         assert (gradient - other[name]).abs().max() <= tolerance * gradient.abs().max().clamp(min=floor), name
 
 
+@pytest.mark.parametrize("few", [0, gradient_cache.FEW])
 @pytest.mark.parametrize("modality", list(MAKE))
-def test_equals_the_one_pass(modality, processor):
+def test_equals_the_one_pass(modality, few, processor, monkeypatch):
     """In chunks of single items and in uneven ones."""
+    monkeypatch.setattr(gradient_cache, "FEW", few)
     whole, expected, _ = gradients(modality, 100_000, processor, one_pass=True)
     for budget in (1, 130):
         value, found, count = gradients(modality, budget, processor)
         assert count > 1
         assert value.item() == pytest.approx(whole.item(), rel=1e-5)
         assert_equal(expected, found, 1e-4)
+
+
+@pytest.mark.parametrize(("few", "embedded"), [(2, 6), (3, 5), (4, 5)])
+def test_the_last_of_few_chunks_is_embedded_once(few, embedded, processor, monkeypatch):
+    """With the dropout it would have had, and each backward pass but the last announced as such."""
+    monkeypatch.setattr(gradient_cache, "FEW", few)
+    chunks = pack([processor(MAKE["text"](row)) for row in range(3)], 1)
+    weight, done, announced = torch.ones(4, requires_grad=True), [], []
+
+    def embed(chunk):
+        done.append(chunk.rows)
+        return torch.rand(len(chunk.rows), 4) * weight
+
+    torch.manual_seed(0)
+    noise = torch.rand(3, 4)
+    torch.manual_seed(0)
+    cpu = torch.device("cpu")
+    cached_backward(embed, chunks, 3, lambda found: (found**2).sum(), torch.Tensor.backward, cpu, announce=announced.append)
+    assert len(done) == embedded
+    assert torch.allclose(weight.grad, 2 * (noise**2).sum(0))
+    assert announced == [False, False, True]
 
 
 def numeric_gradient_agrees(processor) -> bool:
@@ -78,6 +101,7 @@ def numeric_gradient_agrees(processor) -> bool:
 
 def test_dropout_is_replayed(processor, monkeypatch):
     """Each chunk sees the same dropout in both passes: else its second embeddings would differ from the first."""
+    monkeypatch.setattr(gradient_cache, "FEW", 0)
     seen = {"first": [], "second": []}
     model = tiny_embedder(0)[0].train()
     Adapters(model, Lora(rank=4, alpha=8, dropout=0.5), ("backbone.",), ())
