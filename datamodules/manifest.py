@@ -40,7 +40,11 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
         ValueError: The file does not exist.
     """
     if not path.is_file():
-        raise ValueError(f"The manifest {path} does not exist. Name a JSONL file with one pair a line.")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(
+            f"A manifest must be a JSONL file with one pair a line, {path} {found}. "
+            "Name the file, or what else the source is by --read.layout."
+        )
     seen: set[str] = set()
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):

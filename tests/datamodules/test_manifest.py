@@ -33,3 +33,5 @@ def test_a_broken_line_is_a_fault_that_names_its_line(tmp_path):
 def test_a_missing_manifest_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         next(read_manifest(tmp_path / "nowhere.jsonl"))
+    with pytest.raises(ValueError, match=r"is a folder\. Name the file, or what else the source is by --read\.layout"):
+        next(read_manifest(tmp_path))
