@@ -98,6 +98,10 @@ def cached_backward(
     def places(chunk: Chunk) -> Tensor:
         return torch.tensor(chunk.rows, dtype=torch.long, device=device)
 
+    def push(piece: Tensor, chunk: Chunk, last: bool) -> None:
+        announce(last)
+        backward((piece * gradient[places(chunk)].to(piece.dtype)).sum())
+
     if one_pass or len(chunks) == 1:
         found, rows = zip(*((embedded(chunk), places(chunk)) for chunk in arriving(chunks, device)), strict=True)
         value = loss(torch.cat(found)[torch.cat(rows).argsort()])
@@ -122,10 +126,6 @@ def cached_backward(
     assert embeddings.grad is not None, "the loss depends on the embeddings"
     value, gradient = value.detach(), embeddings.grad
     del embeddings  # none but their gradient is in memory when chunks' graphs are
-
-    def push(piece: Tensor, chunk: Chunk, last: bool) -> None:
-        announce(last)
-        backward((piece * gradient[places(chunk)].to(piece.dtype)).sum())
 
     if twice < len(chunks):
         push(piece, chunk, False)

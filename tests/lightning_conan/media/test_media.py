@@ -22,6 +22,7 @@ from lightning_conan.media import (
     decode_video,
     encode_audio,
     encode_video,
+    image,
     video,
 )
 from lightning_conan.media.audio import BLOCK
@@ -96,6 +97,14 @@ def test_jpegs_are_decoded_as_pillow_decodes_them(mode, settings):
 def test_webp_and_files_of_several_pictures_are_decoded_as_pillow_decodes_them(mode, settings):
     data = encoded(mode, **settings)
     assert torch.equal(decode_image(image_media(data)), by_pillow(data))
+
+
+def test_a_torchvision_without_its_image_library_leaves_images_to_pillow(monkeypatch):
+    def missing(*_):
+        raise AttributeError("'_OpNamespace' 'image' object has no attribute 'decode_jpeg'")
+
+    monkeypatch.setitem(image.STRAIGHT, "JPEG", missing)
+    assert torch.equal(decode_image(image_media(encoded())), by_pillow(encoded()))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
