@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from lightning_conan.cli.quiet import quiet_libraries
 from lightning_conan.embedder import Encoded, OmniConfig, OmniEmbedder, blank, pack, pad, tiny_embedder
-from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, symmetric_info_nce
+from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, one_pass_backward, symmetric_info_nce
 
 BUDGET, TEMPERATURE = 1024, 0.05
 """256 pairs fill chunks of so many tokens, so that more pairs make more chunks and not larger ones."""
@@ -107,8 +107,13 @@ def our_step(embedder: OmniEmbedder, texts: list[Encoded], media: list[Encoded],
         pairs = PairEmbeddings(query, target, none, ids, ids, torch.empty(0, dtype=torch.long))
         return symmetric_info_nce(pairs, Contrast(TEMPERATURE))
 
+    def backward(value: Tensor, last: bool) -> None:
+        value.backward()
+
     chunks = pack([*texts, *media], BUDGET)
-    return cached_backward(embedder, chunks, 2 * len(texts), loss, Tensor.backward, CPU, one_pass)
+    if one_pass:
+        return one_pass_backward(embedder, chunks, loss, backward, CPU)
+    return cached_backward(embedder, chunks, 2 * len(texts), loss, backward, CPU)
 
 
 def step(way: str, embedder: OmniEmbedder, texts: list[Encoded], media: list[Encoded]) -> float:

@@ -8,7 +8,7 @@ from lightning import Callback
 
 from callbacks import FolderCheckpoint
 from datamodules import RehearsalData, SpecialistData, TraceData
-from lightning_conan.objectives import cached_backward
+from lightning_conan.objectives import cached_backward, one_pass_backward
 from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist, Stage, Trace, Training, stage
 from lightning_conan.stages.sharding import whole
 from runs import QUICK, Record, data, trainer
@@ -153,8 +153,8 @@ def fit_with_constants(folder, packed, root):
 def fit_in_one_pass(kind, folder, packed, root, training):
     """The same chunks, their graphs all in memory together."""
 
-    def one_pass(embed, chunks, items, loss, backward, device, fits, announce):
-        return cached_backward(embed, chunks, items, loss, backward, device, True, announce)
+    def one_pass(embed, chunks, items, loss, backward, device):
+        return one_pass_backward(embed, chunks, loss, backward, device)
 
     stage.cached_backward = one_pass
     try:

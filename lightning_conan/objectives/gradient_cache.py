@@ -11,8 +11,7 @@ from lightning_conan.embedder import Chunk
 
 Embed = Callable[[Chunk], Float[Tensor, "rows dim"]]
 Loss = Callable[[Float[Tensor, "items dim"]], Float[Tensor, ""]]
-Backward = Callable[[Tensor], None]
-Announce = Callable[[bool], None]
+Backward = Callable[[Tensor, bool], None]
 FEW = 16
 """Up to so many chunks, the last one's graph waits for the loss instead of being made again: a quarter of a chunk's time, which
 no longer counts among more; and so few have a loss that is small beside a graph."""
@@ -65,15 +64,24 @@ def arriving(chunks: Sequence[Chunk], device: torch.device) -> Iterator[Chunk]:
         yield coming.result()
 
 
+def embed_rows(embed: Embed, chunk: Chunk) -> Float[Tensor, "rows dim"]:
+    """The rows that count: a rank may take part with one that does not."""
+    return embed(chunk)[: len(chunk.rows)]
+
+
+def one_pass_backward(
+    embed: Embed, chunks: Sequence[Chunk], loss: Loss, backward: Backward, device: torch.device
+) -> Float[Tensor, ""]:
+    """What ``cached_backward`` does, where all chunks' graphs fit in memory together: each is embedded once."""
+    found, rows = zip(*((embed_rows(embed, chunk), chunk.rows) for chunk in arriving(chunks, device)), strict=True)
+    order = torch.tensor([row for part in rows for row in part], dtype=torch.long, device=device).argsort()
+    value = loss(torch.cat(found)[order])
+    backward(value, True)
+    return value.detach()
+
+
 def cached_backward(
-    embed: Embed,
-    chunks: Sequence[Chunk],
-    items: int,
-    loss: Loss,
-    backward: Backward,
-    device: torch.device,
-    one_pass: bool = False,
-    announce: Announce = lambda _: None,
+    embed: Embed, chunks: Sequence[Chunk], items: int, loss: Loss, backward: Backward, device: torch.device
 ) -> Float[Tensor, ""]:
     """Accumulates the parameters' gradients of a loss over all chunks' rows, and returns the loss.
 
@@ -86,51 +94,37 @@ def cached_backward(
         chunks: All chunks of the batch, on the host.
         items: How many items they hold together.
         loss: From the embeddings, in the order of the items that were packed, to the loss.
-        backward: What stands for ``Tensor.backward`` (a Fabric's or a LightningModule's).
+        backward: What stands for ``Tensor.backward``; it is told whether the call is the last.
         device: Where to embed.
-        one_pass: All chunks' graphs fit in memory together, so each is embedded once.
-        announce: Called before each backward pass, with whether it is the last.
     """
-
-    def embedded(chunk: Chunk) -> Tensor:
-        return embed(chunk)[: len(chunk.rows)]
-
-    def places(chunk: Chunk) -> Tensor:
-        return torch.tensor(chunk.rows, dtype=torch.long, device=device)
-
-    def push(piece: Tensor, chunk: Chunk, last: bool) -> None:
-        announce(last)
-        backward((piece * gradient[places(chunk)].to(piece.dtype)).sum())
-
-    if one_pass or len(chunks) == 1:
-        found, rows = zip(*((embedded(chunk), places(chunk)) for chunk in arriving(chunks, device)), strict=True)
-        value = loss(torch.cat(found)[torch.cat(rows).argsort()])
-        announce(True)
-        backward(value)
-        return value.detach()
+    if len(chunks) == 1:
+        return one_pass_backward(embed, chunks, loss, backward, device)
     states = RandomStates(len(chunks) + 1, device)
     embeddings = torch.empty(0)  # made once its width is known; it may be gigabytes, so that nothing else holds them
     twice = len(chunks) - (len(chunks) <= FEW)
     for number, chunk in enumerate(arriving(chunks, device)):
         states.keep(number)
         with torch.set_grad_enabled(number >= twice):
-            piece = embedded(chunk)
+            piece = embed_rows(embed, chunk)
         if number == 0:
             embeddings = piece.new_empty(items, piece.shape[1])
-        embeddings[places(chunk)] = piece.detach()
+        embeddings[chunk.rows] = piece.detach()
     states.keep(len(chunks))
     embeddings.requires_grad_()
     with torch.enable_grad():
         value = loss(embeddings)
-    backward(value)  # what else the loss learns, such as a temperature, gets its gradient here
+    backward(value, False)  # what else the loss learns, such as a temperature, gets its gradient here
     assert embeddings.grad is not None, "the loss depends on the embeddings"
     value, gradient = value.detach(), embeddings.grad
     del embeddings  # none but their gradient is in memory when chunks' graphs are
 
+    def push(piece: Tensor, rows: list[int], last: bool) -> None:
+        backward((piece * gradient[rows].to(piece.dtype)).sum(), last)
+
     if twice < len(chunks):
-        push(piece, chunk, False)
+        push(piece, chunk.rows, False)
     for number, chunk in enumerate(arriving(chunks[:twice], device)):
         states.replay(number)
-        push(embedded(chunk), chunk, number + 1 == twice)
+        push(embed_rows(embed, chunk), chunk.rows, number + 1 == twice)
     states.replay(len(chunks))
     return value

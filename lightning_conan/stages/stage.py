@@ -24,7 +24,7 @@ from lightning_conan.embedder import (
     pad,
 )
 from lightning_conan.items import Modality
-from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, symmetric_info_nce
+from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, one_pass_backward, symmetric_info_nce
 from lightning_conan.reasoning import Decoding
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages.memory import fitting_budget
@@ -124,10 +124,14 @@ class Stage(Weights):
             with torch.autocast(self.device.type, enabled=False):  # bfloat16's two or three digits are too few for scores
                 return self.checked(self.loss(batch, embeddings.float()), batch)
 
-        def announce(last: bool) -> None:
+        def backward(value: Tensor, last: bool) -> None:
             sync_gradients(self.embedder, last)
+            self.manual_backward(value)
 
-        value = cached_backward(self.embed_chunk, chunks, len(live), loss, self.manual_backward, self.device, fits, announce)
+        if fits:
+            value = one_pass_backward(self.embed_chunk, chunks, loss, backward, self.device)
+        else:
+            value = cached_backward(self.embed_chunk, chunks, len(live), loss, backward, self.device)
         self.gather_gradients()
         sum_gradients(self.trained().values())
         value = total(value)

@@ -19,7 +19,7 @@ from datamodules.writing import write_shards
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import IGNORED, Encoded, OmniProcessor, load_folder, pack, save_folder
 from lightning_conan.items import Item, Media
-from lightning_conan.objectives import cached_backward, generation_loss
+from lightning_conan.objectives import generation_loss, one_pass_backward
 from lightning_conan.reasoning import Decoding, Reasoner
 from lightning_conan.stages import Lora, Stage, Trace, Training, stage
 from runs import Record, Stop, state, trainer
@@ -84,8 +84,8 @@ def test_the_embedding_is_the_state_that_predicts_emb(tiny, base):
 def gradients(folder, reasoned, root, budget, one_pass=False, dropout=0.0):
     """Loss and gradients of one joint step."""
 
-    def whole(embed, chunks, items, loss, backward, device, fits, announce):
-        return cached_backward(embed, chunks, items, loss, backward, device, True, announce)
+    def whole(embed, chunks, items, loss, backward, device):
+        return one_pass_backward(embed, chunks, loss, backward, device)
 
     record, found = Record(), Gradients()
     with pytest.MonkeyPatch.context() as patch:
