@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import mmap
 import os
 import shutil
 import tarfile
@@ -129,7 +130,8 @@ class Filling:
         self.faults: list[Fault] = []
         self.consumed = 0
         lost: list[str] = []
-        for line in (folder / PROGRESS).read_text().splitlines(keepends=True)[1:]:
+        signature, *lines = (folder / PROGRESS).read_text().splitlines(keepends=True)
+        for line in lines:
             if not line.endswith("\n"):
                 break  # killed while it was written
             found = json.loads(line)
@@ -140,6 +142,7 @@ class Filling:
             lost += found["lost"]
             self.faults += [Fault(**fault) for fault in found["faults"]]
             self.consumed = found["consumed"]
+        write_whole(folder / PROGRESS, "".join([signature, *lines[: len(self.shards)]]))  # what is not taken must not come back
         self.listed = len(self.faults)
         self.keys = {sample["key"] for shard in self.shards for sample in shard["samples"]} | set(lost)
 
@@ -197,6 +200,16 @@ class Filling:
         return summary
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A text file, whole or not at all, even where the power goes."""
+    scratch = path.with_name(f".{path.name}.partial")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.rename(path)
+
+
 def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[str, Any]:
     """One tar file; returns its index entry. Pairs whose files cannot be read, or texts written, join the faults."""
     written: dict[str, Pair] = {}
@@ -210,14 +223,16 @@ def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[
                 continue
             writer.write(sample)
             written[pair.key] = pair
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # before it is noted as done
     members: dict[str, dict[str, tuple[int, int, int]]] = {key: {} for key in written}
-    data = memoryview(path.read_bytes())
-    with tarfile.open(path) as tar:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, tarfile.open(path) as tar:
         for member in tar:
             key, _, name = member.name.partition(".")
             start, size = member.offset_data, member.size
             members[key][name] = (start, size, xxhash.xxh3_64_intdigest(data[start : start + size]))
+        size, digest = len(data), hashlib.sha256(data).hexdigest()
     samples = [
         {"key": key, "task": pair.task, "modality": pair.modality, "members": members[key]} for key, pair in written.items()
     ]
-    return {"file": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "samples": samples}
+    return {"file": path.name, "bytes": size, "sha256": digest, "samples": samples}

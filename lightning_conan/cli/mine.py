@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.writing import write_whole
 from lightning_conan.cli.embed import embed
 from lightning_conan.retrieval.mining import Mining, mine
 from lightning_conan.retrieval.store import EmbeddingStore
 
 QUERIES = 4096
 """Queries that are mined, and kept, at once."""
-RULE = 2
+RULE = 3
 """Goes up when other negatives would be found: blocks of an earlier rule are not taken over."""
 
 
@@ -101,7 +102,8 @@ def mine_manifest(
     """Adds hard negatives to the pairs of a manifest: targets of the same task that a model ranks high for a query.
 
     Both sides are embedded first, into OUT.mining; the same command again goes on where a killed run stopped. The new manifest
-    must lie beside the old one, since media paths are relative to it. Pairs of any two modalities can be mined.
+    must lie beside the old one, since media paths are relative to it. Pairs of any two modalities can be mined. Targets that the
+    manifest describes alike count once.
 
     Args:
         manifest: JSONL of pairs.
@@ -109,7 +111,7 @@ def mine_manifest(
         out: The new manifest, with negatives; those that the old one had come first.
         count: Negatives of a query at most.
         skip: The best so many wrong targets are passed over: they are the likeliest to be right after all.
-        depth: Only the best so many targets are looked at.
+        depth: Only the best so many different targets are looked at.
         margin: A negative must score at least this much below the query's own target.
         relative: A negative must score below this share of it.
         accelerator: cpu, gpu, mps, or auto for what there is.
@@ -139,26 +141,25 @@ def mine_manifest(
     for start in tqdm(starts, desc="mining", unit="block", disable=None):
         path = parts / f"{start:012d}.jsonl"
         if not path.exists():
-            write_whole(path, (json.dumps(record) for record in miner.block(start, settings)))
+            write_whole(path, lines(miner.block(start, settings)))
     records = [json.loads(line) for start in starts for line in (parts / f"{start:012d}.jsonl").read_text().splitlines()]
     found = {record["key"]: record["negatives"] for record in records}
-    write_whole(out, (json.dumps(with_negatives(pair, miner.pairs, found)) for pair in miner.pairs.values()))
+    write_whole(out, lines(with_negatives(pair, miner.pairs, found) for pair in miner.pairs.values()))
     total, without = sum(map(len, found.values())), sum(not row for row in found.values())
     print(f"{out}: {total} negatives for {len(found)} pairs, {without} of them without any; scores are in {parts}")
 
 
 def with_negatives(pair: dict[str, Any], pairs: dict[str, dict[str, Any]], found: dict[str, list[str]]) -> dict[str, Any]:
     """A pair with the targets that were found for it."""
+    negatives = list(pair.get("negatives", []))
     mined = [pairs[key]["target"] for key in found.get(pair["key"], [])]
-    negatives = [*pair.get("negatives", []), *mined]
+    negatives += [target for target in mined if target not in negatives]
     return pair | ({"negatives": negatives} if negatives else {})
 
 
-def write_whole(path: Path, lines: Iterator[str]) -> None:
-    """A text file, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.partial")
-    scratch.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    scratch.rename(path)
+def lines(records: Iterable[dict[str, Any]]) -> str:
+    """JSONL."""
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def run(args: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
     Raises:
         MediaError: No sound, undecodable, empty, not finite, or over a limit.
     """
-    check_whole(media)
+    check_whole(media, limits.read(media))
     with open_container(media, "audio", limits) as (container, stream):
         rate = int(stream.rate or 0)
         if rate <= 0:
@@ -61,13 +61,13 @@ def resampler(rate: int) -> Resample:
     return Resample(rate, SAMPLE_RATE)
 
 
-def check_whole(media: Media) -> None:
+def check_whole(media: Media, data: bytes) -> None:
     """Refuses a WAV file that ends before its samples do: FFmpeg would take what is there for all.
 
     Raises:
         MediaError: It is cut.
     """
-    data, place = media.read(), 12
+    place = 12
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return
     while place + 8 <= len(data):

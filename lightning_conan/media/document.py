@@ -22,8 +22,7 @@ def decode_document(media: Media, limits: Limits = DEFAULT, shrink: Shrink | Non
     """
     if media.suffix != "pdf":
         return decode_image(media, limits, shrink)
-    data = media.read()
-    limits.check_bytes(media, data)
+    data = limits.read(media)
     try:
         with pypdfium2.PdfDocument(io.BytesIO(data)) as pdf:
             number = 1 if media.page is None else media.page

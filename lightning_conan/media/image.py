@@ -60,8 +60,7 @@ def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None =
     Raises:
         MediaError: Not such a file, truncated, or over a limit (checked from the header).
     """
-    data = media.read()
-    limits.check_bytes(media, data)
+    data = limits.read(media)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             # Ignored is Pillow's own warning of bombs: our limit is checked here.

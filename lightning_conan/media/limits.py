@@ -1,6 +1,7 @@
 """What a media file may cost, and the one error that broken or oversized media raise."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lightning_conan.items import Media
 
@@ -33,10 +34,12 @@ class Limits:
     max_seconds: float = 3600.0
     max_frames: int = 250_000
 
-    def check_bytes(self, media: Media, data: bytes) -> None:
-        """Refuses empty and oversized files."""
-        if not 0 < len(data) <= self.max_bytes:
-            raise MediaError(media, f"{len(data)} bytes, must be 1 to {self.max_bytes}")
+    def read(self, media: Media) -> bytes:
+        """A file's bytes; empty and oversized files are refused before they are read."""
+        size = media.source.stat().st_size if isinstance(media.source, Path) else len(media.source)
+        if not 0 < size <= self.max_bytes:
+            raise MediaError(media, f"{size} bytes, must be 1 to {self.max_bytes}")
+        return media.read()
 
     def check_pixels(self, media: Media, width: int, height: int) -> None:
         """Refuses pictures without or with too many pixels."""

@@ -2,11 +2,12 @@
 
 import io
 import math
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import av
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_conan.items import Media
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
@@ -22,6 +24,9 @@ OPENING = {"max_probe_packets": "4"}
 """FFmpeg looks whether 16-bit samples in a WAV are DTS in disguise, by default at 128 kB: four times as long as decoding 7 s."""
 SLACK = 0.25
 """Seconds that a file without a count of frames may end before its header says."""
+MOMENT = 1e-6
+"""Seconds that are rounding."""
+Check = Callable[[int, int], None]
 SPARSE = 16
 """Frames that would be decoded for each wanted one, from which looking for key frames pays."""
 
@@ -47,14 +52,20 @@ class Sampling:
         wanted = min(max(int(total / fps * self.fps), self.min_frames), self.max_frames, total)
         return np.linspace(0, total - 1, wanted).round().astype(int).tolist()  # type: ignore[no-any-return]
 
+    def choose(self, shown: "Timeline", start: float, end: float) -> list[int]:
+        """Numbers of the frames to keep, of those that are shown between two seconds."""
+        first = shown.frame_at(start)
+        return [first + index for index in self.indices(shown.frame_after(end) - first, shown.fps)]
+
 
 @dataclass(frozen=True)
 class Resampling(Sampling):
     """The frames that are shown at multiples of ``1 / fps`` seconds, for a video of that rate."""
 
-    def indices(self, total: int, fps: float) -> list[int]:
-        """Frame numbers to keep."""
-        return [int(number * fps / self.fps) for number in range(math.ceil(total / fps * self.fps))]
+    @override
+    def choose(self, shown: "Timeline", start: float, end: float) -> list[int]:
+        count = math.ceil((end - start) * self.fps - MOMENT)
+        return [min(shown.frame_at(start + number / self.fps), shown.total - 1) for number in range(count)]
 
 
 DEFAULT_SAMPLING = Sampling()
@@ -63,8 +74,7 @@ DEFAULT_SAMPLING = Sampling()
 @contextmanager
 def open_container(media: Media, kind: str, limits: Limits) -> Iterator[tuple[Any, Any]]:
     """A PyAV container and its first stream of a kind; whatever fails inside becomes a MediaError."""
-    data = media.read()
-    limits.check_bytes(media, data)
+    data = limits.read(media)
     try:
         with av.open(io.BytesIO(data), "r", options=OPENING, metadata_errors="ignore") as container:
             streams = getattr(container.streams, kind)
@@ -91,25 +101,27 @@ def decode_video(media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Li
         total, fps = shown.total, shown.fps
         if not 0 < total <= limits.max_frames or fps <= 0:
             raise MediaError(media, f"{total} frames at {fps:g} a second, must be 1 to {limits.max_frames}")
-        first = shown.frame_at(media.start)
-        last = total if media.end is None else min(total, shown.frame_at(media.end))
-        if first >= last:
-            raise MediaError(media, f"no frames between {media.start} s and {media.end} s, the file has {total / fps:.2f} s")
-        wanted = [first + index for index in sampling.indices(last - first, fps)]
-        frames = dict(pick(container, stream, shown, set(wanted)))
+        limits.check_seconds(media, shown.length)
+        end = shown.length if media.end is None else min(media.end, shown.length)
+        wanted = sampling.choose(shown, media.start, end) if media.start < end else []
+        if not wanted:
+            raise MediaError(media, f"no frames between {media.start} s and {media.end} s, the file has {shown.length:.2f} s")
+        frames = dict(pick(container, stream, shown, set(wanted), partial(limits.check_pixels, media)))
+    if len({pixels.shape for pixels in frames.values()}) > 1:
+        raise MediaError(media, "frames of several sizes, must be of one")
     if missing := [index for index in wanted if index not in frames]:
         raise MediaError(media, f"truncated: the header announces {total} frames, frame {missing[0]} is not there")
     return Clip(torch.stack([frames[index] for index in wanted]), [shown.second(index) for index in wanted])
 
 
-def frame_rate(media: Media, limits: Limits = DEFAULT) -> float:
-    """Frames a second in the mean.
+def timeline(media: Media, limits: Limits = DEFAULT) -> "Timeline":
+    """When a video's frames are shown.
 
     Raises:
         MediaError: No video, or one that is truncated.
     """
     with open_container(media, "video", limits) as (container, stream):
-        return Timeline.read(media, container, stream).fps
+        return Timeline.read(media, container, stream)
 
 
 @dataclass(frozen=True)
@@ -151,7 +163,7 @@ class Timeline:
         fps = float(stream.average_rate or 0)
         packets = [packet for packet in own if not packet.is_discard]
         times = sorted(packet.pts for packet in packets if packet.pts is not None)
-        fields = not stream.frames and len(packets) > 1.5 * max(1.0, fps * announced)
+        fields = not stream.frames and announced > 0 and len(packets) > 1.5 * max(1.0, fps * announced)
         if not times or len(set(times)) < len(packets) or fields:
             return cls(stream.frames or int(fps * announced), fps)
         keys = sorted(packet.pts for packet in packets if packet.is_keyframe)
@@ -160,13 +172,20 @@ class Timeline:
             fps = (len(times) - 1) / seconds[-1]  # a header may say anything
         return cls(len(times), fps, times, keys, [] if steady(seconds, fps) else seconds)
 
+    @property
+    def length(self) -> float:
+        """Seconds until the last frame's end."""
+        return (self.seconds[-1] if self.seconds else (self.total - 1) / self.fps) + 1 / self.fps
+
     def frame_at(self, second: float) -> int:
-        """The frame that is shown at a second."""
-        if not self.seconds:
-            return int(second * self.fps)
-        if second >= self.seconds[-1] + 1 / self.fps:
-            return self.total
-        return max(0, bisect_right(self.seconds, second) - 1)
+        """The frame that is shown at a second before the end."""
+        second += MOMENT
+        return max(0, bisect_right(self.seconds, second) - 1) if self.seconds else int(second * self.fps)
+
+    def frame_after(self, second: float) -> int:
+        """The first frame that is shown at a second, or later, for the first time."""
+        second -= MOMENT
+        return bisect_left(self.seconds, second) if self.seconds else math.ceil(second * self.fps)
 
     def second(self, frame: int) -> float:
         """When a frame is shown."""
@@ -174,15 +193,18 @@ class Timeline:
 
 
 def steady(seconds: list[float], fps: float) -> bool:
-    """Whether every frame is shown within a frame's time of where equally long ones would be."""
-    return fps > 0 and all(abs(second - index / fps) < 1 / fps for index, second in enumerate(seconds))
+    """Whether every frame is shown within half a frame's time of where equally long ones would be."""
+    return fps > 0 and all(abs(second - index / fps) < 0.5 / fps for index, second in enumerate(seconds))
 
 
-def pick(container: Any, stream: Any, shown: Timeline, wanted: set[int]) -> Iterator[tuple[int, Tensor]]:
-    """Yields the wanted frames, decoding little else; where times are no guide, all from the beginning."""
+def pick(container: Any, stream: Any, shown: Timeline, wanted: set[int], check: Check) -> Iterator[tuple[int, Tensor]]:
+    """Yields the wanted frames, decoding little else; where times are no guide, all from the beginning.
+
+    ``check`` gets each one's width and height, before its pixels are made: they may differ from the header's.
+    """
     stream.thread_type = "NONE"  # the data workers are the parallelism
     if shown.times:
-        found = dict(by_times(container, stream, shown, sorted(wanted)))
+        found = dict(by_times(container, stream, shown, sorted(wanted), check))
         if found.keys() == wanted:
             yield from found.items()
             return
@@ -191,12 +213,12 @@ def pick(container: Any, stream: Any, shown: Timeline, wanted: set[int]) -> Iter
     last = max(wanted)
     for index, frame in enumerate(container.decode(stream)):
         if index in wanted:
-            yield index, rgb(frame)
+            yield index, rgb(frame, check)
         if index >= last:
             return
 
 
-def by_times(container: Any, stream: Any, shown: Timeline, wanted: list[int]) -> Iterator[tuple[int, Tensor]]:
+def by_times(container: Any, stream: Any, shown: Timeline, wanted: list[int], check: Check) -> Iterator[tuple[int, Tensor]]:
     """Yields wanted frames as far as the packets' times tell where they are, from the last key frame before each if that pays."""
     due = {shown.times[index] for index in wanted}
     frames = decode(container, stream, due)
@@ -211,7 +233,7 @@ def by_times(container: Any, stream: Any, shown: Timeline, wanted: list[int]) ->
         if frame is None or frame.pts != time:
             return
         stands = max(stands, time)
-        yield index, rgb(frame)
+        yield index, rgb(frame, check)
 
 
 def decode(container: Any, stream: Any, due: set[int]) -> Iterator[Any]:
@@ -221,23 +243,25 @@ def decode(container: Any, stream: Any, due: set[int]) -> Iterator[Any]:
         yield from packet.decode()
 
 
-def rgb(frame: Any) -> UInt8[Tensor, "3 height width"]:
+def rgb(frame: Any, check: Check) -> UInt8[Tensor, "3 height width"]:
     """A frame's pixels, turned upright as players show it."""
+    check(frame.width, frame.height)
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
     turns = round(frame.rotation / 90) % 4
     return pixels.rot90(turns, (1, 2)) if turns else pixels
 
 
-def encode_video(frames: UInt8[Tensor, "frames 3 height width"], fps: int, codec: str = "libx264") -> bytes:
-    """An MP4 (``libx264``, ``mpeg4``) of the frames, lossy as such files are."""
+def encode_video(frames: Iterable[UInt8[Tensor, "3 height width"]], fps: int, codec: str = "libx264") -> bytes:
+    """An MP4 (``libx264``, ``mpeg4``) of frames of one size, lossy as such files are."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(fps))
-        stream.height, stream.width = frames.shape[-2:]
         stream.pix_fmt = "yuv420p"
         stream.bit_rate = 2_000_000
         stream.thread_count = 1  # the same bytes on every machine
-        for pixels in frames:
+        for number, pixels in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = pixels.shape[-2:]
             frame = av.VideoFrame.from_ndarray(pixels.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_conan.retrieval.search import top_k
@@ -17,7 +17,7 @@ class Mining:
     Args:
         count: Negatives of a query at most.
         skip: The best so many wrong targets are passed over: they are the likeliest to be right after all.
-        depth: Only the best so many targets are looked at.
+        depth: Only the best so many different targets are looked at.
         margin: A negative must score at least this much below the query's own target.
         relative: A negative must score below this share of it (NV-Retriever, https://arxiv.org/abs/2407.15831: 0.95).
     """
@@ -46,6 +46,8 @@ def mine(
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Rows and scores of each query's negatives among all targets, the hardest first; the earlier row among equal scores.
 
+    Of targets with equal content the first stands for all: a label that a thousand pairs share is one negative.
+
     Args:
         queries: Some queries' embeddings.
         own: Their own targets' embeddings.
@@ -59,11 +61,13 @@ def mine(
     limit = torch.minimum(positive - settings.margin, positive * settings.relative)
     count = int(identities[1].max()) + 1
     known = identities[2][:, 0] * count + identities[2][:, 1]
+    distinct = firsts(groups[1] * count + identities[1])
     rows: list[list[int]] = [[] for _ in queries]
     scores: list[list[float]] = [[] for _ in queries]
     for group in groups[0].unique().tolist():
-        members, places = (groups[0] == group).nonzero()[:, 0], (groups[1] == group).nonzero()[:, 0]
-        found, numbers = top_k(queries[members], within(blocks(), groups[1] == group), settings.depth)
+        wanted = distinct & (groups[1] == group)
+        members, places = (groups[0] == group).nonzero()[:, 0], wanted.nonzero()[:, 0]
+        found, numbers = top_k(queries[members], within(blocks(), wanted), settings.depth)
         targets = places[numbers]
         wrong = ~torch.isin(identities[0][members][:, None] * count + identities[1][targets], known)
         right = wrong & (wrong.cumsum(dim=1) > settings.skip) & (found < limit[members][:, None])
@@ -73,6 +77,14 @@ def mine(
         for member, row, values in pieces:
             rows[member], scores[member] = row.tolist(), values.tolist()
     return rows, scores
+
+
+def firsts(numbers: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Whether each is the first that is equal to it."""
+    order = numbers.argsort(stable=True)
+    found = torch.ones_like(numbers, dtype=torch.bool)
+    found[order[1:]] = numbers[order].diff() != 0
+    return found
 
 
 def within(blocks: Iterable[Float[Tensor, "_ dim"]], wanted: Tensor) -> Iterable[Float[Tensor, "_ dim"]]:

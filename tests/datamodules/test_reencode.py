@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from datamodules import reencode
 from datamodules.manifest import Fault
 from datamodules.reencode import Reencoding, prepare
 from datamodules.shards import ShardSet
@@ -88,6 +92,30 @@ def test_fewer_frames_keep_their_moments(rate, frames, fps):
     shown = [float(frame.float().mean()) / rate for frame in clip.frames]  # seconds of the first video
     assert clip.seconds == pytest.approx([number / fps for number in range(math.ceil(frames / rate * fps))])
     assert shown == pytest.approx(clip.seconds, abs=4.5 / rate)  # grays are lossy, too
+
+
+@pytest.mark.parametrize("at_once", [3, 64])
+@pytest.mark.parametrize("span", [{}, {"start": 5.0, "end": 9.0}, {"start": 0.5, "end": 7.25}])
+def test_frames_of_unlike_length_keep_their_moments_too(span, at_once, monkeypatch):
+    """Forty frames in the first four seconds, then one a second, as a screen is recorded; some at a time or all at once."""
+    monkeypatch.setattr(reencode, "AT_ONCE", at_once)
+    moments = [*(number / 10 for number in range(40)), *range(4, 13)]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=1000)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for moment in moments:
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), round(20 * moment), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(1000 * moment), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    clip = decode_media(Reencoding(video_fps=2)(Media("video", buffer.getvalue(), "v.mp4", **span)), EVERY_FRAME)
+    start, end = span.get("start", 0.0), span.get("end", 12.25)
+    wanted = [start + number / 2 for number in range(math.ceil((end - start) * 2))]
+    assert clip.seconds == pytest.approx([second - start for second in wanted])
+    shown = [float(frame.float().mean()) / 20 for frame in clip.frames]
+    assert shown == pytest.approx([max(moment for moment in moments if moment <= second + 1e-3) for second in wanted], abs=0.2)
 
 
 def test_what_cannot_be_decoded_is_listed_whoever_decodes():
@@ -185,6 +213,26 @@ def test_only_the_same_work_goes_on(tmp_path):
     shard.write_bytes(shard.read_bytes()[:-512])
     assert write_resumable(rest, tmp_path / "c" / "set", "same", 3) == straight
     assert asked[-1] == 3
+
+
+def test_what_was_not_taken_once_does_not_come_back(tmp_path):
+    """A shard that a power cut shortened and half a line; then a second kill."""
+    straight = write_shards(pairs(12), tmp_path / "straight", 3)
+    stopped(tmp_path, "same")
+    scratch = tmp_path / ".set.partial"
+    shard = scratch / "000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with (scratch / "progress.jsonl").open("a") as file:
+        file.write('{"consumed"')
+
+    def one_more(done):
+        yield from pairs(12)[done : done + 3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_resumable(one_more, tmp_path / "set", "same", 3)
+    assert write_resumable(lambda done: pairs(12)[done:], tmp_path / "set", "same", 3) == straight
+    assert len(ShardSet(tmp_path / "set")) == 12
 
 
 def test_a_second_process_is_kept_out(tmp_path):

@@ -298,7 +298,7 @@ def test_jumping_and_leaving_out_find_the_frames_that_scanning_finds(codec, gop,
             counting = Counting(container)
             stream = container.streams.video[0]
             shown = Timeline.read(Media("video", data, "a"), container, stream)
-            found = dict(pick(counting, stream, shown, set(wanted)))
+            found = dict(pick(counting, stream, shown, set(wanted), lambda *_: None))
         assert sorted(found) == wanted
         assert all(np.array_equal(found[index].permute(1, 2, 0).numpy(), scanned[index]) for index in wanted)
         if sparse == 0:
@@ -324,7 +324,7 @@ class Odd:
 
     def frames(self, first, last):
         return [
-            SimpleNamespace(pts=n, rotation=0, to_ndarray=lambda n=n, **_: np.full((1, 1, 3), n, np.uint8))
+            SimpleNamespace(pts=n, rotation=0, width=1, height=1, to_ndarray=lambda n=n, **_: np.full((1, 1, 3), n, np.uint8))
             for n in range(first, last + 1)
             if n != 4
         ]
@@ -333,7 +333,7 @@ class Odd:
 def test_frames_are_counted_where_their_times_are_no_guide(monkeypatch):
     monkeypatch.setattr(video, "SPARSE", 0)
     stream = SimpleNamespace(codec_context=SimpleNamespace())
-    found = dict(pick(Odd(), stream, Timeline(10, 1.0, list(range(10)), [0]), {4, 7}))
+    found = dict(pick(Odd(), stream, Timeline(10, 1.0, list(range(10)), [0]), {4, 7}, lambda *_: None))
     assert {index: int(pixels[0]) for index, pixels in found.items()} == {4: 5, 7: 8}
 
 
@@ -413,6 +413,78 @@ def test_frames_of_unlike_length_are_found_by_their_times():
     assert numbers(part) == [24, 25, 26, 27]
     late = decode_video(Media("video", data, "a.mp4", start=9.5, end=99.0), EVERY_FRAME)
     assert late.seconds == pytest.approx([9, 10], abs=0.002)  # what is shown at 9.5 s begins at 9
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "shown"), [(4.5, 9.5, [4, 5, 6, 7, 8, 9]), (3.2, 3.9, [3]), (3.0, 4.0, [3]), (0.0, 0.5, [0])]
+)
+@pytest.mark.parametrize("moments", [range(0, 20_000, 1000), [*range(0, 15_000, 1000), 15_100, 15_200, 15_300]])
+def test_a_span_has_every_frame_that_is_on_screen_in_it(moments, start, end, shown):
+    """Of a frame a second, all of the same length or not."""
+    data = film("mp4", "libx264", moments, 1000)
+    clip = decode_video(Media("video", data, "a.mp4", start=start, end=end), EVERY_FRAME)
+    assert clip.seconds == pytest.approx(shown, abs=0.002)
+    assert numbers(clip) == shown
+
+
+class Pipe:
+    """What cannot be gone back in, as a browser's recorder writes."""
+
+    def __init__(self):
+        self.data = b""
+
+    def write(self, data):
+        self.data += bytes(data)
+        return len(data)
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_a_webm_that_does_not_tell_how_long_it_is_has_all_its_frames(codec):
+    """A recording in a browser: its header was written before its end was known."""
+    pipe = Pipe()
+    with av.open(pipe, "w", format="webm") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 7 * number, np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    with av.open(io.BytesIO(pipe.data)) as container:
+        assert container.duration is None
+    clip = decode_video(Media("video", pipe.data, "a.webm"), EVERY_FRAME)
+    assert numbers(clip) == list(range(20))
+    with pytest.raises(MediaError, match="2 s long, must be at most 1"):
+        decode_video(Media("video", pipe.data, "a.webm"), limits=Limits(max_seconds=1))
+
+
+def test_a_film_whose_frames_change_their_size_is_refused():
+    """As a call over a bad line is recorded; the header tells the first size only."""
+    parts = []
+    for first, side in ((0, 64), (10, 128)):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="mpegts") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+            for number in range(first, first + 10):
+                frame = av.VideoFrame.from_ndarray(np.zeros((side, side, 3), np.uint8), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 10)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        parts.append(buffer.getvalue())
+    calm, wild = Media("video", parts[0], "a.ts"), Media("video", b"".join(parts), "a.ts")
+    assert len(decode_video(calm, EVERY_FRAME).seconds) == 10
+    with pytest.raises(MediaError, match="frames of several sizes"):
+        decode_video(wild, EVERY_FRAME)
+    with pytest.raises(MediaError, match="128x128 pixels, must be 1 to 5000"):
+        decode_video(wild, EVERY_FRAME, Limits(max_pixels=5000))
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "huge.mkv"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    for modality, decode in (("video", decode_video), ("audio", decode_audio), ("image", decode_image)):
+        with pytest.raises(MediaError, match="1099511627776 bytes, must be 1 to"):
+            decode(Media(modality, path, "huge.mkv"))
 
 
 def test_what_an_editor_cut_off_without_encoding_anew_is_not_shown():

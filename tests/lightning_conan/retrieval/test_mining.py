@@ -13,7 +13,11 @@ def plain(queries, own, targets, identities, known, groups, limits):
         scores = targets @ query
         limit = min(right @ query - limits.margin, right @ query * limits.relative)
         order = sorted(range(len(targets)), key=lambda row: (-float(scores[row]), row))
-        order = [row for row in order if groups[1][row] == group][: limits.depth]
+        first = {}
+        for row in range(len(targets)):
+            if groups[1][row] == group:
+                first.setdefault(int(identities[1][row]), row)
+        order = [row for row in order if row in first.values()][: limits.depth]
         wrong = [row for row in order if (int(asked), int(identities[1][row])) not in known][limits.skip :]
         rows.append([row for row in wrong if scores[row] < limit][: limits.count])
     return rows
