@@ -49,7 +49,7 @@ class Layout:
         if self.split is not None and self.layout not in SPLIT:
             raise ValueError(f"split chooses among the splits of a source, which {self.layout} has none of, got {self.split!r}.")
         if self.layout == "table" and not (self.query and self.target):
-            raise ValueError('A table needs columns for both sides, such as --query \'{"text": "caption"}\', got none.')
+            raise ValueError('A table needs columns for both sides, such as --read.query \'{"text": "caption"}\', got none.')
         if odd := sorted({*self.query, *self.target} - set(MODALITIES)):
             raise ValueError(f"A table's columns hold one of {list(MODALITIES)}, got {odd[0]!r}.")
 
@@ -67,6 +67,9 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
         return
     seen: set[str] = set()
     for where, line in lines_of(source, how):
+        if isinstance(line, Fault):
+            yield line
+            continue
         try:
             pair = parse_pair(line, source if source.is_dir() else source.parent)
             if pair.key in seen:
@@ -91,8 +94,8 @@ def lines_of(source: Path, how: Layout) -> Iterator["Line"]:
         ) from error
 
 
-Line = tuple[str, dict[str, Any]]
-"""Where something stands, and the manifest line that it makes; media may be in memory already."""
+Line = tuple[str, dict[str, Any] | Fault]
+"""Where something stands, and the manifest line that it makes (media may be in memory already), or why it makes none."""
 
 
 def plain(name: object) -> str:
@@ -159,7 +162,8 @@ def from_captions(source: Path, how: Layout) -> Iterator[Line]:
         try:
             text = caption.read_text(encoding="utf-8", errors="strict").strip() if caption.is_file() else ""
         except UnicodeDecodeError as error:
-            yield str(path), {"key": plain(name.with_suffix("")), "caption": f"{caption.name} is not UTF-8 ({error.reason})"}
+            reason = f"{caption.name} is not UTF-8 ({error.reason})"
+            yield str(path), Fault(str(path), plain(name.with_suffix("")), "sample", reason)
             continue
         line = {"query": {"text": text}, "target": {modality: str(name)}, "modality": modality}
         yield str(path), line | {"key": plain(name.with_suffix("")), "task": how.task or plain(source.name)}
@@ -231,7 +235,7 @@ def from_mbeir(source: Path, how: Layout) -> Iterator[Line]:
     Every positive makes a pair. ``media`` is the folder that image paths are relative to, below the query file's.
     """
     if how.candidates is None:
-        raise ValueError("mbeir needs the candidate pool's JSONL, got candidates=null. Name it with --candidates.")
+        raise ValueError("mbeir needs the candidate pool's JSONL, got candidates=null. Name it with --read.candidates.")
     pool = {entry["did"]: entry for _, entry in json_lines(how.candidates)}
     prompts: dict[tuple[str, str, str], str] = {}
     if how.instructions is not None:
@@ -242,21 +246,29 @@ def from_mbeir(source: Path, how: Layout) -> Iterator[Line]:
         return ({"image": str(Path(how.media) / image)} if image else {}) | ({"text": text} if text else {})
 
     for number, entry in json_lines(source):
-        query = side(entry.get("query_txt"), entry.get("query_img_path"))
-        wrong = [pool[did] for did in entry.get("neg_cand_list") or [] if did in pool]
-        for did in entry["pos_cand_list"]:
-            key = plain(f"{entry['qid']}-{did}".replace(":", "-"))
+        where, query = f"{source}:{number}", side(entry.get("query_txt"), entry.get("query_img_path"))
+        negatives = entry.get("neg_cand_list") or []
+        wrong = [pool[did] for did in negatives if did in pool]
+        for did in [*entry["pos_cand_list"], *negatives]:
             if did not in pool:
-                yield f"{source}:{number}", {"key": key, "candidate": f"{did} is not in the pool"}
+                yield where, Fault(where, mbeir_key(entry["qid"], did), "sample", f"{did} is not in {how.candidates}")
+        for did in entry["pos_cand_list"]:
+            if did not in pool:
                 continue
             right, data_set = pool[did], entry["qid"].split(":")[0]
             prompt = prompts.get((data_set, entry["query_modality"], right["modality"]))
             target = side(right.get("txt"), right.get("img_path"))
-            made: dict[str, Any] = {"key": key, "task": how.task or plain(source.stem), "modality": owner(query, target)}
+            made: dict[str, Any] = {"key": mbeir_key(entry["qid"], did)}
+            made |= {"task": how.task or plain(source.stem), "modality": owner(query, target)}
             made["target"] = target
             made["query"] = query | ({"instruction": prompt} if prompt else {})
             made["negatives"] = [side(item.get("txt"), item.get("img_path")) for item in wrong]
-            yield f"{source}:{number}", made
+            yield where, made
+
+
+def mbeir_key(query: str, candidate: str) -> str:
+    """A pair's key, of their ids such as 9:1."""
+    return plain(f"{query}-{candidate}".replace(":", "-"))
 
 
 LAYOUTS: dict[str, Callable[[Path, Layout], Iterator[Line]]] = {

@@ -4,7 +4,7 @@ import os
 import re
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import xxhash
 
+from datamodules.patience import unhurried
 from datamodules.records import decode_pair
 from datamodules.remote import RemoteShard, ShardCache, check_url, is_remote, read_remote
 from lightning_conan.items import Pair
@@ -159,6 +160,8 @@ class ShardSet:
                 sample.shard = entry.file
             self.samples += entry.samples
             shard = Shard(entry.file, entry.bytes, entry.sha256, range(start, len(self.samples)))
+            if shard.name in self.shards:
+                raise ValueError(f"{self.place(INDEX)} must name each shard once, got {shard.name} twice. Pack it again.")
             self.check(shard)
             self.shards[shard.name] = shard
 
@@ -234,7 +237,8 @@ class ShardSet:
         if not self.remote:
             return OpenFile(Path(self.place(name)))
         while True:
-            path = self.cache.fetch(self.remote_shard(name))
+            with unhurried():
+                path = self.cache.fetch(self.remote_shard(name))
             assert path is not None, "it waits"
             with suppress(FileNotFoundError):  # given up again by another process
                 return OpenFile(path)
@@ -246,8 +250,17 @@ class ShardSet:
             UnreachableError: One cannot be had.
         """
         if self.remote:
-            for name in {self.samples[number].shard for number in numbers}:
+            names = {self.samples[number].shard for number in numbers}
+            for name in names:
                 self.file(name)
+            self.let_go(names)
+
+    def let_go(self, needed: Collection[str]) -> None:
+        """Closes shards that the cache has given up, and that are not needed now: while they are open they fill the disk."""
+        open_here = [place for place in opened_files if place[0] is self.mark and place[1] not in needed]
+        for place in open_here:
+            if not os.fstat(opened_files[place].descriptor).st_nlink:
+                del opened_files[place]
 
     def read(self, number: int) -> Pair:
         """One pair, by its number.

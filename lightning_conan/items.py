@@ -62,11 +62,6 @@ class Media(msgspec.Struct, frozen=True):
         return {name: value for name, value in fields.items() if value is not None}
 
 
-def is_blank(part: str | Media) -> bool:
-    """Whether a part says nothing."""
-    return isinstance(part, str) and (not part or part.isspace())
-
-
 class Item(msgspec.Struct, frozen=True):
     """One thing to embed: text and media in order, with an optional instruction.
 
@@ -79,8 +74,9 @@ class Item(msgspec.Struct, frozen=True):
     instruction: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.parts or any(map(is_blank, self.parts)):
-            raise ValueError(f"An item must hold text or media, got {self.parts!r}. Give it at least one non-empty part.")
+        for part in self.parts or ("",):
+            if isinstance(part, str) and (not part or part.isspace()):
+                raise ValueError(f"An item must hold text or media, got {self.parts!r}. Give it at least one non-empty part.")
 
     @property
     def media(self) -> list[Media]:
@@ -147,9 +143,14 @@ def parse_media(modality: Medium, value: object, root: Path) -> Media:
         raise ValueError(f"A {modality} must be a path or a mapping with {sorted(allowed)}, got {value!r}.")
     name, page = split_page(str(entry["path"]))
     path = Path(os.path.normpath(root / name))
-    if not path.is_relative_to(os.path.normpath(root)) or not path.resolve().is_relative_to(root.resolve()):
+    try:
+        inside = path.is_relative_to(os.path.normpath(root)) and path.resolve().is_relative_to(root.resolve())
+        other = path.exists() and not path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle, a folder that may not be read
+        raise ValueError(f"Media must be files that can be read, got {name[:200]!r} ({error}).") from error
+    if not inside:
         raise ValueError(f"Media paths must stay inside {root}, got {name!r}. Move the file below the manifest.")
-    if path.exists() and not path.is_file():
+    if other:
         raise ValueError(f"Media must be files, {name!r} is none.")
     start, end = entry.get("start", 0.0), entry.get("end")
     if not is_moment(start) or not (end is None or (is_moment(end) and end > start)):

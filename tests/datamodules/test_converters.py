@@ -117,7 +117,7 @@ def test_mmeb(tmp_path):
 
 def test_mbeir(tmp_path):
     query = {"qid": "9:1", "query_txt": "make it blue", "query_img_path": "cirr/a.jpg", "query_modality": "image,text"}
-    query |= {"query_src_content": None, "pos_cand_list": ["9:10", "9:99"], "neg_cand_list": ["9:11"]}
+    query |= {"query_src_content": None, "pos_cand_list": ["9:10", "9:99"], "neg_cand_list": ["9:11", "9:98"]}
     pool = [
         {"did": f"9:{n}", "txt": None, "img_path": f"cirr/{n}.jpg", "modality": "image", "src_content": None} for n in (10, 11)
     ]
@@ -131,12 +131,12 @@ def test_mbeir(tmp_path):
     }
     write_csv(tmp_path / "query_instructions.tsv", [prompt], "\t")
     how = {"candidates": tmp_path / "pool.jsonl", "instructions": tmp_path / "query_instructions.tsv", "media": "mbeir_images"}
-    pair, fault = read_source(tmp_path / "mbeir_cirr_task7_train.jsonl", Layout("mbeir", **how))
+    *faults, pair = read_source(tmp_path / "mbeir_cirr_task7_train.jsonl", Layout("mbeir", **how))
     images = [f"mbeir_images/cirr/{name}.jpg" for name in ("a", "10", "11")]
     assert sides(pair) == [[images[0], "make it blue"], [images[1]], [images[2]]]
     assert (pair.key, pair.modality, pair.query.instruction) == ("9-1-9-10", "image", "Find the change.")
-    assert isinstance(fault, Fault)  # its positive is not in the pool
-    assert fault.key == "9-1-9-99"
+    assert [fault.key for fault in faults] == ["9-1-9-99", "9-1-9-98"]  # the positive and the negative that are in no pool
+    assert faults[0].reason == f"9:99 is not in {tmp_path / 'pool.jsonl'}"
 
 
 def test_paths_stay_below_the_source(tmp_path):
@@ -196,7 +196,8 @@ def test_a_caption_that_is_no_text_is_listed(tmp_path):
     good, bad = read_source(tmp_path, Layout("captions"))
     assert good.query.parts == ("a bell",)
     assert isinstance(bad, Fault)
-    assert "b.txt is not UTF-8" in bad.reason or "caption" in bad.reason
+    assert "b.txt is not UTF-8" in bad.reason
+    assert bad.key == "b"
 
 
 def test_only_a_line_feed_ends_a_line_of_json(tmp_path):

@@ -21,7 +21,7 @@ from filelock import FileLock
 from datamodules import RehearsalData, SpecialistData, remote
 from datamodules.plan import Slot
 from datamodules.remote import RemoteShard, ShardCache, UnreachableError
-from datamodules.shards import Reading, ShardSet
+from datamodules.shards import Reading, ShardSet, opened_files
 from datamodules.stream import Encoder
 from datamodules.toy_world import draw_pairs
 from datamodules.writing import write_shards
@@ -233,6 +233,20 @@ def test_what_was_unused_for_longest_is_given_up_and_what_is_read_goes_on(server
     assert reader.read(1).key == reader.samples[1].key
     with pytest.raises(ValueError, match=r"reading\.cache_gb must hold"):
         ShardCache(tmp_path / "tiny", 100).fetch(first)
+
+
+def test_what_was_given_up_and_is_not_needed_is_closed(server, tmp_path):
+    """While it is open it takes as much of the disk as before."""
+    pack(server.root / "set")
+    reader = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB))
+    reader.bring([0, 6, 12])  # of three shards
+    for number in (0, 1):
+        (tmp_path / "cache" / f"{shard_of(server, f'{number:06d}.tar').sha256}.tar").unlink()
+    reader.bring([1, 18])
+    held = {name for mark, name in opened_files if mark is reader.mark}
+    assert held == {"000000.tar", "000002.tar", "000003.tar"}
+    assert reader.read(1).key == reader.samples[1].key
+    assert server.asked["000000.tar"] == 1
 
 
 def test_what_a_killed_transfer_left_is_used_by_nobody_and_given_up(server, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datamodules import RehearsalData, SpecialistData
-from datamodules.patience import patience
+from datamodules.patience import patience, unhurried
 from datamodules.plan import Slot, plan_training
 from datamodules.shards import ShardSet
 from datamodules.stream import BatchLoader, Encoder
@@ -106,6 +106,22 @@ def test_a_decoder_that_swallows_the_first_call_is_called_again(monkeypatch):
         stubborn()
     assert caught == ["It must be read within 0.05 s, and took longer."] * 3
     time.sleep(0.2)  # nothing goes off any more
+
+
+def test_waiting_for_a_network_is_not_on_the_clock():
+    with patience(0.2, "It"):
+        with unhurried():
+            time.sleep(0.4)
+        time.sleep(0.05)
+
+    def slow():
+        with patience(0.1, "It"):
+            with unhurried():
+                time.sleep(0.2)
+            time.sleep(0.5)
+
+    with pytest.raises(TimeoutError):
+        slow()
 
 
 def test_a_decoder_that_hangs_is_cut_off(world, processor):
