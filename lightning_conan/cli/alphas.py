@@ -11,7 +11,7 @@ def run(args: Sequence[str]) -> None:
 
     from lightning_conan.cli.quiet import quiet_libraries
     from lightning_conan.cli.sets import read_sets
-    from lightning_conan.embedder.checkpoint import check_apart
+    from lightning_conan.embedder.checkpoint import check_apart, check_replaceable
     from lightning_conan.fusion import Recipe, Search, fuse_folders, search_alphas
     from lightning_conan.fusion.plots import plot_trials
 
@@ -28,6 +28,7 @@ def run(args: Sequence[str]) -> None:
             search: How.
             pairs: Pairs that are used of each data set; they stay in memory.
         """
+        check_replaceable(out)  # not after hours of search
         check_apart(out, recipe.base, *recipe.specialists.values())
         recipe.check()
         found = search_alphas(recipe, read_sets(diagnostic, recipe.specialists[recipe.owner], pairs), search)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.converters import Layout
+from datamodules.manifest import Fault
+from lightning_conan.items import Pair
 from lightning_conan.reasoning.cot import Author, Plan
 from lightning_conan.reasoning.endpoint import Endpoint
 
@@ -46,13 +49,12 @@ def cot(
     from tqdm import tqdm
 
     from datamodules.converters import read_source
-    from datamodules.manifest import Fault
     from lightning_conan.reasoning.cot import Journal, ask_all, count, taught
     from lightning_conan.reasoning.prompts import read_prompts
 
     if out.exists():
         raise ValueError(f"{out} exists already. Choose another folder, or remove it first.")
-    entries = list(read_source(source, read))
+    entries = [unreadable(source, entry) or entry for entry in read_source(source, read)]
     pairs, faults = [pair for pair in entries if not isinstance(pair, Fault)], [e for e in entries if isinstance(e, Fault)]
     if plan.by != "teacher":
         for task in {pair.task for pair in pairs}:
@@ -78,10 +80,28 @@ def cot(
         )
     answered = [pair for pair in pairs if journal.knows(pair)]
     kept, dropped = taught(answered, journal.outcomes)
+    if not kept:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in Counter(dropped.values()).most_common(3))
+        raise ValueError(
+            f"There must be an answer that passes the filters, got none of {len(answered)}: {reasons or 'no pairs'}."
+        )
     silent = [Fault(str(source), pair.key, "sample", "no answer") for pair in pairs if not journal.knows(pair)]
     summary = count(kept, dropped, journal.outcomes)
     write(out, kept, [*faults, *silent], dropped, summary | {"faults": len(faults), "unanswered": len(silent)}, pairs_per_shard)
     print_summary(out, summary, endpoint)
+
+
+def unreadable(source: Path, entry: Pair | Fault) -> Fault | None:
+    """A pair whose media are not there, as the fault that it is: it would look like a teacher who does not answer."""
+    if isinstance(entry, Pair):
+        for side, item in entry.sides():
+            for medium in item.media:
+                if isinstance(medium.source, Path):
+                    try:
+                        medium.source.open("rb").close()
+                    except OSError as error:
+                        return Fault(str(source), entry.key, side, str(error))
+    return None
 
 
 async def make_author(

@@ -195,7 +195,7 @@ def demo(
 ) -> None:
     """Runs the whole method in small: base, four specialists, fusion, drift, recovery, rehearsal; then reports.
 
-    Takes about eight minutes on two CPU cores and prints each command that it runs. With --study it compares variants of one
+    Takes about eleven minutes on two CPU cores and prints each command that it runs. With --study it compares variants of one
     stage over several seeds instead, in about half an hour; studies in one folder share what they start from, and one that was
     stopped goes on.
 
@@ -211,6 +211,10 @@ def demo(
     folder = find_configs(configs)
     if out.exists() and any(out.iterdir()) and not (out / ".demo").is_file():
         raise ValueError(f"{out} exists and no demo made it. Choose another folder with --out, or remove it first.")
+    if study == "alpha":
+        from lightning_conan.fusion.search import check_searchable
+
+        check_searchable()  # not after minutes of training
     if study:
         from lightning_conan.cli.study import run_study
 

@@ -65,8 +65,11 @@ def main(args: Sequence[str] | None = None) -> int:
         )
         print("No stage wrote it like that. Start from the last folder.", file=sys.stderr)
         return 1
-    except (ValueError, OSError, RuntimeError) as error:
-        # What we raise says rule, value and remedy; the way there helps only us.
+    except Exception as error:
+        # What we raise says rule, value and remedy, and what Lightning does of devices that are not there; the way there helps
+        # only us. Anything else is a fault of ours, which it helps to find.
+        if not isinstance(error, ValueError | OSError | RuntimeError) and type(error).__name__ != "MisconfigurationException":
+            raise
         print(f"conan {verb}: {plain(error)}", file=sys.stderr)
         return 1
     return 0

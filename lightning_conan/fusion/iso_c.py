@@ -8,12 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conan.fusion.method import Deltas, Method, Place, weighted_sum
+from lightning_conan.fusion.method import Deltas, Method, Place, rank_of, weighted_sum
 
 
 @dataclass(frozen=True)
 class IsoC(Method):
     """The weighted sum, each of a matrix's singular values replaced by their mean; vectors are averaged.
+
+    Of a sum without full rank, as adapters make it, only what it has is flattened: the rest would be rounding, made large.
 
     Args:
         scale: Factor on the result.
@@ -27,5 +29,6 @@ class IsoC(Method):
         if total.ndim != 2:
             return self.scale * total / len(deltas)
         u, values, v = torch.linalg.svd(total, full_matrices=False)
-        flat: Tensor = self.scale * values.mean() * (u @ v)
+        rank = rank_of(values)
+        flat: Tensor = self.scale * values[:rank].sum() / max(1, rank) * (u[:, :rank] @ v[:rank])
         return flat

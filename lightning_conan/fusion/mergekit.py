@@ -1,7 +1,7 @@
 """mergekit's YAML, the field's lingua franca for merges: read into a recipe, and written beside a result."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -24,7 +24,10 @@ def read_mergekit(path: Path) -> Recipe:
     Raises:
         ValueError: A method, key or setting that means something else here, or nothing.
     """
-    config = yaml.safe_load(path.read_text())
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} must be YAML: {error}") from error
     if not isinstance(config, dict) or not {"merge_method", "base_model", "models"} <= set(config) <= KNOWN:
         found = sorted(config) if isinstance(config, dict) else config
         raise ValueError(f"{path} must have merge_method, base_model and models, and may have {sorted(KNOWN)}, got {found}.")
@@ -33,6 +36,8 @@ def read_mergekit(path: Path) -> Recipe:
     alphas: dict[str, float] = {}
     densities = set()
     for entry in config["models"]:
+        if not isinstance(entry, dict) or "model" not in entry:
+            raise ValueError(f"Each of the models in {path} must have a model, the folder, got {entry!r}.")
         folder = path.parent / entry["model"]
         if folder == path.parent / config["base_model"]:
             continue
@@ -47,6 +52,8 @@ def read_mergekit(path: Path) -> Recipe:
     method = method_of(path, str(config["merge_method"]), densities.pop(), shared)
     owner = "audio" if "audio" in specialists else next(iter(specialists))
     dtype: OutputType = config.get("out_dtype") or config.get("dtype") or "base"
+    if dtype not in get_args(OutputType):
+        raise ValueError(f"dtype in {path} must be one of {list(get_args(OutputType))}, got {dtype!r}.")
     return Recipe(path.parent / config["base_model"], specialists, alphas, method, owner=owner, dtype=dtype)
 
 

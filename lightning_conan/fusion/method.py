@@ -49,6 +49,15 @@ class Method(ABC):
         """
 
 
+NOTHING = 1e-5
+"""Singular values below this share of the largest are rounding, and their directions arbitrary."""
+
+
+def rank_of(values: Float[Tensor, " rank"]) -> int:
+    """How many singular values of a matrix, the largest first, are more than rounding."""
+    return int((values > NOTHING * values[0]).sum())
+
+
 def weighted_sum(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "*shape"]:
     """``sum_m alpha_m * delta_m``, in alphabetical order."""
     total = torch.zeros_like(next(iter(deltas.values())))

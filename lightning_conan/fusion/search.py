@@ -1,5 +1,6 @@
 """Coefficients by search: candidates are fused in memory and scored on pairs that no specialist has seen."""
 
+import importlib.util
 import json
 import math
 import sys
@@ -91,6 +92,16 @@ class Found:
         )
 
 
+def check_searchable() -> None:
+    """Refuses to search without optuna.
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    if not importlib.util.find_spec("optuna"):
+        raise ValueError("Searching coefficients needs optuna, which is not installed: pip install optuna scipy.")
+
+
 def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search) -> Found:
     """Tries coefficients for a recipe; needs optuna (the extra ``search``).
 
@@ -102,13 +113,15 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search) -
     Raises:
         ValueError: No optuna, or a specialist without a data set.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise ValueError("Searching coefficients needs optuna, which is not installed: pip install optuna scipy.") from error
+    check_searchable()
+    import optuna
+
     recipe.check()
     if set(sets) != set(recipe.specialists):
         raise ValueError(f"There must be a data set for each of {sorted(recipe.specialists)}, got {sorted(sets)}.")
+    odd = {name: alpha for name, alpha in recipe.alphas.items() if not search.low <= alpha <= search.high}
+    if odd and search.sampler == "bayes":
+        raise ValueError(f"The recipe's alphas are the first candidate and must be {search.low} to {search.high}, got {odd}.")
     own = {name: pairs.recall(*pairs.embed(load_folder(recipe.specialists[name])[0])) for name, pairs in sets.items()}
     model = fused_model(recipe)
     trials: list[Trial] = []
@@ -125,8 +138,6 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search) -
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize", sampler=sampler_of(search, sorted(sets)))
     if search.sampler == "bayes":
-        if odd := {name: alpha for name, alpha in recipe.alphas.items() if not search.low <= alpha <= search.high}:
-            raise ValueError(f"The recipe's alphas are the first candidate and must be {search.low} to {search.high}, got {odd}.")
         study.enqueue_trial(dict(recipe.alphas))
     count = search.trials if search.sampler == "bayes" else len(search.values) ** len(sets)
     study.optimize(value_of, n_trials=count, show_progress_bar=sys.stderr.isatty())

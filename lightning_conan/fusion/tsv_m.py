@@ -8,10 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conan.fusion.method import Deltas, Method, Place, weighted_sum
-
-NOTHING = 1e-5
-"""Singular values below this share of the largest are rounding."""
+from lightning_conan.fusion.method import Deltas, Method, Place, rank_of, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -30,8 +27,7 @@ class TsvM(Method):
         lefts, values, rights = [], [], []
         for name in names:
             u, s, v = torch.linalg.svd(deltas[name], full_matrices=False)
-            # Directions of a low-rank vector's null space are arbitrary, and would push the others' aside.
-            kept = min(share, int((s > NOTHING * s[0]).sum()))
+            kept = min(share, rank_of(s))  # those of a low-rank vector's null space would push the others' aside
             lefts.append(u[:, :kept])
             values.append(alphas[name] * s[:kept])
             rights.append(v[:kept])

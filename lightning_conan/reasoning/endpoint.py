@@ -12,7 +12,7 @@ import httpx
 
 from lightning_conan.items import Item, Media
 
-PATIENT = {408, 409, 429, 500, 502, 503, 504}
+PATIENT = {408, 409, 429, *range(500, 600)}
 """Answers after which asking again helps."""
 FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "webp": "webp", "mp4": "mp4", "webm": "webm", "mov": "quicktime"}
 Messages = list[dict[str, Any]]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor
 from lightning_conan.items import Item
+from lightning_conan.reasoning.cot import spread
 from lightning_conan.reasoning.decoding import Written
 from lightning_conan.reasoning.endpoint import Client, Endpoint, Reply, messages_of
 from lightning_conan.reasoning.reasoner import Reasoner
@@ -55,14 +57,16 @@ def until_emb(processor: OmniProcessor) -> dict[str, Any]:
 
 async def ask(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> list[Reply]:
     """What the engine writes about each query, without ``<|emb|>``."""
+    replies: dict[int, Reply] = {}
     with tqdm(total=len(items), desc="reasoning", unit="query", disable=None) as bar:
         async with Client(endpoint) as client:
 
-            async def one(number: int, item: Item) -> Reply:
+            async def one(number: int, item: Item) -> None:
                 instruction = reasoner.processor.instruction_of(item.instruction, "query")
                 messages = messages_of(item, instruction)
                 reply = await client.ask(f"query {number}", "reason", messages, until_emb(reasoner.processor))
-                bar.update()
-                return replace(reply, text=reply.text.split(SPECIAL_TOKENS["emb"])[0])
+                replies[number] = replace(reply, text=reply.text.split(SPECIAL_TOKENS["emb"])[0])
 
-            return list(await asyncio.gather(*(one(number, item) for number, item in enumerate(items))))
+            async for _ in spread(starmap(one, enumerate(items)), endpoint.concurrency):  # no more media in memory than are asked
+                bar.update()
+    return [replies[number] for number in range(len(items))]

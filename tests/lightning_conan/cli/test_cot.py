@@ -183,15 +183,27 @@ def redirected(old, new):
     return go
 
 
-def test_pictures_travel_with_the_question_and_nothing_else_does(tmp_path):
+def test_pictures_travel_with_the_question_and_nothing_else_does(tmp_path, capsys):
     manifest, _ = world(tmp_path / "world", 2, 0)
     with server(lambda body, number: (200, "no idea")) as (url, seen):
-        assert run(manifest, tmp_path / "out", "--endpoint.url", url) == 1  # no pair is left
+        assert run(manifest, tmp_path / "out", "--endpoint.url", url) == 1
+    assert "got none of 2: 2 malformed tags" in capsys.readouterr().err
     for body in seen:
         (message,) = body["messages"]
         pictures = [part["image_url"]["url"] for part in message["content"] if part["type"] == "image_url"]
         assert len(pictures) == 2
         assert all(picture.startswith("data:image/png;base64,") for picture in pictures)
+
+
+def test_a_picture_that_is_not_there_is_listed_and_no_silence(tmp_path):
+    manifest, _ = world(tmp_path / "world", 4, 4)
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for line in lines[1::4]:  # one composed, one simple
+        (manifest.parent / line["target"]["image"]).unlink()
+    assert run(manifest, tmp_path / "out", "--teacher", "toy") == 0
+    assert len(texts(tmp_path / "out")) == 6
+    listed = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert [(fault["key"], fault["field"]) for fault in listed] == [(line["key"], "target") for line in lines[1::4]]
 
 
 def test_equal_texts_are_kept_once(tmp_path, capsys):

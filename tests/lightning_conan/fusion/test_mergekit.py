@@ -57,11 +57,19 @@ def test_methods_that_mergekit_lacks_write_none(folders):
         ({"slices": []}, "must have merge_method, base_model and models"),
         ({"parameters": {"normalize": False}}, "normalize must be True"),
         ({"parameters": {"rescale": True}}, "rescale false"),
+        ({"dtype": "torch.bfloat16"}, "dtype in .* must be one of"),
+        ({"models": [{"weight": 1}]}, "must have a model, the folder"),
     ],
 )
 def test_what_means_something_else_is_refused(folders, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         read_mergekit(write(tmp_path, config(folders) | change))
+
+
+def test_what_is_no_yaml_is_refused(tmp_path):
+    (tmp_path / "merge.yml").write_text("models: [")
+    with pytest.raises(ValueError, match=r"merge\.yml must be YAML"):
+        read_mergekit(tmp_path / "merge.yml")
 
 
 def test_gradients_and_unequal_densities_are_refused(folders, tmp_path):

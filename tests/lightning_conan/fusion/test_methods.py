@@ -129,6 +129,17 @@ def test_iso_c_flattens_the_spectrum(deltas):
     close(spectrum, torch.full_like(spectrum, 2 * float(torch.linalg.svdvals(total).mean())))
 
 
+def test_iso_c_makes_nothing_of_the_null_space_of_adapters():
+    """Two rank-one changes stay a change of rank two, with the sum of their singular values; none stays none."""
+    generator = torch.Generator().manual_seed(2)
+    deltas = {name: torch.outer(torch.randn(12, generator=generator), torch.randn(20, generator=generator)) for name in "ab"}
+    total = TaskArithmetic()(deltas, ALPHAS, PLACE)
+    spectrum = torch.linalg.svdvals(IsoC()(deltas, ALPHAS, PLACE))
+    close(spectrum[:2], torch.linalg.svdvals(total).sum().expand(2) / 2)
+    assert spectrum[2:].max() < 1e-5 * spectrum[0]
+    assert not IsoC()({name: torch.zeros(3, 4) for name in "ab"}, ALPHAS, PLACE).any()
+
+
 def statistics(tmp_path, values):
     for name, tensors in values.items():
         save_file(tensors, tmp_path / f"{name}.safetensors")
