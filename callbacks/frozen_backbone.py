@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from lightning_conan.embedder import OmniEmbedder
+
 log = logging.getLogger(__name__)
 
 
@@ -50,8 +52,11 @@ class FrozenBackbone(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        for name, child in embedder_of(pl_module).named_children():
+        module = embedder_of(pl_module)
+        for name, child in module.named_children():
             child.train(f"{name}.".startswith(self.trains))
+        if isinstance(module, OmniEmbedder):
+            module.keep_checkpointing()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

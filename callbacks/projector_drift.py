@@ -13,6 +13,7 @@ from lightning_conan.drift import layer_cosines, token_states
 from lightning_conan.embedder import Batch, Encoded, load_folder
 from lightning_conan.items import Modality
 from lightning_conan.stages import Stage
+from lightning_conan.stages.ranks import most
 from lightning_conan.stages.sharding import whole_weights
 
 
@@ -63,9 +64,13 @@ class ProjectorDrift(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if not self.items and batch.modality == self.modality:
-            self.items = [item for item in batch.items() if item.pixels or item.mels][: self.count]
+            found = [item for item in batch.items() if item.pixels or item.mels][: self.count]
+            if most(-len(found), pl_module.device) == 0:  # some rank's are all broken
+                return
+            self.items = found
             model, _, _ = load_folder(self.specialist, ("specialist",))
-            self.reference = token_states(model.to(pl_module.device), self.items, self.modality)  # type: ignore[arg-type]
+            with trainer.precision_plugin.forward_context():
+                self.reference = token_states(model.to(pl_module.device), self.items, self.modality)  # type: ignore[arg-type]
             self.watch(pl_module)
 
     @override
@@ -86,7 +91,7 @@ class ProjectorDrift(Callback):
         assert isinstance(pl_module, Stage), f"ProjectorDrift watches stages, got {type(pl_module)}"
         training = pl_module.embedder.training
         pl_module.embedder.eval()
-        with whole_weights(pl_module.embedder):
+        with whole_weights(pl_module.embedder), pl_module.trainer.precision_plugin.forward_context():
             states = token_states(pl_module.embedder, self.items, self.modality)
         cosines = layer_cosines(self.reference, states)
         pl_module.embedder.train(training)

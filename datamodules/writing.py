@@ -223,10 +223,10 @@ def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[
                 continue
             writer.write(sample)
             written[pair.key] = pair
-    with path.open("rb") as file:
-        os.fsync(file.fileno())  # before it is noted as done
+    with path.open("rb") as whole:
+        os.fsync(whole.fileno())  # before it is noted as done
     members: dict[str, dict[str, tuple[int, int, int]]] = {key: {} for key in written}
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, tarfile.open(path) as tar:
+    with path.open("rb") as whole, mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_READ) as data, tarfile.open(path) as tar:
         for member in tar:
             key, _, name = member.name.partition(".")
             start, size = member.offset_data, member.size

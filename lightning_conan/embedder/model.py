@@ -49,9 +49,11 @@ class OmniEmbedder(PreTrainedModel):
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
         # Copies, since the towers note their attention in their configs, and one config may build several models.
-        self.backbone = AutoModel.from_config(copy.deepcopy(config.backbone_config))
+        # The folder's dtype is the default one here; transformers would take a part's own, if its config names any.
+        options = {"dtype": torch.get_default_dtype()}
+        self.backbone = AutoModel.from_config(copy.deepcopy(config.backbone_config), **options)
         self.ears = audio_encoder_of(config.audio_config)
-        self.audio_encoder = self.ears.encoder_class._from_config(copy.deepcopy(config.audio_config))
+        self.audio_encoder = self.ears.encoder_class._from_config(copy.deepcopy(config.audio_config), **options)
         width = self.ears.width(config.audio_config)
         self.audio_projector = AudioProjector(width, config.projector_hidden_size, config.dim)
         if config.output_head:
@@ -76,12 +78,22 @@ class OmniEmbedder(PreTrainedModel):
             raise ValueError("attention=flash_attention_2 needs an NVIDIA GPU and `pip install flash-attn`. Take sdpa instead.")
         self.backbone.language_model.set_attn_implementation(attention)
         if backend is None:
+            for module in self.layers():
+                module._compiled_call_impl = None  # what was compiled before
             return
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
             raise ValueError(f"compile must be one of {', '.join(known)}, got {backend!r}.")
         for module in self.layers():
             module.compile(backend=backend, dynamic=True)
+
+    def keep_checkpointing(self) -> None:
+        """Has the backbone's layers recompute their activations in eval mode too, if any do: transformers asks whether a layer
+        trains. Those layers drop nothing out themselves.
+        """
+        for module in self.backbone.modules():
+            if getattr(module, "gradient_checkpointing", False) and type(module).__name__ in self._no_split_modules:
+                module.training = True
 
     @property
     def flash(self) -> bool:
@@ -91,6 +103,13 @@ class OmniEmbedder(PreTrainedModel):
     def layers(self) -> list[nn.Module]:
         """Every layer of every tower."""
         return [module for module in self.modules() if type(module).__name__ in self._no_split_modules]
+
+    def learns_from(self, chunk: Chunk) -> bool:
+        """Whether a parameter that trains takes part in a chunk's embeddings."""
+        heard, seen = bool(chunk.mels) or chunk.frames is not None, bool(chunk.pixels)
+        towers = {"audio_projector.": heard, "audio_encoder.": heard, "backbone.visual.": seen}
+        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        return any(all(used for tower, used in towers.items() if name.startswith(tower)) for name in names)
 
     def forward(self, chunk: Chunk, past: Past | None = None, writing: Writing | None = None) -> Float[Tensor, "rows _"]:
         """Unit-norm float32 embeddings of a chunk's rows, in order; with ``writing``, each row's loss as a last column.

@@ -47,6 +47,7 @@ class OmniModule(InputModule):
         """Loads an exported folder, strictly."""
         options = kwargs.get("model_kwargs") or {}
         dtype = options.get("dtype", options.get("torch_dtype"))
+        dtype = None if dtype == "auto" else dtype  # the folder's own
         wanted = {name: kwargs[name] for name in ("revision", "token", "local_files_only") if kwargs.get(name) is not None}
         folder = folder_of(model_name_or_path, cache_dir=kwargs.get("cache_folder"), **wanted)
         return cls(*load_folder(folder, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype))

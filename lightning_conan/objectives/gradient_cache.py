@@ -12,9 +12,15 @@ from lightning_conan.embedder import Chunk
 Embed = Callable[[Chunk], Float[Tensor, "rows dim"]]
 Loss = Callable[[Float[Tensor, "items dim"]], Float[Tensor, ""]]
 Backward = Callable[[Tensor, bool], None]
+Learns = Callable[[Chunk], bool]
 FEW = 16
 """Up to so many chunks, the last one's graph waits for the loss instead of being made again: a quarter of a chunk's time, which
 no longer counts among more; and so few have a loss that is small beside a graph."""
+
+NOTHING_LEARNED = (
+    "A batch must hold something that a parameter which trains takes part in, and holds none, such as texts alone while an audio "
+    "projector trains. Leave that source out."
+)
 
 
 class RandomStates:
@@ -47,18 +53,18 @@ class RandomStates:
             torch.cuda.set_rng_state(self.kept[1][number].clone(), self.device)
 
 
-def arriving(chunks: Sequence[Chunk], device: torch.device) -> Iterator[Chunk]:
-    """Each chunk on the device; while one is computed, a thread brings the next."""
-    if device.type == "cpu":
-        yield from chunks
+def arriving(chunks: Sequence[Chunk], numbers: Sequence[int], device: torch.device) -> Iterator[tuple[int, Chunk]]:
+    """Some chunks by their numbers, on the device; while one is computed, a thread brings the next."""
+    if device.type == "cpu" or not numbers:
+        yield from ((number, chunks[number]) for number in numbers)
         return
 
-    def brought(number: int) -> Chunk:
-        return chunks[number].to(device)
+    def brought(number: int) -> tuple[int, Chunk]:
+        return number, chunks[number].to(device)
 
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(brought, 0)
-        for number in range(1, len(chunks)):
+        coming = thread.submit(brought, numbers[0])
+        for number in numbers[1:]:
             arrived, coming = coming.result(), thread.submit(brought, number)
             yield arrived
         yield coming.result()
@@ -73,15 +79,24 @@ def one_pass_backward(
     embed: Embed, chunks: Sequence[Chunk], loss: Loss, backward: Backward, device: torch.device
 ) -> Float[Tensor, ""]:
     """What ``cached_backward`` does, where all chunks' graphs fit in memory together: each is embedded once."""
-    found, rows = zip(*((embed_rows(embed, chunk), chunk.rows) for chunk in arriving(chunks, device)), strict=True)
+    arrived = arriving(chunks, range(len(chunks)), device)
+    found, rows = zip(*((embed_rows(embed, chunk), chunk.rows) for _, chunk in arrived), strict=True)
     order = torch.tensor([row for part in rows for row in part], dtype=torch.long, device=device).argsort()
     value = loss(torch.cat(found)[order])
+    if not value.requires_grad:
+        raise ValueError(NOTHING_LEARNED)
     backward(value, True)
     return value.detach()
 
 
 def cached_backward(
-    embed: Embed, chunks: Sequence[Chunk], items: int, loss: Loss, backward: Backward, device: torch.device
+    embed: Embed,
+    chunks: Sequence[Chunk],
+    items: int,
+    loss: Loss,
+    backward: Backward,
+    device: torch.device,
+    learns: Learns = lambda _: True,
 ) -> Float[Tensor, ""]:
     """Accumulates the parameters' gradients of a loss over all chunks' rows, and returns the loss.
 
@@ -96,20 +111,29 @@ def cached_backward(
         loss: From the embeddings, in the order of the items that were packed, to the loss.
         backward: What stands for ``Tensor.backward``; it is told whether the call is the last.
         device: Where to embed.
+        learns: Whether anything that trains takes part in a chunk; those without, such as texts while an audio projector trains
+            alone, are embedded once.
+
+    Raises:
+        ValueError: No chunk learns anything.
     """
     if len(chunks) == 1:
         return one_pass_backward(embed, chunks, loss, backward, device)
     states = RandomStates(len(chunks) + 1, device)
     embeddings = torch.empty(0)  # made once its width is known; it may be gigabytes, so that nothing else holds them
-    twice = len(chunks) - (len(chunks) <= FEW)
-    for number, chunk in enumerate(arriving(chunks, device)):
+    learning: list[int] = []
+    for number, chunk in arriving(chunks, range(len(chunks)), device):
         states.keep(number)
-        with torch.set_grad_enabled(number >= twice):
+        learning += [number] if learns(chunk) else []
+        waits = number == len(chunks) - 1 and number < FEW and number in learning
+        with torch.set_grad_enabled(waits):
             piece = embed_rows(embed, chunk)
         if number == 0:
             embeddings = piece.new_empty(items, piece.shape[1])
         embeddings[chunk.rows] = piece.detach()
     states.keep(len(chunks))
+    if not learning:
+        raise ValueError(NOTHING_LEARNED)
     embeddings.requires_grad_()
     with torch.enable_grad():
         value = loss(embeddings)
@@ -121,10 +145,11 @@ def cached_backward(
     def push(piece: Tensor, rows: list[int], last: bool) -> None:
         backward((piece * gradient[rows].to(piece.dtype)).sum(), last)
 
-    if twice < len(chunks):
-        push(piece, chunk.rows, False)
-    for number, chunk in enumerate(arriving(chunks[:twice], device)):
+    if waits:
+        learning.pop()
+        push(piece, chunk.rows, not learning)
+    for number, chunk in arriving(chunks, learning, device):
         states.replay(number)
-        push(embed_rows(embed, chunk), chunk.rows, number + 1 == twice)
+        push(embed_rows(embed, chunk), chunk.rows, number == learning[-1])
     states.replay(len(chunks))
     return value

@@ -48,13 +48,13 @@ class Constants:
         try:
             with self.store.begin(write=True) as transaction:
                 for digest, tensor in tensors.items():
-                    transaction.put(self.key(kind, digest), save({"value": tensor.detach().cpu().contiguous()}))
+                    transaction.put(self.key(kind, digest), save({"value": tensor.contiguous()}))
         except self.error:
             self.full = True
             log.warning("%s is full: what is not in it is computed again each time. Raise constants_gb.", self.store.path())
 
     def fetch(self, kind: str, digests: list[str], make: Make) -> list[Tensor]:
-        """What is kept for each content; what is not is made, all at once, and kept.
+        """What is kept for each content, on the host; what is not is made, all at once, and kept.
 
         Args:
             kind: What the tensors are.
@@ -65,7 +65,7 @@ class Constants:
         missing = [digests.index(digest) for digest, tensor in found.items() if tensor is None]
         if missing:
             with torch.no_grad():
-                made = {digests[row]: tensor for row, tensor in zip(missing, make(missing), strict=True)}
+                made = {digests[row]: tensor.cpu() for row, tensor in zip(missing, make(missing), strict=True)}
             self.put(kind, made)
             found |= made
         return [tensor for tensor in (found[digest] for digest in digests) if tensor is not None]

@@ -66,6 +66,9 @@ class Fused(Stage):
             raise ValueError("Coefficients are learned on whole weights, got strategy fsdp2. Use ddp or one device.")
         if not isinstance(self.recipe.method, TaskArithmetic):
             raise ValueError(f"Coefficients are learned for TaskArithmetic, got {self.recipe.method}. Leave recipe.method out.")
+        if self.training_settings.learn_temperature:
+            raise ValueError("Coefficients are all that is learned, got training.learn_temperature=true. Leave it out.")
+        self.set_up()
         self.fusion = Fusion(self.recipe)
         fused = sorted(name for name in self.fusion.specs if self.fusion.fate(name) == "fused")
         self.groups = sorted({self.group(name) for name in fused})

@@ -179,17 +179,23 @@ def fitting_budget(embedder: OmniEmbedder, modality: Modality, device: torch.dev
     return 1 << (min(max(budget, 1), MOST).bit_length() - 1)
 
 
+def learn(found: Tensor) -> None:
+    """A backward pass, if anything that trains takes part: texts have nothing to tell an audio projector."""
+    if found.requires_grad:
+        found.sum().backward()
+
+
 def measured_bytes(embedder: OmniEmbedder, modality: Modality, device: torch.device) -> int:
     """Peak memory of a pass over ``PROBE`` tokens; on the host what autograd keeps, and half as much for what it does not."""
     chunk = pack([blank(embedder.config, modality, PROBE)], PROBE)[0].to(device)
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        embedder(chunk).sum().backward()
+        learn(embedder(chunk))
         return max(1, torch.cuda.max_memory_allocated(device) - before)
     with whole_weights(embedder):  # in shards they would be counted each time that a layer gathers them
         weights = {tensor.untyped_storage().data_ptr() for tensor in [*embedder.parameters(), *embedder.buffers()]}
         with counted(weights) as kept:
             found = embedder(chunk)
-        found.sum().backward()
+        learn(found)
     return sum(kept.values()) * 3 // 2

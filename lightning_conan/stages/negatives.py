@@ -40,7 +40,9 @@ class NegativeWatch:
     def note(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> None:
         """Looks at the negatives of a chosen batch, whose embeddings come after those of queries and targets."""
         counts = [len(row) for row in batch.negatives]
-        queries = embeddings[: len(batch)].repeat_interleave(torch.tensor(counts, device=embeddings.device), dim=0)
+        queries = embeddings[: len(batch)].repeat_interleave(
+            torch.tensor(counts, dtype=torch.long, device=embeddings.device), dim=0
+        )
         scores = (queries * embeddings[2 * len(batch) :]).sum(dim=1).tolist()
         seen: list[Any] = list(zip((key for row in self.keys(batch) for key in row), scores, strict=True))
         if world_size() > 1:

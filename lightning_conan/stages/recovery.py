@@ -192,6 +192,7 @@ class ProjectorRecovery(Stage):
         if self.constants is None or not heard:
             return items, {}
         self.embedder.eval()  # constants are what scoring would see; a projector has nothing that drops out
+        self.embedder.keep_checkpointing()
         read = [row for row, item in enumerate(items) if not item.mels]
         texts: dict[int, Tensor] = {}
         sides: dict[Side, list[int]] = {

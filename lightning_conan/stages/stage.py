@@ -131,7 +131,8 @@ class Stage(Weights):
         if fits:
             value = one_pass_backward(self.embed_chunk, chunks, loss, backward, self.device)
         else:
-            value = cached_backward(self.embed_chunk, chunks, len(live), loss, backward, self.device)
+            learns = self.embedder.learns_from
+            value = cached_backward(self.embed_chunk, chunks, len(live), loss, backward, self.device, learns)
         self.gather_gradients()
         sum_gradients(self.trained().values())
         value = total(value)
@@ -215,10 +216,12 @@ class Stage(Weights):
 
     def checked(self, value: Tensor, batch: Batch, what: str = "loss") -> Tensor:
         """The value, if it is finite: Lightning itself would go on with NaN weights."""
-        if not bool(torch.isfinite(value)):
+        everywhere = total(value.detach())  # if one rank stopped alone, the others would wait for it
+        if not bool(torch.isfinite(everywhere)):
+            odd, samples = (everywhere, "of other ranks") if bool(torch.isfinite(value)) else (value, str(batch.keys))
             raise ValueError(
-                f"The {what} must be finite, got {value.item()} at step {self.global_step} of task {batch.task!r}. "
-                f"Lower training.lr or look at the samples {batch.keys}."
+                f"The {what} must be finite, got {odd.item()} at step {self.global_step} of task {batch.task!r}. "
+                f"Lower training.lr or look at the samples {samples}."
             )
         return value
 

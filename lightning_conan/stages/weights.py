@@ -88,10 +88,7 @@ class Weights(Scoring):
         """
         if self.writes is None:
             raise ValueError(f"{type(self).__name__} trains nothing: it can only be tested. Fit one of the other stages.")
-        dims, width = self.training_settings.matryoshka_dims, self.embedder.config.dim
-        if dims and max(dims) > width:
-            raise ValueError(f"training.matryoshka_dims must be at most the embedding's {width} dimensions, got {dims}.")
-        self.embedder.train()
+        self.set_up()
         self.embedder.requires_grad_(False)
         for name, parameter in self.embedder.named_parameters():
             parameter.requires_grad_(name.startswith(self.full) if self.full else False)
@@ -100,11 +97,24 @@ class Weights(Scoring):
         self.trained_names = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         for tensor in self.trained().values():  # steps are too small for bfloat16, whatever the frozen weights are
             tensor.data = tensor.data.float()
-        self.embedder.switch(self.training_settings.attention, self.training_settings.compile)
-        if self.training_settings.checkpoint_activations:
-            self.embedder.gradient_checkpointing_enable({"use_reentrant": False})
         if not self.trained_names:
             raise ValueError(f"{type(self).__name__} would train nothing: lora is off and no parameter starts with {self.full}.")
+
+    def set_up(self) -> None:
+        """Makes the model compute as the settings say.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        settings, width = self.training_settings, self.embedder.config.dim
+        if settings.matryoshka_dims and max(settings.matryoshka_dims) > width:
+            raise ValueError(
+                f"training.matryoshka_dims must be at most the embedding's {width} dimensions, got {settings.matryoshka_dims}."
+            )
+        self.embedder.train()
+        self.embedder.switch(settings.attention, settings.compile)
+        if settings.checkpoint_activations:
+            self.embedder.gradient_checkpointing_enable({"use_reentrant": False})
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters that train, by name."""
@@ -147,6 +157,7 @@ class Weights(Scoring):
     def write_whole(self, out: Path, form: Form) -> None:
         """Writes the model as it stands."""
         assert self.writes is not None, "prepare() refused such a stage"
+        self.embedder.switch("sdpa", None)  # golden vectors are made on the CPU, as whoever loads the folder may make them
         parents = dict(self.provenance.parents) if self.writes != "specialist" else {}
         source = self.provenance
         parents[str(source.modality) if source.state == "specialist" else source.state] = source.fingerprint
@@ -161,7 +172,8 @@ class Weights(Scoring):
             self.adapters = None
         if self.embedder.emb_rows is not None:
             self.embedder.settle_emb_rows()
-        self.embedder.to(dtype=self.stored)  # type: ignore[call-arg]
+        for parameter in self.embedder.parameters():  # not buffers: rounded frequencies would give other golden vectors
+            parameter.data = parameter.data.to(self.stored)
         save_folder(out, self.embedder, self.processor, provenance)
 
     @contextmanager

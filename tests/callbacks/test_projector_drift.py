@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,22 @@ def test_two_watch_two_projectors_at_once(line, base, world, tmp_path):
     found = Logged()
     trainer(tmp_path / "run", 2, FrozenBackbone(both), *watchers, found).fit(module, mix)
     assert {name.split("/")[1] for name in found.values[-1]} == {"image", "audio"}
+
+
+def test_a_batch_whose_sounds_are_all_broken_is_not_watched(line, world, tmp_path):
+    drift, pairs = ProjectorDrift(line / "audio", every_n_steps=2, count=4), data(world, "audio")
+    hook, seen = pairs.on_before_batch_transfer, []
+
+    def first_broken(batch, number):
+        found = hook(batch, number)
+        seen.append(number)
+        none = replace(found, keys=[], queries=[], targets=[], negatives=[], query_hashes=[], target_hashes=[])
+        return none if len(seen) == 1 else found
+
+    pairs.on_before_batch_transfer = first_broken
+    trainer(tmp_path, 3, drift).fit(ProjectorRecovery(line / "fused", QUICK), pairs)
+    assert len(seen) >= 3
+    assert len(drift.items) == 4
 
 
 def test_impossible_settings_are_refused(line):

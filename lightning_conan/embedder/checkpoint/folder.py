@@ -172,6 +172,10 @@ def save_adapter_folder(
     return folder
 
 
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "delta_config.json")
+"""What loading looks for: one that is left of another folder would be taken for this one's."""
+
+
 def check_folder(folder: Path, states: tuple[State, ...] = STATES) -> Provenance:
     """Holds a folder against its provenance: its state, and each file's hash.
 
@@ -191,6 +195,12 @@ def check_folder(folder: Path, states: tuple[State, ...] = STATES) -> Provenance
             raise ValueError(
                 f"{folder / name} differs from its hash in {PROVENANCE}. It was cut or changed: write or copy it again."
             )
+    stray = [path.name for pattern in WEIGHTS for path in folder.glob(pattern) if path.name not in provenance.files]
+    if stray:
+        raise ValueError(
+            f"{folder} must hold the weights that {PROVENANCE} lists, and holds {stray[0]} too: a copy over another folder? "
+            "Remove it, or copy the folder again to an empty place."
+        )
     return provenance
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_conan.embedder import OmniProcessor, Provenance, load_folder, save_folder
+from lightning_conan.embedder import OmniProcessor, Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.embedder.checkpoint import embeds_as, file_hash, record_golden, whole_folder
 
 
@@ -60,6 +60,27 @@ def test_a_flipped_byte_is_refused(folder):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"model\.safetensors differs from its hash"):
         load_folder(folder)
+
+
+@pytest.mark.parametrize("left", ["model.safetensors.index.json", "adapter_config.json", "model-00001-of-00002.safetensors"])
+def test_weights_that_another_folder_left_are_refused(folder, left):
+    """As `cp -r new/. old` does: each of the new folder's own files passes, and loading would take the old one's."""
+    (folder / left).write_text("{}")
+    with pytest.raises(ValueError, match=f"must hold the weights that conan.json lists, and holds {left} too"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_part_whose_config_names_a_dtype_does_not_overrule_the_folder(tmp_path, dtype):
+    """As transformers writes it into each folder that it saves, and grafting takes over."""
+    model, processor = tiny_embedder(0)
+    other = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float32}[dtype]
+    model.config.backbone_config.dtype = model.config.audio_config.dtype = other
+    save_folder(tmp_path / "out", model, processor, Provenance("base"))
+    loaded = load_folder(tmp_path / "out", dtype=dtype)[0]
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    before = model.state_dict()
+    assert all(torch.equal(tensor, before[name].to(dtype)) for name, tensor in loaded.state_dict().items())
 
 
 def test_a_missing_file_is_refused(folder):

@@ -232,3 +232,4 @@ def test_a_card_may_be_written_on(exported, tmp_path):
     with (folder / "README.md").open("a") as card:
         card.write("Trained on our own pictures.\n")
     assert OmniModule.load(str(folder)).get_embedding_dimension() == 64
+    assert OmniModule.load(str(folder), model_kwargs={"torch_dtype": "auto"}).model.dtype == torch.float32

@@ -155,10 +155,58 @@ def test_random_numbers_go_on_as_after_one_pass(processor):
 def test_chunks_arrive_in_order_and_whole(encoded):
     """On a device that holds no data, by the thread that fetches for GPUs."""
     chunks = pack(list(encoded.values()), 64)
-    found = list(arriving(chunks, torch.device("meta")))
+    found = [chunk for _, chunk in arriving(chunks, range(len(chunks)), torch.device("meta"))]
     assert [chunk.rows for chunk in found] == [chunk.rows for chunk in chunks]
     for chunk, there in zip(chunks, found, strict=True):
         assert there.input_ids.device.type == "meta"
         assert [pixels.shape for pixels in there.pixels] == [pixels.shape for pixels in chunk.pixels]
         assert [mel.shape for mel in there.mels] == [mel.shape for mel in chunk.mels]
-    assert [chunk.rows for chunk in arriving(chunks, torch.device("cpu"))] == [chunk.rows for chunk in chunks]
+    some = list(arriving(chunks, [2, 0], CPU))
+    assert [(number, chunk.rows) for number, chunk in some] == [(number, chunks[number].rows) for number in (2, 0)]
+    assert not list(arriving(chunks, [], torch.device("meta")))
+
+
+@pytest.mark.parametrize("few", [0, gradient_cache.FEW])
+@pytest.mark.parametrize("trains", ["audio_projector.", "backbone.visual.merger.", "backbone.language_model."])
+def test_chunks_that_nothing_which_trains_takes_part_in_are_embedded_once(trains, few, processor, monkeypatch):
+    """Texts, while a projector trains alone: they have no gradient to push."""
+    monkeypatch.setattr(gradient_cache, "FEW", few)
+    items = [processor(MAKE[modality](row)) for modality in ("audio", "image", "text") for row in range(2)]
+    model, found, told = tiny_embedder(0)[0].train(), [], []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(trains))
+
+    def push(value, last):
+        value.backward()
+        told.append(last)
+
+    def loss(embeddings):
+        return (embeddings[:3] @ embeddings[3:].T).logsumexp(1).sum()
+
+    for budget in (1, 100_000):
+        done = []
+        model.zero_grad()
+        chunks = pack(items, budget)
+        args = [lambda chunk, done=done: done.append(chunk.rows) or model(chunk), chunks]
+        if budget == 1:
+            value = cached_backward(*args, len(items), loss, push, CPU, model.learns_from)
+            learning = {"audio_projector.": 2, "backbone.visual.merger.": 2}.get(trains, 6)
+            assert len(done) == 6 + learning - (few > 0 and learning == 6)  # the last is a text
+            assert told == [False] * learning + [True]
+        else:
+            value = one_pass_backward(*args, loss, push, CPU)
+        gradients = {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
+        found.append((value, gradients))
+    assert found[0][0].item() == pytest.approx(found[1][0].item(), rel=1e-5)
+    assert_equal(found[1][1], found[0][1], 1e-4)
+
+
+def test_a_batch_that_nothing_learns_from_is_refused(processor):
+    chunks = pack([processor(MAKE["text"](row)) for row in range(3)], 1)
+    model = tiny_embedder(0)[0].train().requires_grad_(False)
+    for step in (
+        lambda: one_pass_backward(model, chunks, torch.sum, backward, CPU),
+        lambda: cached_backward(model, chunks, 3, torch.sum, backward, CPU, model.learns_from),
+    ):
+        with pytest.raises(ValueError, match="A batch must hold something"):
+            step()

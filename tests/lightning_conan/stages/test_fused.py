@@ -143,6 +143,14 @@ def test_other_methods_have_nothing_to_learn(recipe, world, tmp_path):
         trainer(tmp_path, 1).fit(Fused(replace(recipe, method=Ties())), data(world, "image"))
 
 
+def test_settings_reach_the_model_or_are_refused(recipe, world, tmp_path):
+    module = Fused(recipe, replace(TRAINING, checkpoint_activations=True))
+    trainer(tmp_path, 1).fit(module, data(world, "image"))
+    assert module.embedder.is_gradient_checkpointing
+    with pytest.raises(ValueError, match="Coefficients are all that is learned"):
+        trainer(tmp_path, 1).fit(Fused(recipe, replace(TRAINING, learn_temperature=True)), data(world, "image"))
+
+
 def test_the_config_runs(recipe, world, tmp_path):
     words = ["fit", "--config", str(CONFIGS / "base.yaml"), "--config", str(CONFIGS / "tiny" / "coefficients.yaml")]
     words += ["--trainer.default_root_dir", str(tmp_path / "work"), "--trainer.callbacks.out", str(tmp_path / "fused")]

@@ -58,6 +58,12 @@ def test_queries_have_each_their_own_and_may_run_out():
     assert seen(watch, [["a", "b", "c"], ["a"]], {"b": 0.8, "c": 0.8}) == ["b", "c"]
 
 
+def test_a_rank_without_pairs_has_nothing_to_note():
+    watch = NegativeWatch(DynamicNegatives())
+    watch.note(watch.choose(batch([])), torch.zeros(0, 2))
+    assert not watch.first
+
+
 def test_a_resumed_watch_goes_on():
     watch, again = NegativeWatch(DynamicNegatives()), NegativeWatch(DynamicNegatives())
     seen(watch, [["a", "b"]], {"a": 0.3})

@@ -68,11 +68,12 @@ each_strategy = pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
         ("full", 60),
         ("trace", 60),
         ("image", "auto"),
+        ("recovery", 60),
     ],
 )
-def test_gradients_are_those_of_one_process(base, recovered, world, tmp_path, kind, budget, strategy):
-    """With chunks of all sizes: ranks need not agree on how many they make."""
-    args = [kind, recovered if kind == "rehearsal" else base, world, tmp_path / "run", 2, 6]
+def test_gradients_are_those_of_one_process(base, fused, recovered, world, tmp_path, kind, budget, strategy):
+    """With chunks of all sizes: ranks need not agree on how many they make, and texts alone teach a projector nothing."""
+    args = [kind, {"rehearsal": recovered, "recovery": fused}.get(kind, base), world, tmp_path / "run", 2, 6]
     learned = {"learn_temperature": kind in ("document", "rehearsal")}
     alone = fit(*args[:3], tmp_path / "alone", 2, 6, token_budget=100_000, **learned)
     settings = {"token_budget": budget, "strategy": strategy, "checkpoint_activations": kind == "full"}

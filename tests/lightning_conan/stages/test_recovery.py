@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning import Callback
 from torch.nn import functional as F
 
 from callbacks import FrozenBackbone
@@ -9,7 +10,7 @@ from datamodules import RehearsalData, SpecialistData
 from lightning_conan.embedder import Batch, Encoded, OmniEmbedder, OmniProcessor, load_folder, save_folder
 from lightning_conan.objectives import Contrast, PairEmbeddings, symmetric_info_nce
 from lightning_conan.retrieval.metric import hash_ids
-from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal
+from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist
 from lightning_conan.stages.constants import Constants
 from lightning_conan.stages.recovery import Bank
 from runs import QUICK, Record, data, state, trainer
@@ -65,6 +66,43 @@ def losses(fused, world, root, **options):
     record, module = Record(), ProjectorRecovery(fused, QUICK, **options)
     trainer(root, 6, record, FrozenBackbone()).fit(module, data(world, "audio"))
     return record.losses, state(module)
+
+
+@pytest.mark.parametrize("budget", [60, "auto"])
+def test_chunks_of_texts_alone_do_not_stop_it(fused, base, world, tmp_path, budget):
+    """They teach the projector nothing; nor do they while a specialist's projector trains before its adapters."""
+    settings = replace(QUICK, token_budget=budget)
+    expected, weights = losses(fused, world, tmp_path / "once")
+    record, module = Record(), ProjectorRecovery(fused, settings)
+    trainer(tmp_path / "chunks", 6, record).fit(module, data(world, "audio"))
+    assert record.losses == pytest.approx(expected, rel=1e-4)
+    assert all(torch.allclose(tensor, weights[name], atol=1e-4) for name, tensor in state(module).items())
+    early = Specialist(base, "audio", settings, train_fully=("audio_projector.",), alone_steps=1)
+    trainer(tmp_path / "alone", 2).fit(early, data(world, "audio"))
+    before = load_folder(base)[0].audio_projector.state_dict()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in early.embedder.audio_projector.state_dict().items())
+
+
+class Calls(Callback):
+    """Counts how often a layer of the language model begins (it is stopped once the last activation is there again)."""
+
+    def __init__(self):
+        self.count = 0
+
+    def on_train_start(self, trainer, pl_module):
+        layer = pl_module.embedder.backbone.language_model.layers[0]
+        layer.mlp.register_forward_pre_hook(lambda *_: setattr(self, "count", self.count + 1))
+
+
+def test_activations_are_checkpointed_though_the_backbone_is_in_eval_mode(fused, world, tmp_path):
+    """transformers does it for layers that train only; the projector's gradient passes through all of them."""
+    found = {}
+    for checkpoint in (False, True):
+        calls, module = Calls(), ProjectorRecovery(fused, replace(QUICK, checkpoint_activations=checkpoint))
+        trainer(tmp_path / str(checkpoint), 2, FrozenBackbone(), calls).fit(module, data(world, "audio"))
+        found[checkpoint] = calls.count, state(module)
+    assert found[True][0] == 2 * found[False][0]
+    assert all(torch.equal(tensor, found[True][1][name]) for name, tensor in found[False][1].items())
 
 
 def test_constants_change_nothing_but_the_time(fused, world, tmp_path, monkeypatch):

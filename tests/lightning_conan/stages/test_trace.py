@@ -84,7 +84,7 @@ def test_the_embedding_is_the_state_that_predicts_emb(tiny, base):
 def gradients(folder, reasoned, root, budget, one_pass=False, dropout=0.0):
     """Loss and gradients of one joint step."""
 
-    def whole(embed, chunks, items, loss, backward, device):
+    def whole(embed, chunks, items, loss, backward, device, learns):
         return one_pass_backward(embed, chunks, loss, backward, device)
 
     record, found = Record(), Gradients()
