@@ -1,9 +1,11 @@
 """Small real files, made in code."""
 
 import io
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from PIL import Image
@@ -30,3 +32,43 @@ def mp4(frames: int = 8, side: int = 48, seed: int = 0) -> bytes:
 
 def flac(seconds: float = 0.7, rate: int = 16_000, format: str = "flac") -> bytes:
     return encode_audio(0.5 * torch.sin(torch.arange(int(seconds * rate)) * 0.07), rate, format)
+
+
+class Pipe:
+    """What cannot be gone back in."""
+
+    def __init__(self):
+        self.data = b""
+
+    def write(self, data):
+        self.data += bytes(data)
+        return len(data)
+
+
+def recording(codec="libvpx"):
+    """A WebM that does not tell how long it is, as a browser records: 20 gray frames, each 7 brighter than the last."""
+    pipe = Pipe()
+    with av.open(pipe, "w", format="webm") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 7 * number, np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    return pipe.data
+
+
+def call(*sides):
+    """A film whose frames change their size, ten of each."""
+    parts = b""
+    for turn, side in enumerate(sides):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="mpegts") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+            for number in range(10 * turn, 10 * turn + 10):
+                frame = av.VideoFrame.from_ndarray(np.zeros((side, side, 3), np.uint8), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 10)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        parts += buffer.getvalue()
+    return parts

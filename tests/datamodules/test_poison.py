@@ -18,7 +18,7 @@ from datamodules.shards import ShardSet
 from datamodules.stream import Encoder
 from datamodules.writing import write_shards
 from lightning_conan.items import Item, Media, Pair
-from samples import flac, mp4, png
+from samples import call, flac, mp4, png, recording
 
 TABLE = Path(__file__).parents[2] / "docs" / "broken-samples.md"
 ROWS = [
@@ -104,6 +104,8 @@ POISON = {
     "WAV that was streamed, its size unknown": lambda: Media("audio", wav(TONE, claim=0xFFFFFFFF - 36), "a.wav"),
     "FLAC whose rate changes in the middle": lambda: Media("audio", flac(1.0) + flac(1.0, 8000), "a.flac"),
     "MP4 cut in the middle": lambda: Media("video", mp4()[: len(mp4()) // 2], "a.mp4"),
+    "WebM that does not tell how long it is": lambda: Media("video", recording(), "a.webm"),
+    "video whose frames change their size": lambda: Media("video", call(64, 128), "a.ts"),
     "MP4 without frames": lambda: Media("video", empty_mp4(), "a.mp4"),
     "MP4 without sound, asked for its sound": lambda: Media("audio", mp4(), "a.mp4"),
     "PDF of nonsense": lambda: Media("document", b"%PDF-1.7 nonsense", "a.pdf"),

@@ -27,7 +27,7 @@ from lightning_conan.media import (
 )
 from lightning_conan.media.audio import BLOCK
 from lightning_conan.media.video import Timeline, pick
-from samples import EVERY_FRAME, flac, mp4, png
+from samples import EVERY_FRAME, call, flac, mp4, png, recording
 
 
 def image_media(data: bytes, name: str = "a.png") -> Media:
@@ -427,50 +427,21 @@ def test_a_span_has_every_frame_that_is_on_screen_in_it(moments, start, end, sho
     assert numbers(clip) == shown
 
 
-class Pipe:
-    """What cannot be gone back in, as a browser's recorder writes."""
-
-    def __init__(self):
-        self.data = b""
-
-    def write(self, data):
-        self.data += bytes(data)
-        return len(data)
-
-
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
 def test_a_webm_that_does_not_tell_how_long_it_is_has_all_its_frames(codec):
     """A recording in a browser: its header was written before its end was known."""
-    pipe = Pipe()
-    with av.open(pipe, "w", format="webm") as container:
-        stream = container.add_stream(codec, rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        for number in range(20):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 7 * number, np.uint8), format="rgb24")))
-        container.mux(stream.encode(None))
-    with av.open(io.BytesIO(pipe.data)) as container:
+    data = recording(codec)
+    with av.open(io.BytesIO(data)) as container:
         assert container.duration is None
-    clip = decode_video(Media("video", pipe.data, "a.webm"), EVERY_FRAME)
+    clip = decode_video(Media("video", data, "a.webm"), EVERY_FRAME)
     assert numbers(clip) == list(range(20))
     with pytest.raises(MediaError, match="2 s long, must be at most 1"):
-        decode_video(Media("video", pipe.data, "a.webm"), limits=Limits(max_seconds=1))
+        decode_video(Media("video", data, "a.webm"), limits=Limits(max_seconds=1))
 
 
 def test_a_film_whose_frames_change_their_size_is_refused():
     """As a call over a bad line is recorded; the header tells the first size only."""
-    parts = []
-    for first, side in ((0, 64), (10, 128)):
-        buffer = io.BytesIO()
-        with av.open(buffer, "w", format="mpegts") as container:
-            stream = container.add_stream("libx264", rate=10)
-            stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
-            for number in range(first, first + 10):
-                frame = av.VideoFrame.from_ndarray(np.zeros((side, side, 3), np.uint8), format="rgb24")
-                frame.pts, frame.time_base = number, Fraction(1, 10)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-        parts.append(buffer.getvalue())
-    calm, wild = Media("video", parts[0], "a.ts"), Media("video", b"".join(parts), "a.ts")
+    calm, wild = Media("video", call(64), "a.ts"), Media("video", call(64, 128), "a.ts")
     assert len(decode_video(calm, EVERY_FRAME).seconds) == 10
     with pytest.raises(MediaError, match="frames of several sizes"):
         decode_video(wild, EVERY_FRAME)
