@@ -76,7 +76,7 @@ def keep(path: Path) -> None:
 
 def hash_path(path: Path) -> Path:
     """Where the hashes of a file lie."""
-    return path.with_name(f"{path.name}.b3")
+    return path.with_name(f"{path.name}.hash")  # no digit: Lightning reads them as part of hpc_ckpt_N.ckpt's number
 
 
 def read_hashes(path: Path) -> list[str]:

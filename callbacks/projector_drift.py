@@ -71,6 +71,7 @@ class ProjectorDrift(Callback):
             model, _, _ = load_folder(self.specialist, ("specialist",))
             with trainer.precision_plugin.forward_context():
                 self.reference = token_states(model.to(pl_module.device), self.items, self.modality)  # type: ignore[arg-type]
+            del model
             self.watch(pl_module)
 
     @override

@@ -61,6 +61,8 @@ class PairData(LightningDataModule):
                 f"batch_size must be positive, num_workers and cache_gb not negative and max_bad_rate in [0, 1), "
                 f"got {batch_size}, {num_workers}, {cache_gb} and {max_bad_rate}."
             )
+        if odd := [name for name in [*val, *test] if "/" in name]:
+            raise ValueError(f"The names of data sets to score must hold no slash, which parts name and score, got {odd[0]!r}.")
         self.folders = {"fit": train, "validate": val, "test": test}
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.max_bad_rate, self.cache_bytes = max_bad_rate, int(cache_gb * 2**30)

@@ -162,13 +162,16 @@ def plan_training(
 
 
 def plan_scoring(tasks: Mapping[str, Sequence[int]], source: str, batch_size: int, rank: int, world: int) -> list[Slot]:
-    """Every sample once over all ranks, in order; ranks may differ in their number of batches."""
-    return [
+    """Every sample once over all ranks, in order; ranks may differ in their number of batches, and one without has an empty one:
+    Lightning takes a loader of none for a mistake.
+    """
+    slots = [
         Slot(source, tuple(batch[rank::world]))
         for numbers in tasks.values()
         for batch in chop(numbers, batch_size, world)
         if batch[rank::world]
     ]
+    return slots or [Slot(source, ())]
 
 
 def of_rank(plan: Sequence[Slot], rank: int, world: int) -> list[Slot]:

@@ -16,15 +16,12 @@ from torchvision.transforms.v2 import functional as tv
 
 from datamodules.manifest import Fault
 from lightning_conan.items import Item, Media, Pair
-from lightning_conan.media import Clip, Limits, decode_media, encode_audio, encode_video
-from lightning_conan.media.video import Resampling, Timeline, timeline
+from lightning_conan.media import decode_media, encode_audio, encode_video
+from lightning_conan.media.video import Resampling, frames_of, timeline
 
 Entry = TypeVar("Entry")
 Made = TypeVar("Made")
 QUALITY = 92
-LIMITS = Limits()
-AT_ONCE = 64
-"""Frames that are decoded before they are encoded: 0.4 GB of 1,920 x 1,080."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +69,13 @@ class Reencoding:
 
     def watched(self, media: Media, fps: int) -> Media:
         """A video with fewer frames; sides of an odd length lose a row, which H.264 cannot hold."""
-        read = msgspec.structs.replace(media, source=LIMITS.read(media))
-        shown = timeline(read)
-        if shown.fps <= fps:
+        if timeline(media).fps <= fps:
             return media
-        return Media("video", encode_video(frames_of(read, shown, fps), fps), f"{media.name}.mp4")
+        frames = (
+            pixels for _, pixels in frames_of(media, Resampling(float(fps)))
+        )  # not all at once: a long one fills the memory
+        even = (pixels[:, : pixels.shape[1] & ~1, : pixels.shape[2] & ~1] for pixels in frames)
+        return Media("video", encode_video(even, fps), f"{media.name}.mp4")
 
     def seen(self, media: Media) -> Media:
         """An image or a page."""
@@ -95,21 +94,6 @@ class Reencoding:
         buffer = io.BytesIO()
         image.save(buffer, kind, **({"quality": QUALITY} if kind == "JPEG" else {}))
         return Media(media.modality, buffer.getvalue(), f"{media.name}.{kind.lower()}")
-
-
-def frames_of(media: Media, shown: Timeline, fps: int) -> Iterator[Tensor]:
-    """A video's frames at another rate, some at a time: all of a long one would fill the memory."""
-    start, end = media.start, shown.length if media.end is None else min(media.end, shown.length)
-    while True:
-        # Where times are no guide each part would be decoded from the beginning of the file.
-        stop = min(end, start + AT_ONCE / fps) if shown.times else end
-        clip = decode_media(msgspec.structs.replace(media, start=start, end=stop), Resampling(float(fps)))
-        assert isinstance(clip, Clip), "videos are clips"
-        height, width = (side - side % 2 for side in clip.frames.shape[-2:])
-        yield from clip.frames[:, :, :height, :width]
-        if stop > end - 1e-6:
-            return
-        start = stop
 
 
 def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pair | Fault:

@@ -116,14 +116,14 @@ class ShardCache:
             UnreachableError: It cannot be had, or is not what its index says, each time that it was tried.
         """
         path = self.root / f"{shard.sha256}.tar"
-        if self.kept(path, shard.size):
+        if self.use(shard):
             return path
         if shard.size > self.limit:
             raise ValueError(f"reading.cache_gb must hold {shard.url} of {shard.size:,} bytes, got {self.limit:,} bytes.")
         self.root.mkdir(parents=True, exist_ok=True)
         try:
             with self.lock(shard.sha256[:3], wait):  # not one for each: they stay
-                if not self.kept(path, shard.size) and not self.fill(path, shard, wait):
+                if not self.use(shard) and not self.fill(path, shard, wait):
                     return None
         except Timeout:
             return None
@@ -139,10 +139,11 @@ class ShardCache:
         """Gives up a shard whose file was damaged where it is kept."""
         (self.root / f"{shard.sha256}.tar").unlink(missing_ok=True)
 
-    def kept(self, path: Path, size: int) -> bool:
+    def use(self, shard: RemoteShard) -> bool:
         """Whether a shard is there; if so, it counts as used now."""
+        path = self.root / f"{shard.sha256}.tar"
         try:
-            if path.stat().st_size == size:
+            if path.stat().st_size == shard.size:
                 with suppress(PermissionError):  # another user's: it counts as used when it was fetched
                     os.utime(path)
                 return True

@@ -253,6 +253,7 @@ class ShardSet:
             names = {self.samples[number].shard for number in numbers}
             for name in names:
                 self.file(name)
+                self.cache.use(self.remote_shard(name))  # one that stays open would look unused
             self.let_go(names)
 
     def let_go(self, needed: Collection[str]) -> None:

@@ -72,7 +72,7 @@ class Encoder:
                 samples.append(sample)
             except BROKEN as error:
                 faults.append(Fault(shards.place(sample.shard), sample.key, "sample", str(error)).to_json())
-        return collate(shards.samples[slot.numbers[0]], [sample.key for sample in samples], sides, faults)
+        return collate(shards.samples[next(iter(slot.numbers), 0)], [sample.key for sample in samples], sides, faults)
 
     def ahead(self, slots: Iterable[Slot]) -> Iterator[Slot]:
         """The slots, while the shards of those to come are fetched, if they lie elsewhere."""

@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -145,7 +146,7 @@ def parse_media(modality: Medium, value: object, root: Path) -> Media:
     path = Path(os.path.normpath(root / name))
     try:
         inside = path.is_relative_to(os.path.normpath(root)) and path.resolve().is_relative_to(root.resolve())
-        other = path.exists() and not path.is_file()
+        other = is_other(path)
     except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle, a folder that may not be read
         raise ValueError(f"Media must be files that can be read, got {name[:200]!r} ({error}).") from error
     if not inside:
@@ -156,6 +157,14 @@ def parse_media(modality: Medium, value: object, root: Path) -> Media:
     if not is_moment(start) or not (end is None or (is_moment(end) and end > start)):
         raise ValueError(f"start and end must be seconds, the end after the start, got {start!r} and {end!r} for {name!r}.")
     return Media(modality, path, name, float(start), None if end is None else float(end), page)
+
+
+def is_other(path: Path) -> bool:
+    """Whether there is something that is no file; what is not there at all is told by whoever reads it."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def is_moment(value: object) -> bool:

@@ -97,6 +97,15 @@ class Spoil(Callback):
                 next(iter(pl_module.trained().values())).fill_(float("nan"))
 
 
+class OddLoss(Callback):
+    """Makes the loss of this rank NaN, as a part of it that is not gathered may be."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 1:
+            loss = pl_module.loss
+            pl_module.loss = lambda *args: loss(*args) * float("nan")
+
+
 def on_last_rank(callback):
     """The callback, on the last rank only."""
     return [callback] if int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1 else []
@@ -115,6 +124,11 @@ def fit_and_die(kind, folder, packed, root):
 def fit_spoilt(kind, folder, packed, root):
     """One rank's weights turn NaN before the second step."""
     return fit(kind, folder, packed, root, steps=4, callbacks=on_last_rank(Spoil()))
+
+
+def fit_with_an_odd_loss(kind, folder, packed, root):
+    """One rank's loss is NaN in the second step."""
+    return fit(kind, folder, packed, root, steps=4, callbacks=on_last_rank(OddLoss()))
 
 
 def score(folder, sets, root, strategy="ddp"):

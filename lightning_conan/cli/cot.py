@@ -82,9 +82,8 @@ def cot(
     kept, dropped = taught(answered, journal.outcomes)
     if not kept:
         reasons = ", ".join(f"{number} {reason}" for reason, number in Counter(dropped.values()).most_common(3))
-        raise ValueError(
-            f"There must be an answer that passes the filters, got none of {len(answered)}: {reasons or 'no pairs'}."
-        )
+        first = f" The first of {len(faults)} faults: {faults[0].where}: {faults[0].reason}" if faults else ""
+        raise ValueError(f"There must be an answer that passes the filters, got none of {len(answered)}: {reasons}.{first}")
     silent = [Fault(str(source), pair.key, "sample", "no answer") for pair in pairs if not journal.knows(pair)]
     summary = count(kept, dropped, journal.outcomes)
     write(out, kept, [*faults, *silent], dropped, summary | {"faults": len(faults), "unanswered": len(silent)}, pairs_per_shard)

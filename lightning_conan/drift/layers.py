@@ -46,7 +46,7 @@ def token_states(
             for handle in [*handles, first]:
                 handle.remove()
         marked = chunk.input_ids == token
-        pieces.append(torch.stack([layer[marked] for layer in states]).float())
+        pieces.append(torch.stack([layer[marked] for layer in states]).float().cpu())
     return torch.cat(pieces, dim=1)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, DynamicCache, PreTrainedModel
@@ -92,17 +92,30 @@ class OmniEmbedder(PreTrainedModel):
         trains. Those layers drop nothing out themselves.
         """
         for module in self.backbone.modules():
-            if getattr(module, "gradient_checkpointing", False) and type(module).__name__ in self._no_split_modules:
+            if getattr(module, "gradient_checkpointing", False) and self.is_layer(module):
                 module.training = True
 
     @property
+    def implementation(self) -> str:
+        """How the language model attends."""
+        return str(self.backbone.language_model.config._attn_implementation)
+
+    @property
     def flash(self) -> bool:
-        """Whether the language model attends by flash attention."""
-        return "flash" in str(self.backbone.language_model.config._attn_implementation)
+        """Whether that is flash attention."""
+        return "flash" in self.implementation
+
+    def masked(self, seen: Bool[Tensor, "*shape"]) -> Tensor:
+        """What is seen, as the language model takes it: eager attention adds its mask to the scores."""
+        return torch.where(seen, 0.0, torch.finfo(self.dtype).min).to(self.dtype) if self.implementation == "eager" else seen
 
     def layers(self) -> list[nn.Module]:
         """Every layer of every tower."""
-        return [module for module in self.modules() if type(module).__name__ in self._no_split_modules]
+        return [module for module in self.modules() if self.is_layer(module)]
+
+    def is_layer(self, module: nn.Module) -> bool:
+        """Whether a module is a layer of a tower; under FSDP2 its class is a subclass with another name."""
+        return any(kind.__name__ in self._no_split_modules for kind in type(module).__mro__)
 
     def learns_from(self, chunk: Chunk) -> bool:
         """Whether a parameter that trains takes part in a chunk's embeddings."""
@@ -221,7 +234,7 @@ class OmniEmbedder(PreTrainedModel):
 
     def chunks(self, items: Sequence[Encoded], token_budget: int) -> Iterator[tuple[Chunk, Past | None]]:
         """Items in chunks on the model's device; with each the prefix that its rows share, if they were packed without it."""
-        apart = torch.is_grad_enabled() or self.flash  # flash attention takes no mask
+        apart = torch.is_grad_enabled() or self.flash or self.implementation == "eager"  # these take no such mask
         for rows in [list(range(len(items)))] if apart else by_prefix(items):
             group = [items[row] for row in rows]
             past = self.read_prefix(group[0]) if not apart and shares(group) else None

@@ -3,6 +3,7 @@
 import io
 import math
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -93,6 +94,18 @@ def decode_video(media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Li
     Raises:
         MediaError: No video, truncated, no frames, or over a limit (checked from the header).
     """
+    seconds, frames = zip(*frames_of(media, sampling, limits), strict=True)
+    return Clip(torch.stack(frames), list(seconds))
+
+
+def frames_of(
+    media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT
+) -> Iterator[tuple[float, UInt8[Tensor, "3 height width"]]]:
+    """The same frames, one after the other, each with its second.
+
+    Raises:
+        MediaError: As ``decode_video``, once that is found.
+    """
     with open_container(media, "video", limits) as (container, stream):
         limits.check_pixels(media, stream.width, stream.height)
         if stream.frames > limits.max_frames:
@@ -101,17 +114,20 @@ def decode_video(media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Li
         total, fps = shown.total, shown.fps
         if not 0 < total <= limits.max_frames or fps <= 0:
             raise MediaError(media, f"{total} frames at {fps:g} a second, must be 1 to {limits.max_frames}")
-        limits.check_seconds(media, shown.length)
+        if container.duration is None:
+            limits.check_seconds(media, shown.length)
         end = shown.length if media.end is None else min(media.end, shown.length)
         wanted = sampling.choose(shown, media.start, end) if media.start < end else []
         if not wanted:
             raise MediaError(media, f"no frames between {media.start} s and {media.end} s, the file has {shown.length:.2f} s")
-        frames = dict(pick(container, stream, shown, set(wanted), partial(limits.check_pixels, media)))
-    if len({pixels.shape for pixels in frames.values()}) > 1:
-        raise MediaError(media, "frames of several sizes, must be of one")
-    if missing := [index for index in wanted if index not in frames]:
-        raise MediaError(media, f"truncated: the header announces {total} frames, frame {missing[0]} is not there")
-    return Clip(torch.stack([frames[index] for index in wanted]), [shown.second(index) for index in wanted])
+        left, shape = Counter(wanted), torch.Size()
+        for index, pixels in pick(container, stream, shown, set(wanted), partial(limits.check_pixels, media)):
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise MediaError(media, "frames of several sizes, must be of one")
+            yield from [(shown.second(index), pixels)] * left.pop(index)
+    if left:
+        raise MediaError(media, f"truncated: the header announces {total} frames, frame {min(left)} is not there")
 
 
 def timeline(media: Media, limits: Limits = DEFAULT) -> "Timeline":
@@ -203,16 +219,18 @@ def pick(container: Any, stream: Any, shown: Timeline, wanted: set[int], check: 
     ``check`` gets each one's width and height, before its pixels are made: they may differ from the header's.
     """
     stream.thread_type = "NONE"  # the data workers are the parallelism
+    left = set(wanted)
     if shown.times:
-        found = dict(by_times(container, stream, shown, sorted(wanted), check))
-        if found.keys() == wanted:
-            yield from found.items()
+        for index, pixels in by_times(container, stream, shown, sorted(wanted), check):
+            left.discard(index)
+            yield index, pixels
+        if not left:
             return
         stream.codec_context.skip_frame = "DEFAULT"
         container.seek(0)
-    last = max(wanted)
+    last = max(left)
     for index, frame in enumerate(container.decode(stream)):
-        if index in wanted:
+        if index in left:
             yield index, rgb(frame, check)
         if index >= last:
             return

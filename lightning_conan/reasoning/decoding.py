@@ -143,7 +143,8 @@ def read_prompts(embedder: OmniEmbedder, chunk: Chunk, past: Past | None, decodi
     for row in (~leaves).nonzero()[:, 0].tolist():
         last = int(chunk.last[row])
         read = slice(before + last + 1)
-        pairs = [(layer.keys[row, :, read], layer.values[row, :, read]) for layer in options["cache"].layers]
+        # Copies: as views they would keep the whole chunk's cache until their turn comes.
+        pairs = [(layer.keys[row, :, read].clone(), layer.values[row, :, read].clone()) for layer in options["cache"].layers]
         rows.append(Row(chunk.rows[row], pairs, tokens[row], chunk.positions[:, row, last].max() + 1))
     return rows
 
@@ -185,7 +186,7 @@ def step(embedder: OmniEmbedder, group: Group) -> Float[Tensor, "rows dim"]:
     output = embedder.backbone.language_model(
         inputs_embeds=embedder.embed_ids(group.token[:, None]),
         position_ids=group.position.expand(3, -1)[..., None],
-        attention_mask=mask if embedder.flash else mask[:, None, None],
+        attention_mask=mask if embedder.flash else embedder.masked(mask[:, None, None]),
         cache=cache,
         use_cache=True,
     )

@@ -151,7 +151,7 @@ def verdict(text: str, rules: Rules) -> None:
     Raises:
         RuleBroken: A no, a doubtful yes, or neither.
     """
-    found = re.fullmatch(r"\W*(yes|no)[^\w.]+(\d*\.?\d+)\s*(%?)\W*", text.strip().lower())
+    found = re.fullmatch(r"\W*(yes|no)\W*?[^\w.](\d*\.?\d+)\s*(%?)\W*", text.strip().lower())
     sure = 2.0 if found is None else float(found[2]) / (100 if found[3] else 1)
     if found is None or sure > 1:
         raise RuleBroken("verifier said neither yes nor no, or not how sure")

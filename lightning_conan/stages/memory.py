@@ -198,4 +198,4 @@ def measured_bytes(embedder: OmniEmbedder, modality: Modality, device: torch.dev
         with counted(weights) as kept:
             found = embedder(chunk)
         learn(found)
-    return sum(kept.values()) * 3 // 2
+    return max(1, sum(kept.values()) * 3 // 2)

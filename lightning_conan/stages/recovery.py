@@ -120,7 +120,8 @@ class ProjectorRecovery(Stage):
             raise ValueError("constants are made by each rank at its own time, got strategy fsdp2. Use ddp, or leave them out.")
         if self.constants_folder is not None:
             made_by = embeds_as(self.provenance, self.processor)
-            maker = f"{made_by}:{self.embedder.dtype}:{self.trainer.precision}:{self.device.type}"
+            arithmetic = self.embedder.dtype, self.embedder.implementation, self.trainer.precision, self.device.type
+            maker = ":".join([made_by, *map(str, arithmetic)])
             self.constants = Constants(self.constants_folder, maker, self.constants_gb)
 
     @override

@@ -18,6 +18,8 @@ from lightning_conan.stages.ranks import total
 from lightning_conan.stages.settings import Training
 from lightning_conan.stages.sharding import gather_weights, share_weights
 
+PRECISIONS = ("32-true", "bf16-mixed")
+
 
 @dataclass
 class Effort:
@@ -71,6 +73,11 @@ class Scoring(LightningModule):
         self.processor: OmniProcessor = load_processor(self.folder)
         self.metrics: dict[str, RetrievalMetric] = {}
         self.efforts: dict[str, Effort] = {}
+
+    @override
+    def setup(self, stage: str) -> None:
+        if str(self.trainer.precision) not in PRECISIONS:  # others cast weights that train, and rotary frequencies
+            raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, got {self.trainer.precision}.")
 
     def embed(self, items: list[Encoded]) -> Float[Tensor, "items dim"]:
         """Embeddings without gradients."""

@@ -57,9 +57,13 @@ def sync_gradients(module: nn.Module, sync: bool) -> None:
 
 def gather_weights(module: nn.Module) -> None:
     """Makes the weights whole on every rank until ``share_weights``: what runs then need not keep step with other ranks."""
-    for part in sharded_modules(module):
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
+    if isinstance(module, FSDPModule):
+        module._get_fsdp_state()._lazy_init()  # else the first layer that runs alone would take itself for the root
+    # Lightning scores in inference mode, and what is first gathered there could never train.
+    with torch.inference_mode(False), torch.no_grad():
+        for part in sharded_modules(module):
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
 
 
 def share_weights(module: nn.Module) -> None:

@@ -95,11 +95,6 @@ class Stage(Weights):
     # Training
 
     @override
-    def on_fit_start(self) -> None:
-        if str(self.trainer.precision).startswith("16"):
-            raise ValueError(f"Training needs bf16-mixed or 32-true, got precision={self.trainer.precision}: float16 overflows.")
-
-    @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         leave_gradients_alone(self.trainer.strategy.model)  # Lightning turns DDP's sums on again after every step
         if not most(len(batch), self.device):

@@ -33,7 +33,7 @@ def flip(path):
 def test_the_newest_is_read_and_the_one_before_is_kept(written):
     assert CheckpointFiles().load_checkpoint(written)["step"] == 2
     assert torch.load(written.with_name(PREVIOUS), weights_only=True)["step"] == 1
-    assert sorted(path.name for path in written.parent.iterdir()) == ["last.ckpt", "last.ckpt.b3", PREVIOUS]
+    assert sorted(path.name for path in written.parent.iterdir()) == ["last.ckpt", "last.ckpt.hash", PREVIOUS]
 
 
 @pytest.mark.parametrize("damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:-100]), lambda path: path.unlink()])
@@ -51,8 +51,8 @@ def test_two_damaged_files_are_refused(written):
 
 
 def test_a_file_without_its_hash_is_refused(written):
-    written.with_name("last.ckpt.b3").unlink()
-    with pytest.raises(ValueError, match=r"last\.ckpt\.b3 is missing"):
+    written.with_name("last.ckpt.hash").unlink()
+    with pytest.raises(ValueError, match=r"last\.ckpt\.hash is missing"):
         CheckpointFiles().load_checkpoint(written)
 
 
@@ -93,7 +93,7 @@ def test_twenty_kills_cost_nothing_but_time(base, world, tmp_path):
     context, wait, newest = get_context("forkserver"), random.Random(0), 0
     context.set_forkserver_preload(["scenarios"])
     root = tmp_path / "b"
-    last_ckpt, hashes = root / "checkpoints" / "last.ckpt", root / "checkpoints" / "last.ckpt.b3"
+    last_ckpt, hashes = root / "checkpoints" / "last.ckpt", root / "checkpoints" / "last.ckpt.hash"
     for _ in range(20):
         before = hashes.read_text() if hashes.exists() else ""
         process = context.Process(target=fit_until_killed, args=(base, world, root, steps))

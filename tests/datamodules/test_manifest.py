@@ -19,7 +19,7 @@ def test_keeps_order_and_split(tmp_path):
     assert [pair.key for pair in read_manifest(manifest, "train")] == ["k1", "k3", "k5"]
 
 
-@pytest.mark.parametrize("name", ["data:image/png;base64," + "A" * 5000, "loop/a.flac", "zero\0.flac"])
+@pytest.mark.parametrize("name", ["data:image/png;base64," + "A" * 5000, "loop/a.flac"])
 def test_a_path_that_no_file_can_have_is_a_fault(tmp_path, name):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     manifest = write(tmp_path / "m.jsonl", LINE | {"query": {"audio": name}}, LINE)

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import reencode
 from datamodules.manifest import Fault
 from datamodules.reencode import Reencoding, prepare
 from datamodules.shards import ShardSet
@@ -94,11 +93,9 @@ def test_fewer_frames_keep_their_moments(rate, frames, fps):
     assert shown == pytest.approx(clip.seconds, abs=4.5 / rate)  # grays are lossy, too
 
 
-@pytest.mark.parametrize("at_once", [3, 64])
 @pytest.mark.parametrize("span", [{}, {"start": 5.0, "end": 9.0}, {"start": 0.5, "end": 7.25}])
-def test_frames_of_unlike_length_keep_their_moments_too(span, at_once, monkeypatch):
-    """Forty frames in the first four seconds, then one a second, as a screen is recorded; some at a time or all at once."""
-    monkeypatch.setattr(reencode, "AT_ONCE", at_once)
+def test_frames_of_unlike_length_keep_their_moments_too(span):
+    """Forty frames in the first four seconds, then one a second, as a screen is recorded."""
     moments = [*(number / 10 for number in range(40)), *range(4, 13)]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:

@@ -170,6 +170,15 @@ def test_a_key_that_comes_twice_is_listed_and_never_lost(tmp_path):
     assert "must be unique" in (tmp_path / "set" / "quarantine.jsonl").read_text()
 
 
+def test_an_index_names_each_shard_once(tmp_path):
+    write_shards(pairs(2), tmp_path / "set")
+    index = json.loads((tmp_path / "set" / "index.json").read_text())
+    index["shards"] *= 2
+    (tmp_path / "set" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"must name each shard once, got 000000\.tar twice"):
+        ShardSet(tmp_path / "set")
+
+
 def test_an_index_names_shards_of_its_own_folder_only(tmp_path):
     write_shards(pairs(2), tmp_path / "set")
     index = json.loads((tmp_path / "set" / "index.json").read_text())

@@ -81,6 +81,8 @@ def test_a_batch_of_nothing_but_broken_samples_is_empty_and_keeps_its_task(poiso
 
 
 def test_settings_are_checked():
+    with pytest.raises(ValueError, match="must hold no slash"):
+        SpecialistData(test={"mbeir/cirr": "somewhere"})
     with pytest.raises(ValueError, match="batch_size must be positive"):
         SpecialistData(batch_size=0)
     with pytest.raises(ValueError, match=r"max_bad_rate in \[0, 1\)"):

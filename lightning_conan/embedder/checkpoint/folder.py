@@ -233,10 +233,7 @@ def base_of(folder: Path) -> Path:
     config = folder / (ADAPTER_CONFIG if is_adapter(folder) else DELTA_CONFIG)
     base = Path(json.loads(config.read_text())["base_model_name_or_path"])
     if not base.is_dir():
-        raise ValueError(
-            f"{folder} needs its base {base}, which is not there. "
-            f"Put it back, or name its place as base_model_name_or_path in {config.name}."
-        )
+        raise ValueError(f"{folder} needs its base {base}, which is not there. Put it back, or a link to where it is now.")
     return base
 
 

@@ -22,8 +22,8 @@ from lightning_conan.media import encode_audio, encode_video
 
 VECTORS, RECORD = "vectors.safetensors", "golden.json"
 PACKAGES = ("lightning-conan", "torch", "torchvision", "torchaudio", "transformers", "tokenizers", "av", "pillow")
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-"""How far an entry of a unit vector may be off, by the coarser of the dtypes then and now."""
+TOLERANCE = {torch.float32: 3e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""How far a unit vector may be off, by the coarser of the dtypes then and now; 0.1 is a cosine of 0.995, whatever the width."""
 
 
 def draw_files() -> dict[str, bytes]:
@@ -86,7 +86,7 @@ def write_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) ->
 
 
 def compare_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -> tuple[dict[str, float], float]:
-    """How far each item's vector is from the one in the folder (largest difference of an entry), and how far it may be.
+    """How far each item's vector is from the one in the folder (their distance), and how far it may be.
 
     Raises:
         ValueError: The folder has no golden vectors.
@@ -96,7 +96,7 @@ def compare_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) 
     record = json.loads((folder / GOLDEN / RECORD).read_text())
     files = {path.name: path.read_bytes() for path in (folder / GOLDEN).iterdir()}
     wanted, found = load_file(folder / GOLDEN / VECTORS), embed_golden(model, processor, files)
-    off = {name: float((found[name] - vector).abs().max()) for name, vector in wanted.items()}
+    off = {name: float((found[name] - vector).norm()) for name, vector in wanted.items()}
     return off, max(TOLERANCE[model.dtype], TOLERANCE[getattr(torch, record["dtype"])])
 
 

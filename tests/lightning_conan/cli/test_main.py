@@ -71,6 +71,20 @@ def test_a_missing_shard_is_one_error(base, world, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_one_error(base, world, tmp_path, capsys):
+    words = ["--folder", str(base), "--source", str(world), "--out", str(tmp_path / "out"), "--accelerator", "gpu"]
+    assert main(["embed", *words]) == 1
+    said = capsys.readouterr().err
+    assert "gpu" in said
+    assert "Traceback" not in said
+
+
+def test_no_device_is_refused(capsys):
+    assert main(["memory", "--devices", "0"]) == 1
+    assert "devices must be 1 or more, got 0" in capsys.readouterr().err
+
+
 def test_an_empty_manifest_is_one_error(tmp_path, capsys):
     (tmp_path / "m.jsonl").write_text("")
     assert main(["pack", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "set")]) == 1
@@ -225,7 +239,7 @@ def test_a_hostile_ckpt_is_refused_before_its_code_runs(base, world, tmp_path, c
     checkpoint.with_name("previous.ckpt").unlink(missing_ok=True)
     assert main([*words, "--trainer.max_steps", "4", "--ckpt_path", "last"]) == 1
     assert "both are damaged" in one_error(capsys)  # it is not what was written
-    checkpoint.with_name("last.ckpt.b3").write_text(file_hash(checkpoint))
+    checkpoint.with_name("last.ckpt.hash").write_text(file_hash(checkpoint))
     assert main([*words, "--trainer.max_steps", "4", "--ckpt_path", "last"]) == 1
     assert "must hold plain values only" in one_error(capsys)
     assert not (tmp_path / "canary").exists()

@@ -32,6 +32,18 @@ def test_sharing_changes_no_vector(folder, encoded, budget, monkeypatch):
         torch.testing.assert_close(shared, folder[0].embed(encoded, budget), atol=1e-5, rtol=0)
 
 
+def test_eager_attention_changes_no_vector(folder, encoded):
+    """It adds its mask to the scores, so that true and false would mask nothing."""
+    with torch.no_grad():
+        expected = folder[0].embed(encoded, 200)
+        folder[0].switch("eager", None)
+        try:
+            found = folder[0].embed(encoded, 200)
+        finally:
+            folder[0].switch("sdpa", None)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_it_saves_tokens(folder, encoded):
     """What the language model sees is less than what the items hold."""
     seen = []

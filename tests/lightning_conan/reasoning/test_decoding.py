@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lightning_conan.embedder import OmniProcessor, pack, tiny_embedder
 from lightning_conan.items import Item
 from lightning_conan.reasoning import Decoding, Reasoner, encode_queries
-from lightning_conan.reasoning.decoding import ungraded
+from lightning_conan.reasoning.decoding import Written, read_prompts, ungraded
 
 MOST = 12
 
@@ -71,6 +71,28 @@ def test_is_one_query_at_a_time_without_a_cache(model, queries, decoding, budget
         assert found.tokens[row] == written
         assert found.truncated[row] == truncated
         torch.testing.assert_close(found.embeddings[row], vector, atol=1e-5, rtol=0)
+
+
+def test_eager_attention_writes_the_same(model, queries):
+    expected = encode_queries(model[0], queries, Decoding(max_new_tokens=MOST))
+    model[0].switch("eager", None)
+    try:
+        found = encode_queries(model[0], queries, Decoding(max_new_tokens=MOST))
+    finally:
+        model[0].switch("sdpa", None)
+    assert found.tokens == expected.tokens
+    torch.testing.assert_close(found.embeddings, expected.embeddings, atol=1e-5, rtol=0)
+
+
+def test_who_waits_keeps_no_more_than_its_own_cache(model, queries):
+    """Not that of the whole chunk that its prompt was read in."""
+    nothing = Written(torch.empty(len(queries), 128), [[] for _ in queries], [False] * len(queries))
+    with torch.no_grad():
+        chunks = pack(queries, 100_000)
+        rows = [row for chunk in chunks for row in read_prompts(model[0], chunk, None, Decoding("always"), nothing)]
+    assert len(chunks) < len(rows) == len(queries)
+    for tensor in (tensor for row in rows for pair in row.pairs for tensor in pair):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def test_the_model_of_these_tests_does_all_there_is_to_do(model, queries):

@@ -1,5 +1,6 @@
 """Reasoning by an engine gives the vectors of our own decoding, when the engine writes the same."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,26 @@ def test_an_engine_that_writes_what_we_would_write_gives_our_vectors(reasoner):
 def test_an_engine_that_is_not_there_is_named(reasoner):
     with pytest.raises(OSError, match="gave no answer about query 0"):
         encode_by_engine(reasoner, [Item(("a red star",))], Endpoint("http://127.0.0.1:9/v1", retries=0))
+
+
+def test_no_more_queries_are_under_way_than_may_be_and_an_overload_passes(reasoner):
+    """Cloudflare's 52x and Anthropic's 529 too; answers may come in any order."""
+    now, most = [], []
+
+    def answer(body, number):
+        now.append(body)
+        most.append(len(now))
+        time.sleep(0.02 * (len(body["messages"][-1]["content"][0]["text"]) % 3))
+        now.remove(body)
+        return (529, "overloaded") if number == 1 else (200, "")
+
+    items = [Item((f"star {'x' * row}",)) for row in range(9)]
+    with server(answer) as (url, seen):
+        found = encode_by_engine(reasoner, items, Endpoint(url, "conan", concurrency=2, pause=0.001))
+    assert max(most) <= 2
+    assert len(seen) == 18
+    expected = reasoner.model.embed([reasoner.processor(item, "query") for item in items])
+    torch.testing.assert_close(found.embeddings, expected, atol=1e-5, rtol=0)
 
 
 def test_the_engine_is_told_where_to_stop(reasoner):

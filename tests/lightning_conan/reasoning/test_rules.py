@@ -76,6 +76,7 @@ def test_tags_are_stripped():
 @pytest.mark.parametrize(("text", "reason"), [
     ("yes 0.85", None), ("Yes, 0.9.", None), ("yes 0.7", "verifier was not sure"), ("no 0.9", "verifier said no"),
     ("maybe", "verifier said neither yes nor no"), ("yes", "verifier said neither yes nor no"),
+    ("Yes. 0.85", None), ("No.\n.9", "verifier said no"),
     ("yes .5", "verifier was not sure"), ("yes .75", None), ("yes 5%", "verifier was not sure"), ("yes: 85 %", None),
     ("yes 85", "verifier said neither yes nor no"),
 ])  # fmt: skip

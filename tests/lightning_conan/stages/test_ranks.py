@@ -20,6 +20,7 @@ from scenarios import (
     fit_in_one_pass,
     fit_spoilt,
     fit_with,
+    fit_with_an_odd_loss,
     fit_with_constants,
     score,
 )
@@ -143,6 +144,14 @@ def test_scores_are_those_of_one_process(base, world, tmp_path, strategy):
     assert first == second == pytest.approx(alone, abs=1e-4)
 
 
+@each_strategy
+def test_a_rank_without_pairs_scores_along(base, tmp_path, strategy):
+    write_shards(draw_pairs("image", 1, 0), tmp_path / "one")
+    alone = score(base, {"image": tmp_path / "one"}, tmp_path / "alone")
+    first, second = values(score, base, {"image": tmp_path / "one"}, tmp_path / "run", strategy)
+    assert first == second == pytest.approx(alone, abs=1e-4)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_one_rank_stops_all_at_one_step(base, world, tmp_path, number, status):
     found = both(fit_and_stop, "image", base, world, tmp_path / "run", number)
@@ -210,6 +219,15 @@ def test_nan_on_one_rank_stops_both_before_the_step(base, world, tmp_path):
     assert all(kind == "raised" and "must be finite, got nan at step 1" in reason for kind, reason in found)
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(bool(tensor.isfinite().all()) for tensor in saved["state_dict"].values())
+
+
+def test_a_loss_that_is_nan_on_one_rank_alone_stops_both(base, world, tmp_path):
+    """Else the others would wait for it in the backward pass."""
+    first, last = both(fit_with_an_odd_loss, "image", base, world, tmp_path / "run")
+    assert first[0] == last[0] == "raised"
+    assert "got nan at step 1" in first[1]
+    assert "of other ranks" in first[1]
+    assert "of other ranks" not in last[1]
 
 
 def test_a_run_of_one_process_goes_on_in_shards(base, world, tmp_path):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from callbacks import FrozenBackbone
 from datamodules import RehearsalData, SpecialistData
-from lightning_conan.embedder import Batch, Encoded, OmniEmbedder, OmniProcessor, load_folder, save_folder
+from lightning_conan.embedder import Batch, Encoded, OmniEmbedder, OmniProcessor, load_folder, save_folder, tiny_embedder
 from lightning_conan.objectives import Contrast, PairEmbeddings, symmetric_info_nce
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist
@@ -103,6 +103,19 @@ def test_activations_are_checkpointed_though_the_backbone_is_in_eval_mode(fused,
         found[checkpoint] = calls.count, state(module)
     assert found[True][0] == 2 * found[False][0]
     assert all(torch.equal(tensor, found[True][1][name]) for name, tensor in found[False][1].items())
+
+
+def test_layers_are_known_by_their_class_in_shards_too():
+    """FSDP2 gives each layer a class of its own, whose name begins with FSDP."""
+    model = tiny_embedder(0)[0]
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    layer = model.backbone.language_model.layers[0]
+    layer.__class__ = type("FSDPLayer", (type(layer),), {})
+    model.eval()
+    model.keep_checkpointing()
+    assert layer.training
+    assert layer in model.layers()
+    assert not any(layer.training for layer in model.audio_encoder.modules())
 
 
 def test_constants_change_nothing_but_the_time(fused, world, tmp_path, monkeypatch):

@@ -276,6 +276,10 @@ def test_switches_that_cannot_be_had_are_refused(base, world, tmp_path, setting,
         trainer(tmp_path, 1).fit(Specialist(base, "image", replace(QUICK, **setting)), data(world))
 
 
-def test_float16_is_refused(base, world, tmp_path):
-    with pytest.raises(ValueError, match="Training needs bf16-mixed or 32-true"):
-        trainer(tmp_path, 1, precision="16-true").fit(Specialist(base, "image", QUICK), data(world))
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true"])
+def test_precisions_that_cast_weights_are_refused(base, world, tmp_path, precision):
+    with pytest.raises(ValueError, match=f"precision must be 32-true or bf16-mixed, got {precision}"):
+        trainer(tmp_path, 1, precision=precision).fit(Specialist(base, "image", QUICK), data(world))
+    sets = SpecialistData(test={"image": world / "image"}, batch_size=4, num_workers=0)
+    with pytest.raises(ValueError, match="precision must be"):
+        trainer(tmp_path, 1, precision=precision).test(Stage(base), sets, verbose=False)
