@@ -1,4 +1,4 @@
-"""Two choices of TRACE (PAPERS.md B1) taken the other way: which state is the embedding, and whether candidates reason.
+"""Two choices of TRACE (arXiv 2603.02929) taken the other way: which state is the embedding, and whether candidates reason.
 
 Pooling: from one start, in as many steps on the same batches, one model embeds by the state that predicts <|emb|> (ours) and one
 by the state of <|emb|> itself, which it reads behind the reasoning, and alone behind a target. The paper: recall@5 57.0 and 52.3.

@@ -27,6 +27,10 @@ class DataMonitor(Callback):
         self.saved = False
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # which does not come where a run goes on in mid-epoch
+
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.waited, self.pairs = 0.0, 0
         self.began = self.ended = time.perf_counter()

@@ -15,8 +15,9 @@ class FolderCheckpoint(Callback):
 
     Args:
         out: The folder; one that the same stage wrote before is replaced.
-        form: ``dense`` merges LoRA into the weights; ``adapter`` (specialists only) writes the adapter alone, in PEFT's
-            layout: a hundredth of the size, and `conan fuse` and `conan test` read both alike.
+        form: ``dense`` merges LoRA into the weights, of the dtype that the stage started from; ``float32`` likewise, where
+            bfloat16 would round small changes away (a warning says so); ``adapter`` (specialists only) writes the adapter
+            alone, in PEFT's layout: a hundredth of the size, and `conan fuse` and `conan test` read both alike.
     """
 
     def __init__(self, out: Path, form: Form = "dense") -> None:

@@ -90,12 +90,15 @@ class ProjectorDrift(Callback):
     def watch(self, pl_module: LightningModule) -> None:
         """Measures and logs."""
         assert isinstance(pl_module, Stage), f"ProjectorDrift watches stages, got {type(pl_module)}"
-        training = pl_module.embedder.training
+        modes = {
+            module: module.training for module in pl_module.embedder.modules()
+        }  # another callback may hold some in eval mode
         pl_module.embedder.eval()
         with whole_weights(pl_module.embedder), pl_module.trainer.precision_plugin.forward_context():
             states = token_states(pl_module.embedder, self.items, self.modality)
         cosines = layer_cosines(self.reference, states)
-        pl_module.embedder.train(training)
+        for module, training in modes.items():
+            module.training = training
         self.history.append((pl_module.global_step, [round(value, 5) for value in cosines.tolist()]))
         names = [f"drift/{self.modality}/layer_{layer}" for layer in range(len(cosines))]
         pl_module.log_dict(dict(zip(names, cosines, strict=True)), rank_zero_only=True)

@@ -6,6 +6,7 @@ from types import FrameType
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
@@ -17,7 +18,8 @@ class ResumableCheckpoint(ModelCheckpoint):
     """Keeps ``checkpoints/last.ckpt`` under the trainer's root, for ``--ckpt_path last`` (see ``CheckpointFiles``).
 
     On SIGTERM or Ctrl-C, to whichever rank, the step that runs is finished and saved, and all exit with 143 or 130
-    (Lightning itself would exit with 0, or not save, or hang). A second Ctrl-C stops at once.
+    (Lightning itself would exit with 0, or not save, or hang). A second Ctrl-C stops at once. SLURM's signal to requeue a job
+    waits for the end of the step, too.
 
     Args:
         every_n_steps: How often to save.
@@ -27,6 +29,7 @@ class ResumableCheckpoint(ModelCheckpoint):
         super().__init__(save_last=True, save_top_k=0, every_n_train_steps=every_n_steps, enable_version_counter=False)
         self.every_n_steps = every_n_steps
         self.stopped_by: int | None = None
+        self.requeue: int | None = None
         self.handlers: dict[int, Any] = {}
 
     @override
@@ -34,6 +37,9 @@ class ResumableCheckpoint(ModelCheckpoint):
         self.dirpath = str(Path(trainer.default_root_dir).resolve() / "checkpoints")
         super().setup(trainer, pl_module, stage)
         trainer.strategy.checkpoint_io = CheckpointFiles()
+        for other in trainer.checkpoint_callbacks:
+            if isinstance(other, ModelCheckpoint) and other.save_last == "link":
+                raise ValueError("Another ModelCheckpoint must not link last.ckpt, which is this one's. Leave its save_last out.")
 
     @override
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
@@ -51,6 +57,11 @@ class ResumableCheckpoint(ModelCheckpoint):
             )
         for number in (signal.SIGTERM, signal.SIGINT):
             self.handlers[number] = signal.signal(number, self.note)
+        environment = trainer._accelerator_connector.cluster_environment  # type: ignore[attr-defined]
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue and environment.requeue_signal:
+            # Lightning's handler saves at once, in mid-step, where ranks wait for each other's gradients.
+            self.requeue = environment.requeue_signal
+            self.handlers[self.requeue] = signal.signal(self.requeue, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Remembers the signal until the step is done; a second Ctrl-C is not remembered but obeyed."""
@@ -62,11 +73,20 @@ class ResumableCheckpoint(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         # One rank's signal stops all at the same step: a save is everyone's, and a rank that waits for one that left hangs.
         stopped_by = most(self.stopped_by or 0, pl_module.device)
+        if stopped_by and stopped_by == self.requeue:
+            self.handlers[stopped_by](stopped_by, None)  # saves and asks for another turn; SLURM ends this one
+            self.stopped_by, stopped_by = None, 0
         if not stopped_by:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             return
         trainer.save_checkpoint(Path(self.dirpath or ".") / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
         raise SystemExit(128 + stopped_by)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves where the run stopped, early or not; Lightning does if it has saved nothing before, be it a dry run."""
+        if not trainer.fast_dev_run and self._last_global_step_saved != trainer.global_step:  # type: ignore[attr-defined]
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -20,7 +20,7 @@ class ScoreFile(Callback):
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]  # a dry run's are of one batch
             return
         scores: dict[str, dict[str, float]] = {}
         for name, value in sorted(trainer.callback_metrics.items()):

@@ -11,9 +11,10 @@ from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from datamodules.patience import BROKEN
 from datamodules.plan import Mixture, Slot, Window, of_rank, plan_scoring, plan_training
 from datamodules.shards import Reading, ShardSet
-from datamodules.stream import BROKEN, BatchLoader, Encoder
+from datamodules.stream import BatchLoader, Encoder
 from lightning_conan.embedder import Batch
 from lightning_conan.items import Item, Side
 
@@ -71,9 +72,12 @@ class PairData(LightningDataModule):
         self.resume: dict[str, Any] = {}
         self.epoch = self.overcount = 0
         self.seen = self.broken = 0
+        self.listed: set[str] | None = None
 
     @override
     def setup(self, stage: str) -> None:
+        if stage == "predict":
+            raise ValueError("Stages predict nothing. Write embeddings with `conan embed`, scores with `conan test`.")
         wanted = ("fit", "validate") if stage == "fit" else (stage,)
         for name in wanted:
             cache = self.reading.shard_cache
@@ -135,7 +139,8 @@ class PairData(LightningDataModule):
     def training_slots(self, epoch: int) -> list[Slot]:
         """An epoch's batches for this rank."""
         rank, world = self.world
-        return of_rank(self.plan(epoch, world), rank, world)
+        again = getattr(self.trainer, "overfit_batches", 0)  # Lightning looks for a sampler only
+        return of_rank(self.plan(0 if again else epoch, world), rank, world)
 
     @override
     def train_dataloader(self) -> BatchLoader[Batch]:
@@ -193,8 +198,12 @@ class PairData(LightningDataModule):
         rank, world = self.world
         path = Path(self.trainer.default_root_dir) / (QUARANTINE if world == 1 else f"{rank}.{QUARANTINE}")
         path.parent.mkdir(parents=True, exist_ok=True)
+        if self.listed is None:  # by the run that this one goes on with
+            self.listed = set(path.read_text().splitlines()) if path.exists() else set()
+        new = dict.fromkeys(fault for fault in faults if fault not in self.listed)
+        self.listed.update(new)
         with path.open("a") as file:
-            file.writelines(fault + "\n" for fault in faults)
+            file.writelines(fault + "\n" for fault in new)
         log.warning("left out %d broken samples of %d so far, listed in %s", self.broken, self.seen, path)
         if self.seen >= 100 and self.broken > self.max_bad_rate * self.seen:
             raise ValueError(
@@ -207,7 +216,8 @@ class PairData(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return {}
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        return {"epoch": self.epoch, "batch": done, "order": self.order(), "ranks": self.world[1]}
+        counts = {"seen": self.seen, "broken": self.broken}
+        return {"epoch": self.epoch, "batch": done, "order": self.order(), "ranks": self.world[1], **counts}
 
     def order(self) -> str:
         """What fixes the order of samples, besides the epoch: data, seed and batch size."""
@@ -231,3 +241,4 @@ class PairData(LightningDataModule):
                     "last one is too small for every rank. Resume with as many ranks, or start a new run from the last folder."
                 )
             self.resume, self.epoch = state_dict, state_dict["epoch"]
+            self.seen, self.broken = state_dict["seen"], state_dict["broken"]

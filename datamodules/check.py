@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
+from blake3 import blake3
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
@@ -63,6 +64,7 @@ class Report:
     media: Counter[str] = field(default_factory=Counter)
     queries: dict[str, list[str]] = field(default_factory=dict)
     targets: dict[str, list[str]] = field(default_factory=dict)
+    files: dict[bytes, str] = field(default_factory=dict)
     looks: list[Look] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
@@ -133,11 +135,14 @@ def examine(folder: str, looks: bool = False) -> Report:
             raise ValueError(f"{packed.place(shard.name)} is not what was packed: its SHA-256 differs. Copy or pack it again.")
     report = Report(folder, len(packed))
     for number in tqdm(range(len(packed)), desc=folder.rpartition("/")[2], unit="pair", disable=None):
+        packed.bring([number])  # and lets go of what the cache gives up
         pair = packed.read(number)
         report.tasks[f"{pair.modality}/{pair.task}"] += 1
         for side, item in pair.sides():
             for media in item.media:
-                report.media[media.modality] += len(media.read())
+                data = media.read()
+                report.media[media.modality] += len(data)
+                report.files.setdefault(blake3(f"{media.span}".encode() + data).digest(), pair.key)
                 if looks and media.modality in ("image", "document") and side in ("query", "target"):
                     report.look(pair.key, media)
         report.queries.setdefault(pair.query.content_hash(), []).append(pair.key)
@@ -153,6 +158,8 @@ def shared(reports: Sequence[Report]) -> Iterator[str]:
             if both:
                 key = getattr(other, side)[min(both)][0]
                 yield f"{one.folder} and {other.folder} share {len(both)} {side}, such as that of {key!r}"
+        if both := one.files.keys() & other.files.keys():  # beside other texts, or on the other side of a pair
+            yield f"{one.folder} and {other.folder} share {len(both)} media, such as that of {other.files[min(both)]!r}"
         if twins := list(alike(one.looks, other.looks)):
             first, second = twins[0]
             yield (

@@ -116,6 +116,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         for batch in pq.ParquetFile(path).iter_batches(256):
             yield from batch.to_pylist()
     elif path.suffix in (".csv", ".tsv"):
+        csv.field_size_limit(2**31 - 1)  # a cell may be a book; 131,072 characters by default
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
     else:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,9 @@ from lightning import LightningDataModule
 from typing_extensions import override
 
 from datamodules.manifest import Fault
-from datamodules.patience import patience
+from datamodules.patience import BROKEN, patience
 from datamodules.plan import Slot
-from datamodules.stream import BROKEN, SECONDS, BatchLoader
+from datamodules.stream import SECONDS, BatchLoader
 from lightning_conan.embedder import ItemBatch, OmniProcessor
 from lightning_conan.items import Item, Media, Modality, Side, parse_side
 
@@ -48,9 +49,9 @@ class ItemList:
             raise ValueError(f"{source} does not exist. Name a manifest (JSONL) or a folder of media.")
         if not self.entries:
             raise ValueError(f"{source} must hold at least 1 item to embed, got 0. Files end in {sorted(KINDS)}.")
-        keys = [key for key, _ in self.entries]
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in self.entries)
+        if len(counts) < len(self.entries):
+            twice = next(key for key, count in counts.items() if count > 1)
             raise ValueError(f"Keys must be unique, {twice!r} stands twice in {source}.")
 
     def __len__(self) -> int:

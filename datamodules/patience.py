@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 AGAIN = 1.0
+BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError)
+"""What reading a broken sample raises, too long a time included: its record may hold anything."""
 
 
 @contextmanager

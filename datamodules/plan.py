@@ -5,6 +5,7 @@ import random
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -14,11 +15,19 @@ class Slot:
     source: str
     numbers: tuple[int, ...]
 
+    def cut(self, count: int) -> "list[Slot]":
+        """So many consecutive pieces of nearly the same size, none of them empty; one, if the batch is."""
+        size = len(self.numbers)
+        count = max(1, min(count, size))
+        ends = [size * number // count for number in range(count + 1)]
+        return [Slot(self.source, self.numbers[start:end]) for start, end in pairwise(ends)]
+
 
 def chop(numbers: Sequence[int], size: int, world: int) -> list[list[int]]:
-    """Global batches of ``size`` in order; a rest too small for every rank joins the batch before it."""
+    """Global batches of ``size`` in order; a rest too small for every rank, or of one pair, which has no negative, joins the one
+    before it."""
     batches = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
-    if len(batches) > 1 and len(batches[-1]) < world:
+    if len(batches) > 1 and len(batches[-1]) < min(size, max(world, 2)):
         rest = batches.pop()
         batches[-1] += rest
     return batches

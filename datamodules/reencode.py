@@ -1,12 +1,14 @@
 """What `conan pack` does to media on the way: decode them once, write them smaller, several at a time."""
 
 import io
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Literal, TypeVar
 
 import msgspec
@@ -15,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from datamodules.manifest import Fault
+from datamodules.patience import BROKEN, patience
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media import decode_media, encode_audio, encode_video
 from lightning_conan.media.video import Resampling, frames_of, timeline
@@ -22,6 +25,8 @@ from lightning_conan.media.video import Resampling, frames_of, timeline
 Entry = TypeVar("Entry")
 Made = TypeVar("Made")
 QUALITY = 92
+SECONDS = 3600.0
+"""Writing an hour of video anew takes minutes; what takes longer than this for a pair hangs."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,15 @@ class Reencoding:
         return Media(media.modality, buffer.getvalue(), f"{media.name}.{kind.lower()}")
 
 
+def decode_whole(media: Media) -> None:
+    """Decodes a medium; a video frame by frame, all of which would fill the memory."""
+    if media.modality == "video":
+        for _ in frames_of(media):
+            pass
+    else:
+        decode_media(media)
+
+
 def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pair | Fault:
     """A pair whose media were written anew, and decoded if that is asked for; a fault where one of them cannot be."""
     if isinstance(entry, Fault):
@@ -103,14 +117,27 @@ def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pai
     sides: dict[str, Item] = {}
     for side, item in entry.sides():
         try:
-            parts = tuple(reencoding(part) if isinstance(part, Media) else part for part in item.parts)
-            sides[side] = msgspec.structs.replace(item, parts=parts)
-            for media in sides[side].media if validate else ():
-                decode_media(media)
-        except (ValueError, OSError) as error:
+            with patience(SECONDS, f"The media of {entry.key!r}"):
+                parts = tuple(reencoding(part) if isinstance(part, Media) else part for part in item.parts)
+                sides[side] = msgspec.structs.replace(item, parts=parts)
+                for media in sides[side].media if validate else ():
+                    decode_whole(media)
+        except BROKEN as error:
             return Fault(entry.key, entry.key, side, str(error))
     query, target, *negatives = sides.values()
     return msgspec.structs.replace(entry, query=query, target=target, negatives=tuple(negatives))
+
+
+def end_with_parent() -> None:
+    """Has a worker process end when the one that started it does, killed as it may be: nobody else would tell it."""
+    parent = parent_process()
+    assert parent is not None, "a worker was started by somebody"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def in_order(work: Callable[[Entry], Made], entries: Iterable[Entry], workers: int) -> Iterator[Made]:
@@ -118,7 +145,7 @@ def in_order(work: Callable[[Entry], Made], entries: Iterable[Entry], workers: i
     if not workers:
         yield from map(work, entries)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         waiting: deque[Future[Made]] = deque()
         for entry in entries:
             waiting.append(pool.submit(work, entry))

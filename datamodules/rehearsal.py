@@ -1,4 +1,4 @@
-"""A balanced mix of several sources, for rehearsal (PAPERS.md A7)."""
+"""A balanced mix of several sources, for rehearsal (arXiv 2606.09331)."""
 
 from pathlib import Path
 

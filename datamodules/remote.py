@@ -144,7 +144,7 @@ class ShardCache:
         path = self.root / f"{shard.sha256}.tar"
         try:
             if path.stat().st_size == shard.size:
-                with suppress(PermissionError):  # another user's: it counts as used when it was fetched
+                with suppress(OSError):  # another user's, or on a disk to read only: it counts as used when it was fetched
                     os.utime(path)
                 return True
         except FileNotFoundError:  # another process may give it up at any moment

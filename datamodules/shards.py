@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
@@ -157,7 +158,7 @@ class ShardSet:
         for entry in index.shards:
             start = len(self.samples)
             for sample in entry.samples:
-                sample.shard = entry.file
+                sample.shard, sample.task, sample.modality = entry.file, sys.intern(sample.task), sys.intern(sample.modality)
             self.samples += entry.samples
             shard = Shard(entry.file, entry.bytes, entry.sha256, range(start, len(self.samples)))
             if shard.name in self.shards:
@@ -203,10 +204,10 @@ class ShardSet:
 
     @cached_property
     def tasks(self) -> dict[str, list[int]]:
-        """Numbers of each task's samples, in the order of the shards."""
+        """Numbers of the samples of each task and modality, in the order of the shards: a batch is of one, on every rank."""
         found: dict[str, list[int]] = {}
         for number, sample in enumerate(self.samples):
-            found.setdefault(sample.task, []).append(number)
+            found.setdefault(f"{sample.modality}/{sample.task}", []).append(number)
         return found
 
     def elsewhere(self, numbers: Iterable[int]) -> list[RemoteShard]:

@@ -1,15 +1,18 @@
 """From planned batches to encoded ones: a WebDataset pipeline that any number of workers runs alike."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Generic, TypeVar
+from itertools import chain, islice
+from typing import Generic, TypeVar
 
 import webdataset as wds
 from torch.utils.data import get_worker_info
 
 from datamodules.manifest import Fault
-from datamodules.patience import patience
+from datamodules.parcel import Parcel, join
+from datamodules.patience import BROKEN, patience
 from datamodules.plan import Slot
 from datamodules.remote import Ahead
 from datamodules.shards import Sample, ShardSet
@@ -17,16 +20,14 @@ from lightning_conan.embedder import Batch, Encoded, OmniProcessor
 from lightning_conan.items import Item, Pair
 
 Made = TypeVar("Made")
-BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError)
-"""What reading a broken sample raises: its record may hold anything."""
 SECONDS = 60.0
 """No decoder needs so long for a sample within the limits."""
 Prepared = tuple[list[tuple[str, Encoded, str]], int]
 """A pair's encoded sides (name, encoded, content hash), and its size in bytes."""
 
 
-def split_by_batch(slots: Iterable[Slot]) -> Iterator[Slot]:
-    """Every n-th batch for each of n workers: the loader asks them in turn, so the order never depends on n."""
+def split_by_worker(slots: Iterable[Slot]) -> Iterator[Slot]:
+    """Every n-th slot for each of n workers: the loader asks them in turn, so the order never depends on n."""
     worker = get_worker_info()
     start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
     for index, slot in enumerate(slots):
@@ -131,13 +132,19 @@ def collate(first: Sample, keys: list[str], sides: list[list[tuple[str, Encoded,
     )
 
 
+def apart(worker: int) -> None:
+    """Gives a worker a process group of its own: torchrun, `timeout` and Ctrl-C on a terminal signal a whole group, and a run
+    whose workers are gone cannot finish its step and save."""
+    os.setpgid(0, 0)
+
+
 class BatchLoader(Generic[Made]):
     """Iterates over encoded batches; each iteration asks anew which ones (epoch and position).
 
     Args:
-        slots: Gives the batches that are still to come.
+        slots: Gives the batches that are still to come; with workers, pieces of each are made at the same time.
         length: Batches of a whole epoch.
-        encode: From a slot to a batch; runs in the workers.
+        encode: From a slot to a batch, a dataclass of lists; runs in the workers.
         num_workers: Worker processes; 0 encodes in this one.
         ahead: Passes a worker's slots on, and may look at those to come.
     """
@@ -156,9 +163,18 @@ class BatchLoader(Generic[Made]):
         return self.length
 
     def __iter__(self) -> Iterator[Made]:
-        pipeline = wds.DataPipeline(partial(iter, self.slots()), split_by_batch, self.ahead, wds.map(self.encode))
-        settings: dict[str, Any] = {"prefetch_factor": 2} if self.num_workers else {}
-        yield from wds.WebLoader(pipeline, batch_size=None, num_workers=self.num_workers, **settings)
+        slots = self.slots()
+        if not self.num_workers:
+            yield from wds.DataPipeline(partial(iter, slots), self.ahead, wds.map(self.encode))
+            return
+        # All workers make one batch together: one whole batch, or two, for each would fill the host's memory.
+        pieces = [slot.cut(self.num_workers) for slot in slots]
+        whole = partial(iter, list(chain.from_iterable(pieces)))
+        pipeline = wds.DataPipeline(whole, split_by_worker, self.ahead, wds.map(self.encode), wds.map(Parcel.of))
+        settings = {"num_workers": self.num_workers, "prefetch_factor": 2, "worker_init_fn": apart}
+        parcels = iter(wds.WebLoader(pipeline, batch_size=None, **settings))
+        for cut in pieces:
+            yield join([parcel.open() for parcel in islice(parcels, len(cut))])
 
 
 def check_items(processor: OmniProcessor) -> Callable[[Item], None]:

@@ -26,6 +26,8 @@ from lightning_conan.items import Pair
 
 log = logging.getLogger(__name__)
 PROGRESS = "progress.jsonl"
+HELD = 2**30
+"""Bytes of media in memory, such as re-encoded ones, that end a shard before it has all its pairs."""
 
 
 def write_shards(
@@ -74,9 +76,9 @@ def write_resumable(
             filling.add(pairs_from(filling.consumed))
             summary = filling.finish()
             for name, text in (files or {}).items():
-                (scratch / name).write_text(text, encoding="utf-8")
-            (scratch / PROGRESS).unlink()
+                write_whole(scratch / name, text)
             scratch.rename(out)
+            (out / PROGRESS).unlink()
         except BaseException:
             if signature and filling.shards:
                 log.warning(
@@ -149,6 +151,7 @@ class Filling:
     def add(self, pairs: Iterable[Pair | Fault]) -> None:
         """Writes pairs; faults, and pairs whose key came before, are listed."""
         pending: list[Pair] = []
+        held = 0
         for entry in pairs:
             self.consumed += 1
             if isinstance(entry, Fault):
@@ -158,9 +161,10 @@ class Filling:
             else:
                 self.keys.add(entry.key)
                 pending.append(entry)
-                if len(pending) == self.pairs_per_shard:
+                held += in_memory(entry)
+                if len(pending) == self.pairs_per_shard or held >= HELD:
                     self.flush(pending)
-                    pending = []
+                    pending, held = [], 0
         if pending:
             self.flush(pending)
 
@@ -187,7 +191,7 @@ class Filling:
             first = f" The first fault: {self.faults[0].where}: {self.faults[0].reason}" if self.faults else ""
             raise ValueError(f"There must be at least 1 pair to pack, got 0 and {len(self.faults)} broken ones.{first}")
         if self.faults:
-            (self.folder / "quarantine.jsonl").write_text("".join(fault.to_json() + "\n" for fault in self.faults))
+            write_whole(self.folder / "quarantine.jsonl", "".join(fault.to_json() + "\n" for fault in self.faults))
         summary = {
             "format": FORMAT,
             "pairs": len(samples),
@@ -196,8 +200,13 @@ class Filling:
             "quarantined": len(self.faults),
             "content_hash": hashlib.sha256("".join(shard["sha256"] for shard in self.shards).encode()).hexdigest(),
         }
-        (self.folder / INDEX).write_text(json.dumps(summary | {"shards": self.shards}) + "\n")
+        write_whole(self.folder / INDEX, json.dumps(summary | {"shards": self.shards}) + "\n")
         return summary
+
+
+def in_memory(pair: Pair) -> int:
+    """Bytes of media that are in no file."""
+    return sum(len(media.source) for _, item in pair.sides() for media in item.media if isinstance(media.source, bytes))
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -195,7 +195,7 @@ def parse_item(value: object, root: Path) -> Item:
 
 
 def parse_pair(value: object, root: Path) -> Pair:
-    """One line of a manifest (DESIGN.md section 3), media paths relative to ``root``.
+    """One line of a manifest, media paths relative to ``root``.
 
     Raises:
         ValueError: A missing, unknown or ill-typed field, named with its value.

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import torch
 from lightning import Callback
@@ -9,7 +10,18 @@ from lightning import Callback
 from callbacks import FolderCheckpoint
 from datamodules import RehearsalData, SpecialistData, TraceData
 from lightning_conan.objectives import cached_backward, one_pass_backward
-from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist, Stage, Trace, Training, stage
+from lightning_conan.stages import (
+    DynamicNegatives,
+    Fused,
+    Lora,
+    ProjectorRecovery,
+    Rehearsal,
+    Specialist,
+    Stage,
+    Trace,
+    Training,
+    stage,
+)
 from lightning_conan.stages.sharding import whole
 from runs import QUICK, Record, data, trainer
 
@@ -73,8 +85,8 @@ def fit_alone_and_on(kind, folder, packed, root, steps, settings):
 
 
 def fit_folder(kind, folder, packed, root, out, strategy):
-    """Trains a step and writes the folder."""
-    return fit(kind, folder, packed, root, callbacks=[FolderCheckpoint(out)], strategy=strategy)["losses"]
+    """Trains a step and writes the folder; what trained."""
+    return fit(kind, folder, packed, root, callbacks=[FolderCheckpoint(out)], strategy=strategy)["weights"]
 
 
 class Signal(Callback):
@@ -175,3 +187,26 @@ def fit_in_one_pass(kind, folder, packed, root, training):
         return fit(kind, folder, packed, root, **training)
     finally:
         stage.cached_backward = cached_backward
+
+
+def fit_alphas(recipe, packed, root):
+    """Learns coefficients for two steps; their path."""
+    module = Fused(recipe, Training(lr=0.05, warmup_steps=1, token_budget=500))
+    trainer(root, 2, ranks=int(os.environ.get("WORLD_SIZE", 1))).fit(module, data(packed, "image"))
+    return module.path
+
+
+def fit_with_a_bank(folder, packed, root, constants):
+    """Recovery with all texts as negatives; losses and weights."""
+    record, module = Record(), ProjectorRecovery(folder, QUICK, constants=constants, bank=True)
+    trainer(root, 3, record, ranks=int(os.environ.get("WORLD_SIZE", 1))).fit(module, data(packed, "audio"))
+    return record.losses, {name: tensor.detach().clone() for name, tensor in module.trained().items()}
+
+
+def fit_watched(folder, packed, root, steps):
+    """Hard negatives that give way; which ones did, and the losses."""
+    settings = replace(QUICK, dynamic_negatives=DynamicNegatives(floor=2.0))  # each after its first look
+    record, module = Record(), Specialist(folder, "image", settings, Lora(rank=4, alpha=4))
+    runner = trainer(root, steps, record, ranks=int(os.environ.get("WORLD_SIZE", 1)))
+    runner.fit(module, SpecialistData(packed, batch_size=6, num_workers=0), ckpt_path="last")
+    return record.losses, module.watch.state_dict()

@@ -1,11 +1,14 @@
 """README's commands work as they stand there, in a folder that looks like a user's."""
 
+import csv
 import json
 import re
 import shlex
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +21,12 @@ from lightning_conan.cli.main import main
 from lightning_conan.embedder import OmniProcessor, Provenance, read_provenance, save_folder, tiny_embedder
 from samples import CONFIGS, flac, png
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README, GUIDE = (ROOT / "README.md").read_text(), (ROOT / "docs" / "guide.md").read_text()
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+def commands(page: str = README) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.startswith("conan ")]
 
 
@@ -44,7 +48,7 @@ def home(base, tmp_path, monkeypatch):
 
 
 OWN_DATA, DRIFT = ["pack", "pack", "fit", "test"], ["drift"]
-USE, REASON, REAL = ["embed", "search", "export", "doctor"], ["cot", "test"], ["memory", "graft", "fit"]
+USE, REASON, REAL = ["embed", "search", "export", "doctor"], ["cot", "test"], ["memory", "graft", "fit", "fit"]
 
 
 def test_commands_for_ones_own_data(home, capsys):
@@ -91,26 +95,39 @@ def test_commands_for_real_checkpoints(home, world, capsys):
     write_qwen3_vl(home / "Qwen" / "Qwen3-VL-2B-Instruct")
     write_qwen3_omni(home / "Qwen" / "Qwen3-Omni-30B-A3B-Instruct")
     (home / "packed").mkdir()
-    (home / "packed" / "image.train").symlink_to(world / "image")
+    for name in ("image", "audio"):
+        (home / "packed" / f"{name}.train").symlink_to(world / name)
     for command in commands()[-len(REAL) :]:
         command = command.replace("--model qwen3-vl-2b", "--folder runs/demo/base")
         options = ["--trainer.max_steps", "1", "--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0"]
         options += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
         assert main([*shlex.split(command)[1:], *(options if " fit " in command else [])]) == 0, capsys.readouterr().err
-    assert (home / "runs" / "qwen3_vl" / "image" / "adapter_model.safetensors").is_file()
+    for name in ("image", "audio"):
+        assert (home / "runs" / "qwen3_vl" / name / "adapter_model.safetensors").is_file()
 
 
 def test_files_that_it_names_exist():
-    root = Path(__file__).parents[1]
-    names = re.findall(r"(?:configs|docs|notebooks)/[\w./-]+\.(?:yaml|md|ipynb)", README)
+    names = re.findall(r"(?:configs|docs|notebooks)/[\w./-]+\.(?:yaml|md|ipynb)", README + GUIDE)
     assert names
-    assert not [name for name in names if not (root / name).is_file()]
+    assert not [name for name in names if not (ROOT / name).is_file()]
+
+
+def test_nothing_names_a_file_that_only_its_authors_have():
+    """Specifications and notes that lie beside the checkout."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    odd = re.compile(r"\b(?:PAPERS|DESIGN|FIELD|FAULTS|SPEED|STYLE)\.md")
+    pages = {
+        name: (ROOT / name).read_text(errors="ignore")
+        for name in listed
+        if (ROOT / name).is_file() and name != "tests/test_readme.py"
+    }
+    assert not [name for name, text in pages.items() if odd.search(text)]
 
 
 def test_its_manifest_line_is_valid(tmp_path):
     from lightning_conan.items import parse_pair
 
-    for page in (README, (Path(__file__).parents[1] / "docs" / "manifest.md").read_text()):
+    for page in (README, (ROOT / "docs" / "manifest.md").read_text()):
         for line in re.findall(r'^\{"key".*\}$', page, flags=re.MULTILINE):
             assert parse_pair(json.loads(line), tmp_path).modality == "audio"
 
@@ -141,3 +158,36 @@ def test_its_python_works(home, reasoning):
     scope: dict = {}
     exec(code, scope)
     assert scope["vectors"].shape == (2, 128)
+
+
+def test_a_run_is_watched_as_the_guide_says(home, capsys):
+    for command in commands()[:2]:
+        assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    (home / "watch.yaml").write_text("".join(re.findall(r"```yaml\n(.*?)```", GUIDE, flags=re.DOTALL)))
+    (command,) = commands(GUIDE)
+    short = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"]
+    assert main([*shlex.split(command)[1:], *short]) == 0, capsys.readouterr().err
+    assert (home / "runs" / "digits" / "watched" / "conan.json").is_file()
+    rows = csv.DictReader((home / "runs/digits/lightning_logs/version_0/metrics.csv").open())
+    names = {name for row in rows for name, value in row.items() if value}
+    assert {"train/loss", "train/loss/audio", "train/gradient_norm", "seen/audio/digits", "val/digits/recall@1"} <= names
+    assert {"val/digits/forth/recall@50", "val/digits/back/ndcg@5"} <= names
+
+
+def test_the_guides_python_works(home, capsys):
+    shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
+    (home / "photos").mkdir()
+    for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
+        (home / name).write_bytes(png(seed=len(name), format="JPEG"))
+    (home / "clip.flac").write_bytes(flac())
+    embed, _, export, _ = commands()[len(OWN_DATA) + 1 : -len(REASON + REAL)]
+    for command in (embed, export):
+        assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    added = []
+    scope: dict = {"stand_in": SimpleNamespace(IndexFlatIP=lambda dim: SimpleNamespace(add=added.append))}
+    code = "\n".join(re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL))
+    exec(code.replace("import faiss", "faiss = stand_in"), scope)
+    assert scope["keys"] == ["a.jpg", "b.jpg"]
+    assert [rows.shape for rows in added] == [(2, 128)]
+    assert scope["vectors"].shape == (3, 128)
+    assert main(["fuse", "--recipe.method.help", "lightning_conan.fusion.Ties"]) == 0

@@ -14,8 +14,16 @@ def run(args: Sequence[str]) -> None:
     from lightning_conan.embedder.checkpoint import check_apart, check_replaceable
     from lightning_conan.fusion import Recipe, Search, fuse_folders, search_alphas
     from lightning_conan.fusion.plots import plot_trials
+    from lightning_conan.fusion.search import check_searchable
 
-    def alphas(recipe: Recipe, diagnostic: dict[str, Path], out: Path, search: Search = Search(), pairs: int = 512) -> None:  # noqa: B008
+    def alphas(
+        recipe: Recipe,
+        diagnostic: dict[str, Path],
+        out: Path,
+        search: Search = Search(),  # noqa: B008  # frozen
+        pairs: int = 512,
+        device: str = "cpu",
+    ) -> None:
         """Searches the coefficients of a fusion, scored by retrieval, and writes the best fused folder.
 
         In the folder alphas.json lists every candidate and alphas.png draws the trade-off. `conan fit` on the stage Fused
@@ -27,11 +35,13 @@ def run(args: Sequence[str]) -> None:
             out: The fused folder to write.
             search: How.
             pairs: Pairs that are used of each data set; they stay in memory.
+            device: Where candidates are scored.
         """
-        check_replaceable(out)  # not after hours of search
+        check_searchable()  # neither this nor what follows after hours
+        check_replaceable(out)
         check_apart(out, recipe.base, *recipe.specialists.values())
         recipe.check()
-        found = search_alphas(recipe, read_sets(diagnostic, recipe.specialists[recipe.owner], pairs), search)
+        found = search_alphas(recipe, read_sets(diagnostic, recipe.specialists[recipe.owner], pairs), search, device)
         beside = {"alphas.json": found.to_json().encode(), "alphas.png": plot_trials(found, recipe.owner)}
         fuse_folders(replace(recipe, alphas=found.best.alphas), out, beside=beside)
         first = found.trials[0]

@@ -76,7 +76,8 @@ def cot(
     if len(failed) > most_failed:
         raise OSError(
             f"{len(failed)} of {len(pairs)} pairs got no answer, such as: {failed[0]}. What was answered is kept: "
-            f"run the same command again, or allow it with --most_failed {len(failed)}."
+            f"run the same command again, or allow it with --most_failed {len(failed)}. Where nothing was answered, look at "
+            "--endpoint.url, --endpoint.model and the key in the variable that --endpoint.key names."
         )
     answered = [pair for pair in pairs if journal.knows(pair)]
     kept, dropped = taught(answered, journal.outcomes)

@@ -185,7 +185,7 @@ def find_configs(configs: Path | None) -> Path:
 
 
 def demo(
-    out: Path = Path("runs/demo"),
+    out: Path | None = None,
     seed: int = 0,
     pairs: int = 3072,
     steps_scale: float = 1.0,
@@ -200,7 +200,7 @@ def demo(
     stopped goes on.
 
     Args:
-        out: Where everything is written; what an earlier demo left there is replaced.
+        out: Where everything is written, runs/demo or, of studies, runs/studies; what an earlier demo left there is replaced.
         seed: Of the world, of the random start and of every stage; the first of a study's.
         pairs: Training pairs a task.
         steps_scale: Factor on every stage's number of steps, for a quick look.
@@ -208,7 +208,7 @@ def demo(
         study: Compare methods of fusion, coefficients, ways of recovery, or embedders that reason with one that does not.
         seeds: How many seeds a study takes.
     """
-    folder = find_configs(configs)
+    folder, out = find_configs(configs), out or Path("runs/studies" if study else "runs/demo")
     if out.exists() and any(out.iterdir()) and not (out / ".demo").is_file():
         raise ValueError(f"{out} exists and no demo made it. Choose another folder with --out, or remove it first.")
     if study == "alpha":

@@ -1,10 +1,11 @@
 """fit, validate, test and predict: Lightning's own command line, with this package's stages and data."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import Tensor
@@ -15,6 +16,16 @@ from lightning_conan.cli.quiet import quiet_libraries, show_progress
 from lightning_conan.stages import Stage
 
 EFFORT = ("reasoned", "truncated", "tokens", "queries_per_second")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the run's options under its root, wherever its logger writes: of W&B's runs each would replace the last one's."""
+
+    @override
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        root = Path(trainer.default_root_dir)
+        root.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, root / self.config_filename, skip_unset=False, overwrite=True, multifile=self.multifile)
 
 
 class OmniCLI(LightningCLI):
@@ -39,6 +50,10 @@ class OmniCLI(LightningCLI):
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # Lightning's table has a column a loader; ours is print_scores
         return parser
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Looks into no .ckpt: it may be damaged and give way to the one before, and none holds options."""
 
     def after_test(self) -> None:
         """Prints the scores."""
@@ -76,8 +91,8 @@ def run(args: Sequence[str]) -> OmniCLI:
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        save_config_callback=SaveConfigCallback if args[0] == "fit" else None,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=SaveConfig if args[0] == "fit" else None,
+        save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={"enable_progress_bar": show_progress(), "enable_model_summary": False, "logger": False},
         seed_everything_default=0,
         parser_kwargs={"exit_on_error": False, "prog": "conan", "description": "Train and score omni-modal embedders."},

@@ -53,7 +53,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return status_of(stop)
     except ArgumentError as error:
         # Lightning's own usage lists a hundred options of the trainer: the error alone helps more.
-        print(f"conan {verb}: {plain(error)}\n`conan {verb} --help` lists the options.", file=sys.stderr)
+        where = f"`conan {verb} --help` lists the options"
+        if verb in LIGHTNING:
+            where += f", `conan {verb} --model.help CLASS` those of a stage (--data.help, --trainer.callbacks.help likewise)"
+        print(f"conan {verb}: {plain(error)}\n{where}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -19,7 +19,7 @@ from lightning_conan.retrieval.store import EmbeddingStore
 
 QUERIES = 4096
 """Queries that are mined, and kept, at once."""
-RULE = 3
+RULE = 4
 """Goes up when other negatives would be found: blocks of an earlier rule are not taken over."""
 
 
@@ -47,7 +47,8 @@ class Miner:
             numbered([json.dumps(pair[side], sort_keys=True) for pair in told]) for side in ("query", "target")
         )
         self.right = torch.stack([self.asked, self.identities], dim=1)
-        self.tasks = numbered([pair["task"] for pair in told])
+        # What is held out must not come into training as another's negative.
+        self.tasks = numbered([json.dumps([pair["task"], pair.get("split")]) for pair in told])
 
     def block(self, start: int, settings: Mining) -> Iterator[dict[str, Any]]:
         """The negatives of some queries, a record each."""

@@ -23,7 +23,7 @@ METHODS = {
     "TSV-M": ("TsvM", {}, (1.0, 1.0)),
     "Iso-C": ("IsoC", {}, (1.0, 1.0)),
 }
-"""Class, settings, and coefficients of vision and audio: those of each paper (PAPERS.md C)."""
+"""Class, settings, and coefficients of vision and audio: those of each paper."""
 
 
 def alphas(visual: float, audio: float) -> list[str]:

@@ -34,7 +34,7 @@ class Verdict:
         own_projector: The fused model with the specialist's projector.
         own_media: Media embedded by the specialist, texts by the fused model: what a perfect repair of the media side
             towards the specialist would give.
-        own_text: Texts embedded by the specialist, media by the fused model.
+        own_text: Texts embedded by the specialist, media by the fused model; neither where both sides hold media.
         recovered: The recovered model's score, if there is one.
     """
 
@@ -43,8 +43,8 @@ class Verdict:
     fused: float
     fused_projector: float
     own_projector: float
-    own_media: float
-    own_text: float
+    own_media: float | None = None
+    own_text: float | None = None
     recovered: float | None = None
 
     @classmethod
@@ -109,8 +109,8 @@ def examine(
         raise ValueError(f"A projector stands before {sorted(PROJECTORS)}, got {modality!r}.")
     own, other = pairs.embed(specialist), pairs.embed(fused)
     scores = {"specialist": pairs.recall(*own), "fused": pairs.recall(*other)}
-    media, text = (0, 1) if any(item.pixels or item.mels for item in pairs.queries) else (1, 0)
-    crossed = {"own_media": media, "own_text": text}
+    asked, found = (any(item.pixels or item.mels for item in side) for side in (pairs.queries, pairs.targets))
+    crossed = {} if asked and found else {"own_media": int(found), "own_text": int(asked)}
     for name, side in crossed.items():
         mixed = [own[index] if index == side else other[index] for index in (0, 1)]
         scores[name] = pairs.recall(mixed[0], mixed[1])

@@ -30,7 +30,7 @@ Writing = Callable[
 
 
 class OmniEmbedder(PreTrainedModel):
-    """A vision-language backbone with ears (PAPERS.md A1).
+    """A vision-language backbone with ears (arXiv 2606.09331).
 
     ``backbone`` is a transformers Qwen3-VL model (vision tower and language model), ``audio_encoder`` Qwen3-Omni's (or
     another of ``audio.ENCODERS``), and ``audio_projector`` the MLP between them. The embedding is the last token's final

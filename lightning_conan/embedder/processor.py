@@ -58,7 +58,7 @@ class ProcessorConfig:
         query_hint: Ends the instruction of queries.
         target_hint: Ends the instruction of what is searched.
         ends: Whether the template ends with an end token, whose state is the embedding; otherwise it ends where the model would
-            begin to write, and the embedding is the state that predicts ``<|emb|>`` (TRACE, PAPERS.md B).
+            begin to write, and the embedding is the state that predicts ``<|emb|>`` (TRACE, arXiv 2603.02929).
         reasons: Whether it writes about a query before that, where it finds it necessary.
         patch_size: Side of a patch in pixels.
         merge_size: Patches a side that become one token.

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class AudioProjector(nn.Module):
-    """A two-layer MLP (PAPERS.md A1): 18,881,536 parameters at 2048 -> 3072 -> 4096."""
+    """A two-layer MLP (arXiv 2606.09331): 18,881,536 parameters at 2048 -> 3072 -> 4096."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
         super().__init__()

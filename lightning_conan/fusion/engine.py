@@ -30,7 +30,7 @@ class FusionReport:
         alphas_by_module: The coefficients of modules that have their own.
         fused: Names of the tensors that were fused.
         copied: Names of those copied from the owner.
-        norms: Length of each specialist's task vector over all fused tensors (PAPERS.md A5).
+        norms: Length of each specialist's task vector over all fused tensors (arXiv 2606.09331).
         cosines: Cosine of each two task vectors, keyed ``a-b``.
         layers: Norms and cosines by layer or module.
         rounding_loss: What rounding to the output's dtype took away, relative to the change itself (lengths).
@@ -72,7 +72,7 @@ class Fusion:
         self.report = FusionReport(dict(recipe.alphas), repr(recipe.method), dict(recipe.alphas_by_module))
         self.base = open_tensors(recipe.base)
         self.names = sorted(recipe.specialists)
-        self.models = {name: open_tensors(recipe.specialists[name], recipe.base) for name in self.names}
+        self.models = {name: open_tensors(recipe.specialists[name], recipe.base, exact=True) for name in self.names}
         shapes = {name: spec.shape for name, spec in self.base.specs.items()}
         for name, tensors in self.models.items():
             check_specs(tensors.specs, shapes, recipe.specialists[name])

@@ -1,4 +1,4 @@
-"""Lengths and angles of task vectors, over all tensors and by layer (PAPERS.md A5)."""
+"""Lengths and angles of task vectors, over all tensors and by layer (arXiv 2606.09331)."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -14,6 +14,9 @@ from lightning_conan.fusion.ties import Ties
 
 MERGEKIT_CONFIG = "mergekit_config.yml"
 KNOWN = {"merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source"}
+PARAMETERS = {"weight", "density", "normalize", "rescale", "lambda", "int8_mask"}
+MEANINGS = {"task_arithmetic": False, "dare_linear": False, "ties": True, "dare_ties": True}
+"""Methods by mergekit's names, and whether it must be told to normalize (a mean of what agrees) for the paper's rule."""
 
 
 def read_mergekit(path: Path) -> Recipe:
@@ -42,6 +45,8 @@ def read_mergekit(path: Path) -> Recipe:
         if folder == path.parent / config["base_model"]:
             continue
         parameters = {**shared, **(entry.get("parameters") or {})}
+        if odd := sorted(set(parameters) - PARAMETERS):
+            raise ValueError(f"parameters in {path} may have {sorted(PARAMETERS)}, got {odd[0]!r}.")
         name = str(read_provenance(folder).modality)
         if name in specialists:
             raise ValueError(f"Each modality has one specialist, got two for {name} in {path}: {specialists[name]} and {folder}.")
@@ -65,15 +70,15 @@ def number(path: Path, what: str, value: Any) -> float:
 
 
 def method_of(path: Path, name: str, density: float, shared: dict[str, Any]) -> Method:
-    """The method that means the same here."""
-    scale, normalize = float(shared.get("lambda", 1.0)), bool(shared.get("normalize", name in ("ties", "dare_ties")))
-    wanted = {"task_arithmetic": False, "dare_linear": False, "ties": True, "dare_ties": True}
-    if name not in wanted:
-        raise ValueError(f"merge_method in {path} must be one of {sorted(wanted)}, got {name!r}. Name a recipe.method instead.")
-    if normalize != wanted[name] or shared.get("rescale") or (scale != 1 and name != "ties"):
+    """The method that means the same here; what the file leaves out is as mergekit has it."""
+    if name not in MEANINGS:
+        raise ValueError(f"merge_method in {path} must be one of {sorted(MEANINGS)}, got {name!r}. Name a recipe.method instead.")
+    scale, random = float(shared.get("lambda", 1.0)), name.startswith("dare")
+    normalize, rescale = bool(shared.get("normalize", name == "ties")), bool(shared.get("rescale", random))
+    if (normalize, rescale) != (MEANINGS[name], random) or (scale != 1 and name != "ties"):
         raise ValueError(
-            f"normalize must be {wanted[name]}, rescale false and lambda 1 (but for ties) for {name} in {path}, got {shared}: "
-            "mergekit means another rule with it than the papers."
+            f"{name} in {path} must say normalize: {MEANINGS[name]}, rescale: {random}, and lambda: 1 but for ties (mergekit's "
+            f"defaults: normalize {name == 'ties'}, rescale {random}), got {shared}: else it means another rule than the papers."
         )
     if name == "ties":
         return Ties(density, scale)
@@ -90,7 +95,11 @@ def mergekit_config(recipe: Recipe) -> dict[str, Any] | None:
         case Ties(density=density, scale=scale):
             name, shared = "ties", {"normalize": True, "lambda": scale}
         case Dare(drop=drop, elect=elect):
-            name, density, shared = "dare_ties" if elect else "dare_linear", 1 - drop, {"normalize": elect, "lambda": 1.0}
+            name, density, shared = (
+                "dare_ties" if elect else "dare_linear",
+                1 - drop,
+                {"normalize": elect, "rescale": True, "lambda": 1.0},
+            )
         case _:
             return None
     models = [

@@ -78,7 +78,13 @@ def keep_largest(delta: Float[Tensor, "*shape"], density: float) -> Float[Tensor
 
 
 def agreeing_mean(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "*shape"]:
-    """The weighted mean of the entries whose sign is that of the weighted sum (TIES' election and disjoint merge)."""
+    """The weighted mean of the entries whose sign is that of the weighted sum (TIES' election and disjoint merge).
+
+    Raises:
+        ValueError: A negative weight, with which a mean says nothing.
+    """
+    if odd := {name: alpha for name, alpha in alphas.items() if alpha < 0}:
+        raise ValueError(f"A mean of what agrees in sign needs coefficients of 0 or more, got {odd}. Use TaskArithmetic.")
     elected = weighted_sum(deltas, alphas).sign()
     agreeing = {name: torch.where(delta.sign() == elected, delta, 0.0) for name, delta in deltas.items()}
     weight = weighted_sum({name: (delta != 0).float() for name, delta in agreeing.items()}, alphas)

@@ -102,13 +102,14 @@ def check_searchable() -> None:
         raise ValueError("Searching coefficients needs optuna, which is not installed: pip install optuna scipy.")
 
 
-def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search) -> Found:
+def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search, device: str = "cpu") -> Found:
     """Tries coefficients for a recipe; needs optuna (the extra ``search``).
 
     Args:
         recipe: What is fused; its coefficients are the first candidate of bayes.
         sets: A data set for each specialist, of pairs that it has not seen.
         search: How.
+        device: Where candidates are scored.
 
     Raises:
         ValueError: No optuna, or a specialist without a data set.
@@ -122,8 +123,10 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search) -
     odd = {name: alpha for name, alpha in recipe.alphas.items() if not search.low <= alpha <= search.high}
     if odd and search.sampler == "bayes":
         raise ValueError(f"The recipe's alphas are the first candidate and must be {search.low} to {search.high}, got {odd}.")
-    own = {name: pairs.recall(*pairs.embed(load_folder(recipe.specialists[name])[0])) for name, pairs in sets.items()}
-    model = fused_model(recipe)
+    own = {
+        name: pairs.recall(*pairs.embed(load_folder(recipe.specialists[name], device=device)[0])) for name, pairs in sets.items()
+    }
+    model = fused_model(recipe).to(device)  # type: ignore[arg-type]
     trials: list[Trial] = []
 
     def value_of(trial: "optuna.Trial") -> float:

@@ -13,7 +13,7 @@ from lightning_conan.fusion.method import Deltas, Method, Place, weighted_sum
 
 @dataclass(frozen=True)
 class TaskArithmetic(Method):
-    """``sum_m alpha_m * delta_m``, not normalised (PAPERS.md A4): the paper's rule."""
+    """``sum_m alpha_m * delta_m``, not normalised (arXiv 2606.09331): the paper's rule."""
 
     elementwise: ClassVar[bool] = True
 

@@ -41,11 +41,10 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
             raise MediaError(media, f"sample rate {rate}, must be positive")
         if rate // gcd(rate, SAMPLE_RATE) > ODDEST:
             raise MediaError(media, f"sample rate {rate} Hz shares too little with {SAMPLE_RATE}, write it at a usual rate")
-        stop = int((limits.max_seconds if media.end is None else media.end) * rate) + 1
+        stop = int(min(limits.max_seconds, media.end or limits.max_seconds) * rate) + 1
         wave = collect(media, container, stream, stop)
+    limits.check_seconds(media, len(wave) / rate)
     wave = wave[int(media.start * rate) : None if media.end is None else int(media.end * rate)]
-    if media.end is None:
-        limits.check_seconds(media, len(wave) / rate)
     if not len(wave):
         raise MediaError(media, "holds no samples")
     if not bool(wave.isfinite().all()):
@@ -86,7 +85,8 @@ def collect(media: Media, container: Any, stream: Any, stop: int) -> Float[Tenso
     Raises:
         MediaError: Samples' format, channels or rate change within the file.
     """
-    fifo, blocks, samples, first = av.AudioFifo(), [], 0, None
+    fifo, samples, first = av.AudioFifo(), 0, None
+    blocks: list[Tensor] = []
     for frame in container.decode(stream):
         kind = frame.format.name, frame.layout.nb_channels, frame.sample_rate
         first = first or kind
@@ -101,22 +101,20 @@ def collect(media: Media, container: Any, stream: Any, stop: int) -> Float[Tenso
             break
     if fifo.samples:
         blocks.append(drained(fifo))
-    if not blocks:
-        return torch.zeros(0)
-    coded = torch.from_numpy(np.concatenate(blocks, axis=1)[:, :stop])
+    return torch.cat(blocks)[:stop] if blocks else torch.zeros(0)
+
+
+def drained(fifo: av.AudioFifo) -> Float[Tensor, " samples"]:
+    """All samples that a buffer holds, channels averaged: eight of them for an hour would be gigabytes."""
+    frame: Any = fifo.read()
+    block: np.ndarray = frame.to_ndarray()
+    coded = torch.from_numpy(block if frame.format.is_planar else block.reshape(-1, frame.layout.nb_channels).T)
     wave = coded.float()
     if coded.dtype == torch.uint8:
         wave = wave.div_(128).sub_(1)
     elif not coded.is_floating_point():
         wave = wave.div_(-float(torch.iinfo(coded.dtype).min))
     return wave.mean(dim=0)
-
-
-def drained(fifo: av.AudioFifo) -> np.ndarray:
-    """All samples that a buffer holds, a row for each channel."""
-    frame: Any = fifo.read()
-    block: np.ndarray = frame.to_ndarray()
-    return block if frame.format.is_planar else block.reshape(-1, frame.layout.nb_channels).T
 
 
 def encode_audio(wave: Float[Tensor, " samples"], rate: int = SAMPLE_RATE, format: str = "flac") -> bytes:

@@ -94,8 +94,12 @@ def decode_video(media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Li
     Raises:
         MediaError: No video, truncated, no frames, or over a limit (checked from the header).
     """
-    seconds, frames = zip(*frames_of(media, sampling, limits), strict=True)
-    return Clip(torch.stack(frames), list(seconds))
+    frames = list(frames_of(media, sampling, limits))
+    seconds, pixels = [second for second, _ in frames], frames[0][1].new_empty(len(frames), *frames[0][1].shape)
+    while frames:  # each is given back once it is copied: all of them twice would be gigabytes
+        _, last = frames.pop()
+        pixels[len(frames)] = last
+    return Clip(pixels, seconds)
 
 
 def frames_of(

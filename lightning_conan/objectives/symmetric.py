@@ -1,4 +1,4 @@
-"""InfoNCE for pairs that work both ways (PAPERS.md A2)."""
+"""InfoNCE for pairs that work both ways (arXiv 2606.09331)."""
 
 from dataclasses import dataclass, replace
 

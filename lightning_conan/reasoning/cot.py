@@ -1,4 +1,4 @@
-"""Chain-of-thought data: route each pair, ask a teacher, filter what it says (PAPERS.md B3)."""
+"""Chain-of-thought data: route each pair, ask a teacher, filter what it says (TRACE, arXiv 2603.02929)."""
 
 import asyncio
 import json
@@ -154,7 +154,8 @@ class Author:
         if not reply.finished:
             raise RuleBroken("answer was cut off")
         thought = parse(reply.text)
-        check(thought, self.plan.rules, kind, words_of(pair.query), words_of(pair.target))
+        asked = words_of(pair.query) or pair.query.instruction or ""
+        check(thought, self.plan.rules, kind, asked, words_of(pair.target))
         if self.plan.verify:
             said = await self.question(
                 self.verifier, "verify", pair, spent, {"reasoning": thought.reasoning, "answer": thought.answer}

@@ -1,4 +1,4 @@
-"""What an answer must be to become training data: the rule filter of TRACE (PAPERS.md B3)."""
+"""What an answer must be to become training data: the rule filter of TRACE (arXiv 2603.02929)."""
 
 import re
 from collections import Counter
@@ -9,8 +9,11 @@ from lightning_conan.reasoning.prompts import read_prompts
 TAGGED = re.compile(r"\s*<reasoning>(.*?)</reasoning>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 PIECE = re.compile(r"\w+|[^\w\s]")
 COMMON = frozenset(
-    "about above after before below this that these those with from into same other than then make which what".split()
+    "about above after all also and any are before below but can change find for from had has have how image instead into its "
+    "just less make more not one only other out photo picture put replace same should show some than that the then there these "
+    "this those very video was were what which who why will with would you your".split()
 )
+"""Words that say nothing of what is to be found, and what an editing instruction begins with."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def repeated(words: list[str], rules: Rules) -> bool:
 
 def salient(text: str) -> set[str]:
     """Words that say something."""
-    return {word for word in pieces(text) if len(word) > 3 and word not in COMMON}
+    return {word for word in pieces(text) if len(word) > 2 and word not in COMMON}
 
 
 def source_of(reasoning: str) -> list[str]:

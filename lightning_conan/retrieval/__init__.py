@@ -6,5 +6,6 @@
 from lightning_conan.retrieval.pair_set import PairSet
 from lightning_conan.retrieval.ranking import pair_scores, ranking_scores
 from lightning_conan.retrieval.search import top_k
+from lightning_conan.retrieval.store import EmbeddingStore
 
-__all__ = ["PairSet", "pair_scores", "ranking_scores", "top_k"]
+__all__ = ["EmbeddingStore", "PairSet", "pair_scores", "ranking_scores", "top_k"]

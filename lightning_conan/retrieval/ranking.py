@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-RECALL_AT = (1, 5, 10)
-NDCG_AT = 10
+RECALL_AT = (1, 5, 10, 50)
+NDCG_AT = (5, 10)
+"""M-BEIR asks for recall up to 50, the visual documents of MMEB-V2 for nDCG@5."""
 
 
 def ranking_scores(
@@ -16,7 +17,7 @@ def ranking_scores(
     relevant: Bool[Tensor, "queries corpus"],
     block: int = 1024,
 ) -> dict[str, Float[Tensor, " queries"]]:
-    """Scores of each query, in [0, 1]: ``recall@1/5/10``, ``ndcg@10``, ``mrr``.
+    """Scores of each query, in [0, 1]: ``recall@1/5/10/50``, ``ndcg@5/10``, ``mrr``.
 
     ``recall@k`` is 1 when any relevant entry is among the first k (Recall@k of the cross-modal literature, Hit@k of
     MMEB). Among equal scores, irrelevant entries come first: a constant model finds nothing by luck.
@@ -66,14 +67,14 @@ def block_scores(
     hits = relevant.gather(1, by_relevance.gather(1, order))
     first = hits.to(torch.uint8).argmax(dim=1)
     result = {f"recall@{k}": (first < k).float() for k in RECALL_AT}
-    result[f"ndcg@{NDCG_AT}"] = ndcg(hits)
+    result |= {f"ndcg@{k}": ndcg(hits, k) for k in NDCG_AT}
     result["mrr"] = 1.0 / (first + 1).float()
     return result
 
 
-def ndcg(hits: Bool[Tensor, "queries corpus"]) -> Float[Tensor, " queries"]:
-    """Normalised discounted cumulative gain at 10 with binary relevance."""
-    depth = min(NDCG_AT, hits.shape[1])
+def ndcg(hits: Bool[Tensor, "queries corpus"], k: int) -> Float[Tensor, " queries"]:
+    """Normalised discounted cumulative gain at ``k`` with binary relevance."""
+    depth = min(k, hits.shape[1])
     discounts = 1 / torch.log2(torch.arange(2, depth + 2, device=hits.device).float())
     gained = (hits[:, :depth].float() * discounts).sum(dim=1)
     possible = hits.sum(dim=1).clamp(max=depth)

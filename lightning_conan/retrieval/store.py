@@ -100,7 +100,7 @@ def finished_parts(folder: Path, origin: Origin) -> set[int]:
         ValueError: A part of another model, source or setting.
     """
     for leftover in folder.glob(".part-*.partial"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)  # every rank does so
     wanted, found = origin.to_metadata(), set()
     for path in sorted(folder.glob("part-*.parquet")):
         there = read_origin(path)

@@ -1,7 +1,9 @@
 """LoRA by peft, injected in place and merged in place."""
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_conan.embedder import Adapter, OmniEmbedder
@@ -39,9 +41,19 @@ class Adapters:
         for parameter in trained:  # peft freezes everything but its adapters
             parameter.requires_grad_(True)
 
-    def merge(self) -> None:
-        """Adds the adapters to the dense weights and removes them."""
+    def merge(self, dtype: torch.dtype) -> float:
+        """Adds the adapters to the dense weights and removes them; returns the share of it that rounding to ``dtype`` takes."""
+        from peft.tuners.lora import LoraLayer
+
+        lost, change = 0.0, 0.0
+        layers: list[Any] = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
+        for layer in layers:
+            delta = layer.get_delta_weight("default").detach().float()
+            exact = layer.get_base_layer().weight.detach().float() + delta
+            lost += float((exact - exact.to(dtype).float()).square().sum())
+            change += float(delta.square().sum())
         self.model.merge_and_unload()
+        return (lost / change) ** 0.5 if change else 0.0
 
     def export(self, embedder: OmniEmbedder, base: Path, full: tuple[str, ...]) -> Adapter:
         """What was trained, as an adapter on ``base``.

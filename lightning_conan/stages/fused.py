@@ -68,10 +68,21 @@ class Fused(Stage):
             raise ValueError(f"Coefficients are learned for TaskArithmetic, got {self.recipe.method}. Leave recipe.method out.")
         if self.training_settings.learn_temperature:
             raise ValueError("Coefficients are all that is learned, got training.learn_temperature=true. Leave it out.")
+        if self.training_settings.optimizer == "muon":
+            raise ValueError(
+                "Coefficients are no matrix that Muon could make orthogonal, got training.optimizer=muon. Use adamw."
+            )
         self.set_up()
         self.fusion = Fusion(self.recipe)
         fused = sorted(name for name in self.fusion.specs if self.fusion.fate(name) == "fused")
         self.groups = sorted({self.group(name) for name in fused})
+        for group in self.groups:
+            found = {tuple(sorted(self.recipe.alphas_of(name).items())) for name in fused if self.group(name) == group}
+            if len(found) > 1:
+                raise ValueError(
+                    f"One coefficient a specialist is learned for {group} tensors, but recipe.alphas_by_module gives "
+                    f"{len(found)} of them. Leave it out, or name whole groups with by_layer: true."
+                )
         start = [[self.start(group, fused).get(name, 0.0) for name in self.names] for group in self.groups]
         self.alphas = nn.Parameter(torch.tensor(start))
         self.vectors = {name: self.fusion.vectors(name) for name in fused}
@@ -113,6 +124,12 @@ class Fused(Stage):
     def bring_vectors(self) -> None:
         """Task vectors are no parameters, so nobody else brings them to the device."""
         device = self.alphas.device
+        need = sum(anchor.nbytes + deltas.nbytes for anchor, deltas in self.vectors.values())
+        if device.type == "cuda" and need > (free := torch.cuda.mem_get_info(device)[0]):
+            raise ValueError(
+                f"Coefficients are learned with all task vectors on the device, {need / 2**30:.0f} GiB, and {free / 2**30:.0f} "
+                "are free. Search them with `conan alphas --device cuda` instead."
+            )
         self.vectors = {name: (anchor.to(device), deltas.to(device)) for name, (anchor, deltas) in self.vectors.items()}
 
     def apply_alphas(self) -> None:

@@ -172,10 +172,11 @@ def free_bytes(device: torch.device) -> int:
 def fitting_budget(embedder: OmniEmbedder, modality: Modality, device: torch.device) -> int:
     """The largest power of two of padded tokens whose forward and backward pass fit into the device, by measuring a few.
 
-    Gradients are left on the parameters that train.
+    Gradients of what trains count as taken; none are left.
     """
     per_token = max(measured_bytes(embedder, kind, device) for kind in sorted({"text", modality})) / PROBE
     budget = int(SHARE * free_bytes(device) / per_token)
+    embedder.zero_grad()  # where coefficients are learned no optimizer would clear the probes'
     return 1 << (min(max(budget, 1), MOST).bit_length() - 1)
 
 

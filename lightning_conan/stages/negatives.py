@@ -1,4 +1,4 @@
-"""Hard negatives that are replaced once the model tells them apart (Conan-embedding v1 and v2, PAPERS.md A9)."""
+"""Hard negatives that are replaced once the model tells them apart (Conan-embedding v1 and v2)."""
 
 from dataclasses import replace
 from itertools import accumulate

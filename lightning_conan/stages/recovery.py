@@ -1,4 +1,4 @@
-"""Stage 3a, recover: the projectors alone (PAPERS.md A6)."""
+"""Stage 3a, recover: the projectors alone (arXiv 2606.09331)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -135,7 +135,8 @@ class ProjectorRecovery(Stage):
             texts[side][digest] = text
             if other is not None:
                 right[side].append((other, digest))
-        self.banks = {side: self.make_bank(side, texts[side], right[side]) for side in texts if texts[side]}
+        with self.trainer.precision_plugin.forward_context():  # as in a step, which shares these constants
+            self.banks = {side: self.make_bank(side, texts[side], right[side]) for side in texts if texts[side]}
 
     def make_bank(self, side: Side, texts: dict[str, Item], right: list[tuple[str, str]]) -> Bank:
         """Embeds a side's texts, by their digests; ranks share the work of what is not kept yet."""
@@ -212,8 +213,16 @@ class ProjectorRecovery(Stage):
         return items, texts
 
     def frames_of(self, items: list[Encoded]) -> Sequence[Tensor]:
-        """What the audio encoder makes of each item's sounds."""
-        mels = [mel.to(self.device) for item in items for mel in item.mels]
+        """What the audio encoder makes of each item's sounds, so many at once as the budget holds."""
+        groups: list[list[Encoded]] = [[]]
+        for item in items:
+            if groups[-1] and sum(other.heard for other in groups[-1]) + item.heard > self.training_settings.inference_budget:
+                groups.append([])
+            groups[-1].append(item)
         token = self.embedder.config.audio_token_id
-        counts = [int((item.input_ids == token).sum()) for item in items]
-        return torch.split(self.embedder.encode_mels(mels), counts)
+        frames: list[Tensor] = []
+        for group in groups:
+            mels = [mel.to(self.device) for item in group for mel in item.mels]
+            counts = [int((item.input_ids == token).sum()) for item in group]
+            frames += torch.split(self.embedder.encode_mels(mels), counts)
+        return frames

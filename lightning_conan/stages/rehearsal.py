@@ -1,4 +1,4 @@
-"""Stage 3b, rehearse: all modalities in balance (PAPERS.md A7)."""
+"""Stage 3b, rehearse: all modalities in balance (arXiv 2606.09331)."""
 
 from pathlib import Path
 from typing import ClassVar

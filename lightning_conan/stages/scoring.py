@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from lightning import LightningModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from typing_extensions import override
 
@@ -16,9 +18,10 @@ from lightning_conan.reasoning import Decoding, Written, encode_queries
 from lightning_conan.retrieval.metric import RetrievalMetric
 from lightning_conan.stages.ranks import total
 from lightning_conan.stages.settings import Training
-from lightning_conan.stages.sharding import gather_weights, share_weights
+from lightning_conan.stages.sharding import FSDP2Strategy, gather_weights, share_weights
 
 PRECISIONS = ("32-true", "bf16-mixed")
+AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
 
 @dataclass
@@ -78,6 +81,13 @@ class Scoring(LightningModule):
     def setup(self, stage: str) -> None:
         if str(self.trainer.precision) not in PRECISIONS:  # others cast weights that train, and rotary frequencies
             raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, got {self.trainer.precision}.")
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDP2Strategy):  # others sum no gradients, or not all
+            raise ValueError(f"trainer.strategy must be auto, ddp or fsdp2, got {type(strategy).__name__}.")
+        if odd := [callback for callback in self.trainer.callbacks if isinstance(callback, AVERAGING)]:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"Weights are not averaged over steps: a .ckpt holds what trains alone. Leave {type(odd[0]).__name__} out."
+            )
 
     def embed(self, items: list[Encoded]) -> Float[Tensor, "items dim"]:
         """Embeddings without gradients."""

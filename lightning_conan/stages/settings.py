@@ -23,7 +23,7 @@ TOWERS: dict[Modality, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class DynamicNegatives:
-    """When a hard negative gives way to the query's next one (Conan-embedding v2, PAPERS.md A9).
+    """When a hard negative gives way to the query's next one (Conan-embedding v2).
 
     Args:
         keep: Negatives of a query that are used at once, of those that its sample holds.
@@ -134,7 +134,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters on all linear layers that a stage names (PAPERS.md A3).
+    """Low-rank adapters on all linear layers that a stage names (arXiv 2606.09331).
 
     Args:
         rank: Inner size.

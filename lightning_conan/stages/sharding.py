@@ -9,6 +9,7 @@ from jaxtyping import Float
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
+from torch.distributed import get_rank, is_initialized
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -88,6 +89,17 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def whole_on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that may lie in shards, whole and on the host of the first rank, which writes them; none on others, whose hosts it
+    would fill. Every rank has to ask."""
+    found = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor.detach())
+        if not (is_initialized() and get_rank()):
+            found[name] = gathered.cpu()
+    return found
+
+
 def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Float[Tensor, ""]:
     """Scales gradients, in shards or not, down to a norm; returns what it was, the same on every rank."""
     listed = [parameter for parameter in parameters if parameter.grad is not None]
@@ -121,7 +133,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
         trained: dict[str, Tensor] = self.lightning_module.trained()  # type: ignore[union-attr, operator]  # some may be frozen now
-        return {name: whole(tensor.detach()).cpu() for name, tensor in trained.items()}
+        return whole_on_first(trained)
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

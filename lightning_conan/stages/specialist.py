@@ -1,4 +1,4 @@
-"""Stage 1, decouple: one specialist a modality, all from the same base (PAPERS.md A3)."""
+"""Stage 1, decouple: one specialist a modality, all from the same base (arXiv 2606.09331)."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -59,6 +59,11 @@ class Specialist(Stage):
 
     @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if batch.modality != self.modality:
+            raise ValueError(
+                f"The data of the {self.modality} specialist must hold {self.modality} pairs only, got the {batch.modality} task "
+                f"{batch.task!r}. Name other data.init_args.train, or pack with --modality {self.modality}."
+            )
         joined = self.global_step >= self.alone_steps
         for name, parameter in self.trained().items():
             parameter.requires_grad_(joined or "lora_" not in name)

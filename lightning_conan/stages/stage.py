@@ -233,8 +233,11 @@ class Stage(Weights):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings = self.training_settings
         optimizer = make_optimizer(self.trained().values(), settings)
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, steps))
+        if not math.isfinite(steps := self.trainer.estimated_stepping_batches):
+            raise ValueError(
+                "The learning rate falls over the run, whose length must be known. Set trainer.max_steps or max_epochs."
+            )
+        scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Resuming: a .ckpt holds what trains; the rest comes from the folder
@@ -250,10 +253,17 @@ class Stage(Weights):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not self.trained_names:
+            raise ValueError(
+                f"A .ckpt resumes `conan fit`; `conan {self.trainer.state.fn.value}` reads folders. Leave --ckpt_path out."
+            )
         if checkpoint.get("folder") != self.provenance.fingerprint:
             raise ValueError(f"This .ckpt resumes a run that started from another folder than {self.folder}. Name that one.")
         if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
-            raise ValueError(f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}.")
+            raise ValueError(
+                f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}. It only resumes the "
+                "`conan fit` that wrote it, with the same stage; score the folder that callbacks.FolderCheckpoint wrote."
+            )
         self.budgets, self.skipped = checkpoint["budgets"], checkpoint["skipped"]  # other chunks would round otherwise
         self.seen = Counter(checkpoint["seen"])
         if self.watch is not None and checkpoint["watch"] is not None:

@@ -1,4 +1,4 @@
-"""TRACE: reason about the hard queries, then compress into one token (PAPERS.md B)."""
+"""TRACE: reason about the hard queries, then compress into one token (arXiv 2603.02929)."""
 
 from dataclasses import replace
 from pathlib import Path

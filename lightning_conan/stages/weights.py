@@ -1,10 +1,12 @@
 """A stage's weights: what is loaded, what of it trains, and what is written in the end."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -21,11 +23,14 @@ from lightning_conan.embedder.checkpoint import PROVENANCE, check_apart, check_r
 from lightning_conan.items import Modality
 from lightning_conan.reasoning import Decoding
 from lightning_conan.stages.adapters import Adapters
-from lightning_conan.stages.scoring import Scoring
+from lightning_conan.stages.scoring import PRECISIONS, Scoring
 from lightning_conan.stages.settings import Lora, Training
-from lightning_conan.stages.sharding import is_sharded, shard, whole
+from lightning_conan.stages.sharding import is_sharded, shard, whole_on_first
 
-Form = Literal["dense", "adapter"]
+Form = Literal["dense", "float32", "adapter"]
+ALARM = 0.05
+"""A larger share of what adapters change, lost to rounding, is told."""
+log = logging.getLogger(__name__)
 
 
 class Weights(Scoring):
@@ -97,6 +102,11 @@ class Weights(Scoring):
         self.trained_names = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         for tensor in self.trained().values():  # steps are too small for bfloat16, whatever the frozen weights are
             tensor.data = tensor.data.float()
+        mixed = any(name.startswith("embedder.backbone.") and "lora_" not in name for name in self.trained_names)
+        if mixed and self.stored != torch.float32 and self.trainer.precision == PRECISIONS[0]:
+            raise ValueError(
+                f"What trains fully within a {self.stored} backbone is float32: set trainer.precision to {PRECISIONS[1]}."
+            )
         if not self.trained_names:
             raise ValueError(f"{type(self).__name__} would train nothing: lora is off and no parameter starts with {self.full}.")
 
@@ -142,7 +152,8 @@ class Weights(Scoring):
             raise ValueError(f"Only a specialist with LoRA can be written as an adapter, got {type(self).__name__}.")
 
     def write_folder(self, out: Path, form: Form = "dense") -> None:
-        """Writes the trained model, its adapters merged into dense weights or left as they are.
+        """Writes the trained model, its adapters merged into dense weights (of the dtype that it started with, or float32) or
+        left as they are.
 
         Every rank has to call; the first one writes.
 
@@ -167,8 +178,14 @@ class Weights(Scoring):
             adapter = self.adapters.export(self.embedder, self.folder, self.full)
             save_adapter_folder(out, self.embedder, self.processor, provenance, adapter)
             return
+        if form == "float32":
+            self.stored = torch.float32
+            self.embedder.float()
         if self.adapters is not None:
-            self.adapters.merge()
+            if (lost := self.adapters.merge(self.stored)) > ALARM:
+                log.warning(
+                    "Rounding to %s took %.0f %% of what the adapters changed. Write form: float32.", self.stored, 100 * lost
+                )
             self.adapters = None
         if self.embedder.emb_rows is not None:
             self.embedder.settle_emb_rows()
@@ -182,7 +199,7 @@ class Weights(Scoring):
         if not is_sharded(self.embedder):
             yield
             return
-        found = {name: whole(tensor.detach()).cpu() for name, tensor in self.trained().items()}
+        found = whole_on_first(self.trained())
         sharded, adapters = self.embedder, self.adapters
         try:
             if self.global_rank == 0:

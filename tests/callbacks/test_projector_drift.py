@@ -82,3 +82,24 @@ def test_a_batch_whose_sounds_are_all_broken_is_not_watched(line, world, tmp_pat
 def test_impossible_settings_are_refused(line):
     with pytest.raises(ValueError, match="must be positive"):
         ProjectorDrift(line / "audio", every_n_steps=0)
+
+
+class Modes(Callback):
+    """Which parts are in training mode when a step is made."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.found.append({name for name, module in pl_module.embedder.named_modules() if module.training})
+
+
+def test_watching_leaves_frozen_parts_in_eval_mode_and_the_reference_on_the_host(line, world, tmp_path):
+    found = []
+    for name, watchers in {"plain": [], "watched": [ProjectorDrift(line / "audio", every_n_steps=1, count=4)]}.items():
+        modes = Modes()
+        module = ProjectorRecovery(line / "fused", QUICK)
+        trainer(tmp_path / name, 2, FrozenBackbone(), *watchers, modes).fit(module, data(world, "audio"))
+        found.append(modes.found)
+    assert found[0] == found[1]
+    assert watchers[0].reference.device.type == "cpu"

@@ -1,8 +1,18 @@
+import os
+import signal
+import time
+from pathlib import Path
+
 import pytest
 import torch
+from lightning import Callback
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_conan.stages import Lora, Specialist
+from callbacks import ScoreFile
+from datamodules import SpecialistData
+from lightning_conan.stages import Lora, Specialist, Stage
 from runs import QUICK, Record, Stop, data, state, trainer
 
 
@@ -73,3 +83,64 @@ def test_last_is_found_whatever_the_logger(base, world, tmp_path):
         runner.logger = CSVLogger(tmp_path, name="logs")
         runner.fit(Specialist(base, "image", QUICK, Lora(rank=4, alpha=4)), data(world), ckpt_path=ckpt)
         assert len(record.keys) == expected
+
+
+def saved(root, name="checkpoints/last.ckpt"):
+    """The step that a file was saved at."""
+    return torch.load(root / name, weights_only=True)["global_step"]
+
+
+def test_a_run_that_ends_early_is_saved_where_it_ended(base, world, tmp_path):
+    """Between two saves too: after trainer.max_time, early stopping, or at an odd max_steps."""
+    runner = trainer(tmp_path, 7, Stop(5))
+    runner.checkpoint_callback._every_n_train_steps = 3
+    runner.fit(Specialist(base, "image", QUICK), data(world))
+    assert saved(tmp_path) == 5
+
+
+def test_a_dry_run_leaves_checkpoints_and_scores_alone(base, world, tmp_path):
+    trainer(tmp_path, 3).fit(Specialist(base, "image", QUICK), data(world))
+    trainer(tmp_path, 3, fast_dev_run=True).fit(Specialist(base, "image", QUICK), data(world))
+    assert saved(tmp_path) == 3
+    scores = SpecialistData(test={"a": world / "image"}, num_workers=0)
+    trainer(tmp_path, 1, ScoreFile(tmp_path / "scores.json"), fast_dev_run=True).test(Stage(base), scores, verbose=False)
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_another_checkpoint_may_not_take_the_name(base, world, tmp_path):
+    """Lightning would remove the file, and put a link to its best one there."""
+    other = ModelCheckpoint(monitor="train/loss", save_last="link")
+    with pytest.raises(ValueError, match=r"must not link last\.ckpt"):
+        trainer(tmp_path, 1, other).fit(Specialist(base, "image", QUICK), data(world))
+
+
+class Ask(Callback):
+    """SLURM's signal in the middle of a step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.01)  # it is delivered before the next line of Python
+            assert not list(Path(trainer.default_root_dir).glob("hpc_ckpt*"))
+
+
+def test_a_job_that_slurm_requeues_is_saved_once_its_step_is_done(base, world, tmp_path, monkeypatch):
+    """Lightning's own handler saves at once, whatever the ranks wait for then. The next turn goes on where this one was saved."""
+    asked = tmp_path / "asked"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {asked}\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name, value in {"JOB_ID": "17", "NTASKS": "1", "LOCALID": "0", "PROCID": "0", "NODEID": "0", "JOB_NAME": "a"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    straight, record = Specialist(base, "image", QUICK), Record()
+    trainer(tmp_path / "a", 5, record, plugins=LightningEnvironment()).fit(straight, data(world))
+    first, second, again = Record(), Record(), Specialist(base, "image", QUICK)
+    root = tmp_path / "b"
+    trainer(root, 3, first, Ask(), plugins=SLURMEnvironment()).fit(Specialist(base, "image", QUICK), data(world))
+    assert asked.read_text() == "requeue 17\n"
+    assert saved(root, "hpc_ckpt_1.ckpt") == 2
+    trainer(root, 5, second, plugins=SLURMEnvironment()).fit(again, data(world))
+    assert first.keys[:2] + second.keys == record.keys
+    assert all(torch.equal(tensor, state(again)[name]) for name, tensor in state(straight).items())
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL

@@ -79,3 +79,20 @@ def test_looks_are_compared_as_each_with_each_would_be():
     assert found == {(str(row), str(row)) for row in range(40) if (bases[row] ^ near[row]).bit_count() <= ALIKE}
     assert 5 < len(found) < 35
     assert not list(alike(these, these))  # a file is no copy of itself
+
+
+def test_media_that_two_sets_share_beside_other_texts_are_reported(tmp_path, capsys):
+    """With an instruction, on the other side of a pair, or as a hard negative: no side as a whole is the same."""
+    sounds = [pair.query.media[0] for pair in draw_pairs("audio", 4, 0)]
+    text = Item(("a sound",))
+    write_shards([Pair(f"a{n}", "t", "audio", Item((sound,)), text) for n, sound in enumerate(sounds)], tmp_path / "train")
+    test = [
+        Pair("b0", "t", "audio", Item((sounds[0], "louder")), Item(("x",))),
+        Pair("b1", "t", "audio", Item(("y",)), Item((sounds[1],), "Find it.")),
+        Pair("b2", "t", "audio", Item(("z",)), Item(("z",)), (Item((sounds[2],)),)),
+    ]
+    write_shards(test, tmp_path / "test")
+    assert main(["pack", "--check", str(tmp_path / "train"), str(tmp_path / "test")]) == 0
+    said = capsys.readouterr().out
+    assert "share 3 media, such as that of 'b" in said
+    assert "queries, such" not in said

@@ -209,3 +209,10 @@ def test_only_a_line_feed_ends_a_line_of_json(tmp_path):
     (tmp_path / "q.jsonl").write_text(json.dumps(query, ensure_ascii=False) + "\n", encoding="utf-8")
     (pair,) = read(tmp_path / "q.jsonl", layout="mbeir", candidates=tmp_path / "pool.jsonl")
     assert pair.target.parts == ("one\u2028two\x85three",)
+
+
+def test_a_cell_may_be_a_book(tmp_path):
+    """csv's own limit is 131,072 characters."""
+    write_csv(tmp_path / "t.csv", [{"q": "word " * 40_000, "t": "a"}])
+    (pair,) = read(tmp_path / "t.csv", layout="table", query={"text": "q"}, target={"text": "t"})
+    assert len(pair.query.parts[0]) >= 199_999

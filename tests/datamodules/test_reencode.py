@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -253,3 +255,55 @@ def test_a_folder_that_changed_is_packed_anew(tmp_path):
     (tmp_path / "photos" / "c" / "x.txt").write_text("corrected")
     assert state_of(tmp_path / "photos") != before
     assert state_of(tmp_path / "nowhere") == []
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    """However it ends: `timeout` and schedulers kill it alone, and its workers would wait for ever."""
+    source = manifest(tmp_path / "source")
+    words = ["pack", str(source), "--out", str(tmp_path / "out"), "--reencode.image_max_pixels", "900", "--workers", "2"]
+    code = f"from lightning_conan.cli.main import main; main({words!r})"
+    script = tmp_path / "run.py"
+    slow = "import time, datamodules.reencode as r; r.Reencoding.__call__ = lambda *a: time.sleep(60)"
+    script.write_text(f"{slow}\nif __name__ == '__main__':\n    {code}\n")
+    running = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    deadline, workers = time.monotonic() + 60, []
+    while time.monotonic() < deadline and len(workers) < 3:  # two, and multiprocessing's own
+        time.sleep(0.1)
+        workers = psutil.Process(running.pid).children()
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+
+
+def test_a_decoder_that_hangs_while_packing_is_cut_off(monkeypatch):
+    monkeypatch.setattr("datamodules.reencode.SECONDS", 0.3)
+    monkeypatch.setattr("datamodules.reencode.decode_media", lambda media: time.sleep(30))
+    (fault,) = prepare(pairs(1), Reencoding(), validate=True)
+    assert "must be read within 0.3 s" in fault.reason
+
+
+def test_media_in_memory_end_a_shard_before_they_fill_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.writing.HELD", 3 * len(png()))
+    media = Media("image", png(), "a.png")
+    write_shards([Pair(f"k{row}", "t", "image", Item((media,)), Item(("x",))) for row in range(8)], tmp_path / "set")
+    assert [len(shard.numbers) for shard in ShardSet(tmp_path / "set").shards.values()] == [3, 3, 2]
+
+
+def test_what_stands_in_the_way_in_the_end_costs_nothing(tmp_path):
+    """Shards are kept until they are in their place."""
+    asked = []
+
+    def some(done):
+        asked.append(done)
+        yield from pairs(12)[done:]
+        if len(asked) == 1:
+            (tmp_path / "set" / "other").mkdir(parents=True)
+
+    with pytest.raises(OSError, match="not empty"):
+        write_resumable(some, tmp_path / "set", "s", pairs_per_shard=3)
+    shutil.rmtree(tmp_path / "set")
+    write_resumable(some, tmp_path / "set", "s", pairs_per_shard=3)
+    assert asked == [0, 12]
+    assert len(ShardSet(tmp_path / "set")) == 12
+    assert not list((tmp_path / "set").glob("*.jsonl"))

@@ -385,8 +385,12 @@ def test_a_cache_of_another_user_is_read_and_its_locks_are_everyones(server, tmp
     def refuse(*args, **kwargs):
         raise PermissionError(errno.EACCES, "Permission denied", "a.lock")
 
-    monkeypatch.setattr(os, "utime", refuse)
-    assert cache.fetch(shard) == path
+    def read_only(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system", "a.tar")
+
+    for reason in (refuse, read_only):
+        monkeypatch.setattr(os, "utime", reason)
+        assert cache.fetch(shard) == path
     monkeypatch.setattr(ShardCache, "lock", refuse)
     path.unlink()
     with pytest.raises(UnreachableError, match=r"reading\.cache must be a folder that you may write to"):

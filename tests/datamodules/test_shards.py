@@ -42,7 +42,7 @@ def test_pairs_come_back_whole(tmp_path):
     assert len(list((tmp_path / "set").glob("*.tar"))) == 3
     assert all(same(shards.read(row), pair) for row, pair in enumerate(pairs()))
     assert summary["tasks"] == {"task0": 3, "task1": 2}
-    assert shards.tasks == {"task0": [0, 2, 4], "task1": [1, 3]}
+    assert shards.tasks == {"image/task0": [0, 2, 4], "image/task1": [1, 3]}
 
 
 def test_webdataset_reads_the_same(tmp_path):

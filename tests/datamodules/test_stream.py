@@ -1,11 +1,18 @@
 import json
+import pickle
 import time
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
+import msgspec
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datamodules import RehearsalData, SpecialistData
+from datamodules.parcel import Parcel, join
 from datamodules.patience import patience, unhurried
 from datamodules.plan import Slot, plan_training
 from datamodules.shards import ShardSet
@@ -69,6 +76,9 @@ def poisoned(tmp_path):
 
 def test_a_broken_sample_is_left_out_and_listed_never_replaced(poisoned, processor):
     (batch,) = loader(poisoned, processor)
+    (shared,) = loader(poisoned, processor, workers=2)
+    assert (shared.keys, shared.faults, shared.target_hashes) == (batch.keys, batch.faults, batch.target_hashes)
+    assert all(torch.equal(one.pixels[0], other.pixels[0]) for one, other in zip(shared.queries, batch.queries, strict=True))
     assert len(batch) == len(batch.queries) == len(batch.targets) == 5
     (fault,) = map(json.loads, batch.faults)
     assert fault["key"] == "poison"
@@ -142,3 +152,57 @@ def test_a_decoder_that_hangs_is_cut_off(world, processor):
     (fault,) = map(json.loads, batch.faults)
     assert fault["key"] == shards.samples[2].key
     assert "must be read within 0.3 s" in fault["reason"]
+
+
+@dataclass
+class Mixed:
+    """Tensors of all kinds among other things."""
+
+    name: str
+    tensors: list[torch.Tensor]
+    rest: list[dict[str, torch.Tensor | None]]
+
+
+DTYPES, SHAPES = st.sampled_from([torch.uint8, torch.int64, torch.bfloat16, torch.bool]), st.lists(st.integers(0, 4), max_size=3)
+
+
+@given(st.lists(st.tuples(DTYPES, SHAPES)), st.data())
+def test_a_parcel_holds_what_was_packed(kinds, draw):
+    tensors = [torch.randint(0, 2, shape).to(dtype) for dtype, shape in kinds]
+    tensors += [tensor.transpose(0, -1) for tensor in tensors if tensor.ndim > 1]
+    content = Mixed("a", tensors, [{"one": tensor, "none": None} for tensor in tensors[:2]])
+    parcel = pickle.loads(pickle.dumps(Parcel.of(content)))
+    found = parcel.open()
+    assert found.name == "a"
+    assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(found.tensors, tensors, strict=True))
+    assert [entry["none"] for entry in found.rest] == [None] * len(content.rest)
+    cut = draw.draw(st.integers(0, len(tensors)))
+    whole = join([Mixed("a", tensors[:cut], []), Mixed("a", tensors[cut:], content.rest)])
+    assert whole == content
+
+
+def test_a_batch_takes_few_file_descriptors(world, processor):
+    """Each of its hundred tensors would take one, and a system may allow a thousand."""
+    plan = [Slot("a", tuple(range(20)))]
+    batches = iter(BatchLoader(lambda: plan, 1, Encoder({"a": ShardSet(world / "image")}, processor), 2))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    batch = next(batches)
+    assert len(batch) == 20
+    assert len(list(Path("/proc/self/fd").iterdir())) - before < 40
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_a_batch_is_cut_into_even_pieces(size, count):
+    pieces = Slot("a", tuple(range(size))).cut(count)
+    assert [number for piece in pieces for number in piece.numbers] == list(range(size))
+    assert len(pieces) == max(1, min(size, count))
+    sizes = [len(piece.numbers) for piece in pieces]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_task_of_two_modalities_makes_batches_of_one(tmp_path, processor):
+    """Ranks would disagree on what a batch is, by the first pair that each of them gets."""
+    pairs = [msgspec.structs.replace(pair, task="all") for name in ("image", "audio") for pair in draw_pairs(name, 5, 0)]
+    write_shards(pairs, tmp_path / "set")
+    batches = list(loader(tmp_path / "set", processor))
+    assert sorted((batch.modality, len(batch)) for batch in batches) == [("audio", 5), ("image", 5)]

@@ -70,3 +70,9 @@ def test_links_and_pipes_are_no_way_out(tmp_path):
 def test_a_suffix_is_that_of_the_file_and_not_of_its_folder():
     assert Media("image", b"", "photos.v2/cat").suffix == ""
     assert Media("image", b"", "photos.v2/cat.JPG").suffix == "jpg"
+
+
+def test_pages_and_spans_of_one_file_are_contents_of_their_own():
+    """Else they would not be each other's negatives, and one entry of a corpus."""
+    spans = [{}, {"page": 1}, {"page": 2}, {"start": 1.0}, {"end": 1.0}, {"start": 1.0, "end": 2.0}]
+    assert len({Item((Media("document", b"%PDF", "a.pdf", **span),)).content_hash() for span in spans}) == len(spans)

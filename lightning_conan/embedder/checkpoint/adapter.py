@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -37,12 +38,14 @@ class AdapterTensors(Tensors):
     Args:
         folder: The adapter.
         base: Its base's tensors.
+        exact: Whether what it changes is float32 and not rounded to the base's dtype: in bfloat16 a low-rank change is of the
+            size of that rounding.
 
     Raises:
         ValueError: An adapter that is no plain LoRA, or whose tensors do not fit the base.
     """
 
-    def __init__(self, folder: Path, base: Tensors) -> None:
+    def __init__(self, folder: Path, base: Tensors, exact: bool = False) -> None:
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         for name, allowed in PLAIN.items():
             if config.get(name, allowed[0]) not in allowed:
@@ -55,6 +58,9 @@ class AdapterTensors(Tensors):
         self.factors: dict[str, tuple[str, str]] = {}
         self.whole: dict[str, str] = {}
         self.sort(folder)
+        if exact:
+            changed = {name: replace(self.specs[name], dtype=torch.float32) for name in (*self.factors, *self.whole)}
+            self.specs |= changed
 
     def sort(self, folder: Path) -> None:
         """Which file tensors belong to which tensor of the base; each must be of use."""
@@ -91,7 +97,7 @@ class AdapterTensors(Tensors):
             return dense
         down, up = (self.files[part].float() for part in self.factors[name])
         merged: Tensor = dense.float() + self.scale * (up @ down)
-        return merged.to(dense.dtype)  # the only rounding
+        return merged.to(self.specs[name].dtype)  # the only rounding
 
 
 @dataclass(frozen=True)

@@ -204,12 +204,13 @@ def check_folder(folder: Path, states: tuple[State, ...] = STATES) -> Provenance
     return provenance
 
 
-def open_tensors(folder: Path, base: Path | None = None) -> Tensors:
+def open_tensors(folder: Path, base: Path | None = None, exact: bool = False) -> Tensors:
     """A folder's tensors, dense, or an adapter or differences on a base: the one door through which weights come.
 
     Args:
         folder: A checked folder.
         base: The base of an adapter or of differences; the one that it names by default.
+        exact: Whether an adapter's tensors are float32 and not rounded to the base's dtype.
 
     Raises:
         ValueError: Something on another base.
@@ -221,7 +222,9 @@ def open_tensors(folder: Path, base: Path | None = None) -> Tensors:
     if wanted != found:
         raise ValueError(f"{folder} was made on another base than {base}. Name its own base.")
     below = TensorFiles(tensor_paths(base))
-    return AdapterTensors(folder, below) if is_adapter(folder) else DeltaTensors(folder, tensor_paths(folder, DELTA), below)
+    return (
+        AdapterTensors(folder, below, exact) if is_adapter(folder) else DeltaTensors(folder, tensor_paths(folder, DELTA), below)
+    )
 
 
 def base_of(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Grafting: a Qwen3-VL with an audio encoder's ears, a fresh projector and rows for new tokens (PAPERS.md A1)."""
+"""Grafting: a Qwen3-VL with an audio encoder's ears, a fresh projector and rows for new tokens (arXiv 2606.09331)."""
 
 import json
 from collections.abc import Callable
@@ -129,7 +129,9 @@ class Graft:
         old = {name: (self.vocabulary, *shape[1:]) if name in ROWS else shape for name, shape in shapes.items()}
         wanted = {name: shape for name, shape in old.items() if not name.startswith("audio_projector.")}
         check_specs(found, wanted, Path(f"{self.report.backbone} and {self.report.audio}"))
-        self.specs = {name: Spec(shape, found[name].dtype if name in found else self.dtype) for name, shape in shapes.items()}
+        # An audio encoder in another dtype takes the backbone's, as all that a stage writes does: what differs cannot be fused.
+        kept = {name: spec.dtype for name, spec in found.items() if not name.startswith("audio_encoder.")}
+        self.specs = {name: Spec(shape, kept.get(name, self.dtype)) for name, shape in shapes.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         """One tensor of the base."""
@@ -141,7 +143,7 @@ class Graft:
         where = self.report.audio if part == "audio_encoder" else self.report.backbone
         self.report.nbytes[where] = self.report.nbytes.get(where, 0) + tensors.specs[source].nbytes
         tensor: Tensor = tensors[source]
-        return self.with_new_rows(tensor, self.noise[ROWS.index(name)]) if name in ROWS else tensor
+        return self.with_new_rows(tensor, self.noise[ROWS.index(name)]) if name in ROWS else tensor.to(self.specs[name].dtype)
 
     def with_new_rows(self, rows: Tensor, noise: Tensor) -> Tensor:
         """Rows for the new tokens, drawn like the others: around their mean, with their spread in each dimension."""

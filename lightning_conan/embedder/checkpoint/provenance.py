@@ -66,8 +66,8 @@ def read_provenance(folder: Path) -> Provenance:
         raise ValueError(f"The checkpoint folder {folder} does not exist. Run the stage that writes it first.")
     if not (folder / PROVENANCE).is_file():
         adapter = (folder / "adapter_config.json").is_file()
-        remedy = (
-            "It holds an adapter: name the dense folder." if adapter else "Name a folder that a stage or `conan graft` wrote."
+        remedy = "Name a folder that a stage or `conan graft` wrote" + (
+            ", not an adapter of another trainer." if adapter else "."
         )
         raise ValueError(f"{folder} is not a checkpoint folder: it has no {PROVENANCE}. {remedy}")
     return Provenance(**json.loads((folder / PROVENANCE).read_text()))

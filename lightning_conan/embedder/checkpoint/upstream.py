@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from lightning_conan.embedder.checkpoint.tensors import INDEX, TensorFiles, tensor_paths
 
+WHOLE = "model.safetensors"
 SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 
 
@@ -76,7 +77,9 @@ class Upstream:
     def paths(self) -> list[Path]:
         """Files with wanted tensors, downloaded if need be."""
         if not (self.folder / INDEX).is_file():
-            return tensor_paths(self.folder) if self.local else [self.download("model.safetensors")]
+            if self.local and not (self.folder / WHOLE).is_file():
+                return tensor_paths(self.folder)
+            return [self.folder / WHOLE if self.local else self.download(WHOLE)]  # Whisper's come in float32, too, beside it
         weights: dict[str, str] = json.loads((self.folder / INDEX).read_text())["weight_map"]
         names = sorted({file for tensor, file in weights.items() if self.wants(tensor)})
         if not self.local:

@@ -1,5 +1,6 @@
 """The whole line, a few steps of everything, through the real command: what no unit test can promise."""
 
+import importlib.util
 import json
 import shutil
 
@@ -187,3 +188,19 @@ def test_a_demo_replaces_only_demos(demo, tmp_path, capsys):
 def test_configs_say_why_they_are(path):
     assert path.read_text().startswith("# ")
     assert yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("verb", ["demo", "alphas"])
+def test_a_search_without_optuna_is_refused_before_anything_is_trained(verb, demo, tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "optuna" else find(name, *rest))
+    words = ["demo", "--study", "alpha", "--out", str(tmp_path / "out")]
+    if verb == "alphas":
+        monkeypatch.setattr("lightning_conan.cli.sets.read_sets", lambda *_: pytest.fail("it reads"))
+        words = ["alphas", "--config", str(CONFIGS / "tiny" / "fuse.yaml"), "--out", str(tmp_path / "out"), "--diagnostic", "{}"]
+        words += ["--recipe.base", str(demo[0] / "base")]
+        folders = {name: str(demo[0] / name) for name in ("image", "video", "document", "audio")}
+        words += ["--recipe.specialists", json.dumps(folders)]
+    assert main(words) == 1
+    assert "needs optuna" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

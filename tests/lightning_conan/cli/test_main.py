@@ -1,11 +1,13 @@
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -243,3 +245,58 @@ def test_a_hostile_ckpt_is_refused_before_its_code_runs(base, world, tmp_path, c
     assert main([*words, "--trainer.max_steps", "4", "--ckpt_path", "last"]) == 1
     assert "must hold plain values only" in one_error(capsys)
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_whole_group_saves_too(base, world, tmp_path, number, status):
+    """As torchrun, `timeout` and Ctrl-C on a terminal send it: to the workers as well, without which no step can be finished."""
+    words = fit(
+        "specialist", tmp_path, base, world / "image", "--trainer.max_steps", "100000", "--data.init_args.num_workers", "2"
+    )
+    command = [sys.executable, "-m", "lightning_conan.cli.main", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    checkpoint, deadline = tmp_path / "work" / "checkpoints" / "last.ckpt", time.monotonic() + 120
+    workers = []
+    while len(workers) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+        workers = psutil.Process(process.pid).children()
+    time.sleep(3)
+    os.killpg(process.pid, number)
+    assert process.wait(60) == status, process.stderr.read().decode()[-2000:]
+    assert torch.load(checkpoint, weights_only=True)["global_step"] > 0
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+
+
+def test_a_damaged_ckpt_that_is_named_gives_way_too(base, world, tmp_path):
+    """Lightning's command line would read it before anyone else."""
+    words = fit("specialist", tmp_path, base, world / "image")
+    assert main(words) == 0
+    last = tmp_path / "work" / "checkpoints" / "last.ckpt"
+    resumed = [*words, "--ckpt_path", str(last), "--trainer.max_steps"]
+    assert main([*resumed, "4"]) == 0
+    last.write_bytes(last.read_bytes()[:1000])
+    assert main([*resumed, "5"]) == 0
+    assert read_provenance(tmp_path / "out").notes["steps"] == 5
+
+
+def test_each_run_keeps_its_options_under_its_root(base, world, tmp_path, monkeypatch):
+    """Whatever a logger calls its folder: all of W&B's runs have the same."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        words = fit("specialist", tmp_path / name, base, world / "image", "--config", str(CONFIGS / "wandb.yaml"))
+        assert main([*words, "--trainer.logger.init_args.save_dir", str(tmp_path / "logs")]) == 0
+        assert f"{name}/out" in (tmp_path / name / "work" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "lightning.pytorch.strategies.ModelParallelStrategy"])
+def test_strategies_that_sum_no_gradients_are_refused(base, world, tmp_path, capsys, strategy):
+    """Of the last each rank would go its own way in silence."""
+    assert main(fit("specialist", tmp_path, base, world / "image", "--trainer.strategy", strategy)) == 1
+    assert "strategy" in capsys.readouterr().err
+
+
+def test_an_unknown_option_leads_to_where_options_are_explained(base, world, tmp_path, capsys):
+    assert main(fit("specialist", tmp_path, base, world / "image", "--model.init_args.training.rate", "1")) == 2
+    assert "`conan fit --model.help CLASS`" in capsys.readouterr().err
+    assert main(["fit", "--model.help", "lightning_conan.stages.Specialist"]) == 0
+    assert "training.warmup_steps" in capsys.readouterr().out

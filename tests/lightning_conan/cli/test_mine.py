@@ -89,3 +89,15 @@ def test_a_fault_on_several_devices_is_one_error(manifest, tmp_path, capfd):
     assert "nowhere does not exist" in said
     assert "conan mine:" not in said  # it does not go on with what is not there
     assert "Traceback" not in said
+
+
+def test_what_is_held_out_is_nobodys_negative(manifest, base):
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for place, row in enumerate(rows):
+        row["split"] = "test" if place % 3 == 0 else "train"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = {json.dumps(row["target"]): {other["split"] for other in rows if other["target"] == row["target"]} for row in rows}
+    for key, negatives in mined(manifest, base, "split.jsonl", "--count", "9").items():
+        (own,) = [row["split"] for row in rows if row["key"] == key]
+        assert all(own in splits[json.dumps(negative)] for negative in negatives)
+        assert negatives or key.startswith("t")

@@ -50,3 +50,16 @@ def test_a_moved_merger_shows_in_the_visual_tokens(tiny, encoded):
 def test_text_has_no_projector(tiny, encoded):
     with pytest.raises(ValueError, match="got 'text'"):
         token_states(tiny[0], [encoded["text"]], "text")
+
+
+@pytest.mark.parametrize("budget", [60, 16_384])
+def test_of_many_tokens_some_are_followed_evenly_spread(tiny, encoded, monkeypatch, budget):
+    """The same ones whatever the model, and whatever chunks they come in."""
+    items = [encoded["long audio"], encoded["text"], encoded["audio"], encoded["video and sound"]]
+    whole = token_states(tiny[0], items, token_budget=budget)
+    count = whole.shape[1]
+    monkeypatch.setattr("lightning_conan.drift.layers.MOST", 7)
+    some = token_states(tiny[0], items, token_budget=budget)
+    rows = [round(place * (count - 1) / 6) for place in range(7)]
+    assert some.shape[1] == 7 < count
+    assert torch.equal(some, whole[:, rows])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,3 +99,11 @@ def test_two_projectors_are_followed_at_once(base, world, tmp_path):
     assert all(max(layers["fused"]) < 0.9 for layers in report.layers.values())
     with pytest.raises(ValueError, match="Drift needs a fused folder"):
         measure_drift({name: tmp_path / name for name in sets}, {"later": tmp_path / "fused"}, sets)
+
+
+def test_pairs_with_media_on_both_sides_have_no_side_of_texts(pairs):
+    own = tiny_embedder(0)[0].eval()
+    found = examine("audio", own, own, replace(pairs, targets=pairs.queries))
+    assert found.own_media is None
+    assert found.own_text is None
+    assert Verdict.from_json(found.to_dict()) == found

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, WhisperForConditionalGeneration
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from upstream import write_qwen3_vl, write_whisper
 
 from lightning_conan.cli.main import main
@@ -16,6 +17,7 @@ from lightning_conan.embedder.checkpoint.graft import OWN_TOKENS
 from lightning_conan.embedder.checkpoint.tensors import tensor_paths
 from lightning_conan.embedder.projector import AudioProjector
 from lightning_conan.items import Item, Media
+from lightning_conan.media import decode_audio
 from samples import flac
 
 
@@ -251,3 +253,32 @@ def test_only_the_audio_towers_shards_are_downloaded(upstream, hub, tmp_path):
 def test_an_unknown_repository_is_one_error(upstream, hub, tmp_path):
     with pytest.raises(ValueError, match="'owner/nowhere' could not be fetched"):
         graft(upstream, tmp_path / "base", audio="owner/nowhere")
+
+
+def test_an_audio_encoder_in_another_dtype_takes_the_backbones(upstream, tmp_path):
+    """Whisper's large ones are float16: specialists that a stage wrote in one dtype could not be fused with such a base."""
+    whisper = write_whisper(tmp_path / "whisper")
+    stored = load_file(whisper / "model.safetensors")
+    save_file({name: tensor.half() for name, tensor in stored.items()}, whisper / "model.safetensors")
+    save_file(stored, whisper / "model.fp32-00001-of-00001.safetensors")  # as the hub has them, side by side
+    graft(upstream, tmp_path / "base", audio=str(whisper))
+    base = tensors(tmp_path / "base")
+    assert len({spec.dtype for spec in base.specs.values()}) == 1
+    found, wanted = base["audio_encoder.layers.0.fc1.weight"], stored["model.encoder.layers.0.fc1.weight"].half()
+    assert torch.equal(found, wanted.to(found.dtype))
+
+
+def test_whispers_short_sounds_are_filled_up_as_its_own_features_are(upstream, tmp_path):
+    """With silence, which is no 0 in its features; only the last frame, whose window reaches into it, differs a little."""
+    write_whisper(tmp_path / "whisper")
+    graft(upstream, tmp_path / "base", audio=str(tmp_path / "whisper"))
+    model, processor, _ = load_folder(tmp_path / "base")
+    media = Media("audio", flac(0.7), "a.flac")
+    features = WhisperFeatureExtractor(feature_size=80, chunk_length=2)(decode_audio(media).numpy(), sampling_rate=16_000)
+    encoder = WhisperForConditionalGeneration.from_pretrained(tmp_path / "whisper").model.encoder.eval()
+    with torch.no_grad():
+        found = model.encode_mels(processor(Item((media,))).mels)
+        wanted = encoder(torch.tensor(features["input_features"])).last_hidden_state[0][: len(found)]
+    assert len(found) < 100
+    torch.testing.assert_close(found[:-1], wanted[:-1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(found[-1], wanted[-1], atol=0.05, rtol=0)

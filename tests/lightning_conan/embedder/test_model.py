@@ -85,7 +85,7 @@ def test_a_wrong_number_of_frames_is_noticed(tiny, encoded):
 
 
 def test_paper_sized_projector():
-    """18,881,536 parameters at 2048 -> 3072 -> 4096 (PAPERS.md A1)."""
+    """18,881,536 parameters at 2048 -> 3072 -> 4096 (arXiv 2606.09331)."""
     with torch.device("meta"):
         projector = AudioProjector(2048, 3072, 4096)
     assert sum(parameter.numel() for parameter in projector.parameters()) == 18_881_536

@@ -1,4 +1,4 @@
-"""Safetensors files that are odd, hostile or cut (FAULTS.md 8, 17 and 18)."""
+"""Safetensors files that are odd, hostile or cut."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""Fault 21 of FAULTS.md, line by line, and what a full disk or a killed run leaves."""
+"""Recipes that do not fit, line by line, and what a full disk or a killed run leaves."""
 
 import json
 import resource

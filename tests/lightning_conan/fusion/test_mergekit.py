@@ -1,6 +1,7 @@
 import pytest
 import yaml
 from mergekit.config import MergeConfiguration
+from mergekit.merge_methods import registry
 
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
@@ -46,6 +47,20 @@ def test_what_is_written_is_read_back_and_is_valid_for_mergekit(folders, tmp_pat
     assert read_mergekit(write(tmp_path, written)) == recipe
 
 
+@pytest.mark.parametrize("name", ["task_arithmetic", "ties", "dare_linear", "dare_ties"])
+def test_what_is_left_out_is_as_mergekit_has_it(folders, tmp_path, name):
+    defaults = {spec.name: spec.default for spec in registry.get(name).spec.parameters if spec.name in ("normalize", "rescale")}
+    assert len(defaults) == 2
+
+    def read(parameters):
+        try:
+            return read_mergekit(write(tmp_path, config(folders, name) | {"parameters": parameters})).method
+        except ValueError as error:
+            return type(error)
+
+    assert read({}) == read(defaults)
+
+
 def test_methods_that_mergekit_lacks_write_none(folders):
     assert mergekit_config(Recipe(folders["base"], {"audio": folders["audio"]}, {"audio": 1.0}, Della())) is None
 
@@ -55,8 +70,12 @@ def test_methods_that_mergekit_lacks_write_none(folders):
     [
         ({"merge_method": "slerp"}, "merge_method in .* must be one of"),
         ({"slices": []}, "must have merge_method, base_model and models"),
-        ({"parameters": {"normalize": False}}, "normalize must be True"),
-        ({"parameters": {"rescale": True}}, "rescale false"),
+        ({"parameters": {"normalize": False}}, "ties in .* must say normalize: True"),
+        ({"parameters": {"rescale": True}}, "rescale: False"),
+        ({"parameters": {"densitty": 0.5}}, "may have .*'density'.*, got 'densitty'"),
+        ({"merge_method": "dare_ties"}, "dare_ties in .* must say normalize: True"),
+        ({"merge_method": "dare_linear", "parameters": {"rescale": False}}, "rescale: True"),
+        ({"merge_method": "dare_linear", "parameters": {"normalize": True}}, "normalize: False"),
         ({"dtype": "torch.bfloat16"}, "dtype in .* must be one of"),
         ({"models": [{"weight": 1}]}, "must have a model, the folder"),
     ],

@@ -191,3 +191,10 @@ IMPOSSIBLE = {"density": lambda: Ties(0.0), "drop": lambda: Dare(1.0), "window":
 def test_impossible_settings_are_refused(what):
     with pytest.raises(ValueError, match=what):
         IMPOSSIBLE[what]()
+
+
+@pytest.mark.parametrize("method", [Ties(0.5), Dare(0.2, elect=True)], ids=repr)
+def test_a_mean_of_what_agrees_takes_no_negative_weights(deltas, method):
+    weights = ALPHAS | {next(iter(ALPHAS)): -0.1}
+    with pytest.raises(ValueError, match="coefficients of 0 or more"):
+        method(deltas, weights, Place("a"))

@@ -536,3 +536,45 @@ def test_an_odd_sample_rate_is_refused_before_its_filter_is_made():
     with pytest.raises(MediaError, match="shares too little"):
         decode_media(odd)
     assert len(decode_media(Media("audio", encode_audio(torch.zeros(4410), 44_100, "wav"), "usual.wav"))) == 1600
+
+
+def wav(channels: np.ndarray, rate: int = 16_000) -> bytes:
+    """A PCM file of samples by time and channel."""
+    kinds = {"u1": 1, "i2": 1, "i4": 1, "f4": 3}
+    width, count = channels.dtype.itemsize, channels.shape[1]
+    header = struct.pack("<HHIIHH", kinds[channels.dtype.str[1:]], count, rate, rate * width * count, width * count, 8 * width)
+    data = channels.tobytes()
+    whole = b"WAVEfmt " + struct.pack("<I", 16) + header + b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(whole)) + whole
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32"])
+@pytest.mark.parametrize("size", [3000, BLOCK + 3000])
+def test_channels_are_averaged_sample_by_sample(dtype, size):
+    """Two tones, of which neither is the mean, and one is silent for a while."""
+    time = np.arange(size)
+    tones = np.stack([0.6 * np.sin(time * 0.05), 0.3 * np.sin(time * 0.31) * (time > 1000), 0.2 * np.cos(time * 0.11)], axis=1)
+    scale, middle = {"uint8": (127, 128), "int16": (32_767, 0), "int32": (2**31 - 1, 0), "float32": (1, 0)}[dtype]
+    coded = (np.round(tones * scale) + middle if scale > 1 else tones).astype(dtype)
+    found = decode_audio(Media("audio", wav(coded), "a.wav"))
+    assert torch.allclose(found, torch.from_numpy(tones.mean(axis=1)).float(), atol=0.01 if dtype == "uint8" else 1e-4)
+
+
+def test_a_span_is_one_of_seconds_at_any_rate():
+    wave = torch.arange(44_100) / 44_100 - 0.5
+    media = Media("audio", encode_audio(wave, 44_100, "wav"), "a.wav", start=0.25, end=0.5)
+    found = decode_audio(media)
+    assert abs(len(found) - 4000) <= 1
+    assert torch.allclose(found[200:3800], torch.arange(4200, 7800) / 16_000 - 0.5, atol=1e-3)
+
+
+def test_a_sound_without_a_length_is_no_longer_than_the_limit():
+    """Whatever end is asked for: its header says nothing, so it is stopped while it is decoded."""
+    data = bytearray(encode_audio(torch.zeros(64_000), format="flac"))
+    data[21] &= 0xF0  # FLAC's number of samples, 36 bits
+    data[22:26] = bytes(4)
+    limits = Limits(max_seconds=2.0)
+    for end in (None, 1e6):
+        with pytest.raises(MediaError, match="must be at most 2"):
+            decode_audio(Media("audio", bytes(data), "a.flac", end=end), limits)
+    assert len(decode_audio(Media("audio", bytes(data), "a.flac", end=1.0), limits)) == 16_000

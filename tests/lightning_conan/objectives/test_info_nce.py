@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,9 +149,10 @@ def test_tiles_change_neither_loss_nor_gradient(contrast, at_once):
     found = []
     for size in (10**9, at_once):
         leaves = [side.clone().requires_grad_() for side in sides]
-        value = symmetric_info_nce(PairEmbeddings(*leaves, *ids), contrast, at_once=size)
+        learned = torch.tensor(0.05, requires_grad=True)
+        value = symmetric_info_nce(PairEmbeddings(*leaves, *ids), replace(contrast, temperature=learned), at_once=size)
         (2 * value).backward()
-        found.append([value.detach(), *(leaf.grad for leaf in leaves)])
+        found.append([value.detach(), *(leaf.grad for leaf in leaves), learned.grad])
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*found, strict=True))
 
 
@@ -169,3 +171,22 @@ def test_scores_are_computed_some_rows_at_a_time(monkeypatch, dim, rows):
     symmetric_info_nce(pairs(units(600, dim), units(600, dim, seed=1)), Contrast(0.05))
     assert seen[0] == slice(0, rows)
     assert seen[-1].stop == 600
+
+
+def test_negatives_of_the_own_side_against_a_plain_loop():
+    """Queries and targets that are equal to one's own, or as right, count on neither side; hard negatives on one."""
+    query, target, negative = units(4), units(4, seed=1), units(2, seed=2)
+    query_ids, target_ids, negative_ids = [0, 1, 1, 3], [5, 6, 7, 5], [6, 9]
+    total = 0.0
+    for row in range(4):
+        alike = [other for other in range(4) if query_ids[other] == query_ids[row] or target_ids[other] == target_ids[row]]
+        others = [other for other in range(4) if other not in alike]
+        right = {target_ids[other] for other in range(4) if query_ids[other] == query_ids[row]}
+        hard = [place for place in range(2) if negative_ids[place] not in right]
+        for mine, own, theirs, extra in ((query, query, target, hard), (target, target, query, [])):
+            scores = [theirs[row], *(theirs[other] for other in others), *(own[other] for other in others)]
+            values = [float(mine[row] @ vector) / 0.1 for vector in [*scores, *(negative[place] for place in extra)]]
+            total += math.log(sum(map(math.exp, values))) - values[0]
+    ids = [torch.tensor(values) for values in (query_ids, target_ids, negative_ids)]
+    found = symmetric_info_nce(PairEmbeddings(query, target, negative, *ids), Contrast(0.1, same_side=True))
+    assert found.item() == pytest.approx(total / 8, rel=1e-5)

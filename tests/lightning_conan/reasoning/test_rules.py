@@ -1,10 +1,10 @@
-"""Each rule of PAPERS.md B3 lets the good answer pass and catches what it is for."""
+"""Each rule of TRACE lets the good answer pass and catches what it is for."""
 
 from dataclasses import replace
 
 import pytest
 
-from lightning_conan.reasoning.rules import RuleBroken, Rules, Thought, check, parse, source_of, verdict
+from lightning_conan.reasoning.rules import RuleBroken, Rules, Thought, check, parse, salient, source_of, verdict
 
 REASONING = (
     "The source shows a red dress with long sleeves and a white belt. The change asks for a blue one, so only its color differs."
@@ -97,3 +97,8 @@ def test_limits_that_make_no_sense_are_refused():
         Rules(reasoning=(9, 2))
     with pytest.raises(ValueError, match="between 0 and 1"):
         Rules(confidence=2.0)
+
+
+def test_short_things_are_keywords_and_what_is_to_be_done_is_none():
+    assert salient("change it to a red car") == {"red", "car"}
+    assert salient("Show the same dog, but make it more like a bus.") == {"dog", "like", "bus"}

@@ -31,6 +31,8 @@ def test_mean_of_both_directions():
     metric.update(torch.eye(3), torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.9, 0, 0.1]]), digest(1, 2, 3), digest(4, 5, 6))
     scores = metric.compute()
     assert scores["recall@1"] == (scores["forth/recall@1"] + scores["back/recall@1"]) / 2
+    assert scores["forth/recall@1"].item() == pytest.approx(100)
+    assert scores["back/recall@1"].item() == pytest.approx(200 / 3)  # the third target is more like the first query
 
 
 def test_nothing_is_no_score():

@@ -147,6 +147,12 @@ def test_settings_reach_the_model_or_are_refused(recipe, world, tmp_path):
     module = Fused(recipe, replace(TRAINING, checkpoint_activations=True))
     trainer(tmp_path, 1).fit(module, data(world, "image"))
     assert module.embedder.is_gradient_checkpointing
+    with pytest.raises(ValueError, match="Coefficients are no matrix"):
+        trainer(tmp_path, 1).fit(Fused(recipe, replace(TRAINING, optimizer="muon")), data(world, "image"))
+    halves = replace(recipe, alphas_by_module={"mlp": {"image": 0.1, "audio": 0.2}})
+    for by_layer in (False, True):
+        with pytest.raises(ValueError, match=r"recipe\.alphas_by_module gives 2 of them"):
+            trainer(tmp_path, 1).fit(Fused(halves, TRAINING, by_layer), data(world, "image"))
     with pytest.raises(ValueError, match="Coefficients are all that is learned"):
         trainer(tmp_path, 1).fit(Fused(recipe, replace(TRAINING, learn_temperature=True)), data(world, "image"))
 
@@ -161,3 +167,13 @@ def test_the_config_runs(recipe, world, tmp_path):
     words += ["--data.init_args.train", json.dumps({"image": str(world / "image"), "audio": str(world / "audio")})]
     assert main(words) == 0
     assert read_provenance(tmp_path / "fused").state == "fused"
+
+
+def test_probing_for_a_budget_teaches_nothing(recipe, world, tmp_path):
+    """Its gradients would stay on the weights, which no optimizer clears."""
+    found = []
+    for budget in (500, "auto"):
+        seen = Gradients()
+        trainer(tmp_path / str(budget), 1, seen).fit(Fused(recipe, replace(TRAINING, token_budget=budget)), data(world, "image"))
+        found.append(seen.gradient)
+    assert torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-5)

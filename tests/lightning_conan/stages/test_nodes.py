@@ -37,13 +37,14 @@ def start(base, world, tmp_path):
     """Starts both nodes, each in a folder of its own, and leaves none behind."""
     nodes = []
 
-    def launch(steps):
+    def launch(steps, *options):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
         command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
         words = fit(base, world, steps, "--config", str(CONFIGS / "trainer" / "nodes.yaml"), "--trainer.num_nodes", "2")
+        words += options
         settings = os.environ | {"PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
         for rank in range(2):
             root = tmp_path / f"node{rank}"
@@ -73,7 +74,8 @@ def test_two_nodes_train_as_one_process_does(base, world, tmp_path, start, monke
 
 
 def test_a_signal_to_one_node_saves_and_ends_both(tmp_path, start):
-    root, nodes = tmp_path / "node0", start(100_000)
+    """Torchrun passes it on to the processes that decode as well, of which the step that runs still needs batches."""
+    root, nodes = tmp_path / "node0", start(100_000, "--data.init_args.num_workers", "2")
     while not ((root / LOSSES).exists() and (root / LOSSES).stat().st_size):
         assert all(node.poll() is None for node in nodes), (root / "printed").read_text()
         time.sleep(0.05)

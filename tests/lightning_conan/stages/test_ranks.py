@@ -13,13 +13,16 @@ from ranks import both, values
 from scenarios import (
     fit,
     fit_alone_and_on,
+    fit_alphas,
     fit_and_die,
     fit_and_stop,
     fit_and_validate,
     fit_folder,
     fit_in_one_pass,
     fit_spoilt,
+    fit_watched,
     fit_with,
+    fit_with_a_bank,
     fit_with_an_odd_loss,
     fit_with_constants,
     score,
@@ -29,7 +32,8 @@ from callbacks.checkpoint_files import CheckpointFiles
 from datamodules.plan import plan_training
 from datamodules.toy_world import draw_pairs
 from datamodules.writing import write_shards
-from lightning_conan.embedder import load_folder
+from lightning_conan.embedder import Provenance, load_folder, read_provenance, save_folder, tiny_embedder
+from lightning_conan.fusion import Recipe
 from lightning_conan.items import Item, Media
 from runs import Stop
 from samples import png
@@ -124,15 +128,22 @@ def test_dropout_repeats_itself_in_the_second_pass(base, world, tmp_path, strate
 @pytest.mark.parametrize(("kind", "state"), [("recovery", "recovered"), ("rehearsal", "rehearsed")])
 def test_one_whole_folder_is_written(fused, world, tmp_path, kind, state, strategy):
     """The same weights as one process writes."""
-    values(fit_folder, kind, fused, world, tmp_path / "run", tmp_path / "out", strategy)
+    weights, _ = values(fit_folder, kind, fused, world, tmp_path / "run", tmp_path / "out", strategy)
     found, _, provenance = load_folder(tmp_path / "out", (state,))
     assert provenance.notes["steps"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
     fit_folder(kind, fused, world, tmp_path / "alone", tmp_path / "expected", "auto")
     expected = load_folder(tmp_path / "expected", (state,))[0].state_dict()
     assert all((tensor - expected[name]).abs().max() < 2e-3 for name, tensor in found.state_dict().items())
-    start = load_folder(fused, ("fused",))[0].state_dict()
-    assert any(not tensor.equal(start[name]) for name, tensor in found.state_dict().items())
+    start, now = load_folder(fused, ("fused",))[0].state_dict(), found.state_dict()
+    assert any(not tensor.equal(start[name]) for name, tensor in now.items())
+    for name, tensor in weights.items():  # and those that the ranks had
+        stem, _, part = name.removeprefix("embedder.").partition(".lora_A.")
+        if part:
+            up = weights[name.replace("lora_A", "lora_B")]
+            assert torch.allclose(now[f"{stem}.weight"], start[f"{stem}.weight"] + up @ tensor, atol=1e-6)
+        elif "lora_B" not in name:
+            assert torch.equal(now[stem], tensor)
 
 
 @each_strategy
@@ -259,3 +270,55 @@ def test_ranks_stay_one_process_step_after_step(base, recovered, world, tmp_path
     for rank in values(fit_with, kind, folder, world, tmp_path / "run", 5, 6, {"token_budget": budget}):
         assert rank["losses"] == pytest.approx(alone["losses"], rel=5e-3)
         assert all((tensor - rank["weights"][name]).abs().max() < 5e-4 for name, tensor in alone["weights"].items())
+
+
+@pytest.fixture(scope="module")
+def negatives(tmp_path_factory):
+    """Twelve pairs with 0, 1 and 2 hard negatives each."""
+    root = tmp_path_factory.mktemp("negatives")
+    pairs = [
+        msgspec.structs.replace(pair, negatives=tuple(Item((f"no {row}.{place}",)) for place in range(row % 3)))
+        for row, pair in enumerate(draw_pairs("image", 12, 0))
+    ]
+    write_shards(pairs, root / "image")
+    return root
+
+
+@each_strategy
+def test_hard_negatives_are_everyones(base, negatives, tmp_path, strategy):
+    args = ["image", base, negatives, tmp_path / "run", 2, 6]
+    alone = fit(*args[:3], tmp_path / "alone", 2, 6)
+    for rank in values(fit_with, *args, {"strategy": strategy}):
+        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+        assert close(alone["gradients"], rank["gradients"])
+
+
+def test_negatives_give_way_on_all_ranks_alike(base, negatives, tmp_path):
+    """And a run that goes on knows which did."""
+    losses, alone = fit_watched(base, negatives / "image", tmp_path / "alone", 4)
+    assert len(alone["retired"]) == 12  # of 12 pairs, 4 have one and 4 have two: each was looked at
+    for rank_losses, rank in values(fit_watched, base, negatives / "image", tmp_path / "run", 4):
+        assert rank["retired"] == alone["retired"]
+        assert rank_losses == pytest.approx(losses, rel=1e-4)
+    first, _ = fit_watched(base, negatives / "image", tmp_path / "halves", 2)
+    second, resumed = fit_watched(base, negatives / "image", tmp_path / "halves", 4)
+    assert first + second == losses
+    assert resumed == alone
+
+
+def test_coefficients_and_banks_are_those_of_one_process(base, fused, world, tmp_path):
+    parent = read_provenance(base).fingerprint
+    for seed, name in enumerate(("image", "audio")):
+        model, processor = tiny_embedder(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+        save_folder(tmp_path / name, model, processor, Provenance("specialist", name, {"base": parent}))
+    recipe = Recipe(base, {name: tmp_path / name for name in ("image", "audio")}, {"image": 0.3, "audio": 0.5})
+    alone = fit_alphas(recipe, world, tmp_path / "alone")
+    for path in values(fit_alphas, recipe, world, tmp_path / "run"):
+        assert torch.allclose(torch.tensor(path), torch.tensor(alone), atol=1e-4)
+    losses, weights = fit_with_a_bank(fused, world, tmp_path / "bank", tmp_path / "a")
+    for rank_losses, rank in values(fit_with_a_bank, fused, world, tmp_path / "banks", tmp_path / "b"):
+        assert rank_losses == pytest.approx(losses, rel=1e-4)
+        assert all(torch.allclose(tensor, weights[name], atol=1e-4) for name, tensor in rank.items())

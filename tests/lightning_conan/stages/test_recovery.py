@@ -7,7 +7,10 @@ from torch.nn import functional as F
 
 from callbacks import FrozenBackbone
 from datamodules import RehearsalData, SpecialistData
+from datamodules.toy_world import draw_pairs
+from datamodules.writing import write_shards
 from lightning_conan.embedder import Batch, Encoded, OmniEmbedder, OmniProcessor, load_folder, save_folder, tiny_embedder
+from lightning_conan.items import Item, Pair
 from lightning_conan.objectives import Contrast, PairEmbeddings, symmetric_info_nce
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist
@@ -255,3 +258,44 @@ def test_a_bank_with_sounds_as_hard_negatives_is_refused(fused, tmp_path):
 def test_a_bank_without_constants_is_refused(fused):
     with pytest.raises(ValueError, match="bank needs the embeddings of all texts"):
         ProjectorRecovery(fused, QUICK, bank=True)
+
+
+def test_constants_of_one_folder_serve_no_other(fused, world, tmp_path):
+    """Two fused folders, one place for constants, as the configs have it."""
+    model, processor, provenance = load_folder(fused)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith("audio_projector."):
+                parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    save_folder(tmp_path / "other", model, processor, provenance)
+    losses(fused, world, tmp_path / "a", constants=tmp_path / "constants")
+    kept, _ = losses(tmp_path / "other", world, tmp_path / "b", constants=tmp_path / "constants")
+    live, _ = losses(tmp_path / "other", world, tmp_path / "c")
+    assert kept == pytest.approx(live, rel=1e-4)
+
+
+def test_what_a_bank_holds_right_is_read_from_the_data(fused, tmp_path):
+    """Two captions of one sound, a batch of one pair: the other caption is no negative, the other sound's is."""
+    sounds = [pair.query for pair in draw_pairs("audio", 2, 0)]
+    rows = [(sounds[0], "a bell"), (sounds[0], "it rings"), (sounds[1], "a dog")]
+    write_shards([Pair(f"k{n}", "t", "audio", sound, Item((text,))) for n, (sound, text) in enumerate(rows)], tmp_path / "set")
+    module = ProjectorRecovery(fused, QUICK, constants=tmp_path / "constants", bank=True)
+    trainer(tmp_path, 1).fit(module, SpecialistData(tmp_path / "set", batch_size=3, num_workers=0))
+    ids = {text: int(hash_ids([Item((text,)).content_hash()])[0]) for _, text in rows}
+    sound = hash_ids([sounds[0].content_hash()])
+    vector = module.banks["target"].texts[:1]
+    pairs = PairEmbeddings(vector, vector, vector[:0], sound, torch.tensor([ids["a bell"]]), sound[:0])
+    assert module.banks["target"].others(pairs)[1].tolist() == [ids["a dog"]]
+
+
+def test_sounds_of_a_batch_are_encoded_no_more_at_once_than_the_budget_holds(fused, world, tmp_path, monkeypatch):
+    encoded = []
+    encode = OmniEmbedder.encode_mels
+    monkeypatch.setattr(OmniEmbedder, "encode_mels", lambda self, mels: encoded.append(len(mels)) or encode(self, mels))
+    found, _ = losses(fused, world, tmp_path / "whole", constants=tmp_path / "a")
+    assert max(encoded) == 6
+    encoded.clear()
+    module, record = ProjectorRecovery(fused, replace(QUICK, token_budget=40), constants=tmp_path / "b"), Record()
+    trainer(tmp_path / "parts", 6, record).fit(module, data(world, "audio"))
+    assert max(encoded) < 6
+    assert record.losses == pytest.approx(found, rel=1e-4)

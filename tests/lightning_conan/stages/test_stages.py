@@ -2,12 +2,21 @@ import itertools
 import math
 from dataclasses import replace
 
+import msgspec
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from torch.nn import functional as F
 
+from callbacks import FolderCheckpoint
 from datamodules import RehearsalData, SpecialistData
-from lightning_conan.objectives import info_nce, symmetric
+from datamodules.toy_world import draw_pairs
+from datamodules.writing import write_shards
+from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
+from lightning_conan.items import Item, Media
+from lightning_conan.objectives import Contrast, PairEmbeddings, info_nce, symmetric, symmetric_info_nce
+from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages import Lora, Rehearsal, Specialist, Stage, Training, memory
 from lightning_conan.stages.settings import LEAST_TEMPERATURE
 from runs import QUICK, Record, Stop, data, trainer
@@ -283,3 +292,155 @@ def test_precisions_that_cast_weights_are_refused(base, world, tmp_path, precisi
     sets = SpecialistData(test={"image": world / "image"}, batch_size=4, num_workers=0)
     with pytest.raises(ValueError, match="precision must be"):
         trainer(tmp_path, 1, precision=precision).test(Stage(base), sets, verbose=False)
+
+
+def test_a_specialist_refuses_pairs_of_another_modality(base, world, tmp_path):
+    """Its folder would be taken for what it is called."""
+    with pytest.raises(ValueError, match=r"must hold video pairs only, got the image task .* Name other data\.init_args\.train"):
+        trainer(tmp_path, 1).fit(Specialist(base, "video", QUICK), data(world))
+
+
+@pytest.mark.parametrize("callback", [EMAWeightAveraging(), StochasticWeightAveraging(1e-3)])
+def test_averages_of_weights_are_refused(base, world, tmp_path, callback):
+    with pytest.raises(ValueError, match=f"Leave {type(callback).__name__} out"):
+        trainer(tmp_path, 1, callback).fit(Specialist(base, "image", QUICK), data(world))
+
+
+def test_a_run_without_an_end_is_refused(base, world, tmp_path):
+    with pytest.raises(ValueError, match=r"Set trainer\.max_steps or max_epochs"):
+        trainer(tmp_path, -1, max_time="00:00:01:00").fit(Specialist(base, "image", QUICK), data(world))
+
+
+def test_overfitting_sees_the_same_batch_each_epoch(base, world, tmp_path):
+    record = Record()
+    trainer(tmp_path, 3, record, overfit_batches=1).fit(Specialist(base, "image", QUICK), data(world))
+    assert len(set(record.keys)) == 1 < len(record.keys)
+
+
+def test_a_ckpt_is_no_folder_to_score(base, world, tmp_path):
+    trainer(tmp_path, 1).fit(Specialist(base, "image", QUICK), data(world))
+    runner = trainer(tmp_path, 1)
+    with pytest.raises(ValueError, match="resumes `conan fit`; `conan test` reads folders"):
+        runner.test(Stage(base), SpecialistData(test={"a": world / "image"}), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match="Stages predict nothing"):
+        runner.predict(Stage(base), data(world))
+
+
+OPTIONS = {
+    "false_negative_margin": 0.05,
+    "same_side_negatives": True,
+    "matryoshka_dims": (16, 128),
+    "temperatures": {"image": 0.2},
+}
+
+
+@pytest.mark.parametrize(("option", "value"), OPTIONS.items(), ids=OPTIONS)
+def test_each_option_of_the_loss_reaches_it(base, world, tmp_path, option, value):
+    """What is logged is the loss of the same embeddings with the contrast that the option stands for."""
+    settings, found = replace(QUICK, **{option: value}), []
+    module, record = Specialist(base, "image", settings), Record()
+    loss = module.loss
+    module.loss = lambda batch, embeddings: found.append((batch, embeddings.detach())) or loss(batch, embeddings)
+    trainer(tmp_path, 1, record).fit(module, data(world))
+    (batch, embeddings), size = found[0], len(found[0][0])
+    contrast = {
+        "false_negative_margin": Contrast(QUICK.temperature, margin=0.05),
+        "same_side_negatives": Contrast(QUICK.temperature, same_side=True),
+        "matryoshka_dims": Contrast(QUICK.temperature, dims=(16, 128)),
+        "temperatures": Contrast(0.2),
+    }[option]
+    ids = hash_ids(batch.hashes()).split(size)
+    pairs = PairEmbeddings(*embeddings.split(size), embeddings[:0], *ids, ids[0][:0])
+    assert record.losses[0] == pytest.approx(float(symmetric_info_nce(pairs, contrast)), rel=1e-5)
+    assert record.losses[0] != pytest.approx(float(symmetric_info_nce(pairs, Contrast(QUICK.temperature))), rel=1e-3)
+
+
+def test_hard_negatives_are_in_the_loss_that_is_logged(base, tmp_path):
+    """0, 1 and 2 of them in a batch, against a plain cross-entropy."""
+    pairs = [
+        msgspec.structs.replace(pair, negatives=tuple(Item((f"no {row}.{place}",)) for place in range(row % 3)))
+        for row, pair in enumerate(draw_pairs("image", 6, 0))
+    ]
+    write_shards(pairs, tmp_path / "set")
+    module, record, found = Specialist(base, "image", QUICK), Record(), []
+    loss = module.loss
+    module.loss = lambda batch, embeddings: found.append(embeddings.detach()) or loss(batch, embeddings)
+    trainer(tmp_path, 1, record).fit(module, SpecialistData(tmp_path / "set", batch_size=6, num_workers=0))
+    query, target, negative = found[0].split([6, 6, 6])
+    rows, temperature = torch.arange(6), QUICK.temperature
+    forth = F.cross_entropy(query @ torch.cat([target, negative]).T / temperature, rows)
+    wanted = (forth + F.cross_entropy(target @ query.T / temperature, rows)) / 2
+    assert record.losses[0] == pytest.approx(float(wanted), rel=1e-5)
+
+
+class Norms(Callback):
+    """The gradients' norm when the optimizer steps, and what was logged of it."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.stepped = float(torch.nn.utils.get_total_norm([p.grad for p in pl_module.trained().values() if p.grad is not None]))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.logged = float(trainer.callback_metrics["train/gradient_norm"])
+
+
+def test_gradients_are_clipped_and_their_norm_before_is_logged(base, world, tmp_path):
+    found = []
+    for limit in (1e6, 1e-3):
+        norms = Norms()
+        trainer(tmp_path / str(limit), 1, norms).fit(Specialist(base, "image", replace(QUICK, clip_norm=limit)), data(world))
+        found.append(norms)
+    free, clipped = found
+    assert free.stepped == pytest.approx(free.logged, rel=1e-5)
+    assert clipped.logged == pytest.approx(free.logged, rel=1e-5)
+    assert clipped.stepped == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_learning_rate_follows_its_schedule(base, world, tmp_path):
+    rates = []
+
+    class Rates(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            rates.append(float(trainer.callback_metrics["train/lr"]))
+
+    trainer(tmp_path, 6, Rates()).fit(Specialist(base, "image", QUICK), data(world))
+    assert rates == pytest.approx([QUICK.lr * QUICK.scale(step, 6) for step in range(1, 7)])
+
+
+def test_each_step_drops_others(base, world, tmp_path):
+    """Not the same entries again and again."""
+    masks = []
+
+    class Masks(Callback):
+        def on_train_start(self, trainer, pl_module):
+            drop = next(module for module in pl_module.modules() if isinstance(module, torch.nn.Dropout))
+            drop.register_forward_hook(lambda module, inputs, output: masks.append((output == 0).float().mean(dim=-1)))
+
+    training = replace(QUICK, token_budget=100_000)
+    trainer(tmp_path, 2, Masks()).fit(Specialist(base, "image", training, Lora(rank=4, alpha=4, dropout=0.5)), data(world))
+    first, second = masks
+    assert first.shape != second.shape or not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("form", "lost"), [("dense", True), ("float32", False)])
+def test_what_rounding_takes_of_adapters_is_told(world, tmp_path, caplog, form, lost):
+    """Two small steps on a bfloat16 base are gone in a bfloat16 folder."""
+    model, processor = tiny_embedder(0)
+    base = save_folder(tmp_path / "base", model.bfloat16(), processor, Provenance("base"))
+    module = Specialist(base, "image", replace(QUICK, lr=1e-5), Lora(rank=4, alpha=4))
+    trainer(tmp_path / "work", 2, FolderCheckpoint(tmp_path / "out", form)).fit(module, data(world))
+    assert ("of what the adapters changed" in caplog.text) == lost
+    start, found = (load_folder(folder)[0].state_dict() for folder in (base, tmp_path / "out"))
+    assert lost or any(not torch.equal(found[name], start[name].float()) for name in found)
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16 if lost else torch.float32}
+
+
+def test_each_fault_is_listed_once_and_counted_on(base, tmp_path):
+    """In every epoch the same sample is broken, and a run that goes on has seen what the one before has."""
+    pairs = draw_pairs("image", 11, 0)
+    pairs.insert(2, msgspec.structs.replace(pairs[0], key="poison", query=Item((Media("image", png()[:200], "cut.png"),))))
+    write_shards(pairs, tmp_path / "set")
+    for steps, seen, broken in ((4, 24, 2), (6, 36, 3)):  # two steps an epoch
+        pairs = SpecialistData(tmp_path / "set", batch_size=6, num_workers=0)
+        trainer(tmp_path, steps).fit(Specialist(base, "image", QUICK), pairs, ckpt_path="last")
+        assert (pairs.seen, pairs.broken) == (seen, broken)
+        assert len((tmp_path / "quarantine.jsonl").read_text().splitlines()) == 1

@@ -18,9 +18,10 @@ from datamodules.toy_world import draw_composed
 from datamodules.writing import write_shards
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import IGNORED, Encoded, OmniProcessor, load_folder, pack, save_folder
-from lightning_conan.items import Item, Media
+from lightning_conan.items import Item, Media, Pair
 from lightning_conan.objectives import generation_loss, one_pass_backward
-from lightning_conan.reasoning import Decoding, Reasoner
+from lightning_conan.reasoning import Decoding, Reasoner, encode_queries, hints
+from lightning_conan.retrieval import EmbeddingStore, PairSet
 from lightning_conan.stages import Lora, Stage, Trace, Training, stage
 from runs import Record, Stop, state, trainer
 from samples import png
@@ -273,3 +274,63 @@ def test_untied_heads_train_both_rows(tmp_path, reasoned, base):
     old, new = (load_folder(tmp_path / name)[0] for name in ("untied", "out"))
     rows = (old.lm_head.weight != new.lm_head.weight).any(dim=1).nonzero()[:, 0].tolist()
     assert rows == [processor.ids["emb"]]
+
+
+def test_a_lesson_after_a_picture_stands_where_decoding_writes(tiny, items):
+    """A picture's tokens are many and its positions few: the next word comes after the last position, not the last token."""
+    model, processor = tiny
+    processor = OmniProcessor(processor.tokenizer, replace(processor.config, ends=False, reasons=True))
+    query = processor(items["image and text"])
+    assert int(query.positions.max()) + 1 < len(query)
+    lesson = processor.teach(query, "it is red")
+    count = len(lesson) - len(query)
+    assert lesson.positions[:, len(query)].tolist() == [int(query.positions.max()) + 1] * 3
+    with torch.no_grad():
+        written = encode_queries(model, [query], Decoding("always", max_new_tokens=count))
+        (words,) = written.tokens
+        assert len(words) == count
+        same = replace(lesson, input_ids=torch.cat([query.input_ids, torch.tensor(words)]), labels=None)
+        torch.testing.assert_close(model.embed([same]), written.embeddings, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_targets_find_their_queries_only_if_asked(base, reasoned, tmp_path, back):
+    """L_ret against plain cross-entropies of the same embeddings."""
+    module, found = trace(base, back=back), []
+    loss = module.loss
+
+    def noted(batch, embeddings):
+        found.append((embeddings.detach().clone(), loss(batch, embeddings).detach()))
+        return loss(batch, embeddings)
+
+    module.loss = noted
+    trainer(tmp_path, 1).fit(module, data(reasoned, tasks=("composed",)))
+    embeddings, value = found[0]
+    query, target = embeddings[:, :-1].chunk(2)
+    scores, rows = query @ target.T / QUICK.temperature, torch.arange(len(query))
+    wanted = F.cross_entropy(scores, rows)
+    if back:
+        wanted = (wanted + F.cross_entropy(scores.T, rows)) / 2
+    assert float(value) == pytest.approx(float(wanted + embeddings[: len(query), -1].mean()), rel=1e-4)
+
+
+def test_hints_of_both_sides_reach_every_embedding(base, tmp_path, items):
+    """By default those of the prompts; `conan embed` and scoring take each for its side."""
+    stage = Trace(base, QUICK, LORA)
+    assert (stage.processor.config.query_hint, stage.processor.config.target_hint) == hints()
+    model, processor, provenance = load_folder(base)
+    hinted = OmniProcessor(processor.tokenizer, replace(processor.config, query_hint="Ask.", target_hint="Be found."))
+    save_folder(tmp_path / "hinted", model, hinted, provenance)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"key": "a", "text": "a red star"}) + "\n")
+    item = Item(("a red star",))
+    with torch.no_grad():
+        wanted = {side: model.embed([hinted(item, side)])[0] for side in ("query", "target")}
+    assert float(wanted["query"] @ wanted["target"]) < 0.9999
+    for side, vector in wanted.items():
+        words = ["embed", "--folder", str(tmp_path / "hinted"), "--source", str(tmp_path / "m.jsonl"), "--side", side]
+        assert main([*words, "--out", str(tmp_path / side), "--accelerator", "cpu", "--precision", "float32"]) == 0
+        torch.testing.assert_close(next(EmbeddingStore(tmp_path / side).blocks())[0], vector, atol=1e-5, rtol=0)
+    pair = Pair("a", "t", "text", item, item)
+    query, target = PairSet.encode([pair], hinted).embed(model)
+    torch.testing.assert_close(query[0], wanted["query"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(target[0], wanted["target"], atol=1e-5, rtol=0)
