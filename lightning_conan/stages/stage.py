@@ -254,9 +254,8 @@ class Stage(Weights):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not self.trained_names:
-            raise ValueError(
-                f"A .ckpt resumes `conan fit`; `conan {self.trainer.state.fn.value}` reads folders. Leave --ckpt_path out."
-            )
+            verb = getattr(self.trainer.state.fn, "value", "")
+            raise ValueError(f"A .ckpt resumes `conan fit`; `conan {verb}` reads folders. Leave --ckpt_path out.")
         if checkpoint.get("folder") != self.provenance.fingerprint:
             raise ValueError(f"This .ckpt resumes a run that started from another folder than {self.folder}. Name that one.")
         if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
