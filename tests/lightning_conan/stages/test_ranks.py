@@ -211,11 +211,11 @@ def test_a_run_of_two_ranks_goes_on_with_one(base, world, tmp_path, strategy):
 
 
 def test_another_number_of_ranks_with_other_batches_is_refused(base, world, tmp_path):
-    """19 of the set's 20 pairs make a batch, and 1 is too few for two ranks."""
-    fit("image", base, world, tmp_path, 1, batch=19)
-    (kind, reason), _ = both(fit, "image", base, world, tmp_path, 2, 19, (), "last")
+    """18 of the set's 20 pairs make a batch, and 2 are too few for three ranks."""
+    fit("image", base, world, tmp_path, 1, batch=18)
+    (kind, reason), *_ = both(fit, "image", base, world, tmp_path, 2, 18, (), "last", world=3)
     assert kind == "raised"
-    assert "Resuming on 2 ranks instead of 1 needs the same batches" in reason
+    assert "Resuming on 3 ranks instead of 1 needs the same batches" in reason
 
 
 def test_a_rank_that_dies_takes_the_other_down(base, world, tmp_path):
