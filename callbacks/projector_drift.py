@@ -90,9 +90,8 @@ class ProjectorDrift(Callback):
     def watch(self, pl_module: LightningModule) -> None:
         """Measures and logs."""
         assert isinstance(pl_module, Stage), f"ProjectorDrift watches stages, got {type(pl_module)}"
-        modes = {
-            module: module.training for module in pl_module.embedder.modules()
-        }  # another callback may hold some in eval mode
+        # Another callback may hold some of them in eval mode.
+        modes = {module: module.training for module in pl_module.embedder.modules()}
         pl_module.embedder.eval()
         with whole_weights(pl_module.embedder), pl_module.trainer.precision_plugin.forward_context():
             states = token_states(pl_module.embedder, self.items, self.modality)

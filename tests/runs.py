@@ -7,6 +7,8 @@ from lightning import Callback, Trainer
 
 from callbacks import ResumableCheckpoint
 from datamodules import SpecialistData
+from lightning_conan.embedder import Provenance, read_provenance, save_folder, tiny_embedder
+from lightning_conan.fusion import Recipe
 from lightning_conan.stages import Training
 
 QUICK = Training(lr=1e-3, warmup_steps=2, token_budget=4000)
@@ -52,6 +54,18 @@ def trainer(root: Path, steps: int, *callbacks: Callback, ranks: int = 1, **opti
 
 def data(world, name="image", workers=0, **options) -> SpecialistData:
     return SpecialistData(world / name, batch_size=6, num_workers=workers, **options)
+
+
+def noisy_recipe(base: Path, root: Path) -> Recipe:
+    """Two specialists of a base, of noise: one good for nothing is what learning must find out."""
+    parent = read_provenance(base).fingerprint
+    for seed, name in enumerate(("image", "audio")):
+        model, processor = tiny_embedder(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+        save_folder(root / name, model, processor, Provenance("specialist", name, {"base": parent}))
+    return Recipe(base, {name: root / name for name in ("image", "audio")}, {"image": 0.3, "audio": 0.5})
 
 
 def state(module) -> dict[str, torch.Tensor]:

@@ -8,10 +8,10 @@ from torch.func import functional_call
 from callbacks import FolderCheckpoint
 from datamodules import SpecialistData
 from lightning_conan.cli.main import main
-from lightning_conan.embedder import Provenance, load_folder, read_provenance, save_folder, tiny_embedder
-from lightning_conan.fusion import Recipe, Ties, fuse_folders
+from lightning_conan.embedder import load_folder, read_provenance, save_folder
+from lightning_conan.fusion import Ties, fuse_folders
 from lightning_conan.stages import Fused, Stage, Training
-from runs import Record, Stop, data, trainer
+from runs import Record, Stop, data, noisy_recipe, trainer
 from samples import CONFIGS
 
 TRAINING = Training(lr=0.05, warmup_steps=1, token_budget=500)
@@ -19,15 +19,7 @@ TRAINING = Training(lr=0.05, warmup_steps=1, token_budget=500)
 
 @pytest.fixture(scope="module")
 def recipe(base, tmp_path_factory):
-    """Two specialists, of noise: one good for nothing is what learning must find out."""
-    root, parent = tmp_path_factory.mktemp("specialists"), read_provenance(base).fingerprint
-    for seed, name in enumerate(("image", "audio")):
-        model, processor = tiny_embedder(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
-        save_folder(root / name, model, processor, Provenance("specialist", name, {"base": parent}))
-    return Recipe(base, {name: root / name for name in ("image", "audio")}, {"image": 0.3, "audio": 0.5})
+    return noisy_recipe(base, tmp_path_factory.mktemp("specialists"))
 
 
 def test_in_memory_scores_as_its_folder(recipe, world, tmp_path):

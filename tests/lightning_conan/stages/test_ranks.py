@@ -32,10 +32,9 @@ from callbacks.checkpoint_files import CheckpointFiles
 from datamodules.plan import plan_training
 from datamodules.toy_world import draw_pairs
 from datamodules.writing import write_shards
-from lightning_conan.embedder import Provenance, load_folder, read_provenance, save_folder, tiny_embedder
-from lightning_conan.fusion import Recipe
+from lightning_conan.embedder import load_folder
 from lightning_conan.items import Item, Media
-from runs import Stop
+from runs import Stop, noisy_recipe
 from samples import png
 
 
@@ -307,14 +306,7 @@ def test_negatives_give_way_on_all_ranks_alike(base, negatives, tmp_path):
 
 
 def test_coefficients_and_banks_are_those_of_one_process(base, fused, world, tmp_path):
-    parent = read_provenance(base).fingerprint
-    for seed, name in enumerate(("image", "audio")):
-        model, processor = tiny_embedder(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
-        save_folder(tmp_path / name, model, processor, Provenance("specialist", name, {"base": parent}))
-    recipe = Recipe(base, {name: tmp_path / name for name in ("image", "audio")}, {"image": 0.3, "audio": 0.5})
+    recipe = noisy_recipe(base, tmp_path)
     alone = fit_alphas(recipe, world, tmp_path / "alone")
     for path in values(fit_alphas, recipe, world, tmp_path / "run"):
         assert torch.allclose(torch.tensor(path), torch.tensor(alone), atol=1e-4)
