@@ -99,9 +99,9 @@ class Ours:
     def samples(self) -> Iterator[Sample]:
         shards = self.data.sets["fit"]["train"]
         for slot in self.data.training_slots(0):
-            for number in slot.numbers:
-                pair = shards.read(number)
-                yield pair.key, pair.query.parts[0].source, pair.target.parts[0]  # type: ignore[union-attr,misc]
+            for run in shards.runs(slot.numbers):  # as the stream reads
+                for pair in [shards.read(number) for number in run]:
+                    yield pair.key, pair.query.parts[0].source, pair.target.parts[0]  # type: ignore[union-attr,misc]
 
     def batches(self, state: Any = None) -> Iterator[list[str]]:
         self.data.load_state_dict(state or {})

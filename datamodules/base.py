@@ -1,7 +1,7 @@
 """What both data modules share: loaders, exact resuming, the quarantine."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class PairData(LightningDataModule):
         """This rank and the number of ranks."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def tasks(self, stage: str) -> dict[str, dict[str, list[int]]]:
+    def tasks(self, stage: str) -> dict[str, Mapping[str, Sequence[int]]]:
         """Sample numbers by source and task."""
         return {source: shards.tasks for source, shards in self.sets[stage].items()}
 
@@ -111,7 +111,7 @@ class PairData(LightningDataModule):
         A pair's target is right for its query and the other way round; a hard negative is right for nothing.
         """
         for shards in self.sets["fit"].values():
-            for number in range(len(shards.samples)):
+            for number in range(len(shards)):
                 shards.bring([number])
                 found: list[tuple[Side, Item, str | None]] = []
                 with suppress(*BROKEN):  # the stream lists it when its turn comes

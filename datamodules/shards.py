@@ -1,11 +1,12 @@
 """Reads shards by their index: pairs in tar files, here or elsewhere (``datamodules/writing.py`` writes them)."""
 
+import hashlib
 import os
 import re
-import sys
 import weakref
+from array import array
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,15 +15,12 @@ from pathlib import Path
 import msgspec
 import xxhash
 
+from datamodules.index import FORMAT, INDEX, SAMPLES, Index, Samples, Version, read_samples
 from datamodules.patience import unhurried
 from datamodules.records import decode_pair
 from datamodules.remote import RemoteShard, ShardCache, check_url, is_remote, read_remote
 from lightning_conan.items import Pair
 
-INDEX = "index.json"
-FORMAT = 5
-"""Since 2, each member has a checksum; since 3 it is XXH3, a tenth of CRC-32's time; since 4 a record lists its negatives;
-since 5 a part of it is a text, or the member and modality of a medium."""
 OPEN_FILES = 64
 """Shards that a process keeps open, of all its data sets together: systems allow some hundreds, a set may have thousands."""
 
@@ -38,6 +36,8 @@ class OpenFile:
 opened_files: OrderedDict[tuple[object, str], OpenFile] = OrderedDict()
 """By data set and shard, the one that was unused for longest first."""
 REMOTE_WINDOW = 10_000
+TOGETHER = 2**20
+"""Between two decodings no cache holds anything of a reader, and reading a small sample takes three times as long."""
 
 
 @dataclass(frozen=True)
@@ -90,38 +90,6 @@ class Reading:
             )
 
 
-class Sample(msgspec.Struct):
-    """Where one pair lies: its shard, and each member's offset, size and XXH3-64 in it."""
-
-    key: str
-    task: str
-    modality: str
-    members: dict[str, tuple[int, int, int]]
-    shard: str = ""
-
-
-class IndexedShard(msgspec.Struct):
-    """One tar file in the index."""
-
-    file: str
-    bytes: int
-    sha256: str
-    samples: list[Sample]
-
-
-class Version(msgspec.Struct):
-    """What an index of any format has."""
-
-    format: object = None
-
-
-class Index(msgspec.Struct):
-    """What reading needs of an index."""
-
-    content_hash: str
-    shards: list[IndexedShard]
-
-
 @dataclass(frozen=True)
 class Shard:
     """One tar file of a data set: its name, what it must be, and the numbers of its samples."""
@@ -153,18 +121,15 @@ class ShardSet:
         self.mark = object()  # another one in each process that the set is sent to, and for each set of the same folder
         index = self.index()
         self.content_hash = index.content_hash
-        self.samples: list[Sample] = []
         self.shards: dict[str, Shard] = {}
+        start = 0
         for entry in index.shards:
-            start = len(self.samples)
-            for sample in entry.samples:
-                sample.shard, sample.task, sample.modality = entry.file, sys.intern(sample.task), sys.intern(sample.modality)
-            self.samples += entry.samples
-            shard = Shard(entry.file, entry.bytes, entry.sha256, range(start, len(self.samples)))
+            shard = Shard(entry.file, entry.bytes, entry.sha256, range(start, start := start + entry.pairs))
             if shard.name in self.shards:
                 raise ValueError(f"{self.place(INDEX)} must name each shard once, got {shard.name} twice. Pack it again.")
             self.check(shard)
             self.shards[shard.name] = shard
+        self.samples = self.listed(index)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -179,7 +144,7 @@ class ShardSet:
         try:
             if self.remote:
                 check_url(str(self.folder))
-            text = read_remote(place) if self.remote else Path(place).read_bytes()
+            text = self.load(INDEX)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ValueError(f"{self.folder} is not a packed data set: it has no {INDEX}. Make one with `conan pack`.") from error
         try:
@@ -189,6 +154,24 @@ class ShardSet:
             return msgspec.json.decode(text, type=Index)
         except msgspec.DecodeError as error:
             raise ValueError(f"{place} must be an index as `conan pack` writes it: {error}. Copy or pack it again.") from error
+
+    def load(self, name: str) -> bytes:
+        """A small file of the set."""
+        return read_remote(self.place(name)) if self.remote else Path(self.place(name)).read_bytes()
+
+    def listed(self, index: Index) -> Samples:
+        """Its samples."""
+        place = self.place(SAMPLES)
+        try:
+            data = self.load(SAMPLES)
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.folder} is incomplete: {SAMPLES} is missing. Copy or pack it again.") from error
+        if hashlib.sha256(data).hexdigest() != index.samples_sha256:
+            raise ValueError(f"{place} is not what was packed: its SHA-256 differs. Copy or pack it again.")
+        try:
+            return read_samples(data, index.shards)
+        except ValueError as error:
+            raise ValueError(f"{place} must be as `conan pack` writes it: {error}. Pack it again.") from error
 
     def check(self, shard: Shard) -> None:
         """Refuses an index that leads elsewhere, and a local shard that is not what was packed, by its size."""
@@ -203,18 +186,15 @@ class ShardSet:
             raise ValueError(f"{path} must have {shard.size} bytes, got {path.stat().st_size}. Copy or pack it again.")
 
     @cached_property
-    def tasks(self) -> dict[str, list[int]]:
+    def tasks(self) -> dict[str, "array[int]"]:
         """Numbers of the samples of each task and modality, in the order of the shards: a batch is of one, on every rank."""
-        found: dict[str, list[int]] = {}
-        for number, sample in enumerate(self.samples):
-            found.setdefault(f"{sample.modality}/{sample.task}", []).append(number)
-        return found
+        return self.samples.tasks()
 
     def elsewhere(self, numbers: Iterable[int]) -> list[RemoteShard]:
         """The shards of samples, as what must be fetched; none of a local set."""
         if not self.remote:
             return []
-        return [self.remote_shard(name) for name in dict.fromkeys(self.samples[number].shard for number in numbers)]
+        return [self.remote_shard(name) for name in dict.fromkeys(map(self.samples.shard, numbers))]
 
     def remote_shard(self, name: str) -> RemoteShard:
         """A shard as what must be fetched."""
@@ -251,7 +231,7 @@ class ShardSet:
             UnreachableError: One cannot be had.
         """
         if self.remote:
-            names = {self.samples[number].shard for number in numbers}
+            names = set(map(self.samples.shard, numbers))
             for name in names:
                 self.file(name)
                 self.cache.use(self.remote_shard(name))  # one that stays open would look unused
@@ -270,20 +250,35 @@ class ShardSet:
         Raises:
             ValueError: The record or a member is broken, or not what was packed.
         """
-        sample = self.samples[number]
-        if (members := self.members(sample)) is None and self.remote:  # what is kept here was damaged: it is fetched once more
-            self.cache.forget(self.remote_shard(sample.shard))
-            opened_files.pop((self.mark, sample.shard), None)
-            members = self.members(sample)
+        if (members := self.members(number)) is None and self.remote:  # what is kept here was damaged: it is fetched once more
+            shard = self.samples.shard(number)
+            self.cache.forget(self.remote_shard(shard))
+            opened_files.pop((self.mark, shard), None)
+            members = self.members(number)
         if members is None:
             raise ValueError("a member is not what was packed: its checksum differs")
         return decode_pair(members)
 
-    def members(self, sample: Sample) -> dict[str, bytes] | None:
+    def runs(self, numbers: Iterable[int]) -> Iterator[list[int]]:
+        """The samples in runs of at most ``TOGETHER`` bytes, or of one: a run is best read whole before the first is decoded."""
+        run: list[int] = []
+        held = 0
+        for number in numbers:
+            size = self.samples.size(number)
+            if run and held + size > TOGETHER:
+                yield run
+                run, held = [], 0
+            run.append(number)
+            held += size
+        if run:
+            yield run
+
+    def members(self, number: int) -> dict[str, bytes] | None:
         """A sample's members; None if one is not what was packed."""
-        file = self.file(sample.shard)
+        shard, places = self.samples.where(number)
+        file = self.file(shard)
         members = {}
-        for name, (offset, size, checksum) in sample.members.items():
+        for name, (offset, size, checksum) in places:
             members[name] = data = os.pread(file.descriptor, size, offset)
             if xxhash.xxh3_64_intdigest(data) != checksum:  # neither JSON nor JPEG would notice
                 return None

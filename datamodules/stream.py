@@ -15,15 +15,17 @@ from datamodules.parcel import Parcel, join
 from datamodules.patience import BROKEN, patience
 from datamodules.plan import Slot
 from datamodules.remote import Ahead
-from datamodules.shards import Sample, ShardSet
+from datamodules.shards import ShardSet
 from lightning_conan.embedder import Batch, Encoded, OmniProcessor
 from lightning_conan.items import Item, Pair
 
 Made = TypeVar("Made")
 SECONDS = 60.0
 """No decoder needs so long for a sample within the limits."""
-Prepared = tuple[list[tuple[str, Encoded, str]], int]
-"""A pair's encoded sides (name, encoded, content hash), and its size in bytes."""
+Sides = list[tuple[str, Encoded, str]]
+"""A pair's encoded sides: name, encoded, content hash."""
+Found = Sides | Pair | Exception
+"""What was encoded before, what was read, or what is wrong with it."""
 
 
 def split_by_worker(slots: Iterable[Slot]) -> Iterator[Slot]:
@@ -56,24 +58,26 @@ class Encoder:
     ) -> None:
         self.sets, self.processor, self.cache_bytes, self.seconds = sets, processor, cache_bytes, seconds
         self.teach = teach
-        self.cache: OrderedDict[tuple[str, int], Prepared] = OrderedDict()
+        self.cache: OrderedDict[tuple[str, int], tuple[Sides, int]] = OrderedDict()
         self.cached = 0
 
     def __call__(self, slot: Slot) -> Batch:
         """A batch of the slot's usable samples; of none, if all are broken."""
         shards = self.sets[slot.source]
         shards.bring(slot.numbers)  # before the clock runs
-        samples, sides, faults = [], [], []
-        for number in slot.numbers:
-            sample = shards.samples[number]
+        keys, sides, faults = [], [], []
+        read = ((number, found) for run in shards.runs(slot.numbers) for number, found in self.read(slot.source, run))
+        for number, found in read:
+            key = shards.samples.key(number)
             try:
-                with patience(self.seconds, f"Sample {sample.key!r}"):
-                    found = self.prepare(slot.source, number)
-                sides.append(found)
-                samples.append(sample)
+                with patience(self.seconds, f"Sample {key!r}"):
+                    ready = self.prepare(slot.source, number, found)
+                sides.append(ready)
+                keys.append(key)
             except BROKEN as error:
-                faults.append(Fault(shards.place(sample.shard), sample.key, "sample", str(error)).to_json())
-        return collate(shards.samples[next(iter(slot.numbers), 0)], [sample.key for sample in samples], sides, faults)
+                faults.append(Fault(shards.place(shards.samples.shard(number)), key, "sample", str(error)).to_json())
+        modality, task = shards.samples.group(next(iter(slot.numbers), 0))
+        return collate(modality, task, keys, sides, faults)
 
     def ahead(self, slots: Iterable[Slot]) -> Iterator[Slot]:
         """The slots, while the shards of those to come are fetched, if they lie elsewhere."""
@@ -86,16 +90,30 @@ class Encoder:
             for fetching.position, slot in enumerate(listed):
                 yield slot
 
-    def prepare(self, source: str, number: int) -> list[tuple[str, Encoded, str]]:
-        """One pair's encoded sides, from the cache or from the shard."""
-        place = source, number
-        if place in self.cache:
-            self.cache.move_to_end(place)
-            return self.cache[place][0]
-        pair: Pair = self.sets[source].read(number)
-        sides = [(name, self.encode(pair, name, item), item.content_hash()) for name, item in pair.sides()]
+    def read(self, source: str, numbers: list[int]) -> list[tuple[int, Found]]:
+        """Samples from the cache or from their shards, and what is wrong with them."""
+        found: list[tuple[int, Found]] = []
+        for number in numbers:
+            place = source, number
+            if place in self.cache:
+                self.cache.move_to_end(place)
+                found.append((number, self.cache[place][0]))
+                continue
+            try:
+                found.append((number, self.sets[source].read(number)))
+            except BROKEN as error:
+                found.append((number, error))
+        return found
+
+    def prepare(self, source: str, number: int, found: Found) -> Sides:
+        """One pair's encoded sides, from what was read."""
+        if isinstance(found, Exception):
+            raise found
+        if isinstance(found, list):
+            return found
+        sides = [(name, self.encode(found, name, item), item.content_hash()) for name, item in found.sides()]
         if self.cache_bytes:
-            self.keep(place, sides)
+            self.keep((source, number), sides)
         return sides
 
     def encode(self, pair: Pair, name: str, item: Item) -> Encoded:
@@ -105,7 +123,7 @@ class Encoder:
         encoded = self.processor(item, "query")
         return self.processor.teach(encoded, pair.reasoning) if self.teach else encoded
 
-    def keep(self, place: tuple[str, int], sides: list[tuple[str, Encoded, str]]) -> None:
+    def keep(self, place: tuple[str, int], sides: Sides) -> None:
         """Adds to the cache and drops what was unused for longest."""
         size = sum(encoded.nbytes for _, encoded, _ in sides)
         self.cache[place] = sides, size
@@ -114,13 +132,13 @@ class Encoder:
             self.cached -= self.cache.popitem(last=False)[1][1]
 
 
-def collate(first: Sample, keys: list[str], sides: list[list[tuple[str, Encoded, str]]], faults: list[str]) -> Batch:
-    """A batch of prepared pairs, which share the task of the first, whether that is among them or not."""
+def collate(modality: str, task: str, keys: list[str], sides: list[Sides], faults: list[str]) -> Batch:
+    """A batch of prepared pairs, which share modality and task."""
     named = [{name: (encoded, digest) for name, encoded, digest in entry} for entry in sides]
     negatives = [[value for name, value in entry.items() if name.startswith("negative")] for entry in named]
     return Batch(
-        task=first.task,
-        modality=first.modality,  # type: ignore[arg-type]  # checked when the pair was packed
+        task=task,
+        modality=modality,  # type: ignore[arg-type]  # checked when the pair was packed
         keys=keys,
         queries=[entry["query"][0] for entry in named],
         targets=[entry["target"][0] for entry in named],

@@ -19,9 +19,9 @@ import webdataset as wds
 import xxhash
 from filelock import FileLock, Timeout
 
+from datamodules.index import FORMAT, INDEX, SAMPLES, write_samples
 from datamodules.manifest import Fault
 from datamodules.records import encode_pair
-from datamodules.shards import FORMAT, INDEX
 from lightning_conan.items import Pair
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ HELD = 2**30
 def write_shards(
     pairs: Iterable[Pair | Fault], out: Path, pairs_per_shard: int = 1000, files: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Writes ``out``: shards, ``index.json`` and, if any pair was left out, ``quarantine.jsonl``.
+    """Writes ``out``: shards, their index and, if any pair was left out, ``quarantine.jsonl``.
 
     Whole or not at all: written beside and renamed, with further text files where ``files`` names some.
 
@@ -129,24 +129,44 @@ class Filling:
     def __init__(self, folder: Path, pairs_per_shard: int) -> None:
         self.folder, self.pairs_per_shard = folder, pairs_per_shard
         self.shards: list[dict[str, Any]] = []
+        self.tasks: Counter[str] = Counter()
+        self.modalities: Counter[str] = Counter()
+        self.keys: set[str] = set()
         self.faults: list[Fault] = []
         self.consumed = 0
-        lost: list[str] = []
-        signature, *lines = (folder / PROGRESS).read_text().splitlines(keepends=True)
-        for line in lines:
-            if not line.endswith("\n"):
-                break  # killed while it was written
-            found = json.loads(line)
-            path = folder / found["shard"]["file"]
-            if not path.is_file() or path.stat().st_size != found["shard"]["bytes"]:
-                break
-            self.shards.append(found["shard"])
-            lost += found["lost"]
-            self.faults += [Fault(**fault) for fault in found["faults"]]
-            self.consumed = found["consumed"]
-        write_whole(folder / PROGRESS, "".join([signature, *lines[: len(self.shards)]]))  # what is not taken must not come back
+        with (folder / PROGRESS).open("rb") as file:
+            taken = len(file.readline())
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # killed while it was written
+                found = json.loads(line)
+                path = folder / found["shard"]["file"]
+                if not path.is_file() or path.stat().st_size != found["shard"]["bytes"]:
+                    break
+                self.count(found["shard"])
+                self.keys.update(found["lost"])
+                self.faults += [Fault(**fault) for fault in found["faults"]]
+                self.consumed = found["consumed"]
+                taken += len(line)
+        os.truncate(folder / PROGRESS, taken)  # what is not taken must not come back
         self.listed = len(self.faults)
-        self.keys = {sample["key"] for shard in self.shards for sample in shard["samples"]} | set(lost)
+
+    def count(self, shard: dict[str, Any]) -> None:
+        """Takes note of a shard, but for where its members lie."""
+        samples = shard["samples"]
+        self.shards.append({name: shard[name] for name in ("file", "bytes", "sha256")} | {"pairs": len(samples)})
+        for sample in samples:
+            self.keys.add(sample["key"])
+            self.tasks[sample["task"]] += 1
+            self.modalities[sample["modality"]] += 1
+
+    def places(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Each shard's name, and where the members of its samples lie."""
+        with (self.folder / PROGRESS).open("rb") as file:
+            file.readline()
+            for line in file:
+                shard = json.loads(line)["shard"]
+                yield shard["file"], shard["samples"]
 
     def add(self, pairs: Iterable[Pair | Fault]) -> None:
         """Writes pairs; faults, and pairs whose key came before, are listed."""
@@ -171,7 +191,7 @@ class Filling:
     def flush(self, pairs: list[Pair]) -> None:
         """Writes one shard and notes it."""
         shard = write_shard(self.folder / f"{len(self.shards):06d}.tar", pairs, self.faults)
-        self.shards.append(shard)
+        self.count(shard)
         new = [asdict(fault) for fault in self.faults[self.listed :]]
         self.listed = len(self.faults)
         lost = sorted({pair.key for pair in pairs} - {sample["key"] for sample in shard["samples"]})
@@ -186,21 +206,21 @@ class Filling:
         Raises:
             ValueError: There is not a single pair.
         """
-        samples = [sample for shard in self.shards for sample in shard["samples"]]
-        if not samples:
+        if not (pairs := self.tasks.total()):
             first = f" The first fault: {self.faults[0].where}: {self.faults[0].reason}" if self.faults else ""
             raise ValueError(f"There must be at least 1 pair to pack, got 0 and {len(self.faults)} broken ones.{first}")
         if self.faults:
             write_whole(self.folder / "quarantine.jsonl", "".join(fault.to_json() + "\n" for fault in self.faults))
         summary = {
             "format": FORMAT,
-            "pairs": len(samples),
-            "tasks": dict(sorted(Counter(sample["task"] for sample in samples).items())),
-            "modalities": dict(sorted(Counter(sample["modality"] for sample in samples).items())),
+            "pairs": pairs,
+            "tasks": dict(sorted(self.tasks.items())),
+            "modalities": dict(sorted(self.modalities.items())),
             "quarantined": len(self.faults),
             "content_hash": hashlib.sha256("".join(shard["sha256"] for shard in self.shards).encode()).hexdigest(),
         }
-        write_whole(self.folder / INDEX, json.dumps(summary | {"shards": self.shards}) + "\n")
+        places = {"samples_sha256": write_samples(self.folder / SAMPLES, self.places()), "shards": self.shards}
+        write_whole(self.folder / INDEX, json.dumps(summary | places) + "\n")
         return summary
 
 

@@ -1,13 +1,22 @@
+import hashlib
 import json
 import pickle
+import random
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from datamodules.index import SCHEMA, Index, IndexedShard, Sample, read_samples, write_samples
 from datamodules.manifest import Fault
 from datamodules.plan import Slot
 from datamodules.records import decode_pair
@@ -42,7 +51,7 @@ def test_pairs_come_back_whole(tmp_path):
     assert len(list((tmp_path / "set").glob("*.tar"))) == 3
     assert all(same(shards.read(row), pair) for row, pair in enumerate(pairs()))
     assert summary["tasks"] == {"task0": 3, "task1": 2}
-    assert shards.tasks == {"image/task0": [0, 2, 4], "image/task1": [1, 3]}
+    assert {name: list(numbers) for name, numbers in shards.tasks.items()} == {"image/task0": [0, 2, 4], "image/task1": [1, 3]}
 
 
 def test_webdataset_reads_the_same(tmp_path):
@@ -115,14 +124,102 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, processor):
     path.write_bytes(whole)
     index = json.loads((tmp_path / "set" / "index.json").read_text())
     broken = {
-        json.dumps(index | {"format": 1}): r"must have format 5, got 1\. Pack it again",
-        json.dumps(index | {"shards": [{**index["shards"][0], "samples": [{"key": 7}]}]}): r"Expected `str`, got `int` .*key",
+        json.dumps(index | {"format": 1}): r"must have format 6, got 1\. Pack it again",
+        json.dumps(index | {"shards": [{**index["shards"][0], "pairs": "7"}]}): r"Expected `int`, got `str` .*pairs",
+        json.dumps(
+            index | {"shards": [{**index["shards"][0], "pairs": 4}]}
+        ): r"index\.parquet must be .*4 samples are in its shards, got 3",
+        json.dumps(index | {"samples_sha256": "0" * 64}): r"index\.parquet is not what was packed",
         json.dumps(index)[:-40]: r"index\.json must be an index as `conan pack` writes it: Input data was truncated",
     }
     for text, message in broken.items():
         (tmp_path / "set" / "index.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             ShardSet(tmp_path / "set")
+    (tmp_path / "set" / "index.json").write_text(json.dumps(index))
+    ShardSet(tmp_path / "set")
+    (tmp_path / "set" / "index.parquet").unlink()
+    with pytest.raises(ValueError, match=r"incomplete: index\.parquet is missing"):
+        ShardSet(tmp_path / "set")
+
+
+def listed(table: pa.Table, path: Path) -> bytes:
+    pq.write_table(table, path)
+    return path.read_bytes()
+
+
+def test_a_list_of_samples_that_its_shards_do_not_bear_out_is_refused(tmp_path):
+    """Such as an offset or a size that a reader would take memory for."""
+    write_shards(pairs(3), tmp_path / "set")
+    table = pq.read_table(tmp_path / "set" / "index.parquet")
+    (entry,) = msgspec.json.decode((tmp_path / "set" / "index.json").read_bytes(), type=Index).shards
+    assert len(read_samples(listed(table, tmp_path / "t"), [entry])) == 3
+    for column, value in (("size", entry.bytes), ("size", 2**62), ("size", -1), ("offset", -1), ("offset", entry.bytes + 1)):
+        odd = table.set_column(table.schema.get_field_index(column), SCHEMA.field(column), [changed(table[column], value)])
+        with pytest.raises(ValueError, match="members lie within their shard"):
+            read_samples(listed(odd, tmp_path / "t"), [entry])
+    less = pa.array([row.as_py()[1:] for row in table["checksum"]], SCHEMA.field("checksum").type)
+    short = table.set_column(SCHEMA.get_field_index("checksum"), SCHEMA.field("checksum"), less)
+    for odd, message in (
+        (short, "an offset, a size and a checksum"),
+        (table.drop_columns(["size"]), "the columns are .*'size'.*, got"),
+        (table.slice(1), "3 samples are in its shards, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_samples(listed(odd, tmp_path / "t"), [entry])
+    with pytest.raises(ValueError, match="magic bytes"):
+        read_samples(b"no Parquet at all", [entry])
+
+
+def changed(column: pa.ChunkedArray, value: int) -> pa.Array:
+    """The last number of its second row replaced."""
+    rows = column.to_pylist()
+    rows[1][-1] = value
+    return pa.array(rows, column.type)
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=6), st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_samples_come_back_from_their_columns(counts, group):
+    """Whatever they hold, and however many shards, also of none, are written together."""
+    rng = random.Random(f"{counts} {group}")
+    shards, expected = [], []
+    for number, count in enumerate(counts):
+        samples = []
+        for row in range(count):
+            names = ["json", "query.image.jpg", "negative0.video.mp4"][: rng.randint(1, 3)]
+            members = {name: (rng.randrange(1000), rng.randrange(1000), rng.randrange(2**64)) for name in names}
+            task, modality = rng.choice("abc"), rng.choice(["image", "audio"])
+            samples.append({"key": f"ü{number}-{row}", "task": task, "modality": modality, "members": members})
+        shards.append((f"{number:06d}.tar", samples))
+        expected += [Sample(shard=f"{number:06d}.tar", **sample) for sample in samples]
+    entries = [IndexedShard(name, 2000, "0" * 64, len(samples)) for name, samples in shards]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datamodules.index.GROUP", group)
+        path = Path(folder) / "index.parquet"
+        digest = write_samples(path, shards)
+        data = path.read_bytes()
+    assert digest == hashlib.sha256(data).hexdigest()
+    if not expected:
+        return  # such a set is not written
+    found = read_samples(data, entries)
+    assert list(found) == expected
+    tasks: dict[str, list[int]] = {}
+    for number, sample in enumerate(expected):
+        tasks.setdefault(f"{sample.modality}/{sample.task}", []).append(number)
+    assert [(name, list(numbers)) for name, numbers in found.tasks().items()] == list(tasks.items())
+
+
+def test_an_index_in_memory_is_small(tmp_path):
+    """Ten million samples must fit into each rank."""
+    members = {"json": (2**40, 500, 2**64 - 1), "query.image.jpg": (2**41, 10**6, 2**63)}
+    rows = [{"key": f"sample-{row:08d}", "task": "t", "modality": "image", "members": members} for row in range(20_000)]
+    write_samples(tmp_path / "index.parquet", [("000000.tar", rows)])
+    data = (tmp_path / "index.parquet").read_bytes()
+    found = read_samples(data, [IndexedShard("000000.tar", 2**42, "0" * 64, len(rows))])
+    held = found.rows.nbytes + found.places.nbytes + found.keys.nbytes
+    assert held <= 120 * len(rows)
+    assert len(pickle.dumps(found)) <= 1.1 * held  # there is nothing else
 
 
 def test_few_shards_are_open_at_a_time_of_all_sets_together(tmp_path, monkeypatch):

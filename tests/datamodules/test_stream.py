@@ -1,8 +1,10 @@
 import json
 import pickle
+import random
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -139,19 +141,48 @@ def test_waiting_for_a_network_is_not_on_the_clock():
 def test_a_decoder_that_hangs_is_cut_off(world, processor):
     """The other samples come, and the run goes on."""
     shards = ShardSet(world / "image")
-    read = shards.read
+    encoder = Encoder({"image": shards}, processor, seconds=0.3)
+    encode = encoder.encode
 
-    def hang(number):
-        while number == 2:
+    def hang(pair, name, item):
+        while pair.key == shards.samples[2].key:
             time.sleep(0.01)
-        return read(number)
+        return encode(pair, name, item)
 
-    shards.read = hang
-    batch = Encoder({"image": shards}, processor, seconds=0.3)(Slot("image", (1, 2, 3)))
+    encoder.encode = hang
+    batch = encoder(Slot("image", (1, 2, 3)))
     assert len(batch) == 2
     (fault,) = map(json.loads, batch.faults)
     assert fault["key"] == shards.samples[2].key
     assert "must be read within 0.3 s" in fault["reason"]
+
+
+@pytest.mark.parametrize("together", [1, 3000, 2**20])
+def test_samples_are_read_in_runs_of_few_bytes(world, processor, monkeypatch, together):
+    """In order, each once, whatever is broken, kept from before, or larger than a run."""
+    monkeypatch.setattr("datamodules.shards.TOGETHER", together)
+    shards = ShardSet(world / "image")
+    numbers = tuple(random.Random(0).sample(range(len(shards)), 20))
+    runs = list(shards.runs(numbers))
+    assert tuple(number for run in runs for number in run) == numbers
+    sizes = [[sum(size for _, size, _ in shards.samples[number].members.values()) for number in run] for run in runs]
+    assert all(sum(run) <= together or len(run) == 1 for run in sizes)
+    assert all(sum(run) + after[0] > together for run, after in pairwise(sizes))
+    encoder, read = Encoder({"image": shards}, processor, cache_bytes=2**30), shards.read
+    first = encoder(Slot("image", numbers[:5]))
+
+    def broken(number):
+        if number in numbers[:7]:  # the first five are not read again
+            raise ValueError(f"no {number}")
+        return read(number)
+
+    shards.read = broken
+    batch = encoder(Slot("image", numbers))
+    keys = [shards.samples[number].key for number in numbers]
+    assert first.keys == keys[:5]
+    assert batch.keys == keys[:5] + keys[7:]
+    assert [json.loads(fault)["reason"] for fault in batch.faults] == [f"no {number}" for number in numbers[5:7]]
+    assert batch.queries[0] is first.queries[0]
 
 
 @dataclass

@@ -24,6 +24,7 @@ from lightning_conan.embedder.checkpoint.provenance import (
     Provenance,
     State,
     file_hash,
+    moved_along,
     read_provenance,
 )
 from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, check_specs, tensor_paths
@@ -228,15 +229,16 @@ def open_tensors(folder: Path, base: Path | None = None, exact: bool = False) ->
 
 
 def base_of(folder: Path) -> Path:
-    """The base folder that an adapter or a folder of differences names.
+    """The base folder that an adapter or a folder of differences names, or where that was moved together with it.
 
     Raises:
         ValueError: It is not there.
     """
     config = folder / (ADAPTER_CONFIG if is_adapter(folder) else DELTA_CONFIG)
-    base = Path(json.loads(config.read_text())["base_model_name_or_path"])
-    if not base.is_dir():
-        raise ValueError(f"{folder} needs its base {base}, which is not there. Put it back, or a link to where it is now.")
+    named = Path(json.loads(config.read_text())["base_model_name_or_path"])
+    base = named if named.is_dir() else moved_along(named, folder, read_provenance(folder).parents.get("base"))
+    if base is None:
+        raise ValueError(f"{folder} needs its base {named}, which is not there. Put it back, or a link to where it is now.")
     return base
 
 

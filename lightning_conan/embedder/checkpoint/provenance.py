@@ -56,6 +56,15 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, blake3).hexdigest()  # type: ignore[arg-type]  # it has a hash's methods
 
 
+def moved_along(named: Path, folder: Path, fingerprint: str | None) -> Path | None:
+    """Where a folder of this fingerprint lies whose path has changed as another one's has, such as on another machine:
+    ``/old/runs/base`` of ``/new/runs/audio/final`` is ``/new/runs/base``."""
+    ends = [named.parts[-count:] for count in range(1, len(named.parts))]
+    places = (above.joinpath(*end) for above in folder.resolve().parents for end in ends)
+    found = (place for place in places if (place / PROVENANCE).is_file())
+    return next((place for place in found if read_provenance(place).fingerprint == fingerprint), None)
+
+
 def read_provenance(folder: Path) -> Provenance:
     """A folder's provenance.
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from callbacks import FolderCheckpoint
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.embedder.checkpoint import file_hash
+from lightning_conan.embedder.checkpoint.folder import base_of
 from lightning_conan.fusion import Recipe, fuse_folders
 from lightning_conan.stages import Lora, Specialist
 from runs import QUICK, data, trainer
@@ -68,6 +69,23 @@ def test_an_adapter_of_another_base_is_refused(both, tmp_path):
         load_folder(copy)
     rewrite(copy, "adapter_config.json", lambda fields: fields.update(base_model_name_or_path=str(tmp_path / "gone")))
     with pytest.raises(ValueError, match=r"needs its base .*gone, which is not there"):
+        load_folder(copy)
+
+
+def test_folders_may_move_together(both, base, tmp_path):
+    """To another machine, say; what lies at the same place there and is another base is passed by."""
+    runs = tmp_path / "runs"
+    shutil.copytree(base, runs / "demo" / "base")
+    copy = shutil.copytree(both["adapter"], runs / "demo" / "audio" / "final")
+    gone = tmp_path / "old" / "demo" / "base"
+    rewrite(copy, "adapter_config.json", lambda fields: fields.update(base_model_name_or_path=str(gone)))
+    save_folder(runs / "demo" / "audio" / "base", *tiny_embedder(1), Provenance("base"))
+    assert base_of(copy) == runs / "demo" / "base"
+    dense = load_folder(both["dense"])[0].state_dict()
+    assert largest_difference(dense, load_folder(copy)[0].state_dict()) < 1e-6
+
+    (runs / "demo" / "base").rename(runs / "demo" / "other")
+    with pytest.raises(ValueError, match="needs its base"):
         load_folder(copy)
 
 

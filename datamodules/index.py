@@ -1,0 +1,206 @@
+"""The index of a packed folder: its shards (``index.json``), and where the members of each sample lie (``index.parquet``)."""
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FORMAT = 6
+"""Since 2, each member has a checksum; since 3 it is XXH3, a tenth of CRC-32's time; since 4 a record lists its negatives;
+since 5 a part of it is a text, or the member and modality of a medium; since 6 samples are listed in Parquet."""
+INDEX, SAMPLES = "index.json", "index.parquet"
+WORD = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    {
+        "key": pa.large_string(),
+        "task": WORD,
+        "modality": WORD,
+        "shard": WORD,
+        "members": WORD,  # their names, parted by slashes
+        "offset": pa.large_list(pa.int64()),
+        "size": pa.large_list(pa.int64()),
+        "checksum": pa.large_list(pa.uint64()),
+    }
+)
+ROW, PLACE = Struct("=4q"), Struct("=3Q")
+"""Of a sample: its first place, and the numbers of its members' names, shard, and modality and task; of a place: offset, size and
+checksum."""
+GROUP = 100_000
+"""Rows that are written together, at least: a set may have thousands of shards."""
+
+
+class IndexedShard(msgspec.Struct):
+    """One tar file in ``index.json``."""
+
+    file: str
+    bytes: int
+    sha256: str
+    pairs: int
+
+
+class Version(msgspec.Struct):
+    """What an index of any format has."""
+
+    format: object = None
+
+
+class Index(msgspec.Struct):
+    """What reading needs of ``index.json``."""
+
+    content_hash: str
+    samples_sha256: str
+    shards: list[IndexedShard]
+
+
+class Sample(msgspec.Struct):
+    """Where one pair lies: its shard, and each member's offset, size and XXH3-64 in it."""
+
+    key: str
+    task: str
+    modality: str
+    shard: str
+    members: dict[str, tuple[int, int, int]]
+
+
+class Samples:
+    """The samples of a set as columns, about a hundred bytes each, which forked workers share: objects would take ten times as
+    much, and whoever counts references to them copies them.
+
+    Args:
+        table: What ``write_samples`` wrote.
+        shards: The set's shards, in order.
+
+    Raises:
+        ValueError: The table is not that of these shards.
+    """
+
+    def __init__(self, table: pa.Table, shards: Sequence[IndexedShard]) -> None:
+        table = table.unify_dictionaries().combine_chunks()
+        pairs, sizes = (np.array([getattr(shard, name) for shard in shards], np.int64) for name in ("pairs", "bytes"))
+        if table.num_rows != pairs.sum():
+            raise ValueError(f"{pairs.sum()} samples are in its shards, got {table.num_rows}")
+        self.keys = table["key"].chunk(0)
+        self.shards = [shard.file for shard in shards]
+        shard = np.repeat(np.arange(len(shards)), pairs)
+        (task, tasks), (modality, modalities), (layout, layouts) = (
+            words(table, name) for name in ("task", "modality", "members")
+        )
+        self.groups = [(one, other) for one in modalities for other in tasks]
+        self.layouts: list[list[str]] = [names.split("/") for names in layouts]
+        places = [table[name].chunk(0) for name in ("offset", "size", "checksum")]
+        ends = places[0].offsets.to_numpy()
+        if any(not np.array_equal(column.offsets.to_numpy(), ends) for column in places):
+            raise ValueError("each member has an offset, a size and a checksum")
+        offset, size, _ = found = [column.values.to_numpy() for column in places]
+        whole = sizes[shard].repeat(np.diff(ends))
+        if not ((offset >= 0) & (size >= 0) & (offset <= whole) & (size <= whole - offset)).all():
+            raise ValueError("members lie within their shard")
+        self.rows = np.stack([ends[:-1], layout, shard, modality * len(tasks) + task], 1)
+        self.places = np.stack([column.astype(np.uint64) for column in found], 1)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Sample:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        (shard, places), (modality, task) = self.where(number), self.group(number)
+        return Sample(self.key(number), task, modality, shard, dict(places))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.__getitem__, range(len(self)))
+
+    def key(self, number: int) -> str:
+        """A sample's key."""
+        return str(self.keys[number])
+
+    def shard(self, number: int) -> str:
+        """A sample's shard."""
+        return self.shards[int(self.rows[number, 2])]
+
+    def group(self, number: int) -> tuple[str, str]:
+        """A sample's modality and task."""
+        return self.groups[int(self.rows[number, 3])]
+
+    def size(self, number: int) -> int:
+        """Bytes of a sample's members."""
+        return sum(size for _, (_, size, _) in self.where(number)[1])
+
+    def where(self, number: int) -> tuple[str, Iterable[tuple[str, tuple[int, int, int]]]]:
+        """A sample's shard, and each member's name with its offset, size and checksum."""
+        first, layout, shard, _ = ROW.unpack_from(self.rows.data, ROW.size * number)  # in half of NumPy's time
+        names = self.layouts[layout]
+        places = range(PLACE.size * first, PLACE.size * (first + len(names)), PLACE.size)
+        return self.shards[shard], zip(names, [PLACE.unpack_from(self.places.data, place) for place in places], strict=True)
+
+    def tasks(self) -> dict[str, "array[int]"]:
+        """Numbers of the samples of each modality and task, in the order of the shards."""
+        group = self.rows[:, 3]
+        _, first = np.unique(group, return_index=True)
+        found = {"/".join(self.groups[number]): np.flatnonzero(group == number) for number in group[np.sort(first)].tolist()}
+        return {name: array("q", numbers.astype(np.int64).tobytes()) for name, numbers in found.items()}
+
+
+def words(table: pa.Table, name: str) -> tuple["np.ndarray[tuple[int], np.dtype[np.int64]]", list[str]]:
+    """A column of few words: the number of each row's, and the words."""
+    column = table[name].chunk(0)
+    return column.indices.to_numpy().astype(np.int64), column.dictionary.to_pylist()
+
+
+def read_samples(data: bytes, shards: Sequence[IndexedShard]) -> Samples:
+    """Samples from the bytes of ``index.parquet``.
+
+    Raises:
+        ValueError: They are not what was written for these shards.
+    """
+    try:
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)  # threads would not survive a fork
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error)) from error
+    if not table.schema.equals(SCHEMA):
+        raise ValueError(f"the columns are {SCHEMA.names}, got {table.schema.names}, or of other types")
+    return Samples(table, shards)
+
+
+def write_samples(path: Path, shards: Iterable[tuple[str, Sequence[dict[str, Any]]]]) -> str:
+    """Writes ``index.parquet``, little of it in memory at a time.
+
+    Args:
+        path: The file.
+        shards: Each shard's name, and its samples as a ``Sample`` without ``shard``.
+
+    Returns:
+        Its SHA-256.
+    """
+    with path.open("wb") as file:
+        with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+            waiting: list[pa.Table] = []
+            for name, samples in shards:
+                waiting.append(table_of(name, samples))
+                if sum(map(len, waiting)) >= GROUP:
+                    writer.write_table(pa.concat_tables(waiting).unify_dictionaries().combine_chunks())
+                    waiting = []
+            if waiting:
+                writer.write_table(pa.concat_tables(waiting).unify_dictionaries().combine_chunks())
+        file.flush()
+        os.fsync(file.fileno())
+    with path.open("rb") as written:
+        return hashlib.file_digest(written, "sha256").hexdigest()
+
+
+def table_of(shard: str, samples: Sequence[dict[str, Any]]) -> pa.Table:
+    """The rows of a shard's samples."""
+    members = [sample["members"] for sample in samples]
+    columns = {name: [sample[name] for sample in samples] for name in ("key", "task", "modality")}
+    columns |= {"shard": [shard] * len(samples), "members": ["/".join(places) for places in members]}
+    for place, name in enumerate(("offset", "size", "checksum")):
+        columns[name] = [[numbers[place] for numbers in places.values()] for places in members]
+    return pa.table(columns, schema=SCHEMA)
