@@ -6,7 +6,7 @@ import re
 import weakref
 from array import array
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -259,12 +259,11 @@ class ShardSet:
             raise ValueError("a member is not what was packed: its checksum differs")
         return decode_pair(members)
 
-    def runs(self, numbers: Iterable[int]) -> Iterator[list[int]]:
+    def runs(self, numbers: Sequence[int]) -> Iterator[list[int]]:
         """The samples in runs of at most ``TOGETHER`` bytes, or of one: a run is best read whole before the first is decoded."""
         run: list[int] = []
         held = 0
-        for number in numbers:
-            size = self.samples.size(number)
+        for number, size in zip(numbers, self.samples.sizes(numbers), strict=True):
             if run and held + size > TOGETHER:
                 yield run
                 run, held = [], 0
