@@ -2,10 +2,10 @@
 
 All four train the same tiny model on the same pairs with the same loss; the peers get our encoder as their model, mini-batches
 of the same token budget (sentence-transformers) or of as many items as fill it on average (GradCache), and media looked up on
-the host, so that what differs is how a batch is cut. The three that cut it take turns in one process, and the best of a few
-steps counts, since other work comes and goes. Each has another process for its memory (two at a time), with an allocator that
-gives freed memory back at once and few kernels kept: otherwise the peak is that of pieces which fit nothing any more, and not of
-what is in use.
+the host, so that what differs is how a batch is cut. The three that cut it take turns in one process, in changing order, and are
+compared turn by turn, since other work comes and goes: the median of the ratios counts, and the table has the best times. Each
+has another process for its memory (two at a time), with an allocator that gives freed memory back at once and few kernels kept:
+otherwise the peak is that of pieces which fit nothing any more, and not of what is in use.
 """
 
 import importlib.util
@@ -16,7 +16,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import files
+from operator import truediv
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -135,7 +137,7 @@ def step(way: str, embedder: OmniEmbedder, texts: list[Encoded], media: list[Enc
 
 
 def work(ways: list[str], kind: str, count: int, mixed: bool, turns: int) -> None:
-    """The process that is measured: for each way loss, gradient norm, CPU seconds and peak memory, as JSON."""
+    """The process that is measured: for each way loss, gradient norm, peak memory and CPU seconds of each turn, as JSON."""
     quiet_libraries()
     embedder = tiny_embedder(0)[0].train()
     texts, media = make_items(embedder.config, kind, count, mixed)
@@ -145,25 +147,24 @@ def work(ways: list[str], kind: str, count: int, mixed: bool, turns: int) -> Non
         step(way, embedder, texts[:first], media[:first])  # allocators and threads too
         embedder.zero_grad()
     before = resident_mb()
-    for _ in range(turns):
-        for way in ways:
+    for turn in range(turns):
+        for way in ways[:: -1 if turn % 2 else 1]:
             reset_peak()
             loss, cpu, _ = timed(partial(step, way, embedder, texts, media))
             norm = torch.nn.utils.get_total_norm([p.grad for p in embedder.parameters() if p.grad is not None])
             embedder.zero_grad()
-            fastest = min(cpu, found[way][2]) if way in found else cpu
-            found[way] = [loss, float(norm), fastest, resident_mb("VmHWM") - before]
+            found[way] = [loss, float(norm), resident_mb("VmHWM") - before, *found.get(way, [])[3:], cpu]
     print(json.dumps(found))
 
 
 def measured(kind: str, count: int, mixed: bool) -> dict[str, list[float]]:
-    """All ways: loss, gradient norm, CPU seconds and peak memory."""
+    """All ways: loss, gradient norm, peak memory and CPU seconds of each turn."""
     turns = max(3, 1024 // count)
-    found = in_process(WAYS[1:], kind, count, mixed, turns, {}) | in_process(WAYS[:1], kind, count, mixed, 2, {})
+    found = in_process(WAYS[1:], kind, count, mixed, turns, {}) | in_process(WAYS[:1], kind, count, mixed, 1, {})
     with ThreadPoolExecutor(2) as threads:
         alone = threads.map(lambda way: in_process((way,), kind, count, mixed, 1, GIVE_BACK)[way], WAYS)
     for way, values in zip(WAYS, alone, strict=True):
-        found[way][3] = values[3]
+        found[way][2] = values[2]
     return found
 
 
@@ -180,7 +181,7 @@ def in_process(
 def main() -> None:
     quick = options(__doc__ or "").quick
     kinds, counts = (KINDS[:1], (256,)) if quick else (KINDS, (64, 256, 1024, 4096))
-    rows = [("pairs", "lengths", "batch", *(f"{way}: CPU s, MB" for way in WAYS))]
+    rows = [("pairs", "lengths", "batch", *(f"{way}: CPU s, MB" for way in WAYS), "of the faster peer's time")]
     figures: dict[str, float] = {}
     for kind in kinds:
         for mixed in (False, True):
@@ -192,12 +193,14 @@ def main() -> None:
                     assert abs(values[0] - first[0]) < 1e-3 * abs(first[0]), f"{way}: {values[0]} is not {first[0]}"
                     assert abs(values[1] - first[1]) < 1e-2 * first[1], f"{way}: the gradient is another one"
                 lengths = "mixed" if mixed else "one"
-                rows.append((kind, lengths, str(count), *(f"{found[way][2]:.2f}  {found[way][3]:.0f}" for way in WAYS)))
-                print(*rows[-1], sep="  ", file=sys.stderr, flush=True)  # the whole takes an hour
-                memory[count] = found["ours"][3]
                 ours, peers = found["ours"], [found[way] for way in WAYS[2:]]
-                figures[f"{kind}_{lengths}_{count}_time"] = ours[2] / min(peer[2] for peer in peers)
-                figures[f"{kind}_{lengths}_{count}_memory"] = ours[3] / min(peer[3] for peer in peers)
+                ratio = max(median(map(truediv, ours[3:], peer[3:])) for peer in peers)
+                cells = (f"{min(found[way][3:]):.2f}  {found[way][2]:.0f}" for way in WAYS)
+                rows.append((kind, lengths, str(count), *cells, f"{ratio:.3f}x"))
+                print(*rows[-1], sep="  ", file=sys.stderr, flush=True)  # the whole takes an hour
+                memory[count] = ours[2]
+                figures[f"{kind}_{lengths}_{count}_time"] = ratio
+                figures[f"{kind}_{lengths}_{count}_memory"] = ours[2] / min(peer[2] for peer in peers)
             if 4096 in memory:
                 figures[f"{kind}_{'mixed' if mixed else 'one'}_memory_4096_to_256"] = memory[4096] / memory[256]
     report(rows, figures)

@@ -30,9 +30,10 @@ SCHEMA = pa.schema(
         "checksum": pa.large_list(pa.uint64()),
     }
 )
-ROW, PLACE = Struct("=5q"), Struct("=3Q")
-"""Of a sample: its first place, the numbers of its members' names, of its shard, and of its modality and task, and its size; of a
-place: offset, size and checksum."""
+ROW, PLACE = Struct("=6q"), Struct("=3Q")
+"""Of a sample: its first place, the numbers of its members' names, of its shard, modality and task, and its size; of a place:
+offset, size and checksum."""
+Numbers = np.ndarray[tuple[int], np.dtype[Any]]
 GROUP = 100_000
 """Rows that are written together, at least: a set may have thousands of shards."""
 
@@ -75,37 +76,41 @@ class Samples:
     much, and whoever counts references to them copies them.
 
     Args:
-        table: What ``write_samples`` wrote.
+        data: What ``write_samples`` wrote.
         shards: The set's shards, in order.
 
     Raises:
-        ValueError: The table is not that of these shards.
+        ValueError: It is not what was written for these shards.
+        pa.ArrowException: It is no Parquet.
     """
 
-    def __init__(self, table: pa.Table, shards: Sequence[IndexedShard]) -> None:
-        table = table.unify_dictionaries().combine_chunks()
+    def __init__(self, data: bytes, shards: Sequence[IndexedShard]) -> None:
         pairs, sizes = (np.array([getattr(shard, name) for shard in shards], np.int64) for name in ("pairs", "bytes"))
-        if table.num_rows != pairs.sum():
-            raise ValueError(f"{pairs.sum()} samples are in its shards, got {table.num_rows}")
-        self.keys = table["key"].chunk(0)
-        self.shards = [shard.file for shard in shards]
-        shard = np.repeat(np.arange(len(shards)), pairs)
-        (task, tasks), (modality, modalities), (layout, layouts) = (
-            words(table, name) for name in ("task", "modality", "members")
-        )
-        self.groups = [(one, other) for one in modalities for other in tasks]
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if not file.schema_arrow.equals(SCHEMA):
+            raise ValueError(f"the columns are {SCHEMA.names}, got {file.schema_arrow.names}, or of other types")
+        if file.metadata.num_rows != pairs.sum():
+            raise ValueError(f"{pairs.sum()} samples are in its shards, got {file.metadata.num_rows}")
+        layouts, modalities, tasks = (dict[str, int]() for _ in range(3))
+        keys: list[pa.Array] = []
+        places = [np.empty((0, 3), np.uint64)]
+        self.rows = np.empty((pairs.sum(), 6), np.int64)
+        self.rows[:, 2] = np.repeat(np.arange(len(shards)), pairs)
+        start = first = 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, use_threads=False)  # threads would not survive a fork
+            rows = self.rows[start : start + len(table)]
+            ends, found = members(table)
+            inside(found, sizes[rows[:, 2]].repeat(np.diff(ends)))
+            rows[:, 0], rows[:, 5] = first + ends[:-1], np.diff(np.append(0, found[1].cumsum())[ends])
+            for column, (name, seen) in {1: ("members", layouts), 3: ("modality", modalities), 4: ("task", tasks)}.items():
+                rows[:, column] = numbered(table[name], seen)
+            keys += table["key"].chunks
+            places.append(np.stack([column.astype(np.uint64) for column in found], 1))
+            start, first = start + len(table), first + len(places[-1])
+        self.keys, self.places = pa.chunked_array(keys, pa.large_string()), np.concatenate(places)
+        self.shards, self.modalities, self.names = [shard.file for shard in shards], list(modalities), list(tasks)
         self.layouts: list[list[str]] = [names.split("/") for names in layouts]
-        places = [table[name].chunk(0) for name in ("offset", "size", "checksum")]
-        ends = places[0].offsets.to_numpy()
-        if any(not np.array_equal(column.offsets.to_numpy(), ends) for column in places):
-            raise ValueError("each member has an offset, a size and a checksum")
-        offset, size, _ = found = [column.values.to_numpy() for column in places]
-        whole = sizes[shard].repeat(np.diff(ends))
-        if not ((offset >= 0) & (size >= 0) & (offset <= whole) & (size <= whole - offset)).all():
-            raise ValueError("members lie within their shard")
-        before = np.append(0, size.cumsum())[ends]
-        self.rows = np.stack([ends[:-1], layout, shard, modality * len(tasks) + task, np.diff(before)], 1)
-        self.places = np.stack([column.astype(np.uint64) for column in found], 1)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -129,11 +134,12 @@ class Samples:
 
     def group(self, number: int) -> tuple[str, str]:
         """A sample's modality and task."""
-        return self.groups[int(self.rows[number, 3])]
+        modality, task = self.rows[number, 3:5].tolist()
+        return self.modalities[modality], self.names[task]
 
     def sizes(self, numbers: Sequence[int]) -> list[int]:
         """Bytes of the members of samples."""
-        found: list[int] = self.rows[list(numbers), 4].tolist()
+        found: list[int] = self.rows[list(numbers), 5].tolist()
         return found
 
     def where(self, number: int) -> tuple[str, Iterable[tuple[str, tuple[int, int, int]]]]:
@@ -145,31 +151,38 @@ class Samples:
 
     def tasks(self) -> dict[str, "array[int]"]:
         """Numbers of the samples of each modality and task, in the order of the shards."""
-        group = self.rows[:, 3]
-        _, first = np.unique(group, return_index=True)
-        found = {"/".join(self.groups[number]): np.flatnonzero(group == number) for number in group[np.sort(first)].tolist()}
+        codes = self.rows[:, 3] * len(self.names) + self.rows[:, 4]
+        _, first = np.unique(codes, return_index=True)
+        found = {"/".join(self.group(number)): np.flatnonzero(codes == codes[number]) for number in np.sort(first).tolist()}
         return {name: array("q", numbers.astype(np.int64).tobytes()) for name, numbers in found.items()}
 
 
-def words(table: pa.Table, name: str) -> tuple["np.ndarray[tuple[int], np.dtype[np.int64]]", list[str]]:
-    """A column of few words: the number of each row's, and the words."""
-    column = table[name].chunk(0)
-    return column.indices.to_numpy().astype(np.int64), column.dictionary.to_pylist()
+def numbered(column: pa.ChunkedArray, seen: dict[str, int]) -> Numbers:
+    """A column of few words: the number of each row's among those seen so far."""
+    words = column.unify_dictionaries().combine_chunks()
+    numbers = [seen.setdefault(word, len(seen)) for word in words.dictionary.to_pylist()]
+    found: Numbers = np.array(numbers, np.int64)[words.indices.to_numpy()]
+    return found
 
 
-def read_samples(data: bytes, shards: Sequence[IndexedShard]) -> Samples:
-    """Samples from the bytes of ``index.parquet``.
+def members(table: pa.Table) -> tuple[Numbers, list[Numbers]]:
+    """Where each row's members end among all, from 0 on; and all members' offsets, sizes and checksums.
 
     Raises:
-        ValueError: They are not what was written for these shards.
+        ValueError: A member lacks one of them.
     """
-    try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)  # threads would not survive a fork
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(str(error)) from error
-    if not table.schema.equals(SCHEMA):
-        raise ValueError(f"the columns are {SCHEMA.names}, got {table.schema.names}, or of other types")
-    return Samples(table, shards)
+    columns = [table[name].combine_chunks() for name in ("offset", "size", "checksum")]
+    ends, *others = (column.offsets.to_numpy() for column in columns)
+    if any(not np.array_equal(other, ends) for other in others):
+        raise ValueError("each member has an offset, a size and a checksum")
+    return ends, [column.values.to_numpy() for column in columns]
+
+
+def inside(members: Sequence[Numbers], whole: Numbers) -> None:
+    """Refuses members that do not lie within their shard's bytes: such a size would be taken from memory before it is read."""
+    offset, size, _ = members
+    if not ((offset >= 0) & (size >= 0) & (offset <= whole) & (size <= whole - offset)).all():
+        raise ValueError("members lie within their shard")
 
 
 def write_samples(path: Path, shards: Iterable[tuple[str, Sequence[dict[str, Any]]]]) -> str:

@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 import xxhash
 
-from datamodules.index import FORMAT, INDEX, SAMPLES, Index, Samples, Version, read_samples
+from datamodules.index import FORMAT, INDEX, SAMPLES, Index, Samples, Version
 from datamodules.patience import unhurried
 from datamodules.records import decode_pair
 from datamodules.remote import RemoteShard, ShardCache, check_url, is_remote, read_remote
@@ -169,8 +170,8 @@ class ShardSet:
         if hashlib.sha256(data).hexdigest() != index.samples_sha256:
             raise ValueError(f"{place} is not what was packed: its SHA-256 differs. Copy or pack it again.")
         try:
-            return read_samples(data, index.shards)
-        except ValueError as error:
+            return Samples(data, index.shards)
+        except (ValueError, pa.ArrowException) as error:
             raise ValueError(f"{place} must be as `conan pack` writes it: {error}. Pack it again.") from error
 
     def check(self, shard: Shard) -> None:

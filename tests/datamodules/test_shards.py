@@ -16,7 +16,7 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.index import SCHEMA, Index, IndexedShard, Sample, read_samples, write_samples
+from datamodules.index import SCHEMA, Index, IndexedShard, Sample, Samples, write_samples
 from datamodules.manifest import Fault
 from datamodules.plan import Slot
 from datamodules.records import decode_pair
@@ -153,11 +153,11 @@ def test_a_list_of_samples_that_its_shards_do_not_bear_out_is_refused(tmp_path):
     write_shards(pairs(3), tmp_path / "set")
     table = pq.read_table(tmp_path / "set" / "index.parquet")
     (entry,) = msgspec.json.decode((tmp_path / "set" / "index.json").read_bytes(), type=Index).shards
-    assert len(read_samples(listed(table, tmp_path / "t"), [entry])) == 3
+    assert len(Samples(listed(table, tmp_path / "t"), [entry])) == 3
     for column, value in (("size", entry.bytes), ("size", 2**62), ("size", -1), ("offset", -1), ("offset", entry.bytes + 1)):
         odd = table.set_column(table.schema.get_field_index(column), SCHEMA.field(column), [changed(table[column], value)])
         with pytest.raises(ValueError, match="members lie within their shard"):
-            read_samples(listed(odd, tmp_path / "t"), [entry])
+            Samples(listed(odd, tmp_path / "t"), [entry])
     less = pa.array([row.as_py()[1:] for row in table["checksum"]], SCHEMA.field("checksum").type)
     short = table.set_column(SCHEMA.get_field_index("checksum"), SCHEMA.field("checksum"), less)
     for odd, message in (
@@ -166,9 +166,9 @@ def test_a_list_of_samples_that_its_shards_do_not_bear_out_is_refused(tmp_path):
         (table.slice(1), "3 samples are in its shards, got 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            read_samples(listed(odd, tmp_path / "t"), [entry])
+            Samples(listed(odd, tmp_path / "t"), [entry])
     with pytest.raises(ValueError, match="magic bytes"):
-        read_samples(b"no Parquet at all", [entry])
+        Samples(b"no Parquet at all", [entry])
 
 
 def changed(column: pa.ChunkedArray, value: int) -> pa.Array:
@@ -202,7 +202,7 @@ def test_samples_come_back_from_their_columns(counts, group):
     assert digest == hashlib.sha256(data).hexdigest()
     if not expected:
         return  # such a set is not written
-    found = read_samples(data, entries)
+    found = Samples(data, entries)
     assert list(found) == expected
     tasks: dict[str, list[int]] = {}
     for number, sample in enumerate(expected):
@@ -216,7 +216,7 @@ def test_an_index_in_memory_is_small(tmp_path):
     rows = [{"key": f"sample-{row:08d}", "task": "t", "modality": "image", "members": members} for row in range(20_000)]
     write_samples(tmp_path / "index.parquet", [("000000.tar", rows)])
     data = (tmp_path / "index.parquet").read_bytes()
-    found = read_samples(data, [IndexedShard("000000.tar", 2**42, "0" * 64, len(rows))])
+    found = Samples(data, [IndexedShard("000000.tar", 2**42, "0" * 64, len(rows))])
     held = found.rows.nbytes + found.places.nbytes + found.keys.nbytes
     assert held <= 120 * len(rows)
     assert len(pickle.dumps(found)) <= 1.1 * held  # there is nothing else
