@@ -72,7 +72,7 @@ class Sample(msgspec.Struct):
 
 
 class Samples:
-    """The samples of a set as columns, about a hundred bytes each, which forked workers share: objects would take ten times as
+    """The samples of a set as columns, about 150 bytes each, which forked workers share: objects would take six times as
     much, and whoever counts references to them copies them.
 
     Args:
