@@ -105,6 +105,9 @@ class Samples:
             rows[:, 0], rows[:, 5] = first + ends[:-1], np.diff(np.append(0, found[1].cumsum())[ends])
             for column, (name, seen) in {1: ("members", layouts), 3: ("modality", modalities), 4: ("task", tasks)}.items():
                 rows[:, column] = numbered(table[name], seen)
+            counts = np.array([names.count("/") + 1 for names in layouts])
+            if not np.array_equal(counts[rows[:, 1]], np.diff(ends)):
+                raise ValueError("each member has an offset, a size and a checksum")
             keys += table["key"].chunks
             places.append(np.stack([column.astype(np.uint64) for column in found], 1))
             start, first = start + len(table), first + len(places[-1])
@@ -197,18 +200,26 @@ def write_samples(path: Path, shards: Iterable[tuple[str, Sequence[dict[str, Any
     """
     with path.open("wb") as file:
         with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
-            waiting: list[pa.Table] = []
-            for name, samples in shards:
-                waiting.append(table_of(name, samples))
-                if sum(map(len, waiting)) >= GROUP:
-                    writer.write_table(pa.concat_tables(waiting).unify_dictionaries().combine_chunks())
-                    waiting = []
-            if waiting:
-                writer.write_table(pa.concat_tables(waiting).unify_dictionaries().combine_chunks())
+            for tables in grouped(table_of(name, samples) for name, samples in shards):
+                writer.write_table(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
         file.flush()
         os.fsync(file.fileno())
     with path.open("rb") as written:
         return hashlib.file_digest(written, "sha256").hexdigest()
+
+
+def grouped(tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
+    """Tables of ``GROUP`` rows together, or more; the last of fewer."""
+    group: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        group.append(table)
+        count += len(table)
+        if count >= GROUP:
+            yield group
+            group, count = [], 0
+    if group:
+        yield group
 
 
 def table_of(shard: str, samples: Sequence[dict[str, Any]]) -> pa.Table:

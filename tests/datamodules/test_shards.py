@@ -160,8 +160,13 @@ def test_a_list_of_samples_that_its_shards_do_not_bear_out_is_refused(tmp_path):
             Samples(listed(odd, tmp_path / "t"), [entry])
     less = pa.array([row.as_py()[1:] for row in table["checksum"]], SCHEMA.field("checksum").type)
     short = table.set_column(SCHEMA.get_field_index("checksum"), SCHEMA.field("checksum"), less)
+    more = pa.array([f"{row}/more" for row in table["members"].to_pylist()], pa.string()).dictionary_encode()
     for odd, message in (
         (short, "an offset, a size and a checksum"),
+        (
+            table.set_column(table.schema.get_field_index("members"), SCHEMA.field("members"), more),
+            "an offset, a size and a checksum",
+        ),
         (table.drop_columns(["size"]), "the columns are .*'size'.*, got"),
         (table.slice(1), "3 samples are in its shards, got 2"),
     ):
