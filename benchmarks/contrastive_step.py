@@ -8,6 +8,7 @@ has another process for its memory (two at a time), with an allocator that gives
 otherwise the peak is that of pieces which fit nothing any more, and not of what is in use.
 """
 
+import argparse
 import importlib.util
 import json
 import os
@@ -22,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import options, report, reset_peak, resident_mb, timed
+from common import report, reset_peak, resident_mb, timed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -179,20 +180,25 @@ def in_process(
 
 
 def main() -> None:
-    quick = options(__doc__ or "").quick
-    kinds, counts = (KINDS[:1], (256,)) if quick else (KINDS, (64, 256, 1024, 4096))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="image-text, 256 pairs: about a minute")
+    parser.add_argument("--only", nargs=3, metavar=("KIND", "LENGTHS", "PAIRS"), help="one row, such as `audio mixed 4096`")
+    words = parser.parse_args()
+    kinds, counts = (KINDS[:1], (256,)) if words.quick else (KINDS, (64, 256, 1024, 4096))
     rows = [("pairs", "lengths", "batch", *(f"{way}: CPU s, MB" for way in WAYS), "of the faster peer's time")]
     figures: dict[str, float] = {}
     for kind in kinds:
         for mixed in (False, True):
             memory: dict[int, float] = {}
+            lengths = "mixed" if mixed else "one"
             for count in counts:
+                if words.only and words.only != [kind, lengths, str(count)]:
+                    continue
                 found = measured(kind, count, mixed)
                 first = found["one pass"]
                 for way, values in found.items():
                     assert abs(values[0] - first[0]) < 1e-3 * abs(first[0]), f"{way}: {values[0]} is not {first[0]}"
                     assert abs(values[1] - first[1]) < 1e-2 * first[1], f"{way}: the gradient is another one"
-                lengths = "mixed" if mixed else "one"
                 ours, peers = found["ours"], [found[way] for way in WAYS[2:]]
                 ratio = max(median(map(truediv, ours[3:], peer[3:])) for peer in peers)
                 cells = (f"{min(found[way][3:]):.2f}  {found[way][2]:.0f}" for way in WAYS)
@@ -201,13 +207,15 @@ def main() -> None:
                 memory[count] = ours[2]
                 figures[f"{kind}_{lengths}_{count}_time"] = ratio
                 figures[f"{kind}_{lengths}_{count}_memory"] = ours[2] / min(peer[2] for peer in peers)
-            if 4096 in memory:
-                figures[f"{kind}_{'mixed' if mixed else 'one'}_memory_4096_to_256"] = memory[4096] / memory[256]
+            if {256, 4096} <= memory.keys():
+                figures[f"{kind}_{lengths}_memory_4096_to_256"] = memory[4096] / memory[256]
+    if not figures:
+        parser.error(f"--only must name one of {KINDS}, of one and mixed, and of {counts}, got {words.only}")
     report(rows, figures)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 6:
+    if len(sys.argv) == 6 and sys.argv[1].split(",")[0] in WAYS:
         work(sys.argv[1].split(","), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1", int(sys.argv[5]))
     else:
         main()
