@@ -160,7 +160,7 @@ def work(ways: list[str], kind: str, count: int, mixed: bool, turns: int) -> Non
 
 def measured(kind: str, count: int, mixed: bool) -> dict[str, list[float]]:
     """All ways: loss, gradient norm, peak memory and CPU seconds of each turn."""
-    turns = max(3, 1024 // count)
+    turns = 3 if count > 1024 else max(8, 1024 // count)
     found = in_process(WAYS[1:], kind, count, mixed, turns, {}) | in_process(WAYS[:1], kind, count, mixed, 1, {})
     with ThreadPoolExecutor(2) as threads:
         alone = threads.map(lambda way: in_process((way,), kind, count, mixed, 1, GIVE_BACK)[way], WAYS)
