@@ -21,6 +21,9 @@ from lightning_conan.embedder.projector import AudioProjector
 EPS = 1e-12
 LEAST_SHARED, LONG = 8, 16
 """A prefix is shared from so many tokens on, among items of at most so many prefixes' length."""
+COMPILED = 64
+"""Forms that a layer is compiled in before torch gives up and runs it as it is: the towers share them, each with and without
+gradients, of its input too, in training and in scoring."""
 Past = list[tuple[Tensor, Tensor]]
 """Keys and values, (1, heads, tokens, dim), of each layer."""
 Writing = Callable[
@@ -84,6 +87,7 @@ class OmniEmbedder(PreTrainedModel):
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
             raise ValueError(f"compile must be one of {', '.join(known)}, got {backend!r}.")
+        torch._dynamo.config.recompile_limit = max(COMPILED, torch._dynamo.config.recompile_limit)
         for module in self.layers():
             module.compile(backend=backend, dynamic=True)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_conan.embedder import Adapter, OmniEmbedder
 from lightning_conan.stages.settings import Lora
@@ -27,6 +27,7 @@ class Adapters:
 
     def __init__(self, embedder: OmniEmbedder, lora: Lora, adapted: tuple[str, ...], full: tuple[str, ...]) -> None:
         from peft import LoraConfig, LoraModel  # takes a second to import, and most commands do without
+        from peft.tuners.lora import LoraLayer
 
         names = [
             name
@@ -40,6 +41,9 @@ class Adapters:
         self.model = LoraModel(embedder, {"default": self.config}, "default")
         for parameter in trained:  # peft freezes everything but its adapters
             parameter.requires_grad_(True)
+        for layer in embedder.modules():
+            if isinstance(layer, LoraLayer):
+                layer._cast_input_dtype = cast_input
 
     def merge(self, dtype: torch.dtype) -> float:
         """Adds the adapters to the dense weights and removes them; returns the share of it that rounding to ``dtype`` takes."""
@@ -69,3 +73,10 @@ class Adapters:
         whole = {name: tensor for name, tensor in named.items() if full and name.startswith(full)}
         config = self.config.to_dict() | {"base_model_name_or_path": str(base.resolve())}
         return Adapter(factors, whole, [name.removesuffix(".") for name in full], config)
+
+
+def cast_input(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """An adapter's input in its weights' dtype, in place of peft's own way: under autocast, which casts by itself, each adapter's
+    input would be widened and narrowed again, and a copy of it kept for each.
+    """
+    return value if value is None or torch.is_autocast_enabled(value.device.type) else value.to(dtype)

@@ -17,8 +17,8 @@ from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.settings import Lora
 from lightning_conan.stages.sharding import whole_weights
 
-TOKENS = 64
-"""How many tokens are measured; activations grow in proportion."""
+TOKENS = 64, 256
+"""How many tokens are measured; from the one to the other activations grow in proportion, and what else is kept does not."""
 PROBE, SHARE, MOST = 1024, 0.7, 2**17
 """Tokens of the pass that finds a budget, the share of free memory that a chunk may take, and tokens beyond which no chunk is
 faster."""
@@ -83,11 +83,11 @@ def activation_bytes(config: OmniConfig, plan: Plan) -> int:
     layers, depth = config.get_text_config().num_hidden_layers, tower_depth(config, plan.modality)
     rest = one - language - tower
     if plan.checkpoint_activations:
-        inputs = 2 * TOKENS * (layers * config.dim + (depth * tower_inputs(config, plan.modality) if tower else 0))
+        inputs = 2 * (layers * config.dim + (depth * tower_inputs(config, plan.modality) if tower else 0))
         total = rest + inputs + max(language, tower)
     else:
         total = rest + layers * language + depth * tower
-    return int(total * plan.token_budget / TOKENS)
+    return int(total * plan.token_budget)
 
 
 def inference_bytes(config: OmniConfig, plan: Plan) -> int:
@@ -126,8 +126,8 @@ def shallow(config: OmniConfig, layers: int, depth: int) -> OmniConfig:
     return small
 
 
-def saved_bytes(config: OmniConfig, plan: Plan) -> int:
-    """What autograd keeps for the backward pass of ``TOKENS`` tokens, weights left out."""
+def saved_bytes(config: OmniConfig, plan: Plan) -> float:
+    """What autograd keeps of a token for the backward pass, weights left out."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -139,9 +139,13 @@ def saved_bytes(config: OmniConfig, plan: Plan) -> int:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    with counted(weights) as kept, torch.autocast("cpu", torch.bfloat16):
-        model(pack([blank(config, plan.modality, TOKENS)], TOKENS)[0])
-    return sum(kept.values())
+    items = [blank(config, plan.modality, tokens) for tokens in TOKENS]
+    found = []
+    for item in items:
+        with counted(weights) as kept, torch.autocast("cpu", torch.bfloat16):
+            model(pack([item], len(item))[0])
+        found.append(sum(kept.values()))
+    return (found[1] - found[0]) / (len(items[1]) - len(items[0]))
 
 
 @contextmanager

@@ -2,7 +2,7 @@ import itertools
 
 import torch
 
-from lightning_conan.embedder.attention import NAME, grouped_attention
+from lightning_conan.embedder.attention import NAME, segment_attention
 
 
 def reference(query, key, value, bounds, scaling):
@@ -18,7 +18,9 @@ def reference(query, key, value, bounds, scaling):
 def both(bounds):
     torch.manual_seed(0)
     tensors = [torch.randn(1, 2, bounds[-1], 8, requires_grad=True) for _ in range(3)]
-    fast, _ = grouped_attention(torch.nn.Identity(), *tensors, None, cu_seq_lens_q=torch.tensor(bounds), scaling=0.3)
+    longest = max(stop - start for start, stop in itertools.pairwise(bounds))
+    where = {"cu_seq_lens_q": torch.tensor(bounds), "max_length_q": longest}
+    fast, _ = segment_attention(torch.nn.Identity(), *tensors, None, **where, scaling=0.3)
     slow = reference(*tensors, bounds, 0.3)
     mark = torch.randn_like(slow)
     gradients = [torch.autograd.grad((out * mark).sum(), tensors) for out in (fast, slow)]
