@@ -13,11 +13,12 @@ from callbacks import FolderCheckpoint
 from datamodules import RehearsalData, SpecialistData
 from datamodules.toy_world import draw_pairs
 from datamodules.writing import write_shards
-from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
+from lightning_conan.embedder import Provenance, load_folder, pack, save_folder, tiny_embedder
 from lightning_conan.items import Item, Media
 from lightning_conan.objectives import Contrast, PairEmbeddings, info_nce, symmetric, symmetric_info_nce
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages import Lora, Rehearsal, Specialist, Stage, Training, memory
+from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.settings import LEAST_TEMPERATURE
 from runs import QUICK, Record, Stop, data, trainer
 from samples import png
@@ -264,6 +265,42 @@ def test_a_budget_is_found_once_and_kept_in_the_checkpoint(base, world, tmp_path
     trainer(tmp_path / "b", 4, resumed).fit(again, data(world), ckpt_path="last")
     assert again.budgets == module.budgets
     assert resumed.losses == straight.losses[2:]
+
+
+def test_adapters_share_their_inputs_under_autocast(encoded):
+    """An input that is bfloat16 already is kept once, not a copy for each adapter that takes it."""
+    model = tiny_embedder(0)[0].train()
+    Adapters(model, Lora(4, 4), ("backbone.language_model.layers.0.self_attn.",), ())
+    attention = model.backbone.language_model.layers[0].self_attn
+    value, kept = torch.randn(1, 3, 128, dtype=torch.bfloat16, requires_grad=True), []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.data_ptr()) or tensor, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        found = [layer(value) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    assert [tensor.dtype for tensor in found] == [torch.bfloat16] * 3
+    assert kept.count(value.data_ptr()) == 6  # the frozen weight's product keeps it too
+    narrow = [layer.float()(value.float()) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    for one, other in zip(found, narrow, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.05)
+
+
+def test_no_form_of_a_layer_is_left_uncompiled(encoded):
+    """Beyond a limit torch would run layers as they are: in scoring, in both passes of a step, and in each tower."""
+    torch._dynamo.reset()
+    frames = torch._dynamo.utils.counters["frames"]
+    frames.clear()
+    model = tiny_embedder(0)[0]
+    Adapters(model, Lora(4, 4), ("backbone.", "audio_encoder."), ())
+    model.switch("sdpa", "eager")
+    for training, learning in ((False, False), (True, False), (True, True)):
+        model.train(training)
+        for chunk in pack([encoded[name] for name in ("text", "image", "audio")], 1):
+            with torch.set_grad_enabled(learning):
+                found = model(chunk)
+            if learning:
+                found.sum().backward()
+    assert frames["ok"] == frames["total"] > 8
 
 
 def test_compiled_layers_train_alike(base, world, tmp_path):
