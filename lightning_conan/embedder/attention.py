@@ -35,7 +35,8 @@ def segment_attention(
     if query.is_cuda and query.dtype in HALVES:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         bounds = cu_seq_lens_q.int()
-        return varlen_attn(query, key, value, bounds, bounds, max_length_q, max_length_q, scale=scaling)[None], None  # type: ignore[index]
+        found: Any = varlen_attn(query, key, value, bounds, bounds, max_length_q, max_length_q, scale=scaling)
+        return found[None], None
     return grouped_attention(query, key, value, cu_seq_lens_q, scaling), None
 
 

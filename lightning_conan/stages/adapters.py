@@ -41,9 +41,9 @@ class Adapters:
         self.model = LoraModel(embedder, {"default": self.config}, "default")
         for parameter in trained:  # peft freezes everything but its adapters
             parameter.requires_grad_(True)
-        for layer in embedder.modules():
-            if isinstance(layer, LoraLayer):
-                layer._cast_input_dtype = cast_input
+        adapted_layers: list[Any] = [layer for layer in embedder.modules() if isinstance(layer, LoraLayer)]
+        for layer in adapted_layers:
+            layer._cast_input_dtype = cast_input
 
     def merge(self, dtype: torch.dtype) -> float:
         """Adds the adapters to the dense weights and removes them; returns the share of it that rounding to ``dtype`` takes."""
