@@ -1,9 +1,9 @@
 """A contrastive step at a published size on one NVIDIA GPU: tokens a second, share of the matrix rate, peak memory.
 
 A model of random weights is written as a base folder, and `Specialist` trains LoRA adapters on it as `conan fit` would:
-bfloat16, `token_budget: auto`, pairs from a packed folder. A row is a way to run it. FLOPs are those of the linear
-layers alone: forward, forward again and the inputs' gradient, which cost the same; what a share says is thus a little less than
-the GPU does. Without a GPU the tiny model shows that it runs, and nothing more.
+bfloat16, `token_budget: auto`, pairs from a packed folder. A row is a way to run it. FLOPs are those of the linear layers alone:
+forward, forward again and the inputs' gradient, which cost the same; what a share says is a little less than what the GPU does.
+Without a GPU the tiny model shows that it runs, and nothing more.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from lightning_conan.embedder import (
     ProcessorConfig,
     Provenance,
     blank,
+    pack,
     save_folder,
     tiny_embedder,
 )
@@ -49,9 +50,9 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 SETTINGS = Training(lr=1e-4, warmup_steps=1, temperature=0.05, token_budget="auto" if ON_GPU else 1024)
 WAYS: dict[str, tuple[Training, str]] = {
     "sdpa": (SETTINGS, "auto"),
-    "compiled": (replace(SETTINGS, compile="inductor" if ON_GPU else "eager"), "auto"),
-    "recomputed": (replace(SETTINGS, checkpoint_activations=True), "auto"),
     "fsdp2": (SETTINGS, "fsdp2"),
+    "recomputed": (replace(SETTINGS, checkpoint_activations=True), "auto"),
+    "compiled": (replace(SETTINGS, compile="inductor" if ON_GPU else "eager"), "auto"),
 }
 
 
@@ -104,12 +105,13 @@ class Steps(Callback):
     """Seconds and tokens of each step, and the FLOPs of a forward pass.
 
     Args:
+        steps: How many there will be.
         counts: Whether FLOPs are counted, in the first step.
-        profiled: Where the last step's profile is written, if anywhere.
+        profiled: Where a profile of one chunk's work is written after the last step, if anywhere; a whole step's takes minutes.
     """
 
-    def __init__(self, counts: bool, profiled: Path | None = None) -> None:
-        self.counts, self.profiled = counts, profiled
+    def __init__(self, steps: int, counts: bool, profiled: Path | None = None) -> None:
+        self.steps, self.counts, self.profiled = steps, counts, profiled
         self.seconds: list[float] = []
         self.tokens = self.forward = 0
         self.loss = float("nan")
@@ -125,11 +127,6 @@ class Steps(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.tokens = sum(len(item) for item in batch.items())
-        self.profiler = None
-        if self.profiled and trainer.global_step == trainer.max_steps - 1:
-            kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if ON_GPU else [])]
-            self.profiler = torch.profiler.profile(activities=kinds)
-            self.profiler.__enter__()
         settle()
         if ON_GPU:
             torch.cuda.reset_peak_memory_stats()
@@ -137,23 +134,34 @@ class Steps(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         settle()
-        seconds = time.perf_counter() - self.start
+        self.seconds.append(time.perf_counter() - self.start)
+        print(f"step {trainer.global_step}: {self.seconds[-1]:.2f} s", file=sys.stderr, flush=True)
         self.loss = float(trainer.callback_metrics["train/loss"])
         for hook in self.hooks:
             hook.remove()
         self.hooks = []
-        if self.profiler:
-            self.profiler.__exit__(None, None, None)
-            assert self.profiled is not None
-            sort = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
-            self.profiled.parent.mkdir(parents=True, exist_ok=True)
-            self.profiled.write_text(self.profiler.key_averages().table(sort_by=sort, row_limit=45, max_name_column_width=90))
-        else:
-            self.seconds.append(seconds)
-        print(f"step {trainer.global_step}: {seconds:.2f} s", file=sys.stderr, flush=True)
+        if trainer.global_step == self.steps:
+            self.peak = torch.cuda.max_memory_allocated() / 2**30 if ON_GPU else float("nan")
+            if self.profiled:
+                self.profile(pl_module, batch)
+
+    def profile(self, stage: Any, batch: Any) -> None:
+        """Both passes over the first chunk, by operation."""
+        assert self.profiled is not None
+        chunk = pack(list(batch.items()), stage.budget(batch.modality))[0].to(stage.device)
+        kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if ON_GPU else [])]
+        with torch.autocast(DEVICE.type, torch.bfloat16), torch.profiler.profile(activities=kinds) as profiler:
+            for learning in (False, True):
+                with torch.set_grad_enabled(learning):
+                    found = stage.embedder(chunk)
+            found.sum().backward()
+            settle()
+        sort = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
+        self.profiled.parent.mkdir(parents=True, exist_ok=True)
+        self.profiled.write_text(profiler.key_averages().table(sort_by=sort, row_limit=45, max_name_column_width=90))
 
 
-def run(base: Path, packed: Path, way: str, pairs: int, steps: int, callback: Steps) -> Specialist:
+def run(base: Path, packed: Path, way: str, pairs: int, callback: Steps) -> Specialist:
     """Steps of one batch each."""
     training, strategy = WAYS[way]
     torch.manual_seed(0)
@@ -163,7 +171,7 @@ def run(base: Path, packed: Path, way: str, pairs: int, steps: int, callback: St
         devices=1,
         strategy=strategy,
         precision="bf16-mixed",
-        max_steps=steps,
+        max_steps=callback.steps,
         max_epochs=-1,
         logger=False,
         enable_progress_bar=False,
@@ -231,7 +239,7 @@ def main() -> None:
     parser.add_argument("--model", default="qwen3-vl-2b", help="a size that `conan memory` knows")
     parser.add_argument("--pairs", type=int, help="of a step; 1,024, or 32 with --quick")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="rows to run")
-    parser.add_argument("--profile", type=Path, help="folder for a profile of each way's last step")
+    parser.add_argument("--profile", type=Path, help="folder for a profile of each way's work on a chunk")
     options = parser.parse_args()
     quiet_libraries()
     pairs = options.pairs or (32 if options.quick else 1024)
@@ -248,21 +256,20 @@ def main() -> None:
         for way in options.ways:
             start = time.perf_counter()
             profile = options.profile / f"{way}.txt" if options.profile else None
-            steps = Steps(not forward, profile)
+            steps = Steps(4, not forward, profile)
             if ON_GPU:
                 torch.cuda.empty_cache()
             try:
-                module = run(root / "base", root / "packed", way, pairs, 3 + bool(profile), steps)
+                module = run(root / "base", root / "packed", way, pairs, steps)
             except Exception as error:  # the other rows still count
                 print(f"{way}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 continue
             forward = forward or steps.forward
             seconds = median(steps.seconds[1:])
             shares = [passes * forward / seconds / rate for passes in (3, 2)]
-            peak = torch.cuda.max_memory_allocated() / 2**30 if ON_GPU else float("nan")
             cells = f"{seconds:.2f}", f"{steps.tokens / seconds:,.0f}", f"{shares[0]:.1%}", f"{shares[1]:.1%}"
-            rows.append((way, *cells, str(module.budget("image")), f"{peak:.1f}", f"{steps.loss:.4f}"))
-            figures |= {f"tokens_{way}": steps.tokens / seconds, f"share_{way}": shares[0], f"peak_gib_{way}": peak}
+            rows.append((way, *cells, str(module.budget("image")), f"{steps.peak:.1f}", f"{steps.loss:.4f}"))
+            figures |= {f"tokens_{way}": steps.tokens / seconds, f"share_{way}": shares[0], f"peak_gib_{way}": steps.peak}
             print(*rows[-1], f"{time.perf_counter() - start:.0f} s in all", file=sys.stderr, flush=True)
             if way == "sdpa":
                 figures["tokens_embedding"] = embedding_rate(module)
