@@ -25,6 +25,14 @@ def options(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def bare_trainer(**settings: Any) -> Any:
+    """Lightning's trainer on one device, with nothing that prints or writes."""
+    from lightning import Trainer  # most benchmarks do without
+
+    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return Trainer(**{"accelerator": "cpu", "devices": 1, **silent, **settings})
+
+
 def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
     """What ``work`` returns, its CPU seconds (all threads and children waited for) and its wall seconds."""
     cpu, wall = time.process_time(), time.perf_counter()

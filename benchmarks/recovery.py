@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 import torch
-from common import options, report
-from lightning import Callback, Trainer
+from common import bare_trainer, options, report
+from lightning import Callback
 
 from datamodules import SpecialistData
 from datamodules.toy_world import draw_pairs
@@ -37,17 +37,7 @@ def epochs(module: Stage, packed: Path, batch: int) -> list[float]:
     torch.manual_seed(0)
     note = Epochs()
     data = SpecialistData(packed, batch_size=batch, num_workers=0, cache_gb=2)
-    runner = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=3,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        callbacks=[note],
-        default_root_dir=packed.parent / "run",
-    )
+    runner = bare_trainer(max_epochs=3, callbacks=[note], default_root_dir=packed.parent / "run")
     runner.fit(module, data)
     return note.seconds
 

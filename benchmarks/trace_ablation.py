@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from common import report, timed
+from common import bare_trainer, report, timed
 from jaxtyping import Float
-from lightning import Trainer
 from torch import Tensor
 from typing_extensions import override
 
@@ -122,17 +121,7 @@ def trained(stage: type[Trace], options: Options) -> dict[str, float]:
     train = TraceData({TASK: options.train}, batch_size=BATCH, num_workers=0, seed=options.seed, cache_gb=1)
     test = TraceData(test={TASK: options.test}, batch_size=256, num_workers=0)
     with tempfile.TemporaryDirectory() as scratch:
-        runner = Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_steps=options.steps,
-            max_epochs=-1,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            default_root_dir=scratch,
-        )
+        runner = bare_trainer(max_steps=options.steps, max_epochs=-1, default_root_dir=scratch)
         runner.fit(module, train)
         runner.test(module, test, verbose=False)
     found = {name.removeprefix(f"test/{TASK}/forth/"): value for name, value in runner.callback_metrics.items()}
