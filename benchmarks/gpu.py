@@ -180,7 +180,7 @@ def run(base: Path, packed: Path, way: str, pairs: int, callback: Steps) -> Spec
 
 def embedding_rate(module: Specialist) -> float:
     """Tokens a second without gradients, those of texts of 64 tokens."""
-    ids = torch.randint(300, 700, (2048, 64))
+    ids = torch.randint(300, 700, (2048 if ON_GPU else 16, 64))
     items = [replace(blank(module.embedder.config, "text", 64), input_ids=row) for row in ids]
     module.embedder.to(DEVICE).eval()
     with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
