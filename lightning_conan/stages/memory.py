@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from lightning_conan.embedder import OmniConfig, OmniEmbedder, blank, pack
+from lightning_conan.embedder import Encoded, OmniConfig, OmniEmbedder, blank, pack
 from lightning_conan.items import Modality
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.settings import Lora
@@ -19,8 +19,8 @@ from lightning_conan.stages.sharding import whole_weights
 
 TOKENS = 64, 256
 """How many tokens are measured; from the one to the other activations grow in proportion, and what else is kept does not."""
-PROBE, SHARE, MOST = 1024, 0.7, 2**17
-"""Tokens of the pass that finds a budget, the share of free memory that a chunk may take, and tokens beyond which no chunk is
+PROBES, SHARE, MOST = (512, 1536), 0.8, 2**17
+"""Tokens of the passes that find a budget, the share of free memory that a chunk may take, and tokens beyond which no chunk is
 faster."""
 
 
@@ -174,14 +174,22 @@ def free_bytes(device: torch.device) -> int:
 
 
 def fitting_budget(embedder: OmniEmbedder, modality: Modality, device: torch.device) -> int:
-    """The largest power of two of padded tokens whose forward and backward pass fit into the device, by measuring a few.
+    """The padded tokens whose forward and backward pass fit into the device, by measuring a few; of three binary digits, so that
+    a little more or less free memory finds the same.
 
     Gradients of what trains count as taken; none are left.
     """
-    per_token = max(measured_bytes(embedder, kind, device) for kind in sorted({"text", modality})) / PROBE
-    budget = int(SHARE * free_bytes(device) / per_token)
+    found = []
+    for kind in sorted({"text", modality}):
+        items = [blank(embedder.config, kind, tokens) for tokens in PROBES]
+        few, many = (measured_bytes(embedder, item, device) for item in items)
+        # By the difference, since tokens need no more of gradients and cast weights.
+        per_token = max(1.0, (many - few) / (len(items[1]) - len(items[0])))
+        found.append(len(items[0]) + (SHARE * free_bytes(device) - few) / per_token)
     embedder.zero_grad()  # where coefficients are learned no optimizer would clear the probes'
-    return 1 << (min(max(budget, 1), MOST).bit_length() - 1)
+    budget = min(max(int(min(found)), 1), MOST)
+    digits = max(0, budget.bit_length() - 3)
+    return budget >> digits << digits
 
 
 def learn(found: Tensor) -> None:
@@ -190,9 +198,9 @@ def learn(found: Tensor) -> None:
         found.sum().backward()
 
 
-def measured_bytes(embedder: OmniEmbedder, modality: Modality, device: torch.device) -> int:
-    """Peak memory of a pass over ``PROBE`` tokens; on the host what autograd keeps, and half as much for what it does not."""
-    chunk = pack([blank(embedder.config, modality, PROBE)], PROBE)[0].to(device)
+def measured_bytes(embedder: OmniEmbedder, item: Encoded, device: torch.device) -> int:
+    """Peak memory of a pass over an item; on the host what autograd keeps, and half as much for what it does not."""
+    chunk = pack([item], len(item))[0].to(device)
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -2,9 +2,11 @@ import pytest
 import torch
 
 from lightning_conan.cli.main import main
-from lightning_conan.embedder import OmniEmbedder, tiny_embedder
+from lightning_conan.embedder import OmniEmbedder, blank, tiny_embedder
 from lightning_conan.embedder.published import published_config
-from lightning_conan.stages.memory import Plan, activation_bytes, memory_need, saved_bytes
+from lightning_conan.stages import memory
+from lightning_conan.stages.adapters import Adapters
+from lightning_conan.stages.memory import Plan, activation_bytes, fitting_budget, measured_bytes, memory_need, saved_bytes
 from lightning_conan.stages.settings import TOWERS, Lora
 
 
@@ -50,3 +52,19 @@ def test_the_verb_prints_a_table(base, capsys):
     assert "each of 1 device(s)" in capsys.readouterr().out
     assert main(["memory", "--model", "gpt-2"]) == 1
     assert "must be one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "audio"])
+@pytest.mark.parametrize("megabytes", [30, 100])
+def test_a_chunk_of_the_fitting_budget_takes_its_share(modality, megabytes, monkeypatch):
+    """Not a half of it or less, as whole powers of two would, or what tokens need no more of, counted with each."""
+    monkeypatch.setattr(memory, "free_bytes", lambda device: megabytes * 10**6)
+    model = tiny_embedder(0)[0].train()
+    Adapters(model, Lora(64, 64), ("backbone.", "audio_encoder."), ())
+    host = torch.device("cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        budget = fitting_budget(model, modality, host)
+        items = [blank(model.config, kind, budget) for kind in {"text", modality}]
+        taken = max(measured_bytes(model, item, host) * budget / len(item) for item in items)
+    assert budget == int(f"{budget:b}"[:3].ljust(budget.bit_length(), "0"), 2)
+    assert 0.6 < taken / (megabytes * 10**6) < 0.82
