@@ -44,6 +44,7 @@ class Adapters:
         adapted_layers: list[Any] = [layer for layer in embedder.modules() if isinstance(layer, LoraLayer)]
         for layer in adapted_layers:
             layer._cast_input_dtype = cast_input
+            layer.lora_variant["default"] = OneProduct
 
     def merge(self, dtype: torch.dtype) -> float:
         """Adds the adapters to the dense weights and removes them; returns the share of it that rounding to ``dtype`` takes."""
@@ -52,6 +53,7 @@ class Adapters:
         lost, change = 0.0, 0.0
         layers: list[Any] = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
         for layer in layers:
+            layer.lora_variant.clear()  # peft's own way of merging is the right one
             delta = layer.get_delta_weight("default").detach().float()
             exact = layer.get_base_layer().weight.detach().float() + delta
             lost += float((exact - exact.to(dtype).float()).square().sum())
@@ -73,6 +75,29 @@ class Adapters:
         whole = {name: tensor for name, tensor in named.items() if full and name.startswith(full)}
         config = self.config.to_dict() | {"base_model_name_or_path": str(base.resolve())}
         return Adapter(factors, whole, [name.removesuffix(".") for name in full], config)
+
+
+class OneProduct:
+    """LoRA's sum, scaled where it is narrow and added by the second product itself: peft's own makes a tensor as wide as the
+    layer's output for the product, its scaled copy and the sum, and again in the backward pass.
+    """
+
+    @staticmethod
+    def forward(layer: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:  # noqa: ARG004
+        """``result + scaling * B(A(dropout(x)))``, as a peft ``LoraVariant`` gives it.
+
+        Args:
+            layer: peft's layer.
+            active_adapter: The adapter's name.
+            x: The input, (*, in).
+            result: What the layer says without the adapter, (*, out).
+            kwargs: Those of other variants.
+        """
+        narrow = layer.lora_A[active_adapter](layer.lora_dropout[active_adapter](x)) * layer.scaling[active_adapter]
+        second = layer.lora_B[active_adapter].weight
+        if not torch.is_autocast_enabled(x.device.type):
+            result = result.to(narrow.dtype)
+        return torch.addmm(result.flatten(0, -2), narrow.flatten(0, -2), second.mT).view(result.shape)
 
 
 def cast_input(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
