@@ -24,7 +24,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from datamodules.toy_world import draw_composed
 from lightning_conan.cli.quiet import quiet_libraries
 from lightning_conan.embedder import Encoded, OmniEmbedder, OmniProcessor, load_folder, pack, tiny_embedder
-from lightning_conan.embedder.model import patchify
+from lightning_conan.embedder.vision import patchify
 from lightning_conan.objectives import generation_loss
 from lightning_conan.reasoning import Decoding, Written, encode_queries
 
@@ -69,10 +69,9 @@ def left_padded(items: Sequence[Encoded], config: Any) -> dict[str, Any]:
     mask = torch.stack([F.pad(torch.ones_like(item.input_ids), (longest - len(item), 0)) for item in items])
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == config.image_token_id).int()}
     vision = config.vision_config
-    pixels = [patchify(image, vision.patch_size, vision.spatial_merge_size) for item in items for image in item.pixels]
-    if pixels:
-        inputs["pixel_values"] = torch.cat([patches for patches, _ in pixels])
-        inputs["image_grid_thw"] = torch.tensor([grid for _, grid in pixels])
+    if pixels := [image for item in items for image in item.pixels]:
+        inputs["pixel_values"], grids = patchify(pixels, vision.patch_size, vision.spatial_merge_size)
+        inputs["image_grid_thw"] = torch.tensor(grids)
     return inputs
 
 

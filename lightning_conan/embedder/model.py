@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, DynamicCache, PreTrainedModel
@@ -17,6 +17,7 @@ from lightning_conan.embedder.audio import audio_encoder_of
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.packing import Chunk, Encoded, pack
 from lightning_conan.embedder.projector import AudioProjector
+from lightning_conan.embedder.vision import encode_pixels
 
 EPS = 1e-12
 LEAST_SHARED, LONG = 8, 16
@@ -199,7 +200,7 @@ class OmniEmbedder(PreTrainedModel):
         if chunk.pixels:
             config = self.config.backbone_config
             visual_mask = (chunk.input_ids == config.image_token_id) | (chunk.input_ids == config.video_token_id)
-            features, deepstack = self.embed_pixels(chunk.pixels)
+            features, deepstack = encode_pixels(self.backbone.visual, chunk.pixels)
             embeds = place(embeds, visual_mask, features, "visual tokens")
         if chunk.mels or chunk.frames is not None:
             frames = self.encode_mels(chunk.mels) if chunk.frames is None else chunk.frames
@@ -212,15 +213,6 @@ class OmniEmbedder(PreTrainedModel):
         if self.emb_rows is None:
             return embeds
         return torch.where((ids == self.config.emb_token_id)[..., None], self.emb_rows[0].to(embeds.dtype), embeds)
-
-    def embed_pixels(self, pixels: Sequence[UInt8[Tensor, "_ 3 _ _"]]) -> tuple[Float[Tensor, "tokens dim"], list[Tensor]]:
-        """Visual tokens of all inputs, and DeepStack's for the first layers."""
-        config = self.config.backbone_config.vision_config
-        pieces = [patchify(frames, config.patch_size, config.spatial_merge_size) for frames in pixels]
-        grids = torch.tensor([grid for _, grid in pieces], device=pixels[0].device)
-        patches = torch.cat([patches for patches, _ in pieces]).to(self.backbone.visual.dtype)
-        output = self.backbone.visual(patches, grid_thw=grids)
-        return output.pooler_output, list(output.deepstack_features)
 
     def encode_mels(self, mels: Sequence[Float[Tensor, "mels _"]]) -> Float[Tensor, "frames audio_dim"]:
         """The audio encoder's frames, before the projector."""
@@ -303,20 +295,3 @@ def place(
     """The embeddings with features in place of the placeholders that ``mask`` marks."""
     assert int(mask.sum()) == len(features), f"{int(mask.sum())} placeholders for {len(features)} {what}"
     return embeds.masked_scatter(mask[..., None], features.to(embeds.dtype))
-
-
-def patchify(
-    frames: UInt8[Tensor, "frames 3 height width"], patch: int, merge: int
-) -> tuple[Float[Tensor, "patches values"], tuple[int, int, int]]:
-    """Pixels in [-1, 1] as the vision tower's patches, and their grid (frame pairs, rows, columns).
-
-    A single frame stands twice, since patches span two frames. The order is that of Qwen3-VL's processors: patches
-    that merge into one token lie side by side.
-    """
-    if len(frames) % 2:
-        frames = torch.cat([frames, frames[-1:]])
-    pairs, rows, columns = len(frames) // 2, frames.shape[2] // patch, frames.shape[3] // patch
-    values = frames.float() / 127.5 - 1
-    values = values.view(pairs, 2, 3, rows // merge, merge, patch, columns // merge, merge, patch)
-    values = values.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return values.reshape(pairs * rows * columns, 3 * 2 * patch * patch), (pairs, rows, columns)

@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from lightning_conan.embedder import pack
-from lightning_conan.embedder.model import patchify
 from lightning_conan.embedder.projector import AudioProjector
+from lightning_conan.embedder.vision import patchify
 from lightning_conan.items import Item, Media
 from samples import flac
 
@@ -47,14 +47,14 @@ def test_short_sounds_do_not_depend_on_each_other(tiny, processor):
 def test_equals_transformers_own_forward(tiny, encoded):
     """Vision, placeholders, DeepStack and positions as Qwen3-VL's own forward does them."""
     model, item = tiny[0], encoded["image and text"]
-    patches, grid = patchify(item.pixels[0], 8, 2)
+    patches, grids = patchify(item.pixels, 8, 2)
     ids = item.input_ids[None]
     with torch.no_grad():
         output = model.backbone(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             pixel_values=patches,
-            image_grid_thw=torch.tensor([grid]),
+            image_grid_thw=torch.tensor(grids),
             mm_token_type_ids=(ids == model.config.backbone_config.image_token_id).int(),
         )
         model.backbone.rope_deltas = None

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor
 
 from lightning_conan.embedder import OmniProcessor, ProcessorConfig
 from lightning_conan.embedder.audio import audio_tokens
-from lightning_conan.embedder.model import patchify
+from lightning_conan.embedder.vision import patchify
 from lightning_conan.items import Item, Media
 from lightning_conan.media import MediaError
 from samples import flac, png
@@ -56,8 +56,8 @@ def test_pixel_values_equal_those_of_qwens_image_processor(processor):
         patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     expected = upstream(decode_image(media), return_tensors="pt")
-    patches, grid = patchify(processor(Item((media,))).pixels[0], 8, 2)
-    assert expected["image_grid_thw"].tolist() == [list(grid)]
+    patches, grids = patchify(processor(Item((media,))).pixels, 8, 2)
+    assert expected["image_grid_thw"].tolist() == [list(grid) for grid in grids]
     assert torch.allclose(patches, expected["pixel_values"], atol=1e-6)
 
 
