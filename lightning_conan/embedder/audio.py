@@ -6,6 +6,7 @@ beside it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -55,19 +56,23 @@ class Qwen3Omni(AudioEncoder):
         return int(config.output_dim)
 
     def encode(self, encoder: PreTrainedModel, mels: Mels) -> Float[Tensor, "frames width"]:
-        window = self.window(encoder.config)
-        windows = [part for mel in mels for part in mel.split(window, dim=1)]
-        lengths = [part.shape[1] for part in windows]
-        padded = torch.stack([F.pad(part, (0, window - part.shape[1])) for part in windows])
-        # The encoder would count a window's places by the longest one that it sees: ours are all full.
+        window, device = self.window(encoder.config), mels[0].device
+        padded = torch.cat([windows_of(mel, window) for mel in mels])
+        # What the encoder would find out by itself, asking a GPU for each sound's length, and counting a window's places by the
+        # longest one that it sees: ours are all full.
         full = halve(window, self.halvings)
-        places = [index * full + torch.arange(halve(length, self.halvings)) for index, length in enumerate(lengths)]
+        span = full * (encoder.config.n_window_infer // window)
+        tokens = [audio_tokens(mel.shape[1], window, self.halvings) for mel in mels]
+        filled = [min(full, count - first) for count in tokens for first in range(0, count, full)]
+        attended = [min(span, count - first) for count in tokens for first in range(0, count, span)]
+        kept = torch.arange(full) < torch.tensor(filled)[:, None]
         output: Any = encoder(
             None,
-            feature_lens=torch.tensor([mel.shape[1] for mel in mels], device=padded.device),
             padded_feature=padded.to(encoder.dtype),
-            chunk_lengths=torch.tensor(lengths, device=padded.device),
-            valid_indices=torch.cat(places).to(padded.device),
+            chunk_lengths=torch.tensor(filled),
+            valid_indices=kept.flatten().nonzero()[:, 0].to(device),
+            cu_seqlens=torch.tensor([0, *accumulate(attended)], dtype=torch.int32, device=device),
+            max_seqlen=max(attended),
         )
         frames: Tensor = output.last_hidden_state
         return frames
@@ -88,13 +93,13 @@ class Whisper(AudioEncoder):
 
     def encode(self, encoder: PreTrainedModel, mels: Mels) -> Float[Tensor, "frames width"]:
         window = self.window(encoder.config)
-        windows = [part for mel in mels for part in mel.split(window, dim=1)]
+        padded = torch.cat([windows_of(mel, window, -torch.inf) for mel in mels])
         # Silence is the floor of the log-mel: 8 below its maximum before scaling, so 2 after, and never below -1.5.
-        padded = [F.pad(part, (0, window - part.shape[1]), value=max(-1.5, float(part.max()) - 2)) for part in windows]
-        output: Any = encoder(torch.stack(padded).to(encoder.dtype))
+        silence = (padded.amax(dim=(1, 2), keepdim=True) - 2).clamp(min=-1.5)
+        output: Any = encoder(torch.where(padded.isinf(), silence, padded).to(encoder.dtype))
         states: Tensor = output.last_hidden_state
-        kept = [row[: halve(part.shape[1], self.halvings)] for row, part in zip(states, windows, strict=True)]
-        return torch.cat(kept)
+        lengths = [min(window, mel.shape[1] - first) for mel in mels for first in range(0, mel.shape[1], window)]
+        return torch.cat([row[: halve(length, self.halvings)] for row, length in zip(states, lengths, strict=True)])
 
 
 ENCODERS: dict[str, AudioEncoder] = {"qwen3_omni_moe_audio_encoder": Qwen3Omni(), "whisper": Whisper()}
@@ -110,6 +115,12 @@ def audio_encoder_of(config: PreTrainedConfig) -> AudioEncoder:
     if config.model_type not in ENCODERS:
         raise ValueError(f"The audio encoder must be one of {sorted(ENCODERS)}, got {config.model_type!r}.")
     return ENCODERS[config.model_type]
+
+
+def windows_of(mel: Float[Tensor, "mels _"], window: int, value: float = 0.0) -> Float[Tensor, "windows mels {window}"]:
+    """A sound's windows, the last filled up with a value."""
+    windows: Tensor = F.pad(mel, (0, -mel.shape[1] % window), value=value).unflatten(1, (-1, window))  # type: ignore[no-untyped-call]
+    return windows.transpose(0, 1)
 
 
 def audio_tokens(frames: int, window: int, halvings: int) -> int:

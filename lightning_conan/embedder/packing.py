@@ -91,13 +91,19 @@ class Chunk:
             pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
             return pinned.to(device, non_blocking=True)
 
+        def together(tensors: list[Tensor]) -> list[Tensor]:
+            if not tensors or device.type == tensors[0].device.type == "cpu":
+                return tensors
+            pieces = moved(torch.cat([tensor.flatten() for tensor in tensors])).split([tensor.numel() for tensor in tensors])
+            return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+
         return replace(
             self,
             input_ids=moved(self.input_ids),
             positions=moved(self.positions),
             last=moved(self.last),
-            pixels=[moved(pixels) for pixels in self.pixels],
-            mels=[moved(mel) for mel in self.mels],
+            pixels=together(self.pixels),
+            mels=together(self.mels),
             frames=None if self.frames is None else moved(self.frames),
             labels=None if self.labels is None else moved(self.labels),
         )
