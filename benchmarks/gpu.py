@@ -146,9 +146,10 @@ class Steps(Callback):
                 self.profile(pl_module, batch)
 
     def profile(self, stage: Any, batch: Any) -> None:
-        """Both passes over the first chunk, by operation."""
+        """Both passes over the chunk of most pictures, by operation."""
         assert self.profiled is not None
-        chunk = pack(list(batch.items()), stage.budget(batch.modality))[0].to(stage.device)
+        chunks = pack(list(batch.items()), stage.budget(batch.modality))
+        chunk = max(chunks, key=lambda chunk: len(chunk.pixels)).to(stage.device)
         kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if ON_GPU else [])]
         with torch.autocast(DEVICE.type, torch.bfloat16), torch.profiler.profile(activities=kinds) as profiler:
             for learning in (False, True):

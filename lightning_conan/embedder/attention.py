@@ -5,7 +5,7 @@ segments of one length share a call: the same numbers, and on two cores 1.5 time
 precision on a GPU all segments share one, of PyTorch's own flash attention.
 """
 
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ NAME = "grouped_flash_sdpa"
 HALVES = (torch.bfloat16, torch.float16)
 
 
+@no_type_check  # by tests, which torch.compile could not look through
 def segment_attention(
     module: nn.Module,
     query: Float[Tensor, "1 heads tokens dim"],
@@ -40,6 +41,7 @@ def segment_attention(
     return grouped_attention(query, key, value, cu_seq_lens_q, scaling), None
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # segments are of any number and length
 def grouped_attention(
     query: Float[Tensor, "1 heads tokens dim"],
     key: Float[Tensor, "1 heads tokens dim"],
@@ -82,7 +84,7 @@ def merge(tensor: Float[Tensor, "segments heads length dim"]) -> Float[Tensor, "
 
 def use_grouped_attention(*towers: PreTrainedModel) -> None:
     """Makes towers attend in groups, unless another implementation than plain SDPA was asked for."""
-    AttentionInterface.register(NAME, torch.compiler.disable(segment_attention))  # segments are of any number and length
+    AttentionInterface.register(NAME, segment_attention)
     for tower in towers:
         if tower.config._attn_implementation == "sdpa":
             tower.config._attn_implementation = NAME

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from lightning_conan.embedder import Encoded, OmniConfig, OmniEmbedder, blank, pack
+from lightning_conan.embedder import Encoded, OmniConfig, OmniEmbedder, blank, pack, pad
 from lightning_conan.items import Modality
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.settings import Lora
@@ -19,9 +19,9 @@ from lightning_conan.stages.sharding import whole_weights
 
 TOKENS = 64, 256
 """How many tokens are measured; from the one to the other activations grow in proportion, and what else is kept does not."""
-PROBES, SHARE, MOST = (512, 1536), 0.8, 2**17
-"""Tokens of the passes that find a budget, the share of free memory that a chunk may take, and tokens beyond which no chunk is
-faster."""
+PROBES, SHARE, MOST = (256, 768), 0.8, 2**17
+"""Tokens of each of the two rows that find a budget, the share of free memory that a chunk may take, and tokens beyond which no
+chunk is faster."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ def fitting_budget(embedder: OmniEmbedder, modality: Modality, device: torch.dev
         items = [blank(embedder.config, kind, tokens) for tokens in PROBES]
         few, many = (measured_bytes(embedder, item, device) for item in items)
         # By the difference, since tokens need no more of gradients and cast weights.
-        per_token = max(1.0, (many - few) / (len(items[1]) - len(items[0])))
-        found.append(len(items[0]) + (SHARE * free_bytes(device) - few) / per_token)
+        per_token = max(1.0, (many - few) / (2 * len(items[1]) - 2 * len(items[0])))
+        found.append(2 * len(items[0]) + (SHARE * free_bytes(device) - few) / per_token)
     embedder.zero_grad()  # where coefficients are learned no optimizer would clear the probes'
     budget = min(max(int(min(found)), 1), MOST)
     digits = max(0, budget.bit_length() - 3)
@@ -199,8 +199,8 @@ def learn(found: Tensor) -> None:
 
 
 def measured_bytes(embedder: OmniEmbedder, item: Encoded, device: torch.device) -> int:
-    """Peak memory of a pass over an item; on the host what autograd keeps, and half as much for what it does not."""
-    chunk = pack([item], len(item))[0].to(device)
+    """Peak memory of a pass over an item, twice; on the host what autograd keeps, and half as much for what it does not."""
+    chunk = pad([item] * 2, [0, 1]).to(device)  # torch.compile makes another form for a single row
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
