@@ -90,6 +90,7 @@ def write_base(out: Path, model: str) -> None:
         setattr(config.backbone_config, f"{name}_token_id", place)
     for name in ("audio", "audio_start", "audio_end", "emb"):
         setattr(config, f"{name}_token_id", ids[name])
+    torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with DEVICE:  # a host would draw them for a minute
         drawn = OmniEmbedder(config)

@@ -1,6 +1,6 @@
 """From encoded items to padded chunks: slicing comes first, so every modality is sliced right by construction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import overload
@@ -91,22 +91,25 @@ class Chunk:
             pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
             return pinned.to(device, non_blocking=True)
 
-        def together(tensors: list[Tensor]) -> list[Tensor]:
-            if not tensors or device.type == tensors[0].device.type == "cpu":
-                return tensors
-            pieces = moved(torch.cat([tensor.flatten() for tensor in tensors])).split([tensor.numel() for tensor in tensors])
-            return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
-
+        stays = device == self.input_ids.device
         return replace(
             self,
             input_ids=moved(self.input_ids),
             positions=moved(self.positions),
             last=moved(self.last),
-            pixels=together(self.pixels),
-            mels=together(self.mels),
+            pixels=self.pixels if stays else as_one(self.pixels, moved),
+            mels=self.mels if stays else as_one(self.mels, moved),
             frames=None if self.frames is None else moved(self.frames),
             labels=None if self.labels is None else moved(self.labels),
         )
+
+
+def as_one(tensors: list[Tensor], change: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Tensors of one dtype after a change that keeps each number's place, made once for all of them."""
+    if not tensors:
+        return []
+    changed = change(torch.cat([tensor.flatten() for tensor in tensors])).split([tensor.numel() for tensor in tensors])
+    return [piece.view(tensor.shape) for piece, tensor in zip(changed, tensors, strict=True)]
 
 
 class Chunks(Sequence[Chunk]):

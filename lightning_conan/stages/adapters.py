@@ -97,7 +97,7 @@ class OneProduct:
         second = layer.lora_B[active_adapter].weight
         if not torch.is_autocast_enabled(x.device.type):
             result = result.to(narrow.dtype)
-        return torch.addmm(result.flatten(0, -2), narrow.flatten(0, -2), second.mT).view(result.shape)
+        return torch.addmm(result.reshape(-1, len(second)), narrow.reshape(-1, second.shape[1]), second.mT).view(result.shape)
 
 
 def cast_input(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:

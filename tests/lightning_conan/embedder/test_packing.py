@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_conan.embedder import Encoded, blank, pack
-from lightning_conan.embedder.packing import CHUNK_COST
+from lightning_conan.embedder.packing import CHUNK_COST, as_one
 
 
 def item(length: int, mark: int = 1) -> Encoded:
@@ -91,3 +91,12 @@ def test_refuses_nothing_and_no_budget():
         pack([], 10)
     with pytest.raises(ValueError, match="positive token budget"):
         pack([item(3)], 0)
+
+
+@given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), max_size=5))
+def test_tensors_travel_as_one_and_arrive_as_they_were(shapes):
+    tensors = [torch.arange(math.prod(shape)).view(shape) + 100 * number for number, shape in enumerate(shapes)]
+    changed = []
+    found = as_one(tensors, lambda tensor: changed.append(tensor) or tensor + 1)
+    assert len(changed) == bool(tensors)
+    assert all(torch.equal(one, other + 1) for one, other in zip(found, tensors, strict=True))

@@ -267,24 +267,6 @@ def test_a_budget_is_found_once_and_kept_in_the_checkpoint(base, world, tmp_path
     assert resumed.losses == straight.losses[2:]
 
 
-def test_adapters_share_their_inputs_under_autocast(encoded):
-    """An input that is bfloat16 already is kept once, not a copy for each adapter that takes it."""
-    model = tiny_embedder(0)[0].train()
-    Adapters(model, Lora(4, 4), ("backbone.language_model.layers.0.self_attn.",), ())
-    attention = model.backbone.language_model.layers[0].self_attn
-    value, kept = torch.randn(1, 3, 128, dtype=torch.bfloat16, requires_grad=True), []
-    with (
-        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.data_ptr()) or tensor, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16),
-    ):
-        found = [layer(value) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
-    assert [tensor.dtype for tensor in found] == [torch.bfloat16] * 3
-    assert kept.count(value.data_ptr()) == 6  # the frozen weight's product keeps it too
-    narrow = [layer.float()(value.float()) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
-    for one, other in zip(found, narrow, strict=True):
-        torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.05)
-
-
 def test_no_form_of_a_layer_is_left_uncompiled(encoded):
     """Beyond a limit torch would run layers as they are: in scoring, in both passes of a step, and in each tower."""
     torch._dynamo.reset()
