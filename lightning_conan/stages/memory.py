@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers.initialization import no_init_weights
 
 from lightning_conan.embedder import Encoded, OmniConfig, OmniEmbedder, blank, pack, pad
@@ -177,38 +178,46 @@ def fitting_budget(embedder: OmniEmbedder, modality: Modality, device: torch.dev
     """The padded tokens whose forward and backward pass fit into the device, by measuring a few; of three binary digits, so that
     a little more or less free memory finds the same.
 
-    Gradients of what trains count as taken; none are left.
+    Gradients of what trains and an optimizer's two moments count as taken; none are left.
     """
-    found = []
+    found, moments = [], 2 * trained_bytes(embedder)
     for kind in sorted({"text", modality}):
         items = [blank(embedder.config, kind, tokens) for tokens in PROBES]
         few, many = (measured_bytes(embedder, item, device) for item in items)
-        # By the difference, since tokens need no more of gradients and cast weights.
+        # By the difference, since more tokens need no more gradients and cast weights.
         per_token = max(1.0, (many - few) / (2 * len(items[1]) - 2 * len(items[0])))
-        found.append(2 * len(items[0]) + (SHARE * free_bytes(device) - few) / per_token)
-    embedder.zero_grad()  # where coefficients are learned no optimizer would clear the probes'
+        found.append(2 * len(items[0]) + (SHARE * free_bytes(device) - few - moments) / per_token)
     budget = min(max(int(min(found)), 1), MOST)
     digits = max(0, budget.bit_length() - 3)
     return budget >> digits << digits
 
 
-def learn(found: Tensor) -> None:
-    """A backward pass, if anything that trains takes part: texts have nothing to tell an audio projector."""
-    if found.requires_grad:
-        found.sum().backward()
+def trained_bytes(embedder: OmniEmbedder) -> int:
+    """Bytes of what trains, of a sharded model this rank's part."""
+    trained = [parameter.detach() for parameter in embedder.parameters() if parameter.requires_grad]
+    return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in trained)
 
 
 def measured_bytes(embedder: OmniEmbedder, item: Encoded, device: torch.device) -> int:
-    """Peak memory of a pass over an item, twice; on the host what autograd keeps, and half as much for what it does not."""
+    """Peak memory of a pass over an item, twice, gradients included, of which none are left; on the host what autograd keeps, and
+    half as much for what it does not.
+    """
     chunk = pad([item] * 2, [0, 1]).to(device)  # torch.compile makes another form for a single row
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        learn(embedder(chunk))
+        learn(embedder, embedder(chunk))
         return max(1, torch.cuda.max_memory_allocated(device) - before)
     with whole_weights(embedder):  # in shards they would be counted each time that a layer gathers them
         weights = {tensor.untyped_storage().data_ptr() for tensor in [*embedder.parameters(), *embedder.buffers()]}
         with counted(weights) as kept:
             found = embedder(chunk)
-        learn(found)
-    return max(1, sum(kept.values()) * 3 // 2)
+        learn(embedder, found)
+    return max(1, sum(kept.values()) * 3 // 2 + trained_bytes(embedder))
+
+
+def learn(embedder: OmniEmbedder, found: Tensor) -> None:
+    """A backward pass, if anything that trains takes part: texts have nothing to tell an audio projector."""
+    if found.requires_grad:
+        found.sum().backward()
+    embedder.zero_grad()  # where coefficients are learned no optimizer would clear them
