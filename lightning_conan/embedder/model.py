@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, no_type_check
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from lightning_conan.embedder.attention import use_grouped_attention
 from lightning_conan.embedder.audio import audio_encoder_of
 from lightning_conan.embedder.config import OmniConfig
+from lightning_conan.embedder.language import taken, use_faster_layers
 from lightning_conan.embedder.packing import Chunk, Encoded, pack
 from lightning_conan.embedder.projector import AudioProjector
 from lightning_conan.embedder.vision import encode_pixels
@@ -52,6 +53,12 @@ class OmniEmbedder(PreTrainedModel):
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
+        deep, layers = config.backbone_config.vision_config.deepstack_visual_indexes, config.get_text_config().num_hidden_layers
+        if len(deep) >= layers:
+            raise ValueError(
+                f"The language model must have more layers than DeepStack adds features after, got {layers} and {deep}. "
+                "Take a deeper one, or shorten vision_config.deepstack_visual_indexes."
+            )
         # Copies, since the towers note their attention in their configs, and one config may build several models.
         # The folder's dtype is the default one here; transformers would take a part's own, if its config names any.
         options = {"dtype": torch.get_default_dtype()}
@@ -63,7 +70,7 @@ class OmniEmbedder(PreTrainedModel):
         if config.output_head:
             self.lm_head = nn.Linear(config.dim, config.get_text_config().vocab_size, bias=False)
         self.emb_rows: nn.Parameter | None = None
-        use_fused_norms(self.backbone.language_model)
+        use_faster_layers(self.backbone.language_model)
         use_grouped_attention(self.backbone.visual, *([self.audio_encoder] if self.ears.grouped else []))
         self.post_init()
 
@@ -138,12 +145,13 @@ class OmniEmbedder(PreTrainedModel):
             past: Keys and values of a prefix that all rows share and the chunk leaves out.
             writing: What becomes of the states of rows that have a lesson; 0 for those that have none.
         """
-        states = self.hidden_states(chunk, **(prefix_options(past, *chunk.input_ids.shape) if past else {}))
-        pooled = states[torch.arange(len(chunk.last), device=states.device), chunk.last]
-        embeddings = F.normalize(pooled.float(), dim=-1, eps=EPS)
+        taught = writing is not None and chunk.labels is not None
+        options = prefix_options(past, *chunk.input_ids.shape) if past else {}
+        states = self.hidden_states(chunk, last=None if taught else chunk.last, **options)
+        pooled = taken(states, chunk.last) if taught else states
+        embeddings = F.normalize(pooled[:, 0].float(), dim=-1, eps=EPS)
         if writing is None:
             return embeddings
-        taught = chunk.labels is not None
         losses = writing(states, chunk.labels, self.logits) if taught else embeddings.new_zeros(len(embeddings))  # type: ignore[arg-type]
         return torch.cat([embeddings, losses[:, None]], dim=1)
 
@@ -178,8 +186,8 @@ class OmniEmbedder(PreTrainedModel):
                 table[self.config.emb_token_id] = row.to(table.dtype)
         self.emb_rows = None
 
-    def hidden_states(self, chunk: Chunk, **kwargs: Any) -> Float[Tensor, "rows length dim"]:
-        """The language model's last states, after its final norm."""
+    def hidden_states(self, chunk: Chunk, **kwargs: Any) -> Float[Tensor, "rows _ dim"]:
+        """The language model's last states, after its final norm; with ``last``, those of each row's token there alone."""
         embeds, visual_mask, deepstack = self.input_embeddings(chunk)
         # No attention mask: padding stands on the right, where causal attention never looks.
         output = self.backbone.language_model(
@@ -248,26 +256,6 @@ class OmniEmbedder(PreTrainedModel):
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-class FusedRMSNorm(nn.RMSNorm):
-    """transformers' RMSNorm by torch's own function: one kernel on a GPU, which keeps its input, in place of eight that keep
-    float32 copies.
-    """
-
-    @no_type_check  # by tests, which torch.compile could not look through
-    def forward(self, states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        assert self.weight is not None
-        return F.rms_norm(states, self.normalized_shape, self.weight.to(states.dtype), self.eps)
-
-
-def use_fused_norms(model: nn.Module) -> None:
-    """Replaces a model's norms, each by one of the same parameter."""
-    for name, module in list(model.named_modules()):
-        if "RMSNorm" in type(module).__name__:
-            weight: Tensor = module.weight  # type: ignore[assignment]
-            norm = FusedRMSNorm(len(weight), module.variance_epsilon, dtype=weight.dtype, device=weight.device)  # type: ignore[arg-type]
-            model.set_submodule(name, norm)
-
-
 def by_prefix(items: Sequence[Encoded]) -> list[list[int]]:
     """Rows of like prefix; long items, whom sharing would save next to nothing, apart."""
     groups: dict[object, list[int]] = {}
@@ -294,5 +282,6 @@ def place(
     embeds: Float[Tensor, "rows length dim"], mask: Tensor, features: Float[Tensor, "found dim"], what: str
 ) -> Float[Tensor, "rows length dim"]:
     """The embeddings with features in place of the placeholders that ``mask`` marks."""
-    assert int(mask.sum()) == len(features), f"{int(mask.sum())} placeholders for {len(features)} {what}"
-    return embeds.masked_scatter(mask[..., None], features.to(embeds.dtype))
+    places = mask.nonzero(as_tuple=True)
+    assert len(places[0]) == len(features), f"{len(places[0])} placeholders for {len(features)} {what}"
+    return embeds.index_put(places, features.to(embeds.dtype))

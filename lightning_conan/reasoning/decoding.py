@@ -130,7 +130,7 @@ def read_prompts(embedder: OmniEmbedder, chunk: Chunk, past: Past | None, decodi
         options = prefix_options(past, *chunk.input_ids.shape)
     elif decoding.route != "direct":
         options = {"cache": DynamicCache()}
-    states = embedder.hidden_states(chunk, **options)[torch.arange(len(chunk.last), device=chunk.last.device), chunk.last]
+    states = embedder.hidden_states(chunk, last=chunk.last, **options)[:, 0]
     if decoding.route == "direct":
         found.embeddings[chunk.rows] = unit(states)
         return []

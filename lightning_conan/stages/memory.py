@@ -77,15 +77,15 @@ def prepared(config: OmniConfig, plan: Plan) -> OmniEmbedder:
 
 
 def activation_bytes(config: OmniConfig, plan: Plan) -> int:
-    """What the backward pass keeps of a chunk: measured with one and two layers of each tower, and extended to all."""
-    one = saved_bytes(shallow(config, 1, 1), plan)
-    language = saved_bytes(shallow(config, 2, 1), plan) - one
-    tower = saved_bytes(shallow(config, 1, 2), plan) - one
+    """What the backward pass keeps of a chunk: measured with a layer more and less of each tower, and extended to all."""
+    least = saved_bytes(shallow(config, 2, 1), plan)  # the language model's last layer keeps less than the others
+    language = saved_bytes(shallow(config, 3, 1), plan) - least
+    tower = saved_bytes(shallow(config, 2, 2), plan) - least
     layers, depth = config.get_text_config().num_hidden_layers, tower_depth(config, plan.modality)
-    rest = one - language - tower
+    rest = least - 2 * language - tower
     if plan.checkpoint_activations:
         inputs = 2 * (layers * config.dim + (depth * tower_inputs(config, plan.modality) if tower else 0))
-        total = rest + inputs + max(language, tower)
+        total = rest + language + inputs + max(language, tower)  # the last layer's own is part of the rest
     else:
         total = rest + layers * language + depth * tower
     return int(total * plan.token_budget)
