@@ -18,7 +18,7 @@ from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.language import taken, use_faster_layers
 from lightning_conan.embedder.packing import Chunk, Encoded, pack
 from lightning_conan.embedder.projector import AudioProjector
-from lightning_conan.embedder.vision import encode_pixels
+from lightning_conan.embedder.vision import PatchProduct, encode_pixels
 
 EPS = 1e-12
 LEAST_SHARED, LONG = 8, 16
@@ -71,6 +71,7 @@ class OmniEmbedder(PreTrainedModel):
             self.lm_head = nn.Linear(config.dim, config.get_text_config().vocab_size, bias=False)
         self.emb_rows: nn.Parameter | None = None
         use_faster_layers(self.backbone.language_model)
+        self.backbone.visual.patch_embed.__class__ = PatchProduct
         use_grouped_attention(self.backbone.visual, *([self.audio_encoder] if self.ears.grouped else []))
         self.post_init()
 

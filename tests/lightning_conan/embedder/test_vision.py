@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
 from lightning_conan.embedder import blank, pack
-from lightning_conan.embedder.vision import layout, patchify
+from lightning_conan.embedder.vision import PatchProduct, layout, patchify
 
 
 class Counted(TorchDispatchMode):
@@ -38,6 +41,23 @@ def test_patches_of_many_are_those_of_each(tiny):
     alone = [patchify([frames], 8, 2) for frames in pixels]
     assert torch.equal(patches, torch.cat([part for part, _ in alone]))
     assert grids == [grid for _, [grid] in alone] == [(1, 4, 4), (1, 4, 4), (2, 4, 6), (1, 4, 4), (1, 2, 8)]
+
+
+def test_one_product_embeds_patches_as_the_convolution_does(tiny):
+    torch.manual_seed(0)
+    patches, mark, found = torch.randn(20, 3 * 2 * 8 * 8), torch.randn(20, 64), []
+    for kind in (PatchProduct, Qwen3VLVisionPatchEmbed):
+        layer = copy.deepcopy(tiny[0].backbone.visual.patch_embed)
+        layer.__class__ = kind
+        embedded = layer(patches)
+        (embedded * mark).sum().backward()
+        found.append([embedded.detach(), layer.proj.weight.grad, layer.proj.bias.grad])
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_tower_convolves_nothing(tiny):
+    assert type(tiny[0].backbone.visual.patch_embed) is PatchProduct
 
 
 def test_places_are_those_that_the_tower_finds(tiny):
