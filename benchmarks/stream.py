@@ -36,7 +36,7 @@ from PIL import Image
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media import decode_media, encode_audio
 
-BATCH, BLOCK = 10, 32
+BATCH, BLOCK = 50, 32
 SUFFIX = {"image": "jpg", "audio": "flac"}
 Sample = tuple[str, bytes, str]
 """Key, medium, caption."""
