@@ -186,24 +186,27 @@ def cuts(items: Sequence[Encoded], token_budget: int) -> list[tuple[int, int]]:
 
 def pad(items: Sequence[Encoded], rows: list[int]) -> Chunk:
     """One chunk that holds the items, in their order."""
-    lengths = [len(item) for item in items]
-    input_ids = torch.zeros(len(items), max(lengths), dtype=torch.long)
-    positions = torch.zeros(3, len(items), max(lengths), dtype=torch.long)
-    labels = torch.full_like(input_ids, IGNORED)
-    for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
-        input_ids[row, :length] = item.input_ids
-        if item.labels is not None:
-            labels[row, :length] = item.labels
-        positions[:, row, :length] = item.positions
+    lengths = torch.tensor([len(item) for item in items])
+    held = torch.arange(int(lengths.max())) < lengths[:, None]
+
+    def padded(parts: list[Tensor], fill: int = 0) -> Tensor:
+        found = torch.full((*parts[0].shape[:-1], *held.shape), fill)
+        found[..., held] = torch.cat(parts, dim=-1)  # all rows at once: one by one they would take three times as long
+        return found
+
+    labels = None
+    if any(item.labels is not None for item in items):
+        known = [torch.full_like(item.input_ids, IGNORED) if item.labels is None else item.labels for item in items]
+        labels = padded(known, IGNORED)
     frames = [item.frames for item in items if item.frames is not None]
     assert not frames or not any(item.mels for item in items), "sounds of a chunk are encoded, or none of them is"
     return Chunk(
-        input_ids,
-        positions,
-        torch.tensor(lengths) - 1,
+        padded([item.input_ids for item in items]),
+        padded([item.positions for item in items]),
+        lengths - 1,
         [pixels for item in items for pixels in item.pixels],
         [mel for item in items for mel in item.mels],
         torch.cat(frames) if frames else None,
         rows,
-        labels if any(item.labels is not None for item in items) else None,
+        labels,
     )
