@@ -61,17 +61,18 @@ class LastLayer(Qwen3VLTextDecoderLayer):
         return states + self.mlp(self.post_attention_layernorm(states))
 
 
+@no_type_check
 def taken(states: Float[Tensor, "rows length _"], last: Int[Tensor, " rows"]) -> Float[Tensor, "rows 1 _"]:
     """One token of each row."""
     return states[torch.arange(len(last), device=last.device), last][:, None]
 
 
+@no_type_check
 def rotated(
     heads: Float[Tensor, "rows length heads head"], cos: Float[Tensor, "rows length head"], sin: Float[Tensor, "rows length head"]
 ) -> Float[Tensor, "rows length heads head"]:
     """Queries or keys at their positions."""
-    found: Tensor = heads * cos[:, :, None] + rotate_half(heads) * sin[:, :, None]
-    return found
+    return heads * cos[:, :, None] + rotate_half(heads) * sin[:, :, None]
 
 
 def use_faster_layers(model: PreTrainedModel) -> None:
