@@ -2,10 +2,11 @@
 
 All four train the same tiny model on the same pairs with the same loss; the peers get our encoder as their model, mini-batches
 of the same token budget (sentence-transformers) or of as many items as fill it on average (GradCache), and media looked up on
-the host, so that what differs is how a batch is cut. The three that cut it take turns in one process, in changing order, and are
-compared turn by turn, since other work comes and goes: the median of the ratios counts, and the table has the best times. Each
-has another process for its memory (two at a time), with an allocator that gives freed memory back at once and few kernels kept:
-otherwise the peak is that of pieces which fit nothing any more, and not of what is in use.
+the host, so that what differs is how a batch is cut. The three that cut it go forward in one process side by side, a mini-batch
+each in turn, since the machine's speed changes within a step; and are compared step by step, with each other's copy of the model,
+since how that lies in memory matters too: the median of the ratios counts, and the table has the best times. Each has another
+process for its memory (two at a time), with an allocator that gives freed memory back at once and few kernels kept: otherwise the
+peak is that of pieces which fit nothing any more, and not of what is in use.
 """
 
 import argparse
@@ -14,7 +15,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import partial
 from importlib.metadata import files
 from operator import truediv
@@ -23,7 +28,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import report, reset_peak, resident_mb, timed
+from common import report, reset_peak, resident_mb
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -137,30 +142,69 @@ def step(way: str, embedder: OmniEmbedder, texts: list[Encoded], media: list[Enc
     return float(value.detach())
 
 
+class SideBySide:
+    """Threads of which one runs at a time, and lets the next one run at each of its models' forward passes."""
+
+    def __init__(self, count: int) -> None:
+        self.gates = [threading.Semaphore(0) for _ in range(count)]
+        self.running, self.me = list(range(count)), threading.local()
+
+    def pass_on(self, *_: object) -> None:
+        """Lets the next thread run, until it is this one's turn again."""
+        place = self.running.index(self.me.number)
+        self.gates[self.running[(place + 1) % len(self.running)]].release()
+        self.gates[self.me.number].acquire()
+
+    def take_part(self, number: int, work: Callable[[], float]) -> tuple[float, float]:
+        """What ``work`` returns, and its thread's CPU seconds."""
+        self.me.number = number
+        self.gates[number].acquire()
+        before = time.thread_time()
+        try:
+            return work(), time.thread_time() - before
+        finally:
+            place = self.running.index(number)
+            self.running.remove(number)
+            if self.running:
+                self.gates[self.running[place % len(self.running)]].release()
+
+    def run(self, works: Sequence[Callable[[], float]]) -> list[tuple[float, float]]:
+        """All of them."""
+        with ThreadPoolExecutor(len(works)) as threads:
+            found = [threads.submit(self.take_part, number, work) for number, work in enumerate(works)]
+            self.gates[0].release()
+            return [future.result() for future in found]
+
+
 def work(ways: list[str], kind: str, count: int, mixed: bool, turns: int) -> None:
     """The process that is measured: for each way loss, gradient norm, peak memory and CPU seconds of each turn, as JSON."""
     quiet_libraries()
-    embedder = tiny_embedder(0)[0].train()
-    texts, media = make_items(embedder.config, kind, count, mixed)
+    embedders = [tiny_embedder(0)[0].train()]
+    embedders += [deepcopy(embedders[0]) for _ in ways[1:]]
+    texts, media = make_items(embedders[0].config, kind, count, mixed)
     found: dict[str, list[float]] = {}
-    for way in ways:
+    for way, embedder in zip(ways, embedders, strict=True):
         first = len(texts) if turns == 1 and mixed else 256  # where memory counts, all shapes have their kernels, as at 256
         step(way, embedder, texts[:first], media[:first])  # allocators and threads too
         embedder.zero_grad()
     before = resident_mb()
     for turn in range(turns):
-        for way in ways[:: -1 if turn % 2 else 1]:
-            reset_peak()
-            loss, cpu, _ = timed(partial(step, way, embedder, texts, media))
+        reset_peak()
+        turning = SideBySide(len(ways))
+        hooks = [embedder.register_forward_pre_hook(turning.pass_on) for embedder in embedders]
+        order = [ways[(place + turn) % len(ways)] for place in range(len(ways))]
+        steps = [partial(step, way, embedder, texts, media) for way, embedder in zip(order, embedders, strict=True)]
+        for way, embedder, hook, (loss, cpu) in zip(order, embedders, hooks, turning.run(steps), strict=True):
             norm = torch.nn.utils.get_total_norm([p.grad for p in embedder.parameters() if p.grad is not None])
-            embedder.zero_grad()
             found[way] = [loss, float(norm), resident_mb("VmHWM") - before, *found.get(way, [])[3:], cpu]
+            embedder.zero_grad()
+            hook.remove()
     print(json.dumps(found))
 
 
 def measured(kind: str, count: int, mixed: bool) -> dict[str, list[float]]:
     """All ways: loss, gradient norm, peak memory and CPU seconds of each turn."""
-    turns = 3 if count > 1024 else max(8, 1024 // count)
+    turns = 3 if count > 1024 else max(6, 1536 // count)
     found = in_process(WAYS[1:], kind, count, mixed, turns, {}) | in_process(WAYS[:1], kind, count, mixed, 1, {})
     with ThreadPoolExecutor(2) as threads:
         alone = threads.map(lambda way: in_process((way,), kind, count, mixed, 1, GIVE_BACK)[way], WAYS)
