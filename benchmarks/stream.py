@@ -36,7 +36,8 @@ from PIL import Image
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media import decode_media, encode_audio
 
-BATCH, BLOCK = 50, 32
+BATCH = 50
+BLOCK = BATCH  # a reader may read a batch at once: a block that is none holds two readings or no one
 SUFFIX = {"image": "jpg", "audio": "flac"}
 Sample = tuple[str, bytes, str]
 """Key, medium, caption."""
@@ -99,9 +100,8 @@ class Ours:
     def samples(self) -> Iterator[Sample]:
         shards = self.data.sets["fit"]["train"]
         for slot in self.data.training_slots(0):
-            for run in shards.runs(slot.numbers):  # as the stream reads
-                for pair in [shards.read(number) for number in run]:
-                    yield pair.key, pair.query.parts[0].source, pair.target.parts[0]  # type: ignore[union-attr,misc]
+            for pair in shards.each(slot.numbers):
+                yield pair.key, pair.query.parts[0].source, pair.target.parts[0]  # type: ignore[union-attr,misc]
 
     def batches(self, state: Any = None) -> Iterator[list[str]]:
         self.data.load_state_dict(state or {})

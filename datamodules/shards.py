@@ -17,7 +17,7 @@ import pyarrow as pa
 import xxhash
 
 from datamodules.index import FORMAT, INDEX, SAMPLES, Index, Samples, Version
-from datamodules.patience import unhurried
+from datamodules.patience import BROKEN, unhurried
 from datamodules.records import decode_pair
 from datamodules.remote import RemoteShard, ShardCache, check_url, is_remote, read_remote
 from lightning_conan.items import Pair
@@ -260,25 +260,28 @@ class ShardSet:
             raise ValueError("a member is not what was packed: its checksum differs")
         return decode_pair(members)
 
-    def runs(self, numbers: Sequence[int]) -> Iterator[list[int]]:
-        """The samples in runs of at most ``TOGETHER`` bytes, or of one: a run is best read whole before the first is decoded."""
-        run: list[int] = []
+    def each(self, numbers: Sequence[int]) -> Iterator[Pair | Exception]:
+        """Samples, or what is wrong with them, in runs of at most ``TOGETHER`` bytes, or of one: a run is read whole before the
+        first is given out."""
+        run: list[Pair | Exception] = []
         held = 0
         for number, size in zip(numbers, self.samples.sizes(numbers), strict=True):
             if run and held + size > TOGETHER:
-                yield run
+                yield from run
                 run, held = [], 0
-            run.append(number)
             held += size
-        if run:
-            yield run
+            try:
+                run.append(self.read(number))
+            except BROKEN as error:
+                run.append(error)
+        yield from run
 
     def members(self, number: int) -> dict[str, bytes] | None:
         """A sample's members; None if one is not what was packed."""
         shard, places = self.samples.where(number)
         file = self.file(shard)
         members = {}
-        for name, (offset, size, checksum) in places:
+        for name, offset, size, checksum in places:
             members[name] = data = os.pread(file.descriptor, size, offset)
             if xxhash.xxh3_64_intdigest(data) != checksum:  # neither JSON nor JPEG would notice
                 return None

@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Generic, TypeVar
@@ -66,8 +66,7 @@ class Encoder:
         shards = self.sets[slot.source]
         shards.bring(slot.numbers)  # before the clock runs
         keys, sides, faults = [], [], []
-        read = ((number, found) for run in shards.runs(slot.numbers) for number, found in self.read(slot.source, run))
-        for number, found in read:
+        for number, found in self.read(slot.source, slot.numbers):
             key = shards.samples.key(number)
             try:
                 with patience(self.seconds, f"Sample {key!r}"):
@@ -90,20 +89,13 @@ class Encoder:
             for fetching.position, slot in enumerate(listed):
                 yield slot
 
-    def read(self, source: str, numbers: list[int]) -> list[tuple[int, Found]]:
+    def read(self, source: str, numbers: Sequence[int]) -> Iterator[tuple[int, Found]]:
         """Samples from the cache or from their shards, and what is wrong with them."""
-        found: list[tuple[int, Found]] = []
-        for number in numbers:
-            place = source, number
-            if place in self.cache:
-                self.cache.move_to_end(place)
-                found.append((number, self.cache[place][0]))
-                continue
-            try:
-                found.append((number, self.sets[source].read(number)))
-            except BROKEN as error:
-                found.append((number, error))
-        return found
+        held = {number: self.cache[source, number][0] for number in numbers if (source, number) in self.cache}
+        for number in held:
+            self.cache.move_to_end((source, number))
+        others = self.sets[source].each([number for number in numbers if number not in held])
+        return ((number, held[number] if number in held else next(others)) for number in numbers)
 
     def prepare(self, source: str, number: int, found: Found) -> Sides:
         """One pair's encoded sides, from what was read."""

@@ -163,12 +163,18 @@ def test_samples_are_read_in_runs_of_few_bytes(world, processor, monkeypatch, to
     monkeypatch.setattr("datamodules.shards.TOGETHER", together)
     shards = ShardSet(world / "image")
     numbers = tuple(random.Random(0).sample(range(len(shards)), 20))
-    runs = list(shards.runs(numbers))
-    assert tuple(number for run in runs for number in run) == numbers
+    encoder, read = Encoder({"image": shards}, processor, cache_bytes=2**30), shards.read
+    reads: list[int] = []
+    shards.read = lambda number: reads.append(number) or read(number)
+    runs = []
+    for place, pair in enumerate(shards.each(numbers)):
+        assert pair == read(numbers[place])
+        if place == sum(map(len, runs)):
+            runs.append(reads[place:])
+    assert reads == list(numbers)
     sizes = [[sum(size for _, size, _ in shards.samples[number].members.values()) for number in run] for run in runs]
     assert all(sum(run) <= together or len(run) == 1 for run in sizes)
     assert all(sum(run) + after[0] > together for run, after in pairwise(sizes))
-    encoder, read = Encoder({"image": shards}, processor, cache_bytes=2**30), shards.read
     first = encoder(Slot("image", numbers[:5]))
 
     def broken(number):
