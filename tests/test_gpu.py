@@ -13,7 +13,7 @@ from lightning_conan.embedder.attention import segment_attention
 from lightning_conan.objectives import cached_backward, gradient_cache, one_pass_backward
 from lightning_conan.stages import Lora
 from lightning_conan.stages.adapters import Adapters
-from lightning_conan.stages.memory import fitting_budget
+from lightning_conan.stages.memory import fitting_budget, trained_bytes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 GPU = torch.device("cuda")
@@ -101,7 +101,7 @@ def test_cached_gradients_are_those_of_one_pass(encoded, monkeypatch, half, comp
 
 def test_a_budget_is_measured_and_leaves_nothing():
     model = tiny_embedder(0)[0].to(GPU).train()
-    found = fitting_budget(model, "image", GPU)
+    found = fitting_budget(model, model, "image", GPU, 2 * trained_bytes(model))
     assert 1024 <= found <= 2**17
     assert all(parameter.grad is None for parameter in model.parameters())
 

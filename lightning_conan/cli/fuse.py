@@ -16,9 +16,7 @@ def run(args: Sequence[str]) -> None:
     from lightning_conan.fusion import Recipe, dry_run, fuse_folders, read_mergekit
 
     def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False) -> None:
-        """Fuses specialists of one base: dense folders or adapters, tensor by tensor.
-
-        With --mergekit FILE instead of --recipe a mergekit YAML is read, whose models are specialist folders.
+        """Fuses specialists of one base, tensor by tensor (--mergekit FILE instead of --recipe reads a mergekit YAML of folders).
 
         Args:
             recipe: The base, the specialists, their coefficients and the method.

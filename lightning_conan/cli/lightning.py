@@ -91,6 +91,7 @@ def run(args: Sequence[str]) -> OmniCLI:
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        auto_configure_optimizers=False,  # stages make their own: --optimizer and --lr_scheduler would be lost or break them
         save_config_callback=SaveConfig if args[0] == "fit" else None,
         save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={"enable_progress_bar": show_progress(), "enable_model_summary": False, "logger": False},

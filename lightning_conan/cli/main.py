@@ -4,6 +4,7 @@ import importlib
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
+from importlib.metadata import version
 from pickle import UnpicklingError
 
 LIGHTNING = {
@@ -39,8 +40,9 @@ def usage() -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit status: 0 done, 1 failed, 2 usage, 130 Ctrl-C, 143 SIGTERM."""
     words = list(sys.argv[1:] if args is None else args)
-    if not words or words[0] in ("-h", "--help"):
-        print(usage(), end="", file=sys.stdout if words else sys.stderr)
+    if not words or words[0] in ("-h", "--help", "--version"):
+        told = version("lightning-conan") + "\n" if words[:1] == ["--version"] else usage()
+        print(told, end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     verb, rest = words[0], words[1:]
     if verb not in LIGHTNING and verb not in VERBS:

@@ -40,8 +40,9 @@ def run(args: Sequence[str]) -> None:
             batch_size: Pairs of a global batch.
             devices: Each holds the whole model (ddp); a batch is shared out among them.
         """
-        if devices < 1:
-            raise ValueError(f"devices must be 1 or more, got {devices}.")
+        for name, value in {"devices": devices, "rank": rank, "token_budget": token_budget, "batch_size": batch_size}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
         config = OmniConfig.from_pretrained(folder) if folder else published_config(model)
         lora = Lora(rank, rank) if stage in ("specialist", "rehearsal") else None
         adapted = {"specialist": TOWERS[modality], "rehearsal": ("backbone.",)}.get(stage, ())

@@ -17,6 +17,8 @@ from transformers import AttentionInterface, PreTrainedModel
 NAME = "grouped_flash_sdpa"
 """Holds "flash", by which transformers knows that a function takes all segments in one call."""
 HALVES = (torch.bfloat16, torch.float16)
+AMPERE = (8, 0)
+"""GPUs before it have no flash attention."""
 
 
 @no_type_check  # by tests, which torch.compile could not look through
@@ -33,7 +35,7 @@ def segment_attention(
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
     """Full attention within each segment that ``cu_seq_lens_q`` bounds, none across; the longest's length is ``max_length_q``."""
-    if query.is_cuda and query.dtype in HALVES:
+    if query.is_cuda and query.dtype in HALVES and torch.cuda.get_device_capability(query.device) >= AMPERE:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         bounds = cu_seq_lens_q.int()
         found: Any = varlen_attn(query, key, value, bounds, bounds, max_length_q, max_length_q, scale=scaling)

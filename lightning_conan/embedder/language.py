@@ -53,7 +53,7 @@ class LastLayer(Qwen3VLTextDecoderLayer):
         # Queries that share keys stand where a sequence's would: no copies of keys and values for each.
         queries = queries.view(len(last), keys.shape[1], -1, attention.head_dim)
         seen = torch.arange(keys.shape[2], device=last.device) <= before + last[:, None]
-        dropout = attention.attention_dropout if self.training else 0.0
+        dropout = attention.attention_dropout if attention.training else 0.0
         found = F.scaled_dot_product_attention(
             queries, keys, values, seen[:, None, None], dropout_p=dropout, scale=attention.scaling
         )

@@ -35,11 +35,13 @@ class RandomStates:
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.device = device
+        self.apart = device.type in ("cuda", "mps")  # it draws its own numbers
+        self.which = (device,) if device.type == "cuda" else ()
         self.kept = [state.new_empty(count, len(state)) for state in self.now()]
 
     def now(self) -> list[Tensor]:
         """The present state."""
-        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [])]
+        return [torch.get_rng_state(), *([getattr(torch, self.device.type).get_rng_state(*self.which)] if self.apart else [])]
 
     def keep(self, number: int) -> None:
         """Notes the present state."""
@@ -49,8 +51,8 @@ class RandomStates:
     def replay(self, number: int) -> None:
         """Puts a state back."""
         torch.set_rng_state(self.kept[0][number].clone())  # given a view, torch 2.11 reads what lies elsewhere
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(self.kept[1][number].clone(), self.device)
+        if self.apart:
+            getattr(torch, self.device.type).set_rng_state(self.kept[1][number].clone(), *self.which)
 
 
 def arriving(chunks: Sequence[Chunk], numbers: Sequence[int], device: torch.device) -> Iterator[tuple[int, Chunk]]:

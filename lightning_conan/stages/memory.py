@@ -2,9 +2,9 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.initialization import no_init_weights
 
-from lightning_conan.embedder import Encoded, OmniConfig, OmniEmbedder, blank, pack, pad
+from lightning_conan.embedder import Chunk, Encoded, OmniConfig, OmniEmbedder, blank, pack, pad
 from lightning_conan.items import Modality
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.settings import Lora
@@ -174,20 +174,40 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def fitting_budget(embedder: OmniEmbedder, modality: Modality, device: torch.device) -> int:
+def fitting_budget(
+    embedder: OmniEmbedder, embed: Callable[[Chunk], Tensor], modality: Modality, device: torch.device, moments: int
+) -> int:
     """The padded tokens whose forward and backward pass fit into the device, by measuring a few; of three binary digits, so that
     a little more or less free memory finds the same.
 
-    Gradients of what trains and an optimizer's two moments count as taken; none are left.
+    Args:
+        embedder: The model; gradients of what trains count as taken, and none are left.
+        embed: How a stage embeds a chunk with it, whose every token has a lesson.
+        modality: What passes through it, besides texts.
+        device: Where.
+        moments: Bytes that an optimizer will take.
+
+    Raises:
+        ValueError: Not even one token fits.
     """
-    found, moments = [], 2 * trained_bytes(embedder)
+    found = []
     for kind in sorted({"text", modality}):
         items = [blank(embedder.config, kind, tokens) for tokens in PROBES]
-        few, many = (measured_bytes(embedder, item, device) for item in items)
-        # By the difference, since more tokens need no more gradients and cast weights.
-        per_token = max(1.0, (many - few) / (2 * len(items[1]) - 2 * len(items[0])))
-        found.append(2 * len(items[0]) + (SHARE * free_bytes(device) - few - moments) / per_token)
-    budget = min(max(int(min(found)), 1), MOST)
+        items = [replace(item, labels=item.input_ids) for item in items]
+        measured_bytes(embedder, embed, items[0], device)  # what is made once, such as cast weights, is there from now on
+        few, many = (measured_bytes(embedder, embed, item, device) for item in items)
+        # By the difference, since more tokens need no more gradients. A peak may be that of gradients, which hides a graph.
+        per_token = max(more - less for less, more in zip(few, many, strict=True)) / (2 * len(items[1]) - 2 * len(items[0]))
+        free = free_bytes(device)
+        found.append(2 * len(items[0]) + (SHARE * free - few[1] - moments) / max(1.0, per_token))
+        if found[-1] < 1:
+            need, room, later = (size / 2**30 for size in (few[1], SHARE * free, moments))
+            raise ValueError(
+                f"token_budget: auto must find room for some tokens of {kind} in {room:.2f} GiB ({SHARE:.0%} of what is free), "
+                f"got {need:.2f} for {2 * len(items[0])} and their gradients, and {later:.2f} for an optimizer's moments. "
+                "Set training.checkpoint_activations, train less (a lower lora.rank), or use trainer/fsdp2.yaml."
+            )
+    budget = min(int(min(found)), MOST)
     digits = max(0, budget.bit_length() - 3)
     return budget >> digits << digits
 
@@ -198,26 +218,35 @@ def trained_bytes(embedder: OmniEmbedder) -> int:
     return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in trained)
 
 
-def measured_bytes(embedder: OmniEmbedder, item: Encoded, device: torch.device) -> int:
-    """Peak memory of a pass over an item, twice, gradients included, of which none are left; on the host what autograd keeps, and
-    half as much for what it does not.
+def measured_bytes(
+    embedder: OmniEmbedder, embed: Callable[[Chunk], Tensor], item: Encoded, device: torch.device
+) -> tuple[int, int]:
+    """Memory of what a forward pass over an item, twice, keeps; and the peak of both passes and their gradients, of which none
+    are left. On the host what autograd keeps, and half as much for what it does not.
     """
     chunk = pad([item] * 2, [0, 1]).to(device)  # torch.compile makes another form for a single row
     if device.type == "cuda":
+        start = torch.cuda.memory_allocated(device)
+        learn(embed(chunk))  # a chunk finds the gradients of those before it
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        learn(embedder, embedder(chunk))
-        return max(1, torch.cuda.max_memory_allocated(device) - before)
-    with whole_weights(embedder):  # in shards they would be counted each time that a layer gathers them
-        weights = {tensor.untyped_storage().data_ptr() for tensor in [*embedder.parameters(), *embedder.buffers()]}
-        with counted(weights) as kept:
-            found = embedder(chunk)
-        learn(embedder, found)
-    return max(1, sum(kept.values()) * 3 // 2 + trained_bytes(embedder))
+        found = embed(chunk)
+        graph = torch.cuda.memory_allocated(device) - before
+        learn(found)
+        peak = torch.cuda.max_memory_allocated(device) - start
+    else:
+        with whole_weights(embedder):  # in shards they would be counted each time that a layer gathers them
+            weights = {tensor.untyped_storage().data_ptr() for tensor in [*embedder.parameters(), *embedder.buffers()]}
+            with counted(weights) as kept:
+                found = embed(chunk)
+            learn(found)
+        graph = sum(kept.values()) * 3 // 2
+        peak = graph + trained_bytes(embedder)
+    embedder.zero_grad()  # where coefficients are learned no optimizer would clear them
+    return graph, peak
 
 
-def learn(embedder: OmniEmbedder, found: Tensor) -> None:
+def learn(found: Tensor) -> None:
     """A backward pass, if anything that trains takes part: texts have nothing to tell an audio projector."""
     if found.requires_grad:
         found.sum().backward()
-    embedder.zero_grad()  # where coefficients are learned no optimizer would clear them

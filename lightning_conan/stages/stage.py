@@ -27,7 +27,7 @@ from lightning_conan.items import Modality
 from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, one_pass_backward, symmetric_info_nce
 from lightning_conan.reasoning import Decoding
 from lightning_conan.retrieval.metric import hash_ids
-from lightning_conan.stages.memory import fitting_budget
+from lightning_conan.stages.memory import fitting_budget, trained_bytes
 from lightning_conan.stages.negatives import NegativeWatch
 from lightning_conan.stages.optimizers import make_optimizer
 from lightning_conan.stages.ranks import gather_pairs, in_step, leave_gradients_alone, most, sum_gradients, total
@@ -87,7 +87,13 @@ class Stage(Weights):
         if settled != "auto":
             return settled
         if modality not in self.budgets:
-            found = fitting_budget(self.embedder, modality, self.device)
+            later = [parameter for parameter in self.trained().values() if not parameter.requires_grad]
+            for parameter in later:  # it will train under this budget too
+                parameter.requires_grad_()
+            moments = 0 if self.optimizers().state else 2 * trained_bytes(self.embedder)  # type: ignore[union-attr]
+            found = fitting_budget(self.embedder, self.embed_chunk, modality, self.device, moments)
+            for parameter in later:
+                parameter.requires_grad_(False)
             self.budgets[modality] = -most(-found, self.device)
             log.info("token_budget: %d for %s", self.budgets[modality], modality)
         return self.budgets[modality]
@@ -106,11 +112,11 @@ class Stage(Weights):
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
         if self.watch is not None:
             batch = self.watch.choose(batch)
+        optimizer.zero_grad()
         items, known = self.inputs(batch)
         live = [row for row in range(len(items)) if row not in known]
         chunks, fits = self.chunks_of([items[row] for row in live], batch.modality)
         torch.manual_seed(hash((self.training_settings.seed, self.global_step, self.global_rank)) % 2**63)
-        optimizer.zero_grad()
 
         def loss(embeddings: Tensor) -> Tensor:
             if known:

@@ -71,9 +71,37 @@ def test_a_chunk_of_the_fitting_budget_takes_its_share(modality, megabytes, monk
     Adapters(model, Lora(64, 64), ("backbone.", "audio_encoder."), ())
     host = torch.device("cpu")
     with torch.autocast("cpu", torch.bfloat16):
-        budget = fitting_budget(model, modality, host)
+        budget = fitting_budget(model, model, modality, host, 2 * trained_bytes(model))
         items = [blank(model.config, kind, budget // 2) for kind in {"text", modality}]
-        taken = 2 * trained_bytes(model) + max(measured_bytes(model, item, host) * budget / 2 / len(item) for item in items)
+        taken = 2 * trained_bytes(model) + max(
+            measured_bytes(model, model, item, host)[1] * budget / 2 / len(item) for item in items
+        )
     assert all(parameter.grad is None for parameter in model.parameters())
     assert budget == int(f"{budget:b}"[:3].ljust(budget.bit_length(), "0"), 2)
     assert 0.6 < taken / (megabytes * 10**6) < 0.82
+
+
+def test_a_device_that_holds_not_even_a_token_is_refused(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
+    model = tiny_embedder(0)[0].train()
+    with pytest.raises(ValueError, match=r"must find room for some tokens of image in 0.00 GiB (?s:.*)checkpoint_activations"):
+        fitting_budget(model, model, "image", torch.device("cpu"), 0)
+
+
+def test_moments_that_an_optimizer_has_already_are_not_counted_again(monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**8)
+    model, host = tiny_embedder(0)[0].train(), torch.device("cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fitting_budget(model, model, "text", host, 0) > fitting_budget(model, model, "text", host, 5 * 10**7)
+
+
+@pytest.mark.parametrize("peaks", [(900_000, 900_000), (300_000, 800_000)])
+def test_a_graph_counts_where_gradients_make_the_peak(peaks, monkeypatch):
+    """As on a GPU, where a peak may be that of the backward pass's end."""
+    sizes = iter([(250_000, peaks[0]), (250_000, peaks[0]), (750_000, peaks[1])])
+    monkeypatch.setattr(memory, "measured_bytes", lambda *_: next(sizes))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**7)
+    model = tiny_embedder(0)[0]
+    few, many = (2 * len(blank(model.config, "text", tokens)) for tokens in memory.PROBES)
+    found = fitting_budget(model, model, "text", torch.device("cpu"), 10**6)
+    assert found <= few + (7_000_000 - peaks[0]) / 500_000 * (many - few) < 1.25 * found
