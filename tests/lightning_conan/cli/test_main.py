@@ -300,3 +300,12 @@ def test_an_unknown_option_leads_to_where_options_are_explained(base, world, tmp
     assert "`conan fit --model.help CLASS`" in capsys.readouterr().err
     assert main(["fit", "--model.help", "lightning_conan.stages.Specialist"]) == 0
     assert "training.warmup_steps" in capsys.readouterr().out
+
+
+def test_a_stage_makes_its_own_optimizer(capsys):
+    """Lightning's options for another would be lost, or break the run."""
+    assert main(["fit", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--trainer.max_steps" in shown
+    assert "--optimizer" not in shown
+    assert "--lr_scheduler" not in shown

@@ -124,3 +124,13 @@ def test_features_after_the_last_layer_are_refused(tiny):
     config.backbone_config.vision_config.deepstack_visual_indexes = [0, 0, 0, 0]
     with pytest.raises(ValueError, match="more layers than DeepStack adds features after, got 4 and"):
         OmniEmbedder(config)
+
+
+def test_scoring_under_kept_checkpoints_drops_nothing(tiny, encoded):
+    """Those layers train, as checkpoints ask for it, but not what lies in them."""
+    model = copy.deepcopy(tiny[0]).eval()
+    for layer in model.backbone.language_model.layers:
+        layer.self_attn.attention_dropout = 0.5
+        layer.training = True
+    chunk = pack([encoded["text"]], 1000)[0]
+    assert torch.equal(model(chunk), model(chunk))
