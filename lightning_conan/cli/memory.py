@@ -15,11 +15,12 @@ def run(args: Sequence[str]) -> None:
     from lightning_conan.items import Modality
     from lightning_conan.stages.memory import Plan, memory_need
     from lightning_conan.stages.settings import TOWERS, Lora
+    from lightning_conan.stages.trace import MERGERS
 
     def memory(
         model: str = "qwen3-vl-8b",
         folder: Path | None = None,
-        stage: Literal["specialist", "recovery", "rehearsal", "embed"] = "specialist",
+        stage: Literal["specialist", "recovery", "rehearsal", "trace", "embed"] = "specialist",
         modality: Modality = "image",
         rank: int = 32,
         token_budget: int = 16_384,
@@ -32,7 +33,7 @@ def run(args: Sequence[str]) -> None:
         Args:
             model: qwen3-vl-2b, qwen3-vl-4b or qwen3-vl-8b with Qwen3-Omni's audio encoder.
             folder: Instead, a base folder.
-            stage: specialist, recovery, rehearsal or embed.
+            stage: specialist, recovery, rehearsal, trace or embed.
             modality: What passes through the model.
             rank: Of the LoRA adapters.
             token_budget: Padded tokens of a chunk.
@@ -44,12 +45,14 @@ def run(args: Sequence[str]) -> None:
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}.")
         config = OmniConfig.from_pretrained(folder) if folder else published_config(model)
-        lora = Lora(rank, rank) if stage in ("specialist", "rehearsal") else None
-        adapted = {"specialist": TOWERS[modality], "rehearsal": ("backbone.",)}.get(stage, ())
+        lora = Lora(rank, rank) if stage in ("specialist", "rehearsal", "trace") else None
+        adapted = {"specialist": TOWERS[modality], "rehearsal": ("backbone.",), "trace": ("backbone.language_model.",)}
         trained = stage == "recovery" or (stage, modality) == ("specialist", "audio")
-        full = ("audio_projector.",) if trained else ()
+        full = (*MERGERS, "emb_rows") if stage == "trace" else ("audio_projector.",) if trained else ()
         asked = "audio" if stage == "recovery" else modality
-        plan = Plan(asked, adapted, full, lora, token_budget, checkpoint_activations, -(-batch_size // devices))
+        share = -(-batch_size // devices)
+        writes = stage == "trace"
+        plan = Plan(asked, adapted.get(stage, ()), full, lora, token_budget, checkpoint_activations, share, writes)
         need = memory_need(config, plan)
         for part, size in need.items():
             print(f"{part:<44}{size / 2**30:>8.2f} GiB")

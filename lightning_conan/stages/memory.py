@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 
 from lightning_conan.embedder import Chunk, Encoded, OmniConfig, OmniEmbedder, blank, pack, pad
 from lightning_conan.items import Modality
+from lightning_conan.objectives.generation import AT_ONCE, generation_loss
 from lightning_conan.stages.adapters import Adapters
 from lightning_conan.stages.settings import Lora
 from lightning_conan.stages.sharding import whole_weights
@@ -37,6 +38,7 @@ class Plan:
         token_budget: Padded tokens of a chunk.
         checkpoint_activations: Whether only layers' inputs are kept.
         batch_size: Pairs of this device's share of a batch.
+        writes: Whether texts are lessons too, as TRACE's are, all of whose tokens are asked for.
     """
 
     modality: Modality
@@ -46,6 +48,7 @@ class Plan:
     token_budget: int = 16_384
     checkpoint_activations: bool = False
     batch_size: int = 1024
+    writes: bool = False
 
 
 def memory_need(config: OmniConfig, plan: Plan) -> dict[str, int]:
@@ -55,12 +58,15 @@ def memory_need(config: OmniConfig, plan: Plan) -> dict[str, int]:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
     activations = activation_bytes(config, plan) if trained else inference_bytes(config, plan)
+    # In float32, and what they become: their softmax, and the gradient.
+    logits = {f"logits of {AT_ONCE:,} tokens": 3 * 4 * AT_ONCE * int(config.get_text_config().vocab_size)} if plan.writes else {}
     return {
         "frozen weights, bfloat16": 2 * frozen,
         "trained weights, float32": 4 * trained,
         "their gradients": 4 * trained,
         "AdamW's moments": 8 * trained,
         f"activations of {plan.token_budget:,} {plan.modality} tokens": activations,
+        **logits,
         f"embeddings and scores of {plan.batch_size:,} pairs": 4 * plan.batch_size * (4 * config.dim + 3 * plan.batch_size),
     }
 
@@ -69,6 +75,8 @@ def prepared(config: OmniConfig, plan: Plan) -> OmniEmbedder:
     """A model of which the right parameters train."""
     model = OmniEmbedder(config)
     model.train()
+    if plan.writes:
+        model.free_emb_rows()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(bool(plan.full) and name.startswith(plan.full))
     if plan.lora is not None:
@@ -123,7 +131,7 @@ def shallow(config: OmniConfig, layers: int, depth: int) -> OmniConfig:
     vision.depth, vision.deepstack_visual_indexes = depth, [0]
     small.audio_config.encoder_layers = depth
     small.backbone_config.image_token_id, small.backbone_config.video_token_id = 1, 2
-    small.audio_token_id, small.output_head = 3, False
+    small.audio_token_id, small.emb_token_id, small.output_head = 3, 4, False
     return small
 
 
@@ -141,10 +149,12 @@ def saved_bytes(config: OmniConfig, plan: Plan) -> float:
             parameter.data = parameter.data.float()
     weights = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     items = [blank(config, plan.modality, tokens) for tokens in TOKENS]
+    if plan.writes:
+        items = [replace(item, labels=item.input_ids) for item in items]
     found = []
     for item in items:
         with counted(weights) as kept, torch.autocast("cpu", torch.bfloat16):
-            model(pack([item], len(item))[0])
+            model(pack([item], len(item))[0], writing=generation_loss if plan.writes else None)
         found.append(sum(kept.values()))
     return (found[1] - found[0]) / (len(items[1]) - len(items[0]))
 

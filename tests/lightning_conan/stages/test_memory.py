@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -58,8 +60,22 @@ def test_parts_add_up():
 def test_the_verb_prints_a_table(base, capsys):
     assert main(["memory", "--folder", str(base), "--stage", "recovery", "--token_budget", "64"]) == 0
     assert "each of 1 device(s)" in capsys.readouterr().out
+    assert main(["memory", "--folder", str(base), "--stage", "trace", "--modality", "text", "--token_budget", "64"]) == 0
+    assert "logits of 1,024 tokens" in capsys.readouterr().out
     assert main(["memory", "--model", "gpt-2"]) == 1
     assert "must be one of" in capsys.readouterr().err
+    assert main(["memory", "--folder", str(base), "--devices", "0"]) == 1
+    assert "devices must be 1 or more, got 0" in capsys.readouterr().err
+
+
+def test_writing_counts_all_states_the_rows_that_learn_and_logits():
+    config = tiny_embedder(0)[0].config
+    plan = Plan("text", ("backbone.language_model.",), ("emb_rows",), Lora(8, 8), 256, batch_size=8)
+    plain, writes = memory_need(config, plan), memory_need(config, replace(plan, writes=True))
+    assert writes.pop("logits of 1,024 tokens") == 12 * 1024 * config.get_text_config().vocab_size
+    assert writes["trained weights, float32"] - plain["trained weights, float32"] == 4 * config.dim  # tied: one row
+    kept = "activations of 256 text tokens"
+    assert plain[kept] < writes[kept] < 2 * plain[kept]
 
 
 @pytest.mark.parametrize("modality", ["text", "image", "audio"])
