@@ -60,6 +60,7 @@ class FrozenBackbone(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = trainer.global_step  # a run that is resumed may have none left
         frozen = {id(tensor) for _, tensor in self.frozen(embedder_of(pl_module))}
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         if held := sum(id(parameter) in frozen for group in groups for parameter in group["params"]):
@@ -73,8 +74,8 @@ class FrozenBackbone(Callback):
         moved = {name for name, digest in self.before.items() if digest != now[name]}
         if odd := sorted(name for name in moved if not name.startswith(self.trains)):
             raise RuntimeError(f"{len(odd)} frozen tensors moved, such as {odd[0]!r}: the folder is not written.")
-        if not moved and trainer.global_step:
-            raise RuntimeError(f"None of {self.trains} moved in {trainer.global_step} steps: nothing was trained.")
+        if not moved and (steps := trainer.global_step - self.start):
+            raise RuntimeError(f"None of {self.trains} moved in {steps} steps: nothing was trained.")
         log.info("frozen: %d tensors unchanged, bit for bit; trained: %d", len(self.before) - len(moved), len(moved))
 
 

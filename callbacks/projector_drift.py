@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conan.drift import layer_cosines, token_states
+from lightning_conan.drift import holding, layer_cosines, token_states
 from lightning_conan.embedder import Batch, Encoded, load_folder
 from lightning_conan.items import Modality
 from lightning_conan.stages import Stage
@@ -21,7 +21,7 @@ class ProjectorDrift(Callback):
     """Logs ``drift/MODALITY/layer_K``: the cosine of each token that a projector made to the same token in the specialist.
 
     1 means that nothing turned. Layer 0 is what enters the language model; the inputs are those of the first batch of the
-    modality that comes by. Several may watch several projectors.
+    modality that comes by, after a resume those of the first batch from there on. Several may watch several projectors.
 
     Args:
         specialist: The modality's specialist folder.
@@ -64,7 +64,8 @@ class ProjectorDrift(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if not self.items and batch.modality == self.modality:
-            found = [item for item in batch.items() if item.pixels or item.mels][: self.count]
+            assert isinstance(pl_module, Stage), f"ProjectorDrift watches stages, got {type(pl_module)}"
+            found = holding(pl_module.embedder, list(batch.items()), self.modality)[: self.count]
             if most(-len(found), pl_module.device) == 0:  # some rank's are all broken
                 return
             self.items = found

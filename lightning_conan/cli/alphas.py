@@ -38,7 +38,7 @@ def run(args: Sequence[str]) -> None:
             device: Where candidates are scored.
         """
         check_searchable()  # neither this nor what follows after hours
-        check_replaceable(out)
+        check_replaceable(out, "fused")
         check_apart(out, recipe.base, *recipe.specialists.values())
         recipe.check()
         found = search_alphas(recipe, read_sets(diagnostic, recipe.specialists[recipe.owner], pairs), search, device)

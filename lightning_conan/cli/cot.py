@@ -88,7 +88,7 @@ def cot(
     silent = [Fault(str(source), pair.key, "sample", "no answer") for pair in pairs if not journal.knows(pair)]
     summary = count(kept, dropped, journal.outcomes)
     write(out, kept, [*faults, *silent], dropped, summary | {"faults": len(faults), "unanswered": len(silent)}, pairs_per_shard)
-    print_summary(out, summary, endpoint)
+    print_summary(out, summary, endpoint, verifier or endpoint)
 
 
 def unreadable(source: Path, entry: Pair | Fault) -> Fault | None:
@@ -128,15 +128,18 @@ def write(
     write_shards([*faults, *kept], out, pairs_per_shard, files)
 
 
-def print_summary(out: Path, summary: dict[str, Any], endpoint: Endpoint) -> None:
+def print_summary(out: Path, summary: dict[str, Any], endpoint: Endpoint, verifier: Endpoint) -> None:
     """What became of the pairs, and what it cost."""
     parts = ", ".join(f"{summary[name]} {name}" for name in ("simple", "kept", "dropped"))
     print(f"{out}: {summary['pairs']} pairs: {parts}")
     for reason, number in summary["reasons"].items():
         print(f"  {number:>6}  {reason}")
-    read, written = summary["prompt_tokens"], summary["completion_tokens"]
-    cost = (read * endpoint.prompt_price + written * endpoint.completion_price) / 1e6
-    priced = f", {cost:.2f} in all" if endpoint.prompt_price or endpoint.completion_price else ""
+    read, written, cost = 0, 0, 0.0
+    for whose, asked in {"": endpoint, "verifier_": verifier}.items():
+        read_here, written_here = summary[f"{whose}prompt_tokens"], summary[f"{whose}completion_tokens"]
+        read, written = read + read_here, written + written_here
+        cost += (read_here * asked.prompt_price + written_here * asked.completion_price) / 1e6
+    priced = f", {cost:.2f} in all" if cost else ""
     if read or written:
         print(f"tokens: {read} read, {written} written{priced}", file=sys.stderr)
 

@@ -36,6 +36,8 @@ def run(args: Sequence[str]) -> None:
             pairs: Pairs that are used of each data set.
             device: Where to compute.
         """
+        if not specialists:
+            raise ValueError("specialists must name a folder by modality at least, got none.")
         sets = read_sets(diagnostic, next(iter(specialists.values())), pairs)
         report = measure_drift(specialists, states, sets, device)
         out.mkdir(parents=True, exist_ok=True)

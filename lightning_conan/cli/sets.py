@@ -1,11 +1,13 @@
 """Packed pairs, read into memory for scoring."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from lightning_conan.embedder import load_processor
 from lightning_conan.items import Pair
+from lightning_conan.media import MediaError
 from lightning_conan.retrieval import PairSet
 
 
@@ -14,13 +16,23 @@ def read_pairs(packed: Path, most: int) -> list[Pair]:
     from datamodules.shards import ShardSet
 
     shards = ShardSet(packed)
-    return [shards.read(number) for number in range(min(most, len(shards)))]
+    pairs = list(shards.each(range(min(most, len(shards)))))
+    for number, pair in enumerate(pairs):
+        if isinstance(pair, Exception):
+            raise ValueError(f"{packed}, {shards.samples.key(number)}: {pair}. Copy or pack it again.") from pair
+    return cast("list[Pair]", pairs)
 
 
 Name = TypeVar("Name", bound=str)
 
 
 def read_sets(packed: Mapping[Name, Path], folder: Path, most: int) -> dict[Name, PairSet]:
-    """The first pairs of each data set, encoded by a folder's processor."""
-    processor = load_processor(folder)
-    return {name: PairSet.encode(read_pairs(path, most), processor) for name, path in packed.items()}
+    """The first pairs of each data set, encoded by a folder's processor; those with broken media are left out, and told."""
+    processor, found = load_processor(folder), {}
+    for name, path in packed.items():
+        broken: list[tuple[Pair, MediaError]] = []
+        found[name] = PairSet.encode(read_pairs(path, most), processor, broken)
+        if broken:
+            pair, error = broken[0]
+            print(f"{path}: left out {len(broken)} pairs with broken media, such as {pair.key}: {error}", file=sys.stderr)
+    return found

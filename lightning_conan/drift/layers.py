@@ -32,10 +32,11 @@ def token_states(
     Raises:
         ValueError: No item holds such tokens.
     """
-    token = placeholder(model, modality)
+    token, given = placeholder(model, modality), len(items)
+    items = holding(model, items, modality)
     count = sum(int((item.input_ids == token).sum()) for item in items)
     if not count:
-        raise ValueError(f"Drift needs items with {modality}, got {len(items)} without.")
+        raise ValueError(f"Drift needs items with {modality}, got {given} without.")
     chosen = torch.linspace(0, count - 1, min(count, MOST)).round().long()
     pieces, start = [], 0
     for chunk in pack(items, token_budget):
@@ -58,6 +59,12 @@ def token_states(
         start += len(rows)
         pieces.append(torch.stack([layer[rows[here], columns[here]].float().cpu() for layer in states]))
     return torch.cat(pieces, dim=1)
+
+
+def holding(model: OmniEmbedder, items: Sequence[Encoded], modality: Modality) -> list[Encoded]:
+    """The items that hold tokens which a modality's projector made: of pairs from images to sounds, every other one."""
+    token = placeholder(model, modality)
+    return [item for item in items if bool((item.input_ids == token).any())]
 
 
 def placeholder(model: OmniEmbedder, modality: Modality) -> int:

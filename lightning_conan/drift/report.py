@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lightning_conan.drift.layers import layer_cosines, token_states
+from lightning_conan.drift.layers import holding, layer_cosines, token_states
 from lightning_conan.drift.verdict import Verdict, examine
 from lightning_conan.embedder import load_folder
 from lightning_conan.items import Modality
@@ -46,18 +46,21 @@ def measure_drift(
         device: Where to compute.
 
     Raises:
-        ValueError: No fused folder, or a specialist without pairs.
+        ValueError: No fused folder, no specialist, one without pairs, or one of another modality.
     """
-    if "fused" not in states or set(sets) != set(specialists):
+    if "fused" not in states or not specialists or set(sets) != set(specialists):
         raise ValueError(
             f"Drift needs a fused folder and pairs of {sorted(specialists)}, got {sorted(states)} and {sorted(sets)}."
         )
     models = {name: load_folder(folder, device=device)[0] for name, folder in states.items()}
     report = DriftReport()
     for modality, folder in specialists.items():
-        specialist, pairs = load_folder(folder, ("specialist",), device=device)[0], sets[modality]
+        specialist, _, provenance = load_folder(folder, ("specialist",), device=device)
+        if provenance.modality != modality:
+            raise ValueError(f"{folder} must be the {modality} specialist, but it is that of {provenance.modality}.")
+        pairs = sets[modality]
         report.verdicts[modality] = examine(modality, specialist, models["fused"], pairs, models.get("recovered"))
-        items = [item for item in [*pairs.queries, *pairs.targets] if item.pixels or item.mels][:WATCHED]
+        items = holding(specialist, [*pairs.queries, *pairs.targets], modality)[:WATCHED]
         reference = token_states(specialist, items, modality)
         report.layers[modality] = {
             name: [round(float(value), 5) for value in layer_cosines(reference, token_states(model, items, modality))]

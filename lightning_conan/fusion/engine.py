@@ -1,6 +1,7 @@
 """Fuses folders tensor by tensor: memory holds a few tensors, whatever the model's size."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,7 +65,8 @@ class Fusion:
         recipe: A recipe that was checked.
 
     Raises:
-        ValueError: A tensor that one of the models lacks, has in another shape, or that holds NaN or inf.
+        ValueError: A tensor that one of the models lacks, has in another shape, or that holds NaN or inf; a pattern that
+            matches no tensor.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -78,6 +80,13 @@ class Fusion:
             check_specs(tensors.specs, shapes, recipe.specialists[name])
             check_precision(tensors.specs, self.base.specs, recipe.specialists[name])
         self.specs = {name: replace(spec, dtype=self.dtype(name)) for name, spec in self.base.specs.items()}
+        fused = [name for name in self.specs if self.fate(name) == "fused"]
+        for pattern in recipe.alphas_by_module:
+            if not any(re.search(pattern, name) for name in fused):
+                raise ValueError(
+                    f"alphas_by_module must match tensors that are fused, but {pattern!r} matches none of {len(fused)}. "
+                    f"They look like {fused[0]!r}; `conan fuse --dry true` lists all."
+                )
         ids = load_processor(recipe.specialists[recipe.owner]).ids
         self.rows = [row for token, row in ids.items() if token.startswith("audio")]
         self.grams: dict[str, Tensor] = {}
@@ -91,7 +100,9 @@ class Fusion:
 
     def dtype(self, name: str) -> torch.dtype:
         """What a tensor of the result is written in."""
-        if self.recipe.dtype == "base" or (self.delta and self.fate(name) == "copied"):
+        if self.delta and self.fate(name) == "copied":
+            return self.models[self.recipe.owner].specs[name].dtype
+        if self.recipe.dtype == "base":
             return self.base.specs[name].dtype
         return torch.float32 if self.delta else getattr(torch, self.recipe.dtype)  # type: ignore[no-any-return]
 

@@ -53,7 +53,8 @@ class Recipe:
         """Provenance of the base and of each specialist.
 
         Raises:
-            ValueError: Coefficients and specialists that do not match, or a folder that is none of this base's specialists.
+            ValueError: Coefficients and specialists that do not match, a pattern that is none, or a folder that is none of this
+                base's specialists.
         """
         for alphas in (self.alphas, *self.alphas_by_module.values()):
             if not self.specialists or set(self.specialists) != set(alphas):
@@ -62,6 +63,11 @@ class Recipe:
                 )
             if odd := {name: alpha for name, alpha in alphas.items() if not math.isfinite(alpha)}:
                 raise ValueError(f"alphas must be finite, got {odd}.")
+        for pattern in self.alphas_by_module:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"alphas_by_module must have regular expressions, got {pattern!r} ({error}).") from error
         if self.owner not in self.specialists:
             raise ValueError(f"owner must be among the specialists {sorted(self.specialists)}, got {self.owner!r}.")
         found = {"base": check_folder(self.base, ("base",))}

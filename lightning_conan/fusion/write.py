@@ -87,7 +87,7 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
     found = recipe.check()
     fusion = Fusion(recipe)
     owner = recipe.specialists[recipe.owner]
-    with whole_folder(out) as scratch:
+    with whole_folder(out, "fused") as scratch:
         ahead = Ahead(fusion, write_order(fusion.specs), workers)
         try:
             write_shards(scratch, fusion.specs, ahead, stem=DELTA if fusion.delta else STEM)

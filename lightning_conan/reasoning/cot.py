@@ -22,6 +22,10 @@ from lightning_conan.reasoning.rules import RuleBroken, Rules, Thought, check, p
 Kind = Literal["simple", "visual", "composed", "logical"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+Spent = list[tuple[str, Reply]]
+"""What was asked, and what came back."""
+TOKENS = ("prompt_tokens", "completion_tokens", "verifier_prompt_tokens", "verifier_completion_tokens")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -35,8 +39,10 @@ class Outcome:
         reasoning: What passed the filters.
         answer: Likewise.
         verified: Whether a verifier looked at it.
-        prompt_tokens: Read by the models that were asked.
-        completion_tokens: Written by them.
+        prompt_tokens: Read by the teacher.
+        completion_tokens: Written by it.
+        verifier_prompt_tokens: Read by the verifier, which may be the teacher.
+        verifier_completion_tokens: Written by it.
     """
 
     key: str
@@ -48,6 +54,8 @@ class Outcome:
     verified: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    verifier_prompt_tokens: int = 0
+    verifier_completion_tokens: int = 0
 
     @property
     def name(self) -> str:
@@ -117,7 +125,7 @@ class Author:
         Raises:
             OSError: Nobody answered.
         """
-        spent: list[Reply] = []
+        spent: Spent = []
         kind: Kind = "visual"
         try:
             kind = await self.route(pair, spent)
@@ -129,12 +137,16 @@ class Author:
             found = Outcome(pair.key, kind, reason=str(broken))
         return self.outcome(found, spent)
 
-    def outcome(self, found: Outcome, spent: Sequence[Reply]) -> Outcome:
+    def outcome(self, found: Outcome, spent: Spent) -> Outcome:
         """With what it cost."""
-        read, written = sum(reply.prompt_tokens for reply in spent), sum(reply.completion_tokens for reply in spent)
-        return replace(found, prompt_tokens=read, completion_tokens=written)
+        cost = dict.fromkeys(TOKENS, 0)
+        for name, reply in spent:
+            whose = "verifier_" if name == "verify" else ""
+            cost[f"{whose}prompt_tokens"] += reply.prompt_tokens
+            cost[f"{whose}completion_tokens"] += reply.completion_tokens
+        return replace(found, **cost)  # type: ignore[arg-type]  # all are numbers
 
-    async def route(self, pair: Pair, spent: list[Reply]) -> Kind:
+    async def route(self, pair: Pair, spent: Spent) -> Kind:
         """How much thought a pair takes."""
         if self.plan.by == "rule":
             return self.plan.kind_of(pair.task)
@@ -148,7 +160,7 @@ class Author:
             raise RuleBroken("teacher chose no route")
         return kinds[0]
 
-    async def think(self, pair: Pair, kind: Kind, spent: list[Reply]) -> Thought:
+    async def think(self, pair: Pair, kind: Kind, spent: Spent) -> Thought:
         """An answer that passed every filter."""
         reply = await self.question(self.teacher, kind, pair, spent)
         if not reply.finished:
@@ -163,9 +175,7 @@ class Author:
             verdict(said.text, self.plan.rules)
         return thought
 
-    async def question(
-        self, who: Teacher, name: str, pair: Pair, spent: list[Reply], more: Mapping[str, str] | None = None
-    ) -> Reply:
+    async def question(self, who: Teacher, name: str, pair: Pair, spent: Spent, more: Mapping[str, str] | None = None) -> Reply:
         """Asks one question about a pair."""
         fields = {"instruction": pair.query.instruction or words_of(pair.query) or "find what belongs to it", **(more or {})}
         fields["target"] = words_of(pair.target) or "the last picture below"
@@ -178,7 +188,7 @@ class Author:
         except ValueError as error:
             raise RuleBroken("a medium that endpoints do not take") from error
         reply = await who.ask(pair.key, name, messages)
-        spent.append(reply)
+        spent.append((name, reply))
         return reply
 
 
@@ -196,15 +206,19 @@ class Journal:
         self.path = path
         self.outcomes: dict[str, Outcome] = {}
         self.contents: dict[str, str] = {}
-        self.whole = 0
         self.lock = FileLock(path.with_suffix(".lock"), timeout=0)
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                outcome = Outcome(**json.loads(line))
-                self.outcomes[outcome.key] = outcome
-                self.whole += len(line)
+        self.read()
+
+    def read(self) -> int:
+        """Learns what stands in the file; returns how many of its bytes are whole lines."""
+        whole = 0
+        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
+            if not line.endswith(b"\n"):
+                break
+            outcome = Outcome(**json.loads(line))
+            self.outcomes[outcome.key] = outcome
+            whole += len(line)
+        return whole
 
     def __enter__(self) -> "Journal":
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,8 +226,9 @@ class Journal:
             self.lock.acquire()
         except Timeout as error:
             raise ValueError(f"{self.path} must be written by one process, and another one asks already. Wait for it.") from error
-        if self.path.exists() and self.path.stat().st_size > self.whole:
-            os.truncate(self.path, self.whole)
+        whole = self.read()  # another process may have written since
+        if self.path.exists() and self.path.stat().st_size > whole:
+            os.truncate(self.path, whole)
         self.file = self.path.open("a", encoding="utf-8")
         return self
 
@@ -313,6 +328,5 @@ def count(pairs: Sequence[Pair], dropped: Mapping[str, str], outcomes: Mapping[s
         "dropped": len(dropped),
         "reasons": dict(Counter(dropped.values()).most_common()),
         "kinds": dict(Counter(outcomes[key].kind for key in keys)),
-        "prompt_tokens": sum(outcomes[key].prompt_tokens for key in keys),
-        "completion_tokens": sum(outcomes[key].completion_tokens for key in keys),
+        **{name: sum(getattr(outcomes[key], name) for key in keys) for name in TOKENS},
     }

@@ -1,6 +1,6 @@
 """Pairs that are kept in memory, to score many models on the same inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_conan.embedder import Encoded, OmniEmbedder, OmniProcessor
 from lightning_conan.items import Pair
+from lightning_conan.media import MediaError
 from lightning_conan.retrieval.ranking import pair_scores
 
 
@@ -29,21 +30,36 @@ class PairSet:
     target_ids: list[str]
 
     @classmethod
-    def encode(cls, pairs: Sequence[Pair], processor: OmniProcessor) -> "PairSet":
+    def encode(
+        cls, pairs: Iterable[Pair], processor: OmniProcessor, broken: list[tuple[Pair, MediaError]] | None = None
+    ) -> "PairSet":
         """Decodes and encodes all pairs.
+
+        Args:
+            pairs: The pairs.
+            processor: What encodes them.
+            broken: Takes the pairs that are left out, since a medium cannot be decoded; by default that is an error.
 
         Raises:
             ValueError: No pairs.
+            MediaError: A medium cannot be decoded.
         """
-        if not pairs:
-            raise ValueError("A data set for scoring needs at least 1 pair, got 0.")
-        queries, targets = [pair.query for pair in pairs], [pair.target for pair in pairs]
-        return cls(
-            [processor(item, "query") for item in queries],
-            [processor(item, "target") for item in targets],
-            [item.content_hash() for item in queries],
-            [item.content_hash() for item in targets],
-        )
+        found = cls([], [], [], [])
+        for pair in pairs:
+            try:
+                query, target = processor(pair.query, "query"), processor(pair.target, "target")
+            except MediaError as error:
+                if broken is None:
+                    raise
+                broken.append((pair, error))
+                continue
+            found.queries.append(query)
+            found.targets.append(target)
+            found.query_ids.append(pair.query.content_hash())
+            found.target_ids.append(pair.target.content_hash())
+        if not found.queries:
+            raise ValueError("A data set for scoring needs at least 1 pair that can be decoded, got 0.")
+        return found
 
     @torch.inference_mode()
     def embed(

@@ -15,11 +15,10 @@ from lightning_conan.embedder import (
     Provenance,
     State,
     load_folder,
-    read_provenance,
     save_adapter_folder,
     save_folder,
 )
-from lightning_conan.embedder.checkpoint import PROVENANCE, check_apart, check_replaceable
+from lightning_conan.embedder.checkpoint import check_apart, check_replaceable
 from lightning_conan.items import Modality
 from lightning_conan.reasoning import Decoding
 from lightning_conan.stages.adapters import Adapters
@@ -140,14 +139,8 @@ class Weights(Scoring):
                 for and there is none.
         """
         check_apart(out, self.folder)
-        check_replaceable(out)
-        if (out / PROVENANCE).is_file():
-            there = read_provenance(out)
-            if (there.state, there.modality) != (self.writes, self.modality):
-                raise ValueError(
-                    f"out must be free or hold a {self.writes} model of modality {self.modality}, but in {out} there is a "
-                    f"{there.state} one of modality {there.modality}. Choose another place, or remove it yourself."
-                )
+        if self.writes is not None:  # prepare() refuses such a stage
+            check_replaceable(out, self.writes, self.modality)
         if form == "adapter" and (self.lora is None or self.writes != "specialist"):
             raise ValueError(f"Only a specialist with LoRA can be written as an adapter, got {type(self).__name__}.")
 

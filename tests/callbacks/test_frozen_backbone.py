@@ -28,6 +28,32 @@ def test_a_moved_backbone_is_noticed(fused, world, tmp_path):
         trainer(tmp_path, 2, FrozenBackbone(), Nudge()).fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))
 
 
+def test_a_resumed_run_without_steps_left_ends_well(fused, world, tmp_path):
+    first = trainer(tmp_path, 3, FrozenBackbone())
+    first.fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    again = trainer(tmp_path, 3, FrozenBackbone())
+    again.fit(ProjectorRecovery(fused, QUICK), data(world, "audio"), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert again.global_step == 3
+
+
+class Still(Callback):
+    """Takes each step back."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.before = {name: tensor.detach().clone() for name, tensor in pl_module.trained().items()}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        with torch.no_grad():
+            for name, tensor in pl_module.trained().items():
+                tensor.copy_(self.before[name])
+
+
+def test_steps_that_move_nothing_are_refused(fused, world, tmp_path):
+    with pytest.raises(RuntimeError, match="moved in 2 steps: nothing was trained"):
+        trainer(tmp_path, 2, FrozenBackbone(), Still()).fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))
+
+
 def test_frozen_backbone_refuses_a_stage_that_trains_more(recovered, world, tmp_path):
     with pytest.raises(RuntimeError, match="optimizer must hold no frozen parameter"):
         trainer(tmp_path, 2, FrozenBackbone(("audio_encoder.",))).fit(Rehearsal(recovered, QUICK), data(world, "audio"))

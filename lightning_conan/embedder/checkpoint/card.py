@@ -76,10 +76,19 @@ def origin(provenance: Provenance) -> str:
 
 
 def score_table(scores: Mapping[str, Any] | None) -> list[str]:
-    """Scores by data set, with the command that made them."""
+    """Scores by data set, with the command that made them.
+
+    Raises:
+        ValueError: They are of another form.
+    """
     if not scores:
         return []
     columns = ("recall@1", "recall@10", "ndcg@10", "mrr")
-    rows = [f"| {name} | " + " | ".join(f"{values[column]:.1f}" for column in columns) + " |" for name, values in scores.items()]
+    try:
+        rows = [
+            f"| {name} | " + " | ".join(f"{values[column]:.1f}" for column in columns) + " |" for name, values in scores.items()
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"scores must be a file that `conan test` wrote, each data set's {columns}, got another.") from error
     head = f"| data set | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
     return ["## Scores", "In per cent, mean of both directions, by `conan test`:", "\n".join([head, *rows])]

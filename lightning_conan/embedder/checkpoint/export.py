@@ -50,7 +50,7 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
     def tensor_of(target: str) -> Tensor:
         return tensors[sources[target]]
 
-    with whole_folder(out) as scratch:
+    with whole_folder(out, provenance.state, provenance.modality) as scratch:
         write_shards(scratch, specs, tensor_of)
         write_modules(scratch, config.dim, None if stock else REASONING_MODULE if processor.config.reasons else OUR_MODULE)
         write_prompts(scratch, processor, stock)
@@ -155,7 +155,7 @@ def chat_template(processor: OmniProcessor) -> str:
     system = f"<|im_start|>system\n{instruction}<|im_end|>\n" if instruction else ""
     end = "<|endoftext|>" if settings.ends else ""
     return (
-        f"{{%- if messages[0].role != 'system' %}}{{{{- {json.dumps(system)} }}}}{{%- endif %}}"
+        f"{{%- if messages[0].role != 'system' %}}{{{{- {json.dumps(system, ensure_ascii=False)} }}}}{{%- endif %}}"
         "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
         "{%- if message.content is string %}{{- message.content }}{%- else %}{%- for part in message.content %}"
         "{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"

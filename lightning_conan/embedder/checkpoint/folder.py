@@ -31,6 +31,7 @@ from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, ch
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OmniProcessor, ProcessorConfig
+from lightning_conan.items import Modality
 
 PROCESSOR, CONFIG = "omni_processor.json", "config.json"
 PACKAGES = ("lightning", "torch", "transformers", "peft")
@@ -39,17 +40,23 @@ UNHASHED = "README.md"
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, state: State, modality: Modality | None = None) -> Iterator[Path]:
     """A scratch folder that takes ``folder``'s place when the block ends well, and vanishes when it does not.
 
+    Args:
+        folder: The folder; of a link, what it leads to.
+        state: What will be in it.
+        modality: A specialist's.
+
     Raises:
-        ValueError: ``folder`` exists and is not a checkpoint folder, so it is not ours to replace.
+        ValueError: ``folder`` holds something else, so it is not ours to replace.
     """
-    check_replaceable(folder)
+    folder = folder.resolve() if folder.is_symlink() else folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     old = folder.parent / f".{folder.name}.partial-old"
     if old.exists() and not folder.exists():  # a process ended between the two renames below
         old.rename(folder)
+    check_replaceable(folder, state, modality)
     for stale in folder.parent.glob(f".{folder.name}.partial-*"):
         if not lives(stale.name.rpartition("-")[2]):
             shutil.rmtree(stale)
@@ -66,7 +73,6 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             except OSError:
                 old.rename(folder)
                 raise
-            shutil.rmtree(old)
         else:
             scratch.rename(folder)
         sync(folder.parent)
@@ -74,6 +80,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise OSError(f"{folder} could not be written ({error}); what was there before is untouched.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def lives(process: str) -> bool:
@@ -81,14 +89,31 @@ def lives(process: str) -> bool:
     return process.isdigit() and int(process) != os.getpid() and psutil.pid_exists(int(process))
 
 
-def check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path, state: State, modality: Modality | None = None) -> None:
     """Refuses to put a checkpoint folder where something else is.
 
+    Args:
+        folder: Where.
+        state: What will be in it.
+        modality: A specialist's.
+
     Raises:
-        ValueError: ``folder`` exists, is not empty and not a checkpoint folder, so it is not ours to replace.
+        ValueError: ``folder`` exists and is neither empty nor a checkpoint folder of that state and modality.
     """
-    if folder.exists() and not (folder / PROVENANCE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if (folder / PROVENANCE).is_file():
+        there = read_provenance(folder)
+        if (there.state, there.modality) != (state, modality):
+            raise ValueError(
+                f"{folder} must be free or hold a {described(state, modality)}, but it holds a "
+                f"{described(there.state, there.modality)}. Choose another place, or remove it yourself."
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not a checkpoint folder. Choose another place, or remove it yourself.")
+
+
+def described(state: State, modality: Modality | None) -> str:
+    """What errors call a model."""
+    return f"{state} model" + (f" of modality {modality}" if modality else "")
 
 
 def check_apart(out: Path, *sources: Path | str) -> None:
@@ -146,7 +171,7 @@ def replace_provenance(folder: Path, provenance: Provenance) -> None:
 
 def save_folder(folder: Path, model: OmniEmbedder, processor: OmniProcessor, provenance: Provenance) -> Path:
     """Writes a checkpoint folder with its golden vectors, whole or not at all."""
-    with whole_folder(folder) as scratch:
+    with whole_folder(folder, provenance.state, provenance.modality) as scratch:
         model.save_pretrained(scratch)
         write_golden(scratch, model, processor)
         write_sidecars(scratch, processor, provenance)
@@ -165,7 +190,7 @@ def save_adapter_folder(
         provenance: Names the base's fingerprint as parent ``base``.
         adapter: What was trained.
     """
-    with whole_folder(folder) as scratch:
+    with whole_folder(folder, provenance.state, provenance.modality) as scratch:
         adapter.save(scratch)
         model.config.save_pretrained(scratch)
         write_golden(scratch, model, processor)

@@ -208,7 +208,7 @@ def graft_folder(
     """
     check_apart(out, backbone, audio)
     made = Graft(backbone, audio, settings, hidden, seed)
-    with whole_folder(out) as scratch:
+    with whole_folder(out, "base") as scratch:
         with tqdm(total=len(made.specs), desc="grafting", unit="tensor", disable=None) as bar:
 
             def tensor_of(name: str) -> Tensor:

@@ -69,7 +69,7 @@ def read_provenance(folder: Path) -> Provenance:
     """A folder's provenance.
 
     Raises:
-        ValueError: Not a checkpoint folder.
+        ValueError: Not a checkpoint folder, or its ``conan.json`` is damaged.
     """
     if not folder.is_dir():
         raise ValueError(f"The checkpoint folder {folder} does not exist. Run the stage that writes it first.")
@@ -79,4 +79,7 @@ def read_provenance(folder: Path) -> Provenance:
             ", not an adapter of another trainer." if adapter else "."
         )
         raise ValueError(f"{folder} is not a checkpoint folder: it has no {PROVENANCE}. {remedy}")
-    return Provenance(**json.loads((folder / PROVENANCE).read_text()))
+    try:
+        return Provenance(**json.loads((folder / PROVENANCE).read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / PROVENANCE} was cut or changed ({error}). Write or copy the folder again.") from error

@@ -314,3 +314,27 @@ def test_a_journal_is_not_rewritten_and_belongs_to_one_process(tmp_path):
     with again:
         assert path.read_bytes() == whole
     assert list(again.outcomes) == ["a"]
+
+
+def test_what_another_process_wrote_meanwhile_is_kept(tmp_path):
+    """A second one looks at the journal, waits long (for hashes of media) and opens it when the first one is done."""
+    path = tmp_path / "a.jsonl"
+    second = Journal(path)
+    with Journal(path) as first:
+        first.add(Outcome("a", "simple"))
+    with second:
+        second.add(Outcome("b", "simple"))
+    assert list(second.outcomes) == list(Journal(path).outcomes) == ["a", "b"]
+
+
+def test_the_verifier_has_a_price_of_its_own(tmp_path, capsys):
+    manifest, _ = world(tmp_path / "world", 4, 0)
+    answer = GOOD.format(" ".join(f"word{n} of the change that is asked" for n in range(4)), "the picture in blue")
+    with server(lambda body, number: (200, "yes 0.9" if "Is every step true" in text_of(body) else answer)) as (url, seen):
+        words = ["--endpoint.url", url, "--endpoint.prompt_price", "1e6", "--verifier.url", url, "--verifier.prompt_price", "2e6"]
+        assert run(manifest, tmp_path / "out", *words) == 0
+    summary = json.loads((tmp_path / "out" / "cot.json").read_text())
+    assert len(seen) == 8  # each costs 10 to read and 5 to write
+    assert [summary[f"{whose}prompt_tokens"] for whose in ("", "verifier_")] == [40, 40]
+    assert [summary[f"{whose}completion_tokens"] for whose in ("", "verifier_")] == [20, 20]
+    assert "tokens: 80 read, 40 written, 120.00 in all" in capsys.readouterr().err

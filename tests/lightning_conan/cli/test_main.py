@@ -187,7 +187,7 @@ def test_checkpoints_are_those_that_were_asked_for(base, world, tmp_path):
 
 @pytest.mark.parametrize(("there", "option", "said"), [
     ("notes.txt", [], "is not a checkpoint folder"),
-    ("specialist", ["--model.init_args.modality", "audio"], "out must be free or hold a specialist model of modality audio"),
+    ("specialist", ["--model.init_args.modality", "audio"], "must be free or hold a specialist model of modality audio"),
     (None, ["--trainer.callbacks.form", "adapter"], "Only a specialist with LoRA"),
 ])  # fmt: skip
 def test_what_could_not_be_written_is_refused_before_training(base, world, tmp_path, there, option, said, monkeypatch, capsys):

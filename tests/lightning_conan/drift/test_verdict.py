@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datamodules.shards import ShardSet
-from lightning_conan.drift import Verdict, examine, measure_drift
+from lightning_conan.drift import Verdict, examine, holding, measure_drift
 from lightning_conan.embedder import Provenance, load_folder, load_processor, save_folder, tiny_embedder
 from lightning_conan.retrieval import PairSet
 
@@ -99,6 +99,18 @@ def test_two_projectors_are_followed_at_once(base, world, tmp_path):
     assert all(max(layers["fused"]) < 0.9 for layers in report.layers.values())
     with pytest.raises(ValueError, match="Drift needs a fused folder"):
         measure_drift({name: tmp_path / name for name in sets}, {"later": tmp_path / "fused"}, sets)
+    with pytest.raises(ValueError, match="must be the image specialist, but it is that of audio"):
+        measure_drift({"image": tmp_path / "audio"}, {"fused": tmp_path / "fused"}, {"image": sets["image"]})
+    with pytest.raises(ValueError, match="Drift needs a fused folder"):
+        measure_drift({}, {"fused": tmp_path / "fused"}, {})
+
+
+def test_sounds_are_followed_where_pictures_ask_for_them(base, items):
+    """More pairs than inputs that are watched, and every query a picture."""
+    processor = load_processor(base)
+    pictures, sounds = [processor(items["image"])] * 80, [processor(items["audio"])] * 80
+    found = holding(tiny_embedder(0)[0], [*pictures, *sounds], "audio")
+    assert [bool(item.mels) for item in found] == [True] * 80
 
 
 def test_pairs_with_media_on_both_sides_have_no_side_of_texts(pairs):

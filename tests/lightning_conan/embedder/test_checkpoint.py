@@ -104,8 +104,8 @@ def test_only_our_own_folders_are_replaced(tiny, folder, tmp_path):
     with pytest.raises(ValueError, match="is not a checkpoint folder"):
         save_folder(tmp_path / "mine", *tiny, Provenance("base"))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
-    save_folder(folder, *tiny, Provenance("rehearsed"))
-    assert load_folder(folder)[2].state == "rehearsed"
+    save_folder(folder, *tiny, Provenance("base", notes={"again": True}))
+    assert load_folder(folder)[2].notes == {"again": True}
 
 
 def test_a_failed_save_leaves_the_old_folder_and_no_litter(tiny, folder, monkeypatch):
@@ -142,7 +142,7 @@ def test_what_stood_between_two_renames_comes_back(folder, tiny):
     """A process may end when the old folder has made room and the new one is not there yet."""
     before = file_hash(folder / "conan.json")
     folder.rename(folder.parent / f".{folder.name}.partial-old")
-    with pytest.raises(RuntimeError, match="disk"), whole_folder(folder):
+    with pytest.raises(RuntimeError, match="disk"), whole_folder(folder, "base"):
         raise RuntimeError("disk")
     assert file_hash(folder / "conan.json") == before
 
@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(folder, monkeypa
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="what was there before is untouched"), whole_folder(folder) as scratch:
+    with pytest.raises(OSError, match="what was there before is untouched"), whole_folder(folder, "base") as scratch:
         (scratch / "a").write_text("new")
     assert file_hash(folder / "conan.json") == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -165,6 +165,32 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(folder, monkeypa
 def test_a_folder_that_another_process_writes_is_left_alone(folder):
     other = folder.parent / f".{folder.name}.partial-{os.getppid()}"
     other.mkdir()
-    with whole_folder(folder) as scratch:
+    with whole_folder(folder, "base") as scratch:
         (scratch / "conan.json").write_text("{}")
     assert other.is_dir()
+
+
+def test_a_link_stays_a_link_and_what_it_leads_to_is_written(folder, tiny, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for _ in range(2):
+        save_folder(link, *tiny, Provenance("base"))
+        assert link.is_symlink()
+        load_folder(folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"copy", "link"}
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:-40], lambda text: "{}", lambda text: text.replace("parents", "parent")])
+def test_a_damaged_provenance_is_named(folder, change):
+    path = folder / "conan.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ValueError, match=r"conan\.json was cut or changed"):
+        load_folder(folder)
+
+
+@pytest.mark.parametrize(("state", "modality"), [("fused", None), ("specialist", "image"), ("recovered", None)])
+def test_a_model_of_another_state_is_not_replaced(folder, tiny, state, modality):
+    before = file_hash(folder / "conan.json")
+    with pytest.raises(ValueError, match=f"must be free or hold a {state} model(?s:.*) but it holds a base model"):
+        save_folder(folder, *tiny, Provenance(state, modality))
+    assert file_hash(folder / "conan.json") == before

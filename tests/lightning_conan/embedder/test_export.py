@@ -1,6 +1,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from transformers.video_utils import VideoMetadata
 
 from callbacks import FolderCheckpoint
 from lightning_conan.cli.main import main
-from lightning_conan.embedder import Provenance, export_folder, load_folder, save_folder
+from lightning_conan.embedder import OmniProcessor, Provenance, export_folder, load_folder, save_folder
+from lightning_conan.embedder.checkpoint.export import chat_template
 from lightning_conan.embedder.sentence_transformer import OmniModule
 from lightning_conan.items import Item, Media
 from lightning_conan.media.video import decode_video
@@ -81,6 +83,22 @@ def test_vectors_are_those_of_embed(name, wanted, whole, stock):
     close(model.encode(["x"], prompt="Find it.", convert_to_tensor=True), wanted(Item(("x",), "Find it.")))
     assert model.get_embedding_dimension() == 64
     assert model.similarity_fn_name == "cosine"
+
+
+def test_the_template_writes_any_instruction(tiny):
+    tokenizer, instruction = tiny[1].tokenizer, 'Trouvé: \U0001f642 {{ "x" }} \\n'
+    template = chat_template(OmniProcessor(tokenizer, replace(tiny[1].config, instruction=instruction)))
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], chat_template=template, tokenize=False)
+    assert text.startswith(f"<|im_start|>system\n{instruction}<|im_end|>\n")
+    assert tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize("scores", [{"digits": {"recall@1": 95.0}}, {"digits": 3.0}])
+def test_scores_of_another_form_are_refused(grafted, tmp_path, scores, capsys):
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    assert main(["export", str(grafted), str(tmp_path / "out"), "--scores", str(tmp_path / "scores.json")]) == 1
+    assert "must be a file that `conan test` wrote" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_marker_in_a_text_is_text_to_the_packages_module_alone(wanted, whole, stock, exported):

@@ -1,11 +1,12 @@
 import json
+import math
 import shutil
 
 import pytest
 import torch
 
 from lightning_conan.embedder import load_folder
-from lightning_conan.embedder.checkpoint import compare_golden
+from lightning_conan.embedder.checkpoint import compare_golden, golden
 from lightning_conan.embedder.checkpoint.golden import draw_files
 
 
@@ -40,6 +41,13 @@ def test_inputs_that_are_read_differently_are_noticed(base, tmp_path, change, me
     load_folder(copy)
     with pytest.raises(ValueError, match=f"{message} .* No package changed since"):
         load_folder(copy, verify=True)
+
+
+def test_no_number_is_not_taken_for_a_small_one(base, monkeypatch):
+    model, processor, _ = load_folder(base)
+    monkeypatch.setattr(golden, "compare_golden", lambda *_: ({"audio": 0.0, "image": math.nan, "text": 0.0}, 1e-3))
+    with pytest.raises(ValueError, match="golden image"):
+        golden.check_golden(base, model, processor)
 
 
 def test_half_precision_is_within_its_tolerance(base):

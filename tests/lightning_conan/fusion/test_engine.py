@@ -179,6 +179,15 @@ def test_coefficients_by_module(recipe, tmp_path):
         fuse_folders(replace(recipe, alphas_by_module={"visual": {"image": 1.0}}), tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("visaul", "'visaul' matches none of"), ("layers.(", "must have regular expressions"), ("projector.l", "none")],
+)
+def test_a_pattern_that_means_nothing_is_refused(recipe, tmp_path, pattern, message):
+    with pytest.raises(ValueError, match=message):
+        fuse_folders(replace(recipe, alphas_by_module={pattern: {"image": 0.9, "audio": 0.9}}), tmp_path / "out")
+
+
 def bfloat16_copies(recipe, root, step):
     """The same base in bfloat16, with specialists whose weights are all larger by the share ``step``."""
     model, processor, _ = load_folder(recipe.base, dtype=torch.bfloat16)
@@ -223,6 +232,19 @@ def test_a_delta_output_is_the_exact_fusion_beside_a_bfloat16_base(recipe, tmp_p
     owner = tensors(recipe.specialists["audio"])
     assert all(torch.equal(found[name], owner[name]) for name in report.copied)
     assert load_folder(tmp_path / "delta", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def test_what_a_delta_copies_keeps_the_owners_precision(recipe, tmp_path):
+    model, processor, _ = load_folder(recipe.base, dtype=torch.bfloat16)
+    base = save_folder(tmp_path / "base", model, processor, Provenance("base"))
+    for name, folder in recipe.specialists.items():
+        found = Provenance("specialist", name, {"base": load_folder(base)[2].fingerprint})
+        save_folder(tmp_path / name, *load_folder(folder)[:2], found)
+    finer = replace(recipe, base=base, specialists={name: tmp_path / name for name in ALPHAS}, dtype="delta")
+    report = fuse_folders(finer, tmp_path / "delta")
+    owner, found = tensors(tmp_path / "audio"), load_folder(tmp_path / "delta")[0].state_dict()
+    assert owner["audio_projector.linear_1.weight"].dtype == torch.float32
+    assert all(torch.equal(found[name], owner[name]) for name in report.copied)
 
 
 def test_a_delta_output_without_its_base_is_refused(recipe, base, tmp_path):
