@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 from blake3 import blake3
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
@@ -106,12 +107,17 @@ def alike(these: Iterable[Look], those: Iterable[Look]) -> Iterator[tuple[Look, 
     for look in {look.digest: look for look in these}.values():
         for band in look.bands():
             buckets.setdefault(band, []).append(look)
+    # All of a bucket at once: pages with a blank margin share one.
+    bits = {band: np.array([look.bits for look in looks], np.uint64) for band, looks in buckets.items()}
     for look in {look.digest: look for look in those}.values():
-        near = (other for band in look.bands() for other in buckets.get(band, ()) if other.digest != look.digest)
-        for other in near:
-            if (other.bits ^ look.bits).bit_count() <= ALIKE:
-                yield other, look
-                break
+        near = (
+            buckets[band][place]
+            for band in look.bands()
+            if band in buckets
+            for place in np.flatnonzero(np.bitwise_count(bits[band] ^ np.uint64(look.bits)) <= ALIKE)
+        )
+        if other := next((other for other in near if other.digest != look.digest), None):
+            yield other, look
 
 
 def examine(folder: str, looks: bool = False) -> Report:

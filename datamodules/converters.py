@@ -132,7 +132,7 @@ def from_table(source: Path, how: Layout) -> Iterator[Line]:
         key = plain(row[how.key]) if how.key else f"{number:08d}"
         sides = {"query": how.query, "target": how.target}
         if missing := sorted({column for side in sides.values() for column in side.values()} - set(row)):
-            raise ValueError(f"{source} has the columns {sorted(row)}, and {missing[0]!r} is asked for.")
+            raise ValueError(f"{source} has the columns {sorted(map(str, row))}, and {missing[0]!r} is asked for.")
         made = {name: cells(row, columns, how) for name, columns in sides.items()}
         line = {"key": key, "task": how.task or plain(source.stem), "modality": owner(how.target, how.query)}
         yield where, line | made
@@ -147,7 +147,7 @@ def cells(row: Mapping[str, Any], columns: Mapping[str, str], how: Layout) -> di
             found[kind] = value
         elif isinstance(value, dict):
             name, data = value.get("path") or "", value.get("bytes")
-            found[kind] = name if data is None else Media(kind, data, name)  # type: ignore[arg-type]
+            found[kind] = str(Path(how.media) / name) if data is None else Media(kind, data, name)  # type: ignore[arg-type]
         else:
             found[kind] = str(Path(how.media) / str(value))
     return found
@@ -204,9 +204,13 @@ def from_vidore(source: Path, how: Layout) -> Iterator[Line]:
     """ColPali's training set and ViDoRe: Parquet with query and image (bytes); pages without a query are left to the corpus."""
     for number, row in enumerate(read_rows(source)):
         if row.get("query"):
-            page = Media("document", row["image"]["bytes"], row.get("image_filename") or "page.png")
-            line = {"key": f"{number:08d}", "task": how.task or plain(source.stem), "modality": "document"}
-            yield f"{source}:{number + 1}", line | {"query": {"text": row["query"]}, "target": {"document": page}}
+            where, key = f"{source}:{number + 1}", f"{number:08d}"
+            if not (data := (row["image"] or {}).get("bytes")):
+                yield where, Fault(where, key, "target", "image holds no bytes")
+                continue
+            page = Media("document", data, row.get("image_filename") or "page.png")
+            line = {"key": key, "task": how.task or plain(source.stem), "modality": "document"}
+            yield where, line | {"query": {"text": row["query"]}, "target": {"document": page}}
 
 
 def from_mmeb(source: Path, how: Layout) -> Iterator[Line]:
@@ -227,7 +231,10 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each line's number and content. Only a line feed ends one: JSON may hold what Unicode calls a line's end, too."""
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
-            yield number, json.loads(line)
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number} must be JSON ({error}).") from error
 
 
 def from_mbeir(source: Path, how: Layout) -> Iterator[Line]:

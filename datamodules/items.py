@@ -141,7 +141,10 @@ def manifest_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
-            value = json.loads(line)
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number} must be JSON, as all of a manifest ({error}). Name a JSONL file.") from error
             if not isinstance(value, dict) or not isinstance(value.get("key"), str):
                 raise ValueError(f"Each line of a manifest must be an object with a key, got {line[:80]!r} in {path}:{number}.")
             yield value["key"], value

@@ -1,6 +1,7 @@
 """Manifests: one JSON line a pair, checked line by line."""
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
     seen: set[str] = set()
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if number == 1:
+                line = line.removeprefix(BOM_UTF8)
             if not line.strip():
                 continue
             where, key = f"{path}:{number}", ""

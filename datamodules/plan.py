@@ -68,8 +68,8 @@ def shuffled_batches(parts: Sequence[Mapping[str, Sequence[int]]], size: int, wo
         batches = []
         for task, numbers in part.items():
             order = waiting[task] + rng.sample(list(numbers), len(numbers))
-            if place + 1 < len(parts):  # something for each rank has to be left for the last part
-                full = max(0, len(order) - world) // size * size
+            if place + 1 < len(parts):  # a batch has to be left for the last part, whatever the number of ranks
+                full = max(0, len(order) - size) // size * size
                 order, waiting[task] = order[:full], order[full:]
             batches += chop(order, size, world)
         rng.shuffle(batches)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Literal, TypeVar
@@ -19,7 +20,7 @@ from torchvision.transforms.v2 import functional as tv
 from datamodules.manifest import Fault
 from datamodules.patience import BROKEN, patience
 from lightning_conan.items import Item, Media, Pair
-from lightning_conan.media import decode_media, encode_audio, encode_video
+from lightning_conan.media import MediaError, decode_media, encode_audio, encode_video
 from lightning_conan.media.video import Resampling, frames_of, timeline
 
 Entry = TypeVar("Entry")
@@ -79,7 +80,10 @@ class Reencoding:
         frames = (
             pixels for _, pixels in frames_of(media, Resampling(float(fps)))
         )  # not all at once: a long one fills the memory
-        even = (pixels[:, : pixels.shape[1] & ~1, : pixels.shape[2] & ~1] for pixels in frames)
+        first = next(frames)
+        if min(first.shape[1:]) < 2:
+            raise MediaError(media, f"is {first.shape[2]}x{first.shape[1]} pixels, must have 2 each way to be written as H.264")
+        even = (pixels[:, : pixels.shape[1] & ~1, : pixels.shape[2] & ~1] for pixels in chain([first], frames))
         return Media("video", encode_video(even, fps), f"{media.name}.mp4")
 
     def seen(self, media: Media) -> Media:

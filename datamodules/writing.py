@@ -62,6 +62,8 @@ def write_resumable(
         pairs_per_shard: Pairs in one tar file.
         files: Further text files, by name.
     """
+    if pairs_per_shard < 1:
+        raise ValueError(f"pairs_per_shard must be 1 or more, got {pairs_per_shard}.")
     if out.exists():
         raise ValueError(f"{out} exists already. Choose another folder, or remove it first.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,7 @@ def write_resumable(
             scratch.rename(out)
             (out / PROGRESS).unlink()
         except BaseException:
-            if signature and filling.shards:
+            if signature and filling.tasks.total():
                 log.warning(
                     "%d shards of %s are kept in %s: the same call goes on behind them", len(filling.shards), out, scratch
                 )
@@ -143,6 +145,8 @@ class Filling:
                 path = folder / found["shard"]["file"]
                 if not path.is_file() or path.stat().st_size != found["shard"]["bytes"]:
                     break
+                if any(os.access(missing, os.R_OK) for missing in found["missing"]):
+                    break  # what could not be read is there now
                 self.count(found["shard"])
                 self.keys.update(found["lost"])
                 self.faults += [Fault(**fault) for fault in found["faults"]]
@@ -190,13 +194,15 @@ class Filling:
 
     def flush(self, pairs: list[Pair]) -> None:
         """Writes one shard and notes it."""
-        shard = write_shard(self.folder / f"{len(self.shards):06d}.tar", pairs, self.faults)
+        missing: list[str] = []
+        shard = write_shard(self.folder / f"{len(self.shards):06d}.tar", pairs, self.faults, missing)
         self.count(shard)
         new = [asdict(fault) for fault in self.faults[self.listed :]]
         self.listed = len(self.faults)
         lost = sorted({pair.key for pair in pairs} - {sample["key"] for sample in shard["samples"]})
+        noted = {"consumed": self.consumed, "faults": new, "lost": lost, "missing": missing, "shard": shard}
         with (self.folder / PROGRESS).open("a") as file:
-            file.write(json.dumps({"consumed": self.consumed, "faults": new, "lost": lost, "shard": shard}) + "\n")
+            file.write(json.dumps(noted) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -207,7 +213,8 @@ class Filling:
             ValueError: There is not a single pair.
         """
         if not (pairs := self.tasks.total()):
-            first = f" The first fault: {self.faults[0].where}: {self.faults[0].reason}" if self.faults else ""
+            hint = " Look at the source, and at what a split or a modality leaves of it."
+            first = f" The first fault: {self.faults[0].where}: {self.faults[0].reason}" if self.faults else hint
             raise ValueError(f"There must be at least 1 pair to pack, got 0 and {len(self.faults)} broken ones.{first}")
         if self.faults:
             write_whole(self.folder / "quarantine.jsonl", "".join(fault.to_json() + "\n" for fault in self.faults))
@@ -239,15 +246,19 @@ def write_whole(path: Path, text: str) -> None:
     scratch.rename(path)
 
 
-def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault]) -> dict[str, Any]:
-    """One tar file; returns its index entry. Pairs whose files cannot be read, or texts written, join the faults."""
+def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault], missing: list[str]) -> dict[str, Any]:
+    """One tar file; returns its index entry. Pairs whose files cannot be read, or texts written, join the faults, and such files
+    those that are missing."""
     written: dict[str, Pair] = {}
     with path.open("wb") as file, wds.TarWriter(file, mtime=0) as writer:
         for pair in pairs:
             try:
                 sample = encode_pair(pair)
             except (OSError, UnicodeEncodeError) as error:
-                reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
+                reason = str(error)
+                if isinstance(error, OSError):
+                    reason = f"{error.strerror}: {error.filename}"
+                    missing.append(str(error.filename))
                 faults.append(Fault(pair.key, pair.key, "sample", reason))
                 continue
             writer.write(sample)

@@ -80,7 +80,10 @@ def read_pairs(manifest: Path) -> Iterator[dict[str, Any]]:
     """
     for number, line in enumerate(manifest.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
-            pair = json.loads(line)
+            try:
+                pair = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{manifest}:{number} must be JSON ({error}).") from error
             if not isinstance(pair, dict) or not {"key", "task", "query", "target"} <= set(pair):
                 raise ValueError(
                     f"Mining needs pairs with key, task, query and target, got {line[:80]!r} in {manifest}:{number}."
@@ -123,6 +126,8 @@ def mine_manifest(
     settings = Mining(count, skip, depth, margin, relative)
     if out.resolve().parent != manifest.resolve().parent or out.resolve() == manifest.resolve():
         raise ValueError(f"The new manifest must lie beside {manifest}, under another name, got {out}: media paths are relative.")
+    for _ in read_pairs(manifest):
+        pass  # a line that is no pair is told now, not after hours
     work = out.with_name(f"{out.name}.mining")
     for side in ("query", "target"):
         if devices == 1:
@@ -152,7 +157,7 @@ def mine_manifest(
 
 def with_negatives(pair: dict[str, Any], pairs: dict[str, dict[str, Any]], found: dict[str, list[str]]) -> dict[str, Any]:
     """A pair with the targets that were found for it."""
-    negatives = list(pair.get("negatives", []))
+    negatives = list(pair.get("negatives") or [])
     mined = [pairs[key]["target"] for key in found.get(pair["key"], [])]
     negatives += [target for target in mined if target not in negatives]
     return pair | ({"negatives": negatives} if negatives else {})

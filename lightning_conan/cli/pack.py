@@ -65,7 +65,10 @@ def pack(
 
 def state_of(source: Path) -> list[tuple[str, int, int]]:
     """Changes with what is read: names, sizes and times of the files; nothing of what is missing, which its reader says."""
-    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    files = [source]
+    if source.is_dir():  # what is hidden is none of it, such as what this call is writing
+        inside = (path for path in source.rglob("*") if not any(part.startswith(".") for part in path.relative_to(source).parts))
+        files = sorted(path for path in inside if path.is_file())
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.exists()]
 
 

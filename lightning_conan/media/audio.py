@@ -1,6 +1,7 @@
 """Sounds: WAV, FLAC, MP3, OGG (or a video's sound track) to a 16 kHz mono waveform."""
 
 import io
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
 from math import gcd
@@ -24,6 +25,8 @@ BLOCK = 65_536
 """Samples that leave FFmpeg's buffer at once: frames hold a thousand, and each takes 25 us to become an array."""
 ODDEST = 2000
 """A rate whose ratio to 16 kHz has larger terms (44,101 Hz) would take gigabytes for the filter; 44,100 Hz has 441."""
+AT_ONCE = 2**20
+"""Samples that are resampled together: 22 s at 48 kHz."""
 STREAMED = (0, 0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF)
 """What writers that do not know the size put in its place."""
 
@@ -42,15 +45,22 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
         if rate // gcd(rate, SAMPLE_RATE) > ODDEST:
             raise MediaError(media, f"sample rate {rate} Hz shares too little with {SAMPLE_RATE}, write it at a usual rate")
         stop = int(min(limits.max_seconds, media.end or limits.max_seconds) * rate) + 1
-        wave = collect(media, container, stream, stop)
-    limits.check_seconds(media, len(wave) / rate)
-    wave = wave[int(media.start * rate) : None if media.end is None else int(media.end * rate)]
+        first, last = int(media.start * rate), stop if media.end is None else int(media.end * rate)
+        seen = 0
+
+        def wanted() -> Iterator[Float[Tensor, " samples"]]:
+            nonlocal seen
+            for block in collect(media, container, stream, stop):
+                part = block[max(0, first - seen) : max(0, last - seen)]
+                seen += len(block)
+                if not bool(part.isfinite().all()):
+                    raise MediaError(media, "holds samples that are not finite")
+                yield part
+
+        wave = resampled(wanted(), rate)
+    limits.check_seconds(media, seen / rate)
     if not len(wave):
         raise MediaError(media, "holds no samples")
-    if not bool(wave.isfinite().all()):
-        raise MediaError(media, "holds samples that are not finite")
-    if rate != SAMPLE_RATE:
-        wave = resampler(rate)(wave)
     return wave
 
 
@@ -58,6 +68,27 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
 def resampler(rate: int) -> Resample:
     """From a rate to 16 kHz; its filter takes as long to make as 4 s of sound to resample."""
     return Resample(rate, SAMPLE_RATE)
+
+
+def resampled(blocks: Iterable[Float[Tensor, " samples"]], rate: int, at_once: int = AT_ONCE) -> Float[Tensor, " samples"]:
+    """A waveform in blocks at 16 kHz: as torchaudio resamples all of it, without holding it at its own rate."""
+    if rate == SAMPLE_RATE:
+        return torch.cat([torch.zeros(0), *blocks])
+    convert = resampler(rate)
+    step, made = rate // gcd(rate, SAMPLE_RATE), SAMPLE_RATE // gcd(rate, SAMPLE_RATE)  # samples in and out of a period
+    margin = (-(-int(convert.width) // step) + 1) * step  # what the filter sees on both sides
+    found, held, count, before = [torch.zeros(0)], list[Tensor](), 0, 0
+    for block in blocks:
+        held, count = [*held, block], count + len(block)
+        ready = (count - before - margin) // step * step
+        if ready >= at_once:
+            wave = torch.cat(held)
+            found.append(convert(wave[: before + ready + margin])[before // step * made : (before + ready) // step * made])
+            rest = wave[max(0, before + ready - margin) :].clone()
+            held, count, before = [rest], len(rest), before + ready - (count - len(rest))
+    if count > before:
+        found.append(convert(torch.cat(held))[before // step * made :])
+    return torch.cat(found)
 
 
 def check_whole(media: Media, data: bytes) -> None:
@@ -79,14 +110,13 @@ def check_whole(media: Media, data: bytes) -> None:
         place += 8 + size + size % 2
 
 
-def collect(media: Media, container: Any, stream: Any, stop: int) -> Float[Tensor, " samples"]:
-    """Decodes up to ``stop`` samples and averages the channels.
+def collect(media: Media, container: Any, stream: Any, stop: int) -> Iterator[Float[Tensor, " samples"]]:
+    """Decodes up to ``stop`` samples, some at a time, and averages the channels.
 
     Raises:
         MediaError: Samples' format, channels or rate change within the file.
     """
     fifo, samples, first = av.AudioFifo(), 0, None
-    blocks: list[Tensor] = []
     for frame in container.decode(stream):
         kind = frame.format.name, frame.layout.nb_channels, frame.sample_rate
         first = first or kind
@@ -95,13 +125,12 @@ def collect(media: Media, container: Any, stream: Any, stop: int) -> Float[Tenso
         frame.pts = None  # samples follow each other, whatever times the file gives them
         fifo.write(frame)
         samples += frame.samples
-        if fifo.samples >= BLOCK:
-            blocks.append(drained(fifo))
         if samples >= stop:
             break
-    if fifo.samples:
-        blocks.append(drained(fifo))
-    return torch.cat(blocks)[:stop] if blocks else torch.zeros(0)
+        if fifo.samples >= BLOCK:
+            yield drained(fifo)
+    if left := fifo.samples:
+        yield drained(fifo)[: left - max(0, samples - stop)]
 
 
 def drained(fifo: av.AudioFifo) -> Float[Tensor, " samples"]:
@@ -118,9 +147,9 @@ def drained(fifo: av.AudioFifo) -> Float[Tensor, " samples"]:
 
 
 def encode_audio(wave: Float[Tensor, " samples"], rate: int = SAMPLE_RATE, format: str = "flac") -> bytes:
-    """A mono FLAC, WAV (16 bits) or Opus (``opus``, lossy) file of a waveform in [-1, 1]."""
+    """A mono FLAC, WAV (16 bits) or Opus (``opus``, lossy) file of a waveform in [-1, 1], beyond which it is clipped."""
     buffer = io.BytesIO()
-    samples = (wave.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()[None]
+    samples = (wave * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()[None]  # what was 16 bits stays as it was
     codec = {"flac": "flac", "wav": "pcm_s16le", "opus": "libopus"}[format]
     exact = {"fflags": "+bitexact"}  # Ogg would draw a number at random, and the same sound give other bytes each time
     with av.open(buffer, "w", format="ogg" if format == "opus" else format, options=exact) as container:

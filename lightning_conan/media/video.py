@@ -84,7 +84,10 @@ def open_container(media: Media, kind: str, limits: Limits) -> Iterator[tuple[An
             if container.duration is not None:
                 limits.check_seconds(media, container.duration / av.time_base)
             yield container, streams[0]
-    except (av.FFmpegError, EOFError, UnicodeDecodeError) as error:
+    except (MediaError, TimeoutError):
+        raise
+    except Exception as error:
+        # PyAV's own code stumbles, too: over a stream that begins in mid-file (IndexError), or one that cannot be decoded.
         raise MediaError(media, f"cannot be decoded ({error})") from error
 
 
@@ -114,7 +117,7 @@ def frames_of(
         limits.check_pixels(media, stream.width, stream.height)
         if stream.frames > limits.max_frames:
             raise MediaError(media, f"{stream.frames} frames, must be 1 to {limits.max_frames}")
-        shown = Timeline.read(media, container, stream)
+        shown = Timeline.read(media, container, stream, limits)
         total, fps = shown.total, shown.fps
         if not 0 < total <= limits.max_frames or fps <= 0:
             raise MediaError(media, f"{total} frames at {fps:g} a second, must be 1 to {limits.max_frames}")
@@ -141,7 +144,7 @@ def timeline(media: Media, limits: Limits = DEFAULT) -> "Timeline":
         MediaError: No video, or one that is truncated.
     """
     with open_container(media, "video", limits) as (container, stream):
-        return Timeline.read(media, container, stream)
+        return Timeline.read(media, container, stream, limits)
 
 
 @dataclass(frozen=True)
@@ -163,30 +166,35 @@ class Timeline:
     seconds: list[float] = field(default_factory=list)
 
     @classmethod
-    def read(cls, media: Media, container: Any, stream: Any) -> "Timeline":
+    def read(cls, media: Media, container: Any, stream: Any, limits: Limits = DEFAULT) -> "Timeline":
         """From the packets, without decoding any; rewinds.
 
         Raises:
-            MediaError: There are fewer of them than the header announces.
+            MediaError: There are fewer of them than the header announces, or too many.
         """
-        counted = [stream] if stream.frames else []  # without a count the end of all tracks tells whether the file was cut
-        every = [packet for packet in container.demux(*counted) if packet.size]
+        begin, end = 0.0, -math.inf
+        own: list[tuple[int | None, bool, bool]] = []  # not PyAV's packets: a million of them would be gigabytes
+        for packet in sized(container, stream):
+            if packet.pts is not None:
+                begin = min(begin, packet.pts * float(packet.time_base))
+                end = max(end, (packet.pts + (packet.duration or 0)) * float(packet.time_base))
+            if packet.stream_index == stream.index:
+                own.append((packet.pts, packet.is_keyframe, packet.is_discard))
+                if len(own) > 2 * limits.max_frames:  # a packet may hold half a frame
+                    raise MediaError(media, f"more than {limits.max_frames} frames, must be 1 to {limits.max_frames}")
         container.seek(0)
-        own = [packet for packet in every if packet.stream_index == stream.index]
+        packets = [(time, key) for time, key, discarded in own if not discarded]
         announced = (container.duration or 0) / av.time_base
         if len(own) < stream.frames:
             raise MediaError(media, f"truncated: the header announces {stream.frames} frames, {len(own)} are there")
-        ends = [(packet.pts + (packet.duration or 0)) * float(packet.time_base) for packet in every if packet.pts is not None]
-        begins = [packet.pts * float(packet.time_base) for packet in every if packet.pts is not None]
-        if not stream.frames and ends and max(ends) - min(0.0, *begins) < announced - SLACK:
-            raise MediaError(media, f"truncated: the header announces {announced:.2f} s, {max(ends):.2f} s are there")
+        if not stream.frames and -math.inf < end - begin < announced - SLACK:
+            raise MediaError(media, f"truncated: the header announces {announced:.2f} s, {end:.2f} s are there")
         fps = float(stream.average_rate or 0)
-        packets = [packet for packet in own if not packet.is_discard]
-        times = sorted(packet.pts for packet in packets if packet.pts is not None)
+        times = sorted(time for time, _ in packets if time is not None)
         fields = not stream.frames and announced > 0 and len(packets) > 1.5 * max(1.0, fps * announced)
         if not times or len(set(times)) < len(packets) or fields:
             return cls(stream.frames or int(fps * announced), fps)
-        keys = sorted(packet.pts for packet in packets if packet.is_keyframe)
+        keys = sorted(time for time, key in packets if key and time is not None)
         seconds = [(time - times[0]) * float(stream.time_base) for time in times]
         if not steady(seconds, fps) and seconds[-1] > 0:
             fps = (len(times) - 1) / seconds[-1]  # a header may say anything
@@ -210,6 +218,12 @@ class Timeline:
     def second(self, frame: int) -> float:
         """When a frame is shown."""
         return self.seconds[frame] if self.seconds else frame / self.fps
+
+
+def sized(container: Any, stream: Any) -> Iterator[Any]:
+    """A video's packets that hold something; where no header counts them those of all tracks, whose end tells whether it was
+    cut."""
+    return (packet for packet in container.demux(*([stream] if stream.frames else [])) if packet.size)
 
 
 def steady(seconds: list[float], fps: float) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10, 50)
@@ -61,24 +61,25 @@ def block_scores(
     if not bool(scores.isfinite().all()):
         row = int((~scores.isfinite().all(dim=1)).nonzero()[0])
         raise ValueError(f"Scores must be finite, query {row} of the block has others. The encoder gave NaN or inf.")
-    # Relevance sorts first (irrelevant before relevant), then a stable sort by score keeps that order among ties.
-    by_relevance = relevant.to(torch.uint8).argsort(dim=1, stable=True)
-    order = scores.gather(1, by_relevance).argsort(dim=1, descending=True, stable=True)
-    hits = relevant.gather(1, by_relevance.gather(1, order))
-    first = hits.to(torch.uint8).argmax(dim=1)
+    # No sort of the corpus: the first relevant entry stands behind as many as are irrelevant and score as high.
+    wrong, right = scores.masked_fill(relevant, -torch.inf), scores.masked_fill(~relevant, -torch.inf)
+    first = (wrong >= right.amax(dim=1, keepdim=True)).sum(dim=1)
     result = {f"recall@{k}": (first < k).float() for k in RECALL_AT}
-    result |= {f"ndcg@{k}": ndcg(hits, k) for k in NDCG_AT}
+    depth = min(max(NDCG_AT), scores.shape[1])
+    best = torch.cat([wrong.topk(depth, dim=1).values, right.topk(depth, dim=1).values], dim=1)
+    order = best.argsort(dim=1, descending=True, stable=True)[:, :depth]  # among ties irrelevant ones first
+    hits = (order >= depth) & best.gather(1, order).isfinite()
+    result |= {f"ndcg@{k}": ndcg(hits[:, :k], relevant.sum(dim=1)) for k in NDCG_AT}
     result["mrr"] = 1.0 / (first + 1).float()
     return result
 
 
-def ndcg(hits: Bool[Tensor, "queries corpus"], k: int) -> Float[Tensor, " queries"]:
-    """Normalised discounted cumulative gain at ``k`` with binary relevance."""
-    depth = min(k, hits.shape[1])
+def ndcg(hits: Bool[Tensor, "queries depth"], relevant: Int[Tensor, " queries"]) -> Float[Tensor, " queries"]:
+    """Normalised discounted cumulative gain of the first entries, with binary relevance, by how many are relevant in all."""
+    depth = hits.shape[1]
     discounts = 1 / torch.log2(torch.arange(2, depth + 2, device=hits.device).float())
-    gained = (hits[:, :depth].float() * discounts).sum(dim=1)
-    possible = hits.sum(dim=1).clamp(max=depth)
-    return gained / discounts.cumsum(0)[possible - 1]
+    gained = (hits.float() * discounts).sum(dim=1)
+    return gained / discounts.cumsum(0)[relevant.clamp(max=depth) - 1]
 
 
 def mean_scores(scores: dict[str, Float[Tensor, " queries"]]) -> dict[str, Tensor]:

@@ -81,6 +81,17 @@ def test_looks_are_compared_as_each_with_each_would_be():
     assert not list(alike(these, these))  # a file is no copy of itself
 
 
+def test_pages_with_a_blank_margin_are_compared_with_each_other():
+    """Their first bands are alike, so that all of them share a bucket."""
+    rng = random.Random(0)
+    pages = [Look(f"{row}", row.to_bytes(2), rng.getrandbits(40) << 24) for row in range(500)]
+    copy = Look("copy", b"copy", pages[7].bits ^ 1 << 50)
+    wanted = {(one.key, other.key) for one in pages for other in [copy] if (one.bits ^ other.bits).bit_count() <= ALIKE}
+    assert ("7", "copy") in wanted
+    assert {(one.key, other.key) for one, other in alike(pages, [copy])} <= wanted
+    assert list(alike(pages, [copy]))
+
+
 def test_media_that_two_sets_share_beside_other_texts_are_reported(tmp_path, capsys):
     """With an instruction, on the other side of a pair, or as a hard negative: no side as a whole is the same."""
     sounds = [pair.query.media[0] for pair in draw_pairs("audio", 4, 0)]

@@ -211,6 +211,45 @@ def test_only_a_line_feed_ends_a_line_of_json(tmp_path):
     assert pair.target.parts == ("one\u2028two\x85three",)
 
 
+def test_a_path_in_a_struct_lies_below_media_too(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(png())
+    pq.write_table(pa.table({"image": [{"bytes": None, "path": "a.png"}], "text": ["a"]}), tmp_path / "t.parquet")
+    (pair,) = read(tmp_path / "t.parquet", layout="table", query={"text": "text"}, target={"image": "image"}, media="pictures")
+    assert pair.target.media[0].read() == png()
+
+
+def test_a_page_without_bytes_is_one_fault(tmp_path):
+    rows = {"query": ["a", "b"], "image": [None, {"bytes": png(), "path": "b.png"}], "image_filename": ["a.png", "b.png"]}
+    pq.write_table(pa.table(rows), tmp_path / "t.parquet")
+    fault, pair = read_source(tmp_path / "t.parquet", Layout("vidore"))
+    assert (fault.key, fault.reason, pair.key) == ("00000000", "image holds no bytes", "00000001")
+
+
+def test_a_broken_line_of_mbeir_is_named(tmp_path):
+    (tmp_path / "pool.jsonl").write_text('{"did": "1:1"}\n{"did": \n')
+    (tmp_path / "q.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"pool\.jsonl:2 must be JSON"):
+        list(read_source(tmp_path / "q.jsonl", Layout("mbeir", candidates=tmp_path / "pool.jsonl")))
+
+
+def test_a_ragged_table_is_told(tmp_path):
+    (tmp_path / "t.csv").write_text("text,image\na,b,c\n")
+    with pytest.raises(ValueError, match="'caption' is asked for"):
+        list(read_source(tmp_path / "t.csv", Layout("table", query={"text": "caption"}, target={"image": "image"})))
+
+
+def test_a_folder_may_be_packed_into_itself(tmp_path, monkeypatch):
+    """What the call itself has written is nothing that it reads."""
+    from lightning_conan.cli.pack import state_of
+
+    (tmp_path / "a.png").write_bytes(png())
+    before = state_of(tmp_path)
+    (tmp_path / ".packed.partial").mkdir()
+    (tmp_path / ".packed.partial" / "000000.tar").write_bytes(b"x")
+    assert state_of(tmp_path) == before
+
+
 def test_a_cell_may_be_a_book(tmp_path):
     """csv's own limit is 131,072 characters."""
     write_csv(tmp_path / "t.csv", [{"q": "word " * 40_000, "t": "a"}])

@@ -39,6 +39,12 @@ def test_a_broken_line_is_a_fault_that_names_its_line(tmp_path):
     assert "must be unique" in faults[3].reason
 
 
+def test_a_byte_order_mark_costs_no_pair(tmp_path):
+    line = {"key": "a", "task": "t", "modality": "text", "query": {"text": "x"}, "target": {"text": "y"}}
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(line).encode() + b"\n")
+    assert [pair.key for pair in read_manifest(tmp_path / "a.jsonl")] == ["a"]
+
+
 def test_a_missing_manifest_is_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         next(read_manifest(tmp_path / "nowhere.jsonl"))

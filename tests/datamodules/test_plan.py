@@ -39,6 +39,17 @@ def test_windows_see_each_sample_once_too(sizes, batch, world, per_shard, sample
     assert plan == plan_training({"a": tasks}, batch, 0, epoch, world, windows={"a": window})
 
 
+@given(SIZES, st.integers(4, 16), st.integers(1, 9), st.integers(1, 60), st.integers(0, 2))
+def test_windows_leave_no_pair_alone_and_ranks_change_nothing(sizes, batch, per_shard, samples, epoch):
+    """A batch of one has no negative; and a plan that ranks change could not be gone on with on others."""
+    tasks, total = tasks_of(sizes), sum(sizes)
+    window = Window([range(start, min(start + per_shard, total)) for start in range(0, total, per_shard)], samples)
+    plans = [plan_training({"a": tasks}, batch, 0, epoch, world, windows={"a": window}) for world in (1, 2)]
+    assert plans[0] == plans[1]
+    alone = sum(len(numbers) == 1 for numbers in tasks.values())
+    assert sum(len(slot.numbers) == 1 for slot in plans[0]) == alone
+
+
 def test_a_window_touches_few_shards_at_a_time():
     """Of 100 shards of 10 no more than a window and what a batch has left over."""
     window = Window([range(start, start + 10) for start in range(0, 1000, 10)], 50)

@@ -11,6 +11,7 @@ import time
 from fractions import Fraction
 
 import av
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -232,6 +233,35 @@ def test_what_was_not_taken_once_does_not_come_back(tmp_path):
         write_resumable(one_more, tmp_path / "set", "same", 3)
     assert write_resumable(lambda done: pairs(12)[done:], tmp_path / "set", "same", 3) == straight
     assert len(ShardSet(tmp_path / "set")) == 12
+
+
+def test_files_that_are_there_by_now_are_packed_after_all(tmp_path):
+    """A drive that was not mounted: what could not be read is looked for again, what was written stays."""
+    away = tmp_path / "away.png"
+
+    def some(done, stop=None):
+        for number, pair in enumerate(pairs(12)[done:], done):
+            if number == stop:
+                raise KeyboardInterrupt
+            medium = Media("image", away, "away.png")
+            yield msgspec.structs.replace(pair, query=Item((medium,))) if number == 4 else pair
+
+    with pytest.raises(KeyboardInterrupt):
+        write_resumable(lambda done: some(done, 9), tmp_path / "set", "same", 3)
+    first = (tmp_path / ".set.partial" / "000000.tar").stat().st_ino
+    away.write_bytes(png())
+    summary = write_resumable(some, tmp_path / "set", "same", 3)
+    assert (summary["pairs"], summary["quarantined"]) == (12, 0)
+    assert (tmp_path / "set" / "000000.tar").stat().st_ino == first
+
+
+def test_nothing_is_kept_of_a_source_whose_files_are_all_missing(tmp_path, caplog):
+    gone = [msgspec.structs.replace(pair, query=Item((Media("image", tmp_path / "no.png", "no.png"),))) for pair in pairs(6)]
+    with pytest.raises(ValueError, match="got 0 and 6 broken ones"):
+        write_resumable(lambda done: gone[done:], tmp_path / "set", "same", 3)
+    assert not (tmp_path / ".set.partial").exists()
+    with pytest.raises(ValueError, match="pairs_per_shard must be 1 or more, got 0"):
+        write_resumable(lambda done: gone[done:], tmp_path / "set", "same", 0)
 
 
 def test_a_second_process_is_kept_out(tmp_path):

@@ -82,6 +82,20 @@ def test_a_manifest_elsewhere_is_refused(manifest, base, tmp_path, capsys):
     assert "must lie beside" in capsys.readouterr().err
 
 
+def test_a_line_that_is_no_pair_is_told_before_anything_is_embedded(manifest, base, capsys):
+    lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([*lines, '{"key": "odd"}']))
+    assert main(["mine", "--manifest", str(manifest), "--folder", str(base), "--out", str(manifest.with_name("m.jsonl"))]) == 1
+    assert "needs pairs with key, task, query and target" in capsys.readouterr().err
+    assert not manifest.with_name("m.jsonl.mining").exists()
+
+
+def test_negatives_may_be_null(manifest, base):
+    rows = [json.loads(line) | {"negatives": None} for line in manifest.read_text().splitlines()]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert mined(manifest, base, "null.jsonl", "--count", "2")
+
+
 def test_a_fault_on_several_devices_is_one_error(manifest, tmp_path, capfd):
     words = ["--manifest", str(manifest), "--folder", str(tmp_path / "nowhere"), "--out", str(manifest.with_name("m.jsonl"))]
     assert main(["mine", *words, "--accelerator", "cpu", "--devices", "2"]) == 1

@@ -1,4 +1,5 @@
 import io
+import math
 import struct
 from fractions import Fraction
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from lightning_conan.media import (
     image,
     video,
 )
-from lightning_conan.media.audio import BLOCK
+from lightning_conan.media.audio import BLOCK, resampled, resampler
 from lightning_conan.media.video import Timeline, pick
 from samples import EVERY_FRAME, call, flac, mp4, png, recording
 
@@ -182,17 +183,44 @@ def tone(codec: str, container: str, layout: str) -> bytes:
 @pytest.mark.parametrize("format", ["flac", "wav"])
 def test_a_sound_of_several_blocks_comes_back(format):
     generator = torch.Generator().manual_seed(0)
-    wave = (torch.rand(2 * BLOCK + 77, generator=generator) - 0.5).mul(32_767).round() / 32_767
+    wave = torch.randint(-32_768, 32_768, (2 * BLOCK + 77,), generator=generator) / 32_768
     found = decode_audio(Media("audio", encode_audio(wave, format=format), f"a.{format}"))
-    assert torch.equal(found, (wave * 32_767).round() / 32_768)
+    assert torch.equal(found, wave), "16 bits are not lost"
     media = Media("audio", encode_audio(wave, format=format), f"a.{format}", end=5.0)
     assert torch.equal(decode_audio(media), found[:80_000])
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("length", [1, 900, 30_000, 100_001])
+def test_pieces_are_resampled_as_the_whole_is(rate, length):
+    generator = torch.Generator().manual_seed(length)
+    wave = torch.rand(length, generator=generator) - 0.5
+    blocks = wave.split(7_001)
+    found = resampled(iter(blocks), rate, at_once=20_000)
+    assert torch.allclose(found, resampler(rate)(wave), atol=1e-6)
+    assert len(found) == math.ceil(length * 16_000 / rate)
+
+
+def test_a_sound_is_not_held_at_its_own_rate(monkeypatch):
+    """A small file of an hour of nothing at a high rate would take gigabytes."""
+    lengths, convert = [], resampler(48_000)
+
+    class Spy:
+        width = convert.width
+
+        def __call__(self, wave):
+            lengths.append(len(wave))
+            return convert(wave)
+
+    monkeypatch.setattr("lightning_conan.media.audio.resampler", lambda rate: Spy())
+    assert len(resampled((torch.zeros(1_000) for _ in range(300)), 48_000, at_once=20_000)) == 100_000
+    assert max(lengths) < 22_000
 
 
 def test_resampling_is_torchaudios():
     wave = torch.sin(torch.arange(44_100) * 0.05) / 2
     data = encode_audio(wave, 44_100)
-    expected = resample((wave * 32_767).round().double() / 32_768, 44_100, 16_000)
+    expected = resample((wave * 32_768).round().double() / 32_768, 44_100, 16_000)
     assert torch.allclose(decode_audio(Media("audio", data, "a.flac")).double(), expected, atol=1e-6)
 
 
@@ -497,6 +525,28 @@ def test_truncated_video_is_refused(keep):
     cut = data[: int(keep * len(data)) if keep < 1 else keep]
     with pytest.raises(MediaError, match=r"video 'x\.mp4': "):
         decode_video(Media("video", cut, "x.mp4"))
+
+
+def test_a_recording_whose_stream_goes_on_under_another_number_names_its_file():
+    """PyAV stumbles over a stream that begins in mid-file, with an error of Python's own."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 9 * number, np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    before, after = buffer.getvalue(), bytearray(buffer.getvalue())
+    for place in range(0, len(after), 188):
+        if (after[place + 1] & 31) << 8 | after[place + 2] == 256:
+            after[place + 1 : place + 3] = bytes([after[place + 1] & 0xE0 | 1, 44])  # 300
+    with pytest.raises(MediaError, match=r"video 'a\.ts'"):
+        decode_video(Media("video", 5 * before + bytes(after), "a.ts"))
+
+
+def test_frames_that_no_header_counts_are_counted_on_the_way():
+    with pytest.raises(MediaError, match="must be 1 to 4"):
+        decode_video(Media("video", recording(), "a.webm"), limits=Limits(max_frames=4))
 
 
 def test_a_header_that_announces_too_many_frames_is_refused():

@@ -33,6 +33,27 @@ def test_equals_a_plain_reference_query_by_query(queries, corpus, seed):
         assert found["recall@5"][row].item() == float(relevant[row][order[:5]].any())
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 12), st.integers(1, 30), st.integers(1, 4), st.integers(0, 10_000))
+def test_among_ties_irrelevant_entries_come_first(queries, corpus, levels, seed):
+    """Held against a full sort: by score, and among equals by relevance."""
+    generator = torch.Generator().manual_seed(seed)
+    relevant = torch.rand(queries, corpus, generator=generator) < 0.3
+    relevant[:, 0] |= ~relevant.any(dim=1)
+    query, entries = torch.ones(queries, 1), torch.randint(levels, (corpus, 1), generator=generator).float()
+    found = ranking_scores(query, entries, relevant)
+    for row in range(queries):
+        order = sorted(range(corpus), key=lambda entry: (-entries[entry, 0].item(), bool(relevant[row, entry])))
+        hits = [bool(relevant[row, entry]) for entry in order]
+        assert found["mrr"][row].item() == pytest.approx(1 / (1 + hits.index(True)))
+        for k in (1, 5, 10, 50):
+            assert found[f"recall@{k}"][row].item() == any(hits[:k])
+        for k in (5, 10):
+            gained = sum(1 / math.log2(place + 2) for place, hit in enumerate(hits[:k]) if hit)
+            possible = sum(1 / math.log2(place + 2) for place in range(min(k, sum(hits), corpus)))
+            assert found[f"ndcg@{k}"][row].item() == pytest.approx(gained / possible, rel=1e-5)
+
+
 def test_a_constant_model_does_not_beat_chance():
     same = units(1, 0).expand(40, -1)
     found = ranking_scores(same, same, torch.eye(40, dtype=torch.bool))
