@@ -17,6 +17,13 @@ from lightning_conan.stages import Stage
 
 EFFORT = ("reasoned", "truncated", "tokens", "queries_per_second")
 
+INSTEAD = {
+    "gradient_clip_val": "model.init_args.training.clip_norm",
+    "gradient_clip_algorithm": "model.init_args.training.clip_norm",
+    "accumulate_grad_batches": "a larger data.init_args.batch_size: chunks of token_budget tokens are in memory at once",
+}
+"""What Lightning does for stages that leave optimizing to it, and what does it here."""
+
 
 class SaveConfig(SaveConfigCallback):
     """Keeps the run's options under its root, wherever its logger writes: of W&B's runs each would replace the last one's."""
@@ -35,6 +42,9 @@ class OmniCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         wanted = self._get(self.config_init, "trainer", default={})
+        for option, remedy in INSTEAD.items():  # Lightning would advise another stage
+            if (option, wanted.get(option)) not in ((option, None), ("accumulate_grad_batches", 1)):
+                raise ValueError(f"trainer.{option} must be left out, since stages do that themselves. Set {remedy}.")
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         resumable = any(isinstance(callback, ResumableCheckpoint) for callback in callbacks)
         if self.subcommand == "fit" and not resumable and wanted.get("enable_checkpointing") is not False:

@@ -65,6 +65,15 @@ def test_an_impossible_setting_is_refused(base, world, tmp_path, option, capsys)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "instead"), [("gradient_clip_val", "1", "clip_norm"), ("accumulate_grad_batches", "4", "batch_size")]
+)
+def test_what_stages_do_themselves_is_named(base, world, tmp_path, option, value, instead, capsys):
+    assert main(fit("specialist", tmp_path, base, world / "image", f"--trainer.{option}", value)) == 1
+    assert f"trainer.{option} must be left out" in (said := one_error(capsys))
+    assert instead in said
+
+
 def test_a_missing_shard_is_one_error(base, world, tmp_path, capsys):
     copy = shutil.copytree(world / "image", tmp_path / "set")
     (copy / "000001.tar").unlink()
