@@ -9,30 +9,44 @@ from torch import Tensor
 RECALL_AT = (1, 5, 10, 50)
 NDCG_AT = (5, 10)
 """M-BEIR asks for recall up to 50, the visual documents of MMEB-V2 for nDCG@5."""
+AT_ONCE = 2**23
+"""32 MB of scores, and as much again for each of a few copies."""
 
 
 def ranking_scores(
     queries: Float[Tensor, "queries dim"],
     corpus: Float[Tensor, "corpus dim"],
-    relevant: Bool[Tensor, "queries corpus"],
-    block: int = 1024,
+    relevant: Int[Tensor, "pairs 2"],
+    at_once: int = AT_ONCE,
 ) -> dict[str, Float[Tensor, " queries"]]:
     """Scores of each query, in [0, 1]: ``recall@1/5/10/50``, ``ndcg@5/10``, ``mrr``.
 
     ``recall@k`` is 1 when any relevant entry is among the first k (Recall@k of the cross-modal literature, Hit@k of
     MMEB). Among equal scores, irrelevant entries come first: a constant model finds nothing by luck.
 
+    Args:
+        queries: Their embeddings.
+        corpus: Likewise.
+        relevant: Each relevant entry, as the number of its query and its own.
+        at_once: Scores that are in memory at once.
+
     Raises:
         ValueError: An empty corpus, a query without a relevant entry, or a score that is not finite.
     """
     if not len(corpus) or not len(queries):
         raise ValueError(f"Ranking needs queries and a corpus, got {len(queries)} queries and {len(corpus)} entries.")
-    if bool((~relevant.any(dim=1)).any()):
-        lost = int((~relevant.any(dim=1)).nonzero()[0])
+    counts = relevant[:, 0].bincount(minlength=len(queries))
+    if bool((counts == 0).any()):
+        lost = int((counts == 0).nonzero()[0])
         raise ValueError(f"Each query must have a relevant entry, query {lost} has none. Leave such queries out.")
-    blocks = [
-        block_scores(rows @ corpus.T, marks) for rows, marks in zip(queries.split(block), relevant.split(block), strict=True)
-    ]
+    block = max(1, at_once // len(corpus))
+    ordered = relevant[relevant[:, 0].argsort()]
+    owned = ordered.split([int(some.sum()) for some in counts.split(block)])
+    blocks = []
+    for number, (rows, own) in enumerate(zip(queries.split(block), owned, strict=True)):
+        marks = torch.zeros(len(rows), len(corpus), dtype=torch.bool, device=corpus.device)
+        marks[own[:, 0] - number * block, own[:, 1]] = True
+        blocks.append(block_scores(rows @ corpus.T, marks))
     return {name: torch.cat([scores[name] for scores in blocks]) for name in blocks[0]}
 
 
@@ -45,11 +59,10 @@ def pair_scores(
     """
     query_rows, query_first = positions_of(query_ids)
     target_rows, target_first = positions_of(target_ids)
-    relevant = torch.zeros(len(query_first), len(target_first), dtype=torch.bool, device=query.device)
-    relevant[query_rows, target_rows] = True
+    relevant = torch.tensor(list(set(zip(query_rows, target_rows, strict=True))), device=query.device)
     query, target = query[query_first], target[target_first]
     forth = mean_scores(ranking_scores(query, target, relevant))
-    back = mean_scores(ranking_scores(target, query, relevant.T))
+    back = mean_scores(ranking_scores(target, query, relevant.flip(1)))
     both = {name: (forth[name] + back[name]) / 2 for name in forth}
     return both | {f"forth/{name}": x for name, x in forth.items()} | {f"back/{name}": x for name, x in back.items()}
 

@@ -21,7 +21,7 @@ def test_equals_a_plain_reference_query_by_query(queries, corpus, seed):
     relevant = torch.rand(queries, corpus, generator=generator) < 0.3
     relevant[:, 0] |= ~relevant.any(dim=1)
     query, entries = units(queries, seed), units(corpus, seed + 1)
-    found = ranking_scores(query, entries, relevant, block=5)
+    found = ranking_scores(query, entries, relevant.nonzero(), at_once=5 * corpus)
     for row in range(queries):
         scores = query[row] @ entries.T
         top = min(10, corpus)
@@ -41,7 +41,7 @@ def test_among_ties_irrelevant_entries_come_first(queries, corpus, levels, seed)
     relevant = torch.rand(queries, corpus, generator=generator) < 0.3
     relevant[:, 0] |= ~relevant.any(dim=1)
     query, entries = torch.ones(queries, 1), torch.randint(levels, (corpus, 1), generator=generator).float()
-    found = ranking_scores(query, entries, relevant)
+    found = ranking_scores(query, entries, relevant.nonzero())
     for row in range(queries):
         order = sorted(range(corpus), key=lambda entry: (-entries[entry, 0].item(), bool(relevant[row, entry])))
         hits = [bool(relevant[row, entry]) for entry in order]
@@ -56,13 +56,13 @@ def test_among_ties_irrelevant_entries_come_first(queries, corpus, levels, seed)
 
 def test_a_constant_model_does_not_beat_chance():
     same = units(1, 0).expand(40, -1)
-    found = ranking_scores(same, same, torch.eye(40, dtype=torch.bool))
+    found = ranking_scores(same, same, torch.eye(40).nonzero())
     assert found["recall@10"].sum() == 0
     assert found["mrr"].tolist() == pytest.approx([1 / 40] * 40)
 
 
 def test_a_small_corpus_clamps_k():
-    found = ranking_scores(units(3, 0), units(2, 1), torch.tensor([[True, False]] * 3))
+    found = ranking_scores(units(3, 0), units(2, 1), torch.tensor([[0, 0], [1, 0], [2, 0]]))
     assert found["recall@10"].tolist() == [1, 1, 1]
     assert all(math.isfinite(value) for value in found["ndcg@10"])
 
@@ -70,8 +70,8 @@ def test_a_small_corpus_clamps_k():
 def test_refuses_what_has_no_score():
     entries = units(4, 0)
     with pytest.raises(ValueError, match="got 0 queries"):
-        ranking_scores(entries[:0], entries, torch.zeros(0, 4, dtype=torch.bool))
+        ranking_scores(entries[:0], entries, torch.zeros(0, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="query 1 has none"):
-        ranking_scores(entries[:2], entries, torch.tensor([[True] * 4, [False] * 4]))
+        ranking_scores(entries[:2], entries, torch.tensor([[0, 0], [0, 3]]))
     with pytest.raises(ValueError, match="must be finite"):
-        ranking_scores(entries * float("nan"), entries, torch.eye(4, dtype=torch.bool))
+        ranking_scores(entries * float("nan"), entries, torch.eye(4).nonzero())
