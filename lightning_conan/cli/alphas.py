@@ -38,8 +38,8 @@ def run(args: Sequence[str]) -> None:
             device: Where candidates are scored.
         """
         check_searchable()  # neither this nor what follows after hours
-        check_replaceable(out, "fused")
         check_apart(out, recipe.base, *recipe.specialists.values())
+        check_replaceable(out, "fused")
         recipe.check()
         found = search_alphas(recipe, read_sets(diagnostic, recipe.specialists[recipe.owner], pairs), search, device)
         beside = {"alphas.json": found.to_json().encode(), "alphas.png": plot_trials(found, recipe.owner)}
