@@ -7,6 +7,7 @@ from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_conan.stages import Stage
+from lightning_conan.stages.adapters import check_modules
 from lightning_conan.stages.weights import Form
 
 
@@ -27,6 +28,11 @@ class FolderCheckpoint(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and isinstance(pl_module, Stage):
             pl_module.check_out(self.out, self.form)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.form == "adapter" and isinstance(pl_module, Stage):
+            check_modules(pl_module.embedder, pl_module.full)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -131,8 +131,8 @@ class OmniEmbedder(PreTrainedModel):
         """Whether a module is a layer of a tower; under FSDP2 its class is a subclass with another name."""
         return any(kind.__name__ in self._no_split_modules for kind in type(module).__mro__)
 
-    def learns_from(self, chunk: Chunk) -> bool:
-        """Whether a parameter that trains takes part in a chunk's embeddings."""
+    def learns_from(self, chunk: Chunk | Encoded) -> bool:
+        """Whether a parameter that trains takes part in the embeddings of a chunk or an item."""
         heard, seen = bool(chunk.mels) or chunk.frames is not None, bool(chunk.pixels)
         towers = {"audio_projector.": heard, "audio_encoder.": heard, "backbone.visual.": seen}
         names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
@@ -241,9 +241,11 @@ class OmniEmbedder(PreTrainedModel):
     def chunks(self, items: Sequence[Encoded], token_budget: int) -> Iterator[tuple[Chunk, Past | None]]:
         """Items in chunks on the model's device; with each the prefix that its rows share, if they were packed without it."""
         apart = torch.is_grad_enabled() or self.flash or self.implementation == "eager"  # these take no such mask
-        for rows in [list(range(len(items)))] if apart else by_prefix(items):
+        if not items:
+            raise ValueError("There must be at least 1 item to embed, got 0.")
+        for rows, shared in [(list(range(len(items))), False)] if apart else by_prefix(items):
             group = [items[row] for row in rows]
-            past = self.read_prefix(group[0]) if not apart and shares(group) else None
+            past = self.read_prefix(group[0]) if shared else None
             for chunk in pack([item.without_prefix() for item in group] if past else group, token_budget):
                 yield replace(chunk.to(self.device), rows=[rows[row] for row in chunk.rows]), past
 
@@ -257,18 +259,16 @@ class OmniEmbedder(PreTrainedModel):
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def by_prefix(items: Sequence[Encoded]) -> list[list[int]]:
-    """Rows of like prefix; long items, whom sharing would save next to nothing, apart."""
-    groups: dict[object, list[int]] = {}
+def by_prefix(items: Sequence[Encoded]) -> list[tuple[list[int], bool]]:
+    """Rows of like prefix, which they can share; and all others, long ones and ones of an instruction of their own, whom sharing
+    would save next to nothing."""
+    groups: dict[tuple[int, ...], list[int]] = {}
     for row, item in enumerate(items):
-        short = len(item) <= LONG * item.prefix
-        groups.setdefault(tuple(item.input_ids[: item.prefix].tolist()) if short else None, []).append(row)
-    return list(groups.values())
-
-
-def shares(group: Sequence[Encoded]) -> bool:
-    """Whether sharing the prefix saves anything."""
-    return len(group) > 1 and group[0].prefix >= LEAST_SHARED and len(group[0]) <= LONG * group[0].prefix
+        worth = item.prefix >= LEAST_SHARED and len(item) <= LONG * item.prefix
+        groups.setdefault(tuple(item.input_ids[: item.prefix].tolist()) if worth else (), []).append(row)
+    shared = {prefix: rows for prefix, rows in groups.items() if prefix and len(rows) > 1}
+    others = sorted(row for prefix, rows in groups.items() if prefix not in shared for row in rows)
+    return [*((rows, True) for rows in shared.values()), *([(others, False)] if others else [])]
 
 
 def prefix_options(past: Past, rows: int, length: int) -> dict[str, Any]:

@@ -30,15 +30,22 @@ class Tiled(torch.autograd.Function):
     @staticmethod
     @override
     def forward(ctx: Any, loss: RowLoss, slices: Sequence[slice], sides: int, *tensors: Tensor) -> Tensor:
-        gradients = [torch.zeros_like(tensor) for tensor in tensors]
-        whole = [tensor.detach().requires_grad_() for tensor in tensors[sides:]]
+        learns = [tensor.requires_grad for tensor in tensors]  # a bank of constants is large
+        gradients = [torch.zeros_like(tensor) if learn else None for tensor, learn in zip(tensors, learns, strict=True)]
+        whole = [tensor.detach().requires_grad_(learn) for tensor, learn in zip(tensors[sides:], learns[sides:], strict=True)]
         total = torch.zeros((), device=tensors[0].device)
         for rows in slices:
-            own = [side.detach()[rows].requires_grad_() for side in tensors[:sides]]  # a slice's gradient is not the whole's size
+            # A slice's gradient is not the whole's size.
+            own = [side.detach()[rows].requires_grad_(learn) for side, learn in zip(tensors[:sides], learns, strict=False)]
             with torch.enable_grad():
                 value = loss(rows, *own, *whole)
-                found = torch.autograd.grad(value, [*own, *whole], allow_unused=True)
-            places = [*(gradient[rows] for gradient in gradients[:sides]), *gradients[sides:]]
+                learning = [tensor for tensor in [*own, *whole] if tensor.requires_grad]
+                found = torch.autograd.grad(value, learning, allow_unused=True)
+            places = [
+                gradient[rows] if number < sides else gradient
+                for number, gradient in enumerate(gradients)
+                if gradient is not None
+            ]
             for place, part in zip(places, found, strict=True):
                 if part is not None:
                     place += part
@@ -50,4 +57,4 @@ class Tiled(torch.autograd.Function):
     @override
     def backward(ctx: Any, *outputs: Tensor) -> Any:
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place: as large as all embeddings, and there is one backward
-        return None, None, None, *(gradient.mul_(outputs[0]) for gradient in gradients)
+        return None, None, None, *(None if gradient is None else gradient.mul_(outputs[0]) for gradient in gradients)

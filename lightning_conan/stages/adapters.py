@@ -67,14 +67,23 @@ class Adapters:
         Raises:
             ValueError: Something that trained fully is no whole module, which adapter folders cannot say.
         """
-        modules = {name for name, _ in embedder.named_modules()}
-        if odd := [name for name in full if name.removesuffix(".") not in modules]:
-            raise ValueError(f"An adapter folder takes whole modules besides LoRA, got {odd[0]!r}. Write a dense folder instead.")
+        check_modules(embedder, full)
         named = dict(embedder.named_parameters())
         factors = {name.replace(".default.", "."): tensor for name, tensor in named.items() if ".lora_" in name}
         whole = {name: tensor for name, tensor in named.items() if full and name.startswith(full)}
         config = self.config.to_dict() | {"base_model_name_or_path": str(base.resolve())}
         return Adapter(factors, whole, [name.removesuffix(".") for name in full], config)
+
+
+def check_modules(embedder: OmniEmbedder, full: tuple[str, ...]) -> None:
+    """Refuses what an adapter folder cannot say.
+
+    Raises:
+        ValueError: Something that trains fully is no whole module.
+    """
+    modules = {name for name, _ in embedder.named_modules()}
+    if odd := [name for name in full if name.removesuffix(".") not in modules]:
+        raise ValueError(f"An adapter folder takes whole modules besides LoRA, got {odd[0]!r}. Write a dense folder instead.")
 
 
 class OneProduct:

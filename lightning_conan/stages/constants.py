@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -11,6 +12,9 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 Make = Callable[[list[int]], Sequence[Tensor]]
 """From positions in a list of contents to a tensor for each."""
+
+OPEN: dict[Path, Any] = {}
+"""By folder: LMDB refuses to open one twice in a process, and a fit that failed has closed nothing."""
 
 
 class Constants:
@@ -28,8 +32,15 @@ class Constants:
         import lmdb  # only recovery needs it
 
         folder.mkdir(parents=True, exist_ok=True)
-        self.store = lmdb.open(str(folder), map_size=int(gigabytes * 2**30), max_readers=1024)
+        if (before := OPEN.pop(folder.resolve(), None)) is not None:
+            before.close()
+        self.store = OPEN[folder.resolve()] = lmdb.open(str(folder), map_size=int(gigabytes * 2**30), max_readers=1024)
         self.maker, self.full, self.error = maker, False, lmdb.MapFullError
+
+    def close(self) -> None:
+        """Lets the folder go."""
+        OPEN.pop(Path(self.store.path()).resolve(), None)
+        self.store.close()
 
     def key(self, kind: str, digest: str) -> bytes:
         """An entry's key; LMDB takes 511 bytes."""

@@ -120,7 +120,12 @@ class ProjectorRecovery(Stage):
             raise ValueError("constants are made by each rank at its own time, got strategy fsdp2. Use ddp, or leave them out.")
         if self.constants_folder is not None:
             made_by = embeds_as(self.provenance, self.processor)
-            arithmetic = self.embedder.dtype, self.embedder.implementation, self.trainer.precision, self.device.type
+            arithmetic = (
+                self.embedder.dtype,
+                self.embedder.implementation,
+                self.trainer.precision,
+                self.trainer.strategy.root_device.type,
+            )
             maker = ":".join([made_by, *map(str, arithmetic)])
             self.constants = Constants(self.constants_folder, maker, self.constants_gb)
 
@@ -184,7 +189,7 @@ class ProjectorRecovery(Stage):
     @override
     def teardown(self, stage: str) -> None:
         if self.constants is not None:
-            self.constants.store.close()
+            self.constants.close()
             self.constants = None
 
     @override

@@ -29,8 +29,8 @@ from lightning_conan.reasoning import Decoding
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages.memory import fitting_budget, trained_bytes
 from lightning_conan.stages.negatives import NegativeWatch
-from lightning_conan.stages.optimizers import make_optimizer
-from lightning_conan.stages.ranks import gather_pairs, in_step, leave_gradients_alone, most, sum_gradients, total
+from lightning_conan.stages.optimizers import go_on_with, make_optimizer, optimizer_settings
+from lightning_conan.stages.ranks import gather_pairs, in_step, leave_gradients_alone, most, sum_gradients, total, world_size
 from lightning_conan.stages.settings import LEAST_TEMPERATURE, TOWERS, Training
 from lightning_conan.stages.sharding import clip_gradients, is_sharded, sync_gradients
 from lightning_conan.stages.weights import Weights
@@ -160,6 +160,11 @@ class Stage(Weights):
             fits = max(packed.tokens, sum(item.heard for item in items)) <= budget
         else:  # a rank whose share is broken takes part with a row that counts for nothing: the others wait for it
             chunks, fits = [pad([blank(self.embedder.config, modality)], [])], True
+        if world_size() > 1 and not is_sharded(self.embedder):
+            kinds = {(bool(item.mels) or item.frames is not None, bool(item.pixels)): item for item in items}
+            learns = any(map(self.embedder.learns_from, kinds.values()))
+            if most(int(learns), self.device) and not learns:  # others learn from this rank's items, through what is gathered
+                chunks = [*chunks, pad([blank(self.embedder.config, modality)], [])]
         if is_sharded(self.embedder):  # several chunks at once would gather weights in another order than one by one
             return in_step(chunks, items, self.embedder.config, self.device), False
         return chunks, fits
@@ -255,6 +260,7 @@ class Stage(Weights):
         checkpoint["folder"] = self.provenance.fingerprint
         checkpoint["budgets"], checkpoint["skipped"] = self.budgets, self.skipped
         checkpoint["seen"] = dict(self.seen)
+        checkpoint["optimizer"] = optimizer_settings(self.training_settings)
         checkpoint["watch"] = self.watch.state_dict() if self.watch is not None else None
 
     @override
@@ -269,6 +275,7 @@ class Stage(Weights):
                 f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}. It only resumes the "
                 "`conan fit` that wrote it, with the same stage; score the folder that callbacks.FolderCheckpoint wrote."
             )
+        go_on_with(checkpoint, self.training_settings)
         self.budgets, self.skipped = checkpoint["budgets"], checkpoint["skipped"]  # other chunks would round otherwise
         self.seen = Counter(checkpoint["seen"])
         if self.watch is not None and checkpoint["watch"] is not None:

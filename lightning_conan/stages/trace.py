@@ -61,6 +61,8 @@ class Trace(Stage):
         super().__init__(folder, training, decoding)
         if lambda_gen < 0 or lambda_ret < 0 or not lambda_gen + lambda_ret > 0:
             raise ValueError(f"lambda_gen and lambda_ret must not be negative, nor both 0, got {lambda_gen} and {lambda_ret}.")
+        if not lambda_ret and training.dynamic_negatives is not None:
+            raise ValueError("training.dynamic_negatives must be null where lambda_ret is 0: nothing is told apart.")
         self.lora_settings, self.train_fully, self.back = lora, train_fully, back
         self.lambda_gen, self.lambda_ret = lambda_gen, lambda_ret
         config = self.processor.config
@@ -107,8 +109,12 @@ class Trace(Stage):
     @override
     def loss(self, batch: Batch, embeddings: Float[Tensor, "items _"]) -> Float[Tensor, ""]:
         """This rank's share: of L_gen the mean over all ranks' queries."""
-        written = embeddings[: len(batch), -1].sum() / total(torch.tensor(float(len(batch)), device=embeddings.device))
-        found = super().loss(batch, embeddings[:, :-1]) if self.lambda_ret else embeddings.new_zeros(())
+        count = total(torch.tensor(float(len(batch)), device=embeddings.device))
+        written, found = embeddings[: len(batch), -1].sum() / count, embeddings.new_zeros(())
+        if self.lambda_ret:
+            found = super().loss(batch, embeddings[:, :-1])
+        else:
+            self.seen[f"{batch.modality}/{batch.task}"] += int(count)
         for name, value in zip(LOSSES, (written, found), strict=True):
             self.log(f"train/{name}_loss", total(value))
         return self.lambda_gen * written + self.lambda_ret * found

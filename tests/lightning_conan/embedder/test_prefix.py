@@ -66,6 +66,18 @@ def test_flash_attention_takes_no_mask_and_so_shares_nothing(folder, encoded, mo
     assert not any(shared())
 
 
+def test_items_of_instructions_of_their_own_are_packed_together(folder):
+    items = [folder[1](Item((f"query {n}",), f"Find what is asked for under number {n}, please.")) for n in range(20)]
+    with torch.no_grad():
+        chunks = list(folder[0].chunks(items, 100_000))
+        found = folder[0].embed(items)
+        alone = torch.cat([folder[0].embed([item]) for item in items])
+    assert len(chunks) == 1
+    assert torch.allclose(found, alone, atol=1e-5)
+    with pytest.raises(ValueError, match="at least 1 item"):
+        folder[0].embed([])
+
+
 def test_the_prefix_holds_nothing_of_the_item(folder, encoded):
     words = [folder[1].tokenizer.decode(item.input_ids[: item.prefix]) for item in encoded]
     assert words[0].endswith("<|im_end|>\n<|im_start|>")

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from lightning_conan.objectives import Contrast, PairEmbeddings, equal_targets, info_nce, symmetric, symmetric_info_nce
+from lightning_conan.objectives.tiles import in_tiles
 
 
 def units(rows: int, dim: int = 8, seed: int = 0) -> torch.Tensor:
@@ -138,6 +139,18 @@ def test_matryoshka_is_the_mean_over_the_dimensions():
 
 
 CONTRASTS = [Contrast(0.05), Contrast(0.05, margin=0.05, same_side=True), Contrast(0.05, dims=(3, 8))]
+
+
+def test_constants_get_no_gradient_in_tiles():
+    """A bank of all texts may be as large as memory."""
+    query, bank = torch.randn(6, 4, requires_grad=True), torch.randn(50, 4)
+    slices = [slice(start, start + 2) for start in range(0, 6, 2)]
+    value = in_tiles(lambda rows, own, whole: (own @ whole.T).exp().sum(), slices, [query], [bank])
+    assert [gradient is None for gradient in value.grad_fn.gradients] == [False, True]
+    value.backward()
+    expected = query.detach().requires_grad_()
+    (expected @ bank.T).exp().sum().backward()
+    assert torch.allclose(query.grad, expected.grad, rtol=1e-5)
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS, ids=str)

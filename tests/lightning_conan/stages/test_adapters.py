@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from callbacks import FolderCheckpoint
 from lightning_conan.embedder import tiny_embedder
-from lightning_conan.stages import Lora
+from lightning_conan.stages import Lora, Specialist
 from lightning_conan.stages.adapters import Adapters
+from runs import QUICK, Record, data, trainer
 
 
 def adapted(dropout=0.0):
@@ -67,3 +69,12 @@ def test_adapters_share_their_inputs_under_autocast(encoded):
     narrow = [layer.float()(value.float()) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
     for one, other in zip(found, narrow, strict=True):
         torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.05)
+
+
+def test_what_an_adapter_folder_cannot_hold_is_refused_before_training(base, world, tmp_path):
+    record = Record()
+    module = Specialist(base, "audio", QUICK, Lora(4, 8), train_fully=("audio_projector.", "audio_encoder.conv"))
+    runner = trainer(tmp_path / "run", 2, FolderCheckpoint(tmp_path / "out", "adapter"), record)
+    with pytest.raises(ValueError, match=r"whole modules besides LoRA, got 'audio_encoder\.conv'"):
+        runner.fit(module, data(world, "audio"))
+    assert not record.losses

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning import Callback
 
 from lightning_conan.stages import ProjectorRecovery, Training
 from lightning_conan.stages.optimizers import make_optimizer
@@ -57,6 +58,25 @@ def test_a_matrix_without_bias_needs_no_adamw():
     model(torch.ones(1, 3)).sum().backward()
     make_optimizer(model.parameters(), MUON).step()
     assert not torch.equal(model.weight, before)
+
+
+def test_a_run_goes_on_at_another_rate(fused, world, tmp_path):
+    """As one that had it from the start would from there on: the rates fall alike."""
+    rates = {}
+
+    class Rates(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            rates[trainer.global_step] = float(trainer.callback_metrics["train/lr"])
+
+    slow, fast = (replace(QUICK, lr=lr) for lr in (1e-4, 1e-3))
+    trainer(tmp_path / "slow", 4, Rates()).fit(ProjectorRecovery(fused, slow), data(world, "audio"))
+    expected = [rates[step] for step in (3, 4)]
+    trainer(tmp_path / "run", 4, Stop(2)).fit(ProjectorRecovery(fused, fast), data(world, "audio"))
+    trainer(tmp_path / "run", 4, Rates()).fit(ProjectorRecovery(fused, slow), data(world, "audio"), ckpt_path="last")
+    assert [rates[step] for step in (3, 4)] == pytest.approx(expected)
+    other = ProjectorRecovery(fused, replace(slow, optimizer="muon"))
+    with pytest.raises(ValueError, match=r"began with training\.optimizer adamw, got muon"):
+        trainer(tmp_path / "run", 8).fit(other, data(world, "audio"), ckpt_path="last")
 
 
 def test_a_stage_resumes_with_muon_bit_for_bit(fused, world, tmp_path):

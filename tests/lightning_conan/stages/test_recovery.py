@@ -145,6 +145,20 @@ def test_constants_of_other_weights_are_not_taken(fused, base, world, tmp_path):
     assert other.get("frames", ["a"]) == [None]
 
 
+def test_constants_of_a_fit_that_failed_can_be_opened_again(fused, world, tmp_path):
+    class Fail(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            raise RuntimeError("no")
+
+    module = ProjectorRecovery(fused, QUICK, constants=tmp_path / "c")
+    with pytest.raises(RuntimeError, match="no"):
+        trainer(tmp_path / "a", 2, Fail()).fit(module, data(world, "audio"))
+    assert module.constants is not None
+    again = ProjectorRecovery(fused, QUICK, constants=tmp_path / "c")
+    trainer(tmp_path / "b", 2).fit(again, data(world, "audio"))
+    assert again.constants is None
+
+
 def test_full_constants_are_computed_again_and_nothing_fails(tmp_path, caplog):
     store = Constants(tmp_path, "m", 0.0005)
     made = []

@@ -144,14 +144,16 @@ def test_resuming_is_bit_exact(base, reasoned, tmp_path):
 
 def test_losses_are_weighed(base, reasoned, tmp_path):
     """lambda_gen and lambda_ret scale what they stand for."""
-    found = {}
+    found, seen = {}, []
     for weights in ((1.0, 0.0), (1.0, 1.0), (2.0, 0.5)):
-        record = Record()
+        record, module = Record(), trace(base, lambda_gen=weights[0], lambda_ret=weights[1])
         runner = trainer(tmp_path / str(weights), 1, record)
-        runner.fit(trace(base, lambda_gen=weights[0], lambda_ret=weights[1]), data(reasoned))
+        runner.fit(module, data(reasoned))
+        seen.append(module.seen)
         logged = {name: float(runner.callback_metrics[f"train/{name}_loss"]) for name in ("generation", "retrieval")}
         assert record.losses[0] == pytest.approx(weights[0] * logged["generation"] + weights[1] * logged["retrieval"], rel=1e-5)
         found[weights] = logged
+    assert seen[0] == seen[1] == seen[2] != {}
     assert found[1.0, 0.0]["retrieval"] == 0
     assert found[1.0, 1.0]["retrieval"] > 0
 
