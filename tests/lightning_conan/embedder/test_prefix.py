@@ -28,7 +28,7 @@ def encoded(folder):
 def test_sharing_changes_no_vector(folder, encoded, budget, monkeypatch):
     with torch.no_grad():
         shared = folder[0].embed(encoded, budget)
-        monkeypatch.setattr(model_module, "shares", lambda group: False)
+        monkeypatch.setattr(model_module, "by_prefix", lambda items: [(list(range(len(items))), False)])
         torch.testing.assert_close(shared, folder[0].embed(encoded, budget), atol=1e-5, rtol=0)
 
 
