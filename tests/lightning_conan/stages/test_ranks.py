@@ -112,7 +112,8 @@ def test_a_rank_whose_share_is_broken_leaves_the_rest_as_it_is(base, tmp_path, s
     assert all(torch.equal(tensor, ranks[1]["weights"][name]) for name, tensor in ranks[0]["weights"].items())
 
 
-def test_a_rank_with_texts_alone_takes_part_in_a_projectors_step(fused, tmp_path):
+@each_strategy
+def test_a_rank_with_texts_alone_takes_part_in_a_projectors_step(fused, tmp_path, strategy):
     """Two pairs a step, one for each rank: a sound's and one of texts, which teach an audio projector only through the others."""
     pairs = draw_pairs("audio", 8, 0)
     slots = plan_training({"train": {pairs[0].task: range(8)}}, 2, 0, 0, 2)
@@ -124,7 +125,7 @@ def test_a_rank_with_texts_alone_takes_part_in_a_projectors_step(fused, tmp_path
     for budget in (4000, 30):
         args = ["recovery", fused, tmp_path / "sets", tmp_path / f"run{budget}", 4, 2]
         alone = fit(*args[:3], tmp_path / f"alone{budget}", 4, 2)
-        for rank in values(fit_with, *args, {"token_budget": budget}):
+        for rank in values(fit_with, *args, {"token_budget": budget, "strategy": strategy}):
             assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4, abs=1e-6)
             assert close(alone["gradients"], rank["gradients"])
 
