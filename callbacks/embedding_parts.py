@@ -13,6 +13,7 @@ from lightning_conan.embedder import ItemBatch, OmniConfig
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.retrieval.store import Origin, Precision, finished_parts, shorten, write_part
 from lightning_conan.stages import Stage
+from lightning_conan.stages.ranks import total
 
 
 class EmbeddingParts(Callback):
@@ -65,7 +66,7 @@ class EmbeddingParts(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # The first rank reads what all have written. Not on_predict_end: a rank without a part does not come there.
-        trainer.strategy.barrier()
+        self.written = int(total(torch.tensor(self.written, device=trainer.strategy.root_device)))
 
     def write(self, part: int) -> None:
         """Writes the pending part: first what is missing from it, then the part itself."""

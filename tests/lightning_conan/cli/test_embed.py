@@ -259,6 +259,7 @@ def on_two(words):
     command = [sys.executable, "-m", "lightning_conan.cli.main", *words, "--accelerator", "cpu", "--devices", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def test_two_devices_embed_what_one_does_and_mine_the_same(base, tmp_path):
@@ -268,7 +269,7 @@ def test_two_devices_embed_what_one_does_and_mine_the_same(base, tmp_path):
     source = tmp_path / "pairs.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = ["--folder", str(base), "--source", str(source), "--rows_per_part", "10"]
-    on_two(["embed", *words, "--out", str(tmp_path / "two")])
+    assert "in 3 parts, 25 of them new" in on_two(["embed", *words, "--out", str(tmp_path / "two")])
     assert main(["embed", *words, "--out", str(tmp_path / "one"), "--accelerator", "cpu"]) == 0
     one, two = EmbeddingStore(tmp_path / "one"), EmbeddingStore(tmp_path / "two")
     assert one.keys() == two.keys()
