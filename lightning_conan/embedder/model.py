@@ -232,17 +232,17 @@ class OmniEmbedder(PreTrainedModel):
 
         Without gradients, items of one instruction share the computation of their common first tokens.
         """
-        pieces, order = [], []
+        pieces, order = [torch.zeros(0, self.config.dim, device=self.device)], []
         for chunk, past in self.chunks(items, token_budget):
             pieces.append(self(chunk, past))
             order += chunk.rows
-        return torch.cat(pieces)[torch.tensor(order, device=pieces[0].device).argsort()]
+        return torch.cat(pieces)[torch.tensor(order, dtype=torch.long, device=self.device).argsort()]
 
     def chunks(self, items: Sequence[Encoded], token_budget: int) -> Iterator[tuple[Chunk, Past | None]]:
         """Items in chunks on the model's device; with each the prefix that its rows share, if they were packed without it."""
         apart = torch.is_grad_enabled() or self.flash or self.implementation == "eager"  # these take no such mask
         if not items:
-            raise ValueError("There must be at least 1 item to embed, got 0.")
+            return
         for rows, shared in [(list(range(len(items))), False)] if apart else by_prefix(items):
             group = [items[row] for row in rows]
             past = self.read_prefix(group[0]) if shared else None
