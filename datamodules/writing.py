@@ -145,7 +145,7 @@ class Filling:
                 path = folder / found["shard"]["file"]
                 if not path.is_file() or path.stat().st_size != found["shard"]["bytes"]:
                     break
-                if any(os.access(missing, os.R_OK) for missing in found["missing"]):
+                if any(os.access(missing, os.R_OK) for missing in found.get("missing", ())):
                     break  # what could not be read is there now
                 self.count(found["shard"])
                 self.keys.update(found["lost"])
