@@ -6,8 +6,8 @@ WebDataset, which reads its shards as they lie and resumes by skipping. Each rea
 which takes a third longer in one process than in another, as their memory happens to lie: there all take turns in one, beside
 media that are in memory already. Last, what broken samples cost.
 
-MosaicML's streaming needs transformers below 5, so it lives in another environment (with av, jaxtyping, pypdfium2 and
-torchaudio for our decoders), whose Python is named by --streaming. What is not installed is left out, and said so.
+MosaicML's streaming needs transformers below 5, so it lives in another environment (with av, jaxtyping, msgspec,
+pypdfium2 and torchaudio for our decoders), whose Python is named by --streaming. What is not installed is left out, and said so.
 """
 
 import argparse
