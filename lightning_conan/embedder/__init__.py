@@ -22,7 +22,8 @@ from lightning_conan.embedder.checkpoint import (
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.packing import IGNORED, Chunk, Chunks, Encoded, pack, pad
-from lightning_conan.embedder.processor import OmniProcessor, ProcessorConfig
+from lightning_conan.embedder.processor import OmniProcessor
+from lightning_conan.embedder.processor_config import ProcessorConfig
 from lightning_conan.embedder.tiny import tiny_embedder
 
 AutoConfig.register(OmniConfig.model_type, OmniConfig, exist_ok=True)

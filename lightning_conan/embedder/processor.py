@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from dataclasses import fields as fields_of
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -18,11 +17,11 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize 
 from lightning_conan.embedder.audio import audio_tokens, window_tokens
 from lightning_conan.embedder.packing import IGNORED, Encoded
 from lightning_conan.embedder.positions import Run, mrope_positions
+from lightning_conan.embedder.processor_config import ProcessorConfig
 from lightning_conan.items import Item, Media, Side
-from lightning_conan.media import Clip, Limits, MediaError, decode_media
+from lightning_conan.media import Clip, MediaError, decode_media
 from lightning_conan.media.audio import SAMPLE_RATE
 from lightning_conan.media.image import Shrink, resize
-from lightning_conan.media.video import Sampling
 
 Decoded = Tensor | Clip
 """Pixels of an image or page (3 axes), a waveform at 16 kHz (1 axis), or a video's sampled frames."""
@@ -43,89 +42,6 @@ SPECIAL_TOKENS = {
 }
 OWN_TOKENS = [token for name, token in SPECIAL_TOKENS.items() if name.startswith("audio") or name == "emb"]
 """Those that a Qwen3-VL lacks."""
-
-
-LATER = {"reducing_gap"}
-"""Fields that older folders lack: their defaults are what was done before."""
-
-
-@dataclass(frozen=True)
-class ProcessorConfig:
-    """How inputs become tokens; saved in the checkpoint folder, so that serving equals training.
-
-    Args:
-        instruction: System instruction of items that carry none of their own; with an empty one there is no system turn.
-        query_hint: Ends the instruction of queries.
-        target_hint: Ends the instruction of what is searched.
-        ends: Whether the template ends with an end token, whose state is the embedding; otherwise it ends where the model would
-            begin to write, and the embedding is the state that predicts ``<|emb|>`` (TRACE, arXiv 2603.02929).
-        reasons: Whether it writes about a query before that, where it finds it necessary.
-        patch_size: Side of a patch in pixels.
-        merge_size: Patches a side that become one token.
-        min_pixels: Smaller images are enlarged to this many pixels.
-        max_pixels: Larger images are shrunk to this many pixels.
-        video_min_pixels: As ``min_pixels``, over all frames of a video.
-        video_max_pixels: As ``max_pixels``, over all frames of a video.
-        frame_max_tokens: A frame's cap in tokens, so that a short clip does not spend the whole budget on a few frames
-            (``cap_pixels_per_frame`` of Qwen3-VL's processor); null for none.
-        wrap_videos: Whole videos stand between vision tokens, besides each pair of frames: what transformers writes since
-            5.10, and vLLM with it; false for what they wrote before.
-        sampling: Which frames of a video are looked at.
-        mel_bins: Frequency bins of the log-mel spectrogram.
-        mel_window: Mel frames of the audio encoder's window (100 of Qwen3-Omni's, 3000 of Whisper's).
-        mel_halvings: How often the audio encoder halves them (3 and 1).
-        limits: What a file may cost.
-        reducing_gap: JPEGs (images and pages) that are to be shrunk are decoded at 1/2, 1/4 or 1/8 of their size where that is
-            still so many times as large as what they are shrunk to: 2 takes 0.8 of the time for a photo of 7 megapixels shrunk
-            to 512 x 512, and moves pixels by 0.2 of 255 in the mean. null decodes them whole, as the published processors do.
-    """
-
-    instruction: str = "Represent the user's input."
-    query_hint: str = ""
-    target_hint: str = ""
-    ends: bool = True
-    reasons: bool = False
-
-    def __post_init__(self) -> None:
-        if self.reducing_gap is not None and not self.reducing_gap >= 1:
-            raise ValueError(f"reducing_gap must be 1 or more, or null, got {self.reducing_gap}.")
-        if self.ends and self.reasons:
-            raise ValueError("A model that reasons must end where it begins to write, got ends=true and reasons=true.")
-
-    patch_size: int = 16
-    merge_size: int = 2
-    min_pixels: int = 4 * 32 * 32
-    max_pixels: int = 1800 * 32 * 32
-    video_min_pixels: int = 128 * 32 * 32
-    video_max_pixels: int = 10 * 768 * 32 * 32
-    frame_max_tokens: int | None = 768
-    wrap_videos: bool = True
-    sampling: Sampling = field(default_factory=lambda: Sampling(fps=1.0, max_frames=64))
-    mel_bins: int = 128
-    mel_window: int = 100
-    mel_halvings: int = 3
-    limits: Limits = field(default_factory=Limits)
-    reducing_gap: float | None = None
-
-    @property
-    def tells_sides(self) -> bool:
-        """Whether queries are read otherwise than candidates."""
-        return self.reasons or self.query_hint != self.target_hint
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "ProcessorConfig":
-        """The inverse of ``to_dict``.
-
-        Raises:
-            ValueError: Fields that are missing or unknown: defaults of another version would change what is read.
-        """
-        if odd := ({field.name for field in fields_of(cls)} ^ set(fields)) - LATER:
-            raise ValueError(f"omni_processor.json must have exactly the fields of this version, but {sorted(odd)} differ.")
-        return cls(**{**fields, "sampling": Sampling(**fields["sampling"]), "limits": Limits(**fields["limits"])})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass

@@ -10,7 +10,8 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
-from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor, ProcessorConfig
+from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor
+from lightning_conan.embedder.processor_config import ProcessorConfig
 from lightning_conan.media.video import Sampling
 
 # Common words get a token of their own; every other text falls back to bytes, so nothing is ever unknown.

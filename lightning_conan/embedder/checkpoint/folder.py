@@ -30,7 +30,8 @@ from lightning_conan.embedder.checkpoint.provenance import (
 from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, check_specs, tensor_paths
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
-from lightning_conan.embedder.processor import OmniProcessor, ProcessorConfig
+from lightning_conan.embedder.processor import OmniProcessor
+from lightning_conan.embedder.processor_config import ProcessorConfig
 from lightning_conan.items import Modality
 
 PROCESSOR, CONFIG = "omni_processor.json", "config.json"

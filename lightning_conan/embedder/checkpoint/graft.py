@@ -19,7 +19,8 @@ from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, check
 from lightning_conan.embedder.checkpoint.upstream import Upstream, read_json
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
-from lightning_conan.embedder.processor import OWN_TOKENS, OmniProcessor, ProcessorConfig
+from lightning_conan.embedder.processor import OWN_TOKENS, OmniProcessor
+from lightning_conan.embedder.processor_config import ProcessorConfig
 from lightning_conan.embedder.projector import AudioProjector
 
 ROWS = ("backbone.language_model.embed_tokens.weight", "lm_head.weight")
