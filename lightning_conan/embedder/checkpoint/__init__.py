@@ -5,9 +5,7 @@ from lightning_conan.embedder.checkpoint.delta import DELTA, write_delta_config
 from lightning_conan.embedder.checkpoint.export import export_folder
 from lightning_conan.embedder.checkpoint.folder import (
     CONFIG,
-    check_apart,
     check_folder,
-    check_replaceable,
     embeds_as,
     load_folder,
     load_processor,
@@ -17,13 +15,13 @@ from lightning_conan.embedder.checkpoint.folder import (
     save_adapter_folder,
     save_folder,
     stored_dtype,
-    whole_folder,
     write_sidecars,
 )
 from lightning_conan.embedder.checkpoint.golden import changed_versions, compare_golden
 from lightning_conan.embedder.checkpoint.graft import GraftReport, graft_folder
 from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_provenance
 from lightning_conan.embedder.checkpoint.tensors import STEM, Spec, TensorFiles, Tensors, check_specs, write_order, write_shards
+from lightning_conan.embedder.checkpoint.whole import check_apart, check_replaceable, whole_folder
 
 __all__ = [
     "CONFIG",

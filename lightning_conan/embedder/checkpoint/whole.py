@@ -1,0 +1,108 @@
+"""A checkpoint folder's place: taken whole or not at all, and never from something else."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, State, read_provenance
+from lightning_conan.items import Modality
+
+
+@contextmanager
+def whole_folder(folder: Path, state: State, modality: Modality | None = None) -> Iterator[Path]:
+    """A scratch folder that takes ``folder``'s place when the block ends well, and vanishes when it does not.
+
+    Args:
+        folder: The folder; of a link, what it leads to.
+        state: What will be in it.
+        modality: A specialist's.
+
+    Raises:
+        ValueError: ``folder`` holds something else, so it is not ours to replace.
+    """
+    folder = folder.resolve() if folder.is_symlink() else folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    old = folder.parent / f".{folder.name}.partial-old"
+    if old.exists() and not folder.exists():  # a process ended between the two renames below
+        old.rename(folder)
+    check_replaceable(folder, state, modality)
+    for stale in folder.parent.glob(f".{folder.name}.partial-*"):
+        if not lives(stale.name.rpartition("-")[2]):
+            shutil.rmtree(stale)
+    scratch = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    scratch.mkdir()
+    try:
+        yield scratch
+        for path in [*scratch.rglob("*"), scratch]:
+            sync(path)
+        if folder.exists():
+            folder.rename(old)
+            try:
+                scratch.rename(folder)
+            except OSError:
+                old.rename(folder)
+                raise
+        else:
+            scratch.rename(folder)
+        sync(folder.parent)
+    except OSError as error:
+        raise OSError(f"{folder} could not be written ({error}); what was there before is untouched.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def lives(process: str) -> bool:
+    """Whether a process of that number is there, other than this one."""
+    return process.isdigit() and int(process) != os.getpid() and psutil.pid_exists(int(process))
+
+
+def check_replaceable(folder: Path, state: State, modality: Modality | None = None) -> None:
+    """Refuses to put a checkpoint folder where something else is.
+
+    Args:
+        folder: Where.
+        state: What will be in it.
+        modality: A specialist's.
+
+    Raises:
+        ValueError: ``folder`` exists and is neither empty nor a checkpoint folder of that state and modality.
+    """
+    if (folder / PROVENANCE).is_file():
+        there = read_provenance(folder)
+        if (there.state, there.modality) != (state, modality):
+            raise ValueError(
+                f"{folder} must be free or hold a {described(state, modality)}, but it holds a "
+                f"{described(there.state, there.modality)}. Choose another place, or remove it yourself."
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not a checkpoint folder. Choose another place, or remove it yourself.")
+
+
+def described(state: State, modality: Modality | None) -> str:
+    """What errors call a model."""
+    return f"{state} model" + (f" of modality {modality}" if modality else "")
+
+
+def check_apart(out: Path, *sources: Path | str) -> None:
+    """Refuses to write over what is being read: the new folder would take its source's place.
+
+    Raises:
+        ValueError: ``out`` is one of the sources.
+    """
+    if any(Path(source).resolve() == out.resolve() for source in sources):
+        raise ValueError(f"out must differ from the folders that are read, got {out} for both. Choose another place.")
+
+
+def sync(path: Path) -> None:
+    """Forces a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
