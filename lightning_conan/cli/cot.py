@@ -49,7 +49,8 @@ def cot(
     from tqdm import tqdm
 
     from datamodules.converters import read_source
-    from lightning_conan.reasoning.cot import Journal, ask_all, count, taught
+    from lightning_conan.reasoning.cot import ask_all, count, taught
+    from lightning_conan.reasoning.journal import Journal
     from lightning_conan.reasoning.prompts import read_prompts
 
     if out.exists():

@@ -15,8 +15,8 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from lightning_conan.items import Media
+from lightning_conan.media.container import open_container
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
-from lightning_conan.media.video import open_container
 
 SAMPLE_RATE = 16_000
 OPUS_RATE = 32_000

@@ -2,11 +2,10 @@
 
 import io
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -19,14 +18,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_conan.items import Media
+from lightning_conan.media.container import open_container
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
+from lightning_conan.media.timeline import MOMENT, Timeline
 
-OPENING = {"max_probe_packets": "4"}
-"""FFmpeg looks whether 16-bit samples in a WAV are DTS in disguise, by default at 128 kB: four times as long as decoding 7 s."""
-SLACK = 0.25
-"""Seconds that a file without a count of frames may end before its header says."""
-MOMENT = 1e-6
-"""Seconds that are rounding."""
 Check = Callable[[int, int], None]
 SPARSE = 16
 """Frames that would be decoded for each wanted one, from which looking for key frames pays."""
@@ -53,7 +48,7 @@ class Sampling:
         wanted = min(max(int(total / fps * self.fps), self.min_frames), self.max_frames, total)
         return np.linspace(0, total - 1, wanted).round().astype(int).tolist()  # type: ignore[no-any-return]
 
-    def choose(self, shown: "Timeline", start: float, end: float) -> list[int]:
+    def choose(self, shown: Timeline, start: float, end: float) -> list[int]:
         """Numbers of the frames to keep, of those that are shown between two seconds."""
         first = shown.frame_at(start)
         return [first + index for index in self.indices(shown.frame_after(end) - first, shown.fps)]
@@ -64,31 +59,12 @@ class Resampling(Sampling):
     """The frames that are shown at multiples of ``1 / fps`` seconds, for a video of that rate."""
 
     @override
-    def choose(self, shown: "Timeline", start: float, end: float) -> list[int]:
+    def choose(self, shown: Timeline, start: float, end: float) -> list[int]:
         count = math.ceil((end - start) * self.fps - MOMENT)
         return [min(shown.frame_at(start + number / self.fps), shown.total - 1) for number in range(count)]
 
 
 DEFAULT_SAMPLING = Sampling()
-
-
-@contextmanager
-def open_container(media: Media, kind: str, limits: Limits) -> Iterator[tuple[Any, Any]]:
-    """A PyAV container and its first stream of a kind; whatever fails inside becomes a MediaError."""
-    data = limits.read(media)
-    try:
-        with av.open(io.BytesIO(data), "r", options=OPENING, metadata_errors="ignore") as container:
-            streams = getattr(container.streams, kind)
-            if not streams:
-                raise MediaError(media, f"holds no {kind} stream")
-            if container.duration is not None:
-                limits.check_seconds(media, container.duration / av.time_base)
-            yield container, streams[0]
-    except (MediaError, TimeoutError):
-        raise
-    except Exception as error:
-        # PyAV's own code stumbles, too: over a stream that begins in mid-file (IndexError), or one that cannot be decoded.
-        raise MediaError(media, f"cannot be decoded ({error})") from error
 
 
 def decode_video(media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT) -> Clip:
@@ -137,7 +113,7 @@ def frames_of(
         raise MediaError(media, f"truncated: the header announces {total} frames, frame {min(left)} is not there")
 
 
-def timeline(media: Media, limits: Limits = DEFAULT) -> "Timeline":
+def timeline(media: Media, limits: Limits = DEFAULT) -> Timeline:
     """When a video's frames are shown.
 
     Raises:
@@ -145,90 +121,6 @@ def timeline(media: Media, limits: Limits = DEFAULT) -> "Timeline":
     """
     with open_container(media, "video", limits) as (container, stream):
         return Timeline.read(media, container, stream, limits)
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """When a video's frames are shown.
-
-    Args:
-        total: How many there are.
-        fps: Frames a second in the mean.
-        times: Each one's packet's time, ascending; empty where packets are no guide: one may hold a field, or have no time.
-        keys: The times of the key frames.
-        seconds: Each frame's second after the first, where frames are not equally long; else empty.
-    """
-
-    total: int
-    fps: float
-    times: list[int] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, media: Media, container: Any, stream: Any, limits: Limits = DEFAULT) -> "Timeline":
-        """From the packets, without decoding any; rewinds.
-
-        Raises:
-            MediaError: There are fewer of them than the header announces, or too many.
-        """
-        begin, end = 0.0, -math.inf
-        own: list[tuple[int | None, bool, bool]] = []  # not PyAV's packets: a million of them would be gigabytes
-        for packet in sized(container, stream):
-            if packet.pts is not None:
-                begin = min(begin, packet.pts * float(packet.time_base))
-                end = max(end, (packet.pts + (packet.duration or 0)) * float(packet.time_base))
-            if packet.stream_index == stream.index:
-                own.append((packet.pts, packet.is_keyframe, packet.is_discard))
-                if len(own) > 2 * limits.max_frames:  # a packet may hold half a frame
-                    raise MediaError(media, f"more than {limits.max_frames} frames, must be 1 to {limits.max_frames}")
-        container.seek(0)
-        packets = [(time, key) for time, key, discarded in own if not discarded]
-        announced = (container.duration or 0) / av.time_base
-        if len(own) < stream.frames:
-            raise MediaError(media, f"truncated: the header announces {stream.frames} frames, {len(own)} are there")
-        if not stream.frames and -math.inf < end - begin < announced - SLACK:
-            raise MediaError(media, f"truncated: the header announces {announced:.2f} s, {end:.2f} s are there")
-        fps = float(stream.average_rate or 0)
-        times = sorted(time for time, _ in packets if time is not None)
-        fields = not stream.frames and announced > 0 and len(packets) > 1.5 * max(1.0, fps * announced)
-        if not times or len(set(times)) < len(packets) or fields:
-            return cls(stream.frames or int(fps * announced), fps)
-        keys = sorted(time for time, key in packets if key and time is not None)
-        seconds = [(time - times[0]) * float(stream.time_base) for time in times]
-        if not steady(seconds, fps) and seconds[-1] > 0:
-            fps = (len(times) - 1) / seconds[-1]  # a header may say anything
-        return cls(len(times), fps, times, keys, [] if steady(seconds, fps) else seconds)
-
-    @property
-    def length(self) -> float:
-        """Seconds until the last frame's end."""
-        return (self.seconds[-1] if self.seconds else (self.total - 1) / self.fps) + 1 / self.fps
-
-    def frame_at(self, second: float) -> int:
-        """The frame that is shown at a second before the end."""
-        second += MOMENT
-        return max(0, bisect_right(self.seconds, second) - 1) if self.seconds else int(second * self.fps)
-
-    def frame_after(self, second: float) -> int:
-        """The first frame that is shown at a second, or later, for the first time."""
-        second -= MOMENT
-        return bisect_left(self.seconds, second) if self.seconds else math.ceil(second * self.fps)
-
-    def second(self, frame: int) -> float:
-        """When a frame is shown."""
-        return self.seconds[frame] if self.seconds else frame / self.fps
-
-
-def sized(container: Any, stream: Any) -> Iterator[Any]:
-    """A video's packets that hold something; where no header counts them those of all tracks, whose end tells whether it was
-    cut."""
-    return (packet for packet in container.demux(*([stream] if stream.frames else [])) if packet.size)
-
-
-def steady(seconds: list[float], fps: float) -> bool:
-    """Whether every frame is shown within half a frame's time of where equally long ones would be."""
-    return fps > 0 and all(abs(second - index / fps) < 0.5 / fps for index, second in enumerate(seconds))
 
 
 def pick(container: Any, stream: Any, shown: Timeline, wanted: set[int], check: Check) -> Iterator[tuple[int, Tensor]]:

@@ -13,7 +13,7 @@ from datamodules.shards import ShardSet
 from datamodules.toy_world import draw_composed
 from datamodules.toy_world.write import write_pairs, write_truths
 from lightning_conan.cli.main import main
-from lightning_conan.reasoning.cot import Journal, Outcome
+from lightning_conan.reasoning.journal import Journal, Outcome
 from samples import mp4, png
 
 RULES = {"repeats": 0, "keyword": False}

@@ -27,7 +27,8 @@ from lightning_conan.media import (
     video,
 )
 from lightning_conan.media.audio import BLOCK, resampled, resampler
-from lightning_conan.media.video import Timeline, pick
+from lightning_conan.media.timeline import Timeline
+from lightning_conan.media.video import pick
 from samples import EVERY_FRAME, call, flac, mp4, png, recording
 
 
