@@ -266,6 +266,19 @@ def test_a_run_of_one_process_goes_on_in_shards(base, world, tmp_path):
     assert first["losses"] == second["losses"] == pytest.approx(straight["losses"][3:], rel=1e-3)
 
 
+def test_another_learning_rate_holds_in_shards_too(base, world, tmp_path):
+    for place in ("kept", "alone", "shards"):
+        fit("image", base, world, tmp_path / place, 5, callbacks=[Stop(3)])
+    settings = {"ckpt": "last", "lr": 0.02}
+    kept, alone = (
+        fit("image", base, world, tmp_path / "kept", 5, ckpt="last"),
+        fit("image", base, world, tmp_path / "alone", 5, **settings),
+    )
+    assert abs(kept["losses"][-1] / alone["losses"][-1] - 1) > 0.01
+    for rank in values(fit_with, "image", base, world, tmp_path / "shards", 5, 6, settings | {"strategy": "fsdp2"}):
+        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-3)
+
+
 def test_muon_steps_alike_in_shards(fused, world, tmp_path):
     settings = {"optimizer": "muon"}
     alone = fit("recovery", fused, world, tmp_path / "alone", 3, **settings)
