@@ -1,6 +1,7 @@
 """Drift, drawn: panels for reports and pages."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from lightning_conan.drift.verdict import Verdict
@@ -14,8 +15,8 @@ def plot_drift(
     axes: "Axes", layers: Mapping[str, Sequence[float]], labels: Mapping[str, str] | None = None, title: str = ""
 ) -> None:
     """Cosine to the specialist by depth, one line a state."""
-    for state, values in layers.items():
-        axes.plot(range(len(values)), values, marker="o", label=(labels or {}).get(state, state))
+    for (state, values), style in zip(layers.items(), cycle(("-", "--", "-.", ":"))):  # equal states lie on one another
+        axes.plot(range(len(values)), values, style, marker="o", label=(labels or {}).get(state, state))
     depth = len(next(iter(layers.values())))
     ticks = range(0, depth, max(1, depth // 8))
     axes.set_xticks(list(ticks), ["projector" if place == 0 else f"layer {place - 1}" for place in ticks], fontsize=8)
