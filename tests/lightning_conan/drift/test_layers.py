@@ -1,7 +1,9 @@
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from lightning_conan.drift import layer_cosines, token_states
+from lightning_conan.drift.plots import plot_drift
 from lightning_conan.embedder import tiny_embedder
 
 
@@ -63,3 +65,10 @@ def test_of_many_tokens_some_are_followed_evenly_spread(tiny, encoded, monkeypat
     rows = [round(place * (count - 1) / 6) for place in range(7)]
     assert some.shape[1] == 7 < count
     assert torch.equal(some, whole[:, rows])
+
+
+def test_states_that_lie_on_one_another_are_both_seen():
+    axes = Figure().add_subplot()
+    plot_drift(axes, {"fused": [1.0, 0.9], "recovered": [1.0, 0.9]})
+    styles = [line.get_linestyle() for line in axes.get_lines()]
+    assert len(set(styles)) == len(styles) == 2
