@@ -4,6 +4,7 @@ Computed here, item by item: transformers' Qwen3-VL keeps state between calls (`
 positions of a text or audio batch that follows an image batch.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -18,14 +19,19 @@ def mrope_positions(runs: list[Run]) -> Int[Tensor, "3 length"]:
     Text and audio advance all three axes together; a grid spreads over height and width and then advances by its
     longer side.
     """
-    pieces, start = [], 0
+    positions = np.empty((3, sum(run if isinstance(run, int) else run[0] * run[1] for run in runs)), dtype=np.int64)
+    begin = start = 0
     for run in runs:
         if isinstance(run, int):
-            pieces.append(torch.arange(start, start + run).expand(3, -1))
+            end = begin + run
+            positions[:, begin:end] = np.arange(start, start + run)
             start += run
         else:
             height, width = run
-            axes = torch.meshgrid(torch.zeros(1).long(), torch.arange(height), torch.arange(width), indexing="ij")
-            pieces.append(torch.stack(axes).reshape(3, -1) + start)
+            end = begin + height * width
+            positions[0, begin:end] = start
+            positions[1, begin:end] = np.arange(start, start + height).repeat(width)
+            positions[2, begin:end] = np.tile(np.arange(start, start + width), height)
             start += max(height, width)
-    return torch.cat(pieces, dim=1)
+        begin = end
+    return torch.from_numpy(positions)

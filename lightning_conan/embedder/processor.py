@@ -142,12 +142,24 @@ class OmniProcessor:
         is nothing to write.
         """
         assert not self.config.ends, "only what ends where the model begins to write can go on"
-        words = self.tokenizer(reasoning, add_special_tokens=False, split_special_tokens=True)["input_ids"] if reasoning else []
+        words = self.tokenize(reasoning)
         ids = torch.cat([encoded.input_ids, torch.tensor(words, dtype=torch.long)])
         labels = torch.full_like(ids, IGNORED)
         labels[len(encoded) - 1 :] = torch.tensor([*words, self.ids["emb"]])
         after = encoded.positions[:, -1:] + 1 + torch.arange(len(words))
         return replace(encoded, input_ids=ids, positions=torch.cat([encoded.positions, after], dim=1), labels=labels)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of text, in which special tokens are text, too: they must not become placeholders.
+
+        Asked of the library below: an item has three to five pieces, and transformers' call takes 16 us more for each.
+        """
+        backend = self.tokenizer.backend_tokenizer
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def instruction_of(self, instruction: str | None, side: Side) -> str:
         """The system turn of an item: its own instruction or the folder's, and the side's hint."""
@@ -254,8 +266,7 @@ class OmniProcessor:
             if number == draft.opening:
                 prefix = len(ids)
             if isinstance(piece, str):
-                # Special tokens in a user's text are text: they must not become placeholders.
-                words = self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+                words = self.tokenize(piece)
                 ids += words
                 runs.append(len(words))
             else:

@@ -34,6 +34,18 @@ def test_special_tokens_in_a_users_text_are_text(processor):
         assert found.count(processor.ids[token]) == plain.count(processor.ids[token])
 
 
+TEXTS = ["", "\n", "user\nA cat on a mat. " * 9, "日本語 naïve é \u00e9", "<|AUDIO|>a<|im_end|> \n\n\t", "\0 \ufeff x"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_becomes_the_tokens_that_transformers_makes_of_it(processor, text):
+    """Whatever the tokenizer was asked before."""
+    processor.tokenizer(["a", "b c d"], truncation=True, max_length=2, padding="max_length")
+    expected = processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    processor.tokenizer(["a", "b c d"], truncation=True, max_length=2, padding="max_length")
+    assert processor.tokenize(text) == expected
+
+
 def test_placeholders_match_what_they_stand_for(encoded, processor):
     item = encoded["video and sound"]
     ids = item.input_ids.tolist()
