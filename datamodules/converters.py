@@ -14,6 +14,7 @@ from lightning_conan.items import MEDIA, MODALITIES, Media, Modality, Pair, pars
 
 SPLIT = ("manifest", "table", "msrvtt")
 """Layouts whose entries name a split; the others have a file for each."""
+TABLES = (".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
     if not source.exists():
         raise ValueError(f"{source} does not exist. Name a manifest, a table or a folder.")
     if how.layout == "manifest":
+        if source.suffix.lower() in TABLES:
+            raise ValueError(f"A manifest must be JSONL, {source} is a table. Read it by --read.layout table.")
         yield from read_manifest(source, how.split)
         return
     seen: set[str] = set()
@@ -84,7 +87,7 @@ def lines_of(source: Path, how: Layout) -> Iterator["Line"]:
     """What a layout makes of a source.
 
     Raises:
-        ValueError: The source lacks a column or a field that the layout has.
+        ValueError: The source lacks a column or a field that the layout has, or is not UTF-8.
     """
     try:
         yield from LAYOUTS[how.layout](source, how)
@@ -92,6 +95,8 @@ def lines_of(source: Path, how: Layout) -> Iterator["Line"]:
         raise ValueError(
             f"{source} must be of the layout {how.layout}, but has no {error}. Name another --read.layout."
         ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} must be UTF-8, got {error}. Convert it: iconv -f latin1 -t utf-8.") from error
 
 
 Line = tuple[str, dict[str, Any] | Fault]
@@ -120,7 +125,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
     else:
-        raise ValueError(f"A table must end in .csv, .tsv or .parquet, got {path}.")
+        raise ValueError(f"A table must end in one of {TABLES}, got {path}.")
 
 
 def from_table(source: Path, how: Layout) -> Iterator[Line]:

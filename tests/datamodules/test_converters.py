@@ -255,3 +255,16 @@ def test_a_cell_may_be_a_book(tmp_path):
     write_csv(tmp_path / "t.csv", [{"q": "word " * 40_000, "t": "a"}])
     (pair,) = read(tmp_path / "t.csv", layout="table", query={"text": "q"}, target={"text": "t"})
     assert len(pair.query.parts[0]) >= 199_999
+
+
+def test_a_table_is_no_manifest(tmp_path):
+    (tmp_path / "a.csv").write_text("key,query\n")
+    with pytest.raises(ValueError, match=r"a\.csv is a table\. Read it by --read\.layout table"):
+        list(read_source(tmp_path / "a.csv", Layout()))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_table_in_another_encoding_is_told(tmp_path, encoding):
+    (tmp_path / "a.csv").write_text("caption,other\ncafé,x\n", encoding=encoding)
+    with pytest.raises(ValueError, match=r"a\.csv must be UTF-8"):
+        list(read_source(tmp_path / "a.csv", Layout("table", query={"text": "caption"}, target={"text": "other"})))
