@@ -96,7 +96,7 @@ def lines_of(source: Path, how: Layout) -> Iterator["Line"]:
             f"{source} must be of the layout {how.layout}, but has no {error}. Name another --read.layout."
         ) from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source} must be UTF-8, got {error}. Convert it: iconv -f latin1 -t utf-8.") from error
+        raise ValueError(f"{source} must be UTF-8, got {error}. Convert it, such as by iconv -f latin1 -t utf-8.") from error
 
 
 Line = tuple[str, dict[str, Any] | Fault]
