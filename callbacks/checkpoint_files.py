@@ -62,6 +62,11 @@ class CheckpointFiles(TorchCheckpointIO):
             log.warning("%s is damaged or missing and is not read.", candidate)
         raise ValueError(f"Neither {path} nor {PREVIOUS} beside it is what was written: both are damaged. Start the run anew.")
 
+    @override
+    def remove_checkpoint(self, path: str | Path) -> None:
+        super().remove_checkpoint(path)
+        hash_path(Path(path)).unlink(missing_ok=True)
+
 
 def keep(path: Path) -> None:
     """Makes a file the previous one too: a hard link, or a copy where there are none."""

@@ -20,7 +20,6 @@ from lightning_conan.embedder.packing import Chunk, Encoded, pack
 from lightning_conan.embedder.projector import AudioProjector
 from lightning_conan.embedder.vision import PatchProduct, encode_pixels
 
-EPS = 1e-12
 LEAST_SHARED, LONG = 8, 16
 """A prefix is shared from so many tokens on, among items of at most so many prefixes' length."""
 COMPILED = 64
@@ -150,7 +149,7 @@ class OmniEmbedder(PreTrainedModel):
         options = prefix_options(past, *chunk.input_ids.shape) if past else {}
         states = self.hidden_states(chunk, last=None if taught else chunk.last, **options)
         pooled = taken(states, chunk.last) if taught else states
-        embeddings = F.normalize(pooled[:, 0].float(), dim=-1, eps=EPS)
+        embeddings = F.normalize(pooled[:, 0].float(), dim=-1)
         if writing is None:
             return embeddings
         losses = writing(states, chunk.labels, self.logits) if taught else embeddings.new_zeros(len(embeddings))  # type: ignore[arg-type]

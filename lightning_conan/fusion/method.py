@@ -81,14 +81,19 @@ def agreeing_mean(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, 
     """The weighted mean of the entries whose sign is that of the weighted sum (TIES' election and disjoint merge).
 
     Raises:
-        ValueError: A negative weight, with which a mean says nothing.
+        ValueError: A negative weight.
     """
-    if odd := {name: alpha for name, alpha in alphas.items() if alpha < 0}:
-        raise ValueError(f"A mean of what agrees in sign needs coefficients of 0 or more, got {odd}. Use TaskArithmetic.")
+    check_mean(alphas)
     elected = weighted_sum(deltas, alphas).sign()
     agreeing = {name: torch.where(delta.sign() == elected, delta, 0.0) for name, delta in deltas.items()}
     weight = weighted_sum({name: (delta != 0).float() for name, delta in agreeing.items()}, alphas)
     return weighted_sum(agreeing, alphas) / torch.where(weight == 0, 1.0, weight)
+
+
+def check_mean(alphas: Mapping[str, float]) -> None:
+    """Refuses negative weights, with which a mean says nothing."""
+    if odd := {name: alpha for name, alpha in alphas.items() if alpha < 0}:
+        raise ValueError(f"A mean needs coefficients of 0 or more, got {odd}. Use TaskArithmetic.")
 
 
 def check_share(what: str, value: float, low: float = 0.0, high: float = 1.0) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_conan.embedder.checkpoint import TensorFiles
-from lightning_conan.fusion.method import Deltas, Method, Place, weighted_sum
+from lightning_conan.fusion.method import Deltas, Method, Place, check_mean, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Fisher(Weighted):
 
     @override
     def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+        check_mean(alphas)
         weights = {name: alphas[name] * value for name, value in self.read(deltas, place).items()}
         total = sum((weights[name] for name in sorted(weights)), torch.zeros(()))
         merged = sum((weights[name] * deltas[name] for name in sorted(weights)), torch.zeros(()))
@@ -73,8 +74,9 @@ class RegMean(Weighted):
 
     @override
     def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+        check_mean(alphas)
         if next(iter(deltas.values())).ndim != 2 or not any(place.name in files.specs for files in self.files.values()):
-            return weighted_sum(deltas, alphas) / sum(alphas[name] for name in deltas)
+            return weighted_sum(deltas, alphas) / (sum(alphas[name] for name in deltas) or 1.0)
         grams = {}
         for name, gram in self.read(deltas, place).items():
             diagonal = gram.diagonal().diag()

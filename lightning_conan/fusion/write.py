@@ -104,7 +104,8 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
         for name, content in (beside or {}).items():
             (scratch / name).write_bytes(content)
         parents = {name: provenance.fingerprint for name, provenance in found.items()}
-        notes = {"alphas": recipe.alphas, "owner": recipe.owner, "method": repr(recipe.method)}
+        by_module = {"alphas_by_module": recipe.alphas_by_module} if recipe.alphas_by_module else {}
+        notes = {"alphas": recipe.alphas, **by_module, "owner": recipe.owner, "method": repr(recipe.method)}
         write_sidecars(scratch, load_processor(owner), Provenance("fused", parents=parents, notes=notes))
     return fusion.report
 

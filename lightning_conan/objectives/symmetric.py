@@ -63,8 +63,8 @@ def symmetric_info_nce(
 ) -> Float[Tensor, ""]:
     """Mean of query to target (hard negatives among the targets) and, unless it is left out, target to query.
 
-    Equal targets are not each other's negatives, nor are equal queries. Scores are computed some rows at a time, whatever the
-    batch, with the same loss and gradient.
+    Equal targets are not each other's negatives, nor are equal queries, nor is anything a negative of what it equals. Scores
+    are computed some rows at a time, whatever the batch, with the same loss and gradient.
 
     Args:
         pairs: All pairs, whose targets are everyone's negatives.
@@ -75,6 +75,7 @@ def symmetric_info_nce(
     start, stop, _ = own.indices(len(pairs.query))
     if start >= stop:  # nothing, but connected: ranks take part in each other's backward pass
         return 0.0 * (pairs.query.sum() + pairs.target.sum())
+    crossed = bool(torch.isin(pairs.query_ids, pairs.target_ids).any())
     at_once = at_once or max(ROWS, pairs.query.shape[1] // 2)
     slices = [slice(first, min(first + at_once, stop)) for first in range(start, stop, at_once)]
 
@@ -84,7 +85,7 @@ def symmetric_info_nce(
         for dim in contrast.dims or (pairs.query.shape[1],):
             short = [F.normalize(part[:, :dim], dim=-1) if contrast.dims else part for part in tensors[:5]]
             whole = replace(pairs, query=short[2], target=short[3], negative=short[4])
-            values.append(both_ways(short[0], short[1], whole, now, rows))
+            values.append(both_ways(short[0], short[1], whole, now, rows, crossed))
         mean: Tensor = torch.stack(values).mean() * ((rows.stop - rows.start) / (stop - start))
         return mean
 
@@ -93,23 +94,33 @@ def symmetric_info_nce(
 
 
 def both_ways(
-    query: Float[Tensor, "own dim"], target: Float[Tensor, "own dim"], pairs: PairEmbeddings, contrast: Contrast, own: slice
+    query: Float[Tensor, "own dim"],
+    target: Float[Tensor, "own dim"],
+    pairs: PairEmbeddings,
+    contrast: Contrast,
+    own: slice,
+    crossed: bool,
 ) -> Float[Tensor, ""]:
-    """The loss of some rows, all their scores at once."""
+    """The loss of some rows, all their scores at once; ``crossed``: some query equals some target."""
     positive = torch.arange(len(pairs.query), device=pairs.query.device)[own]
     # A query whose target equals mine, or a target whose query equals mine, is as right as my own.
     same_query = pairs.query_ids[own, None] == pairs.query_ids[None, :]
     same_target = pairs.target_ids[own, None] == pairs.target_ids[None, :]
-    alike = (same_query | same_target).scatter(1, positive[:, None], False)
-    negatives = equal_targets(pairs.target_ids[own], pairs.negative_ids, torch.full_like(positive, -1))
+    alike, mine = same_query | same_target, torch.full_like(positive, -1)
+    # Nor is anything a negative of what it equals: a query that is another pair's target, or a negative.
+    my_query, my_target = pairs.query_ids[own], pairs.target_ids[own]
+    is_query = alike | equal_targets(my_query, pairs.target_ids, mine) if crossed else alike
+    is_target = alike | equal_targets(my_target, pairs.query_ids, mine) if crossed else alike
+    negatives = equal_targets(my_target, pairs.negative_ids, mine) | equal_targets(my_query, pairs.negative_ids, mine)
     twins = same_query.scatter(1, positive[:, None], False).nonzero() if len(pairs.negative) else positive.new_empty(0, 2)
     for some in twins.split(max(1, AT_ONCE // max(1, len(pairs.negative)))):  # rows and pairs that ask the same
         right = pairs.target_ids[some[:, 1], None] == pairs.negative_ids[None, :]
         negatives = negatives | (torch.zeros_like(negatives, dtype=torch.int32).index_add_(0, some[:, 0], right.int()) > 0)
-    forth, back = [alike, negatives], [alike]
+    forth = [is_query.scatter(1, positive[:, None], False), negatives]
+    back = [is_target.scatter(1, positive[:, None], False)]
     targets, queries = [pairs.target, pairs.negative], [pairs.query]
     if contrast.same_side:  # nobody is a negative of itself or of what is as right
-        forth, back = [*forth, same_query | same_target], [*back, same_query | same_target]
+        forth, back = [*forth, is_target], [*back, is_query]
         targets, queries = [*targets, pairs.query], [*queries, pairs.target]
 
     def one_way(anchors: Tensor, found: list[Tensor], ignore: list[Bool[Tensor, "own _"]]) -> Tensor:

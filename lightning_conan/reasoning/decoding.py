@@ -16,8 +16,6 @@ from lightning_conan.embedder import Chunk, Encoded, OmniEmbedder
 from lightning_conan.embedder.model import Past, prefix_options
 from lightning_conan.reasoning.cache import Row, RowCache
 
-EPS = 1e-12
-
 
 @dataclass(frozen=True)
 class Decoding:
@@ -198,4 +196,4 @@ def step(embedder: OmniEmbedder, group: Group) -> Float[Tensor, "rows dim"]:
 
 def unit(states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
     """States as embeddings."""
-    return F.normalize(states.float(), dim=-1, eps=EPS)
+    return F.normalize(states.float(), dim=-1)

@@ -32,7 +32,7 @@ class Adapters:
         names = [
             name
             for name, module in embedder.named_modules()
-            if isinstance(module, nn.Linear) and name.startswith(adapted) and not (full and name.startswith(full))
+            if isinstance(module, nn.Linear) and name.startswith(adapted) and not name.startswith(full)
         ]
         if not names:
             raise ValueError(f"Adapters need linear layers that start with {adapted}, got none.")
@@ -46,8 +46,10 @@ class Adapters:
             layer._cast_input_dtype = cast_input
             layer.lora_variant["default"] = OneProduct
 
-    def merge(self, dtype: torch.dtype) -> float:
-        """Adds the adapters to the dense weights and removes them; returns the share of it that rounding to ``dtype`` takes."""
+    def merge(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Adds the adapters to the dense weights and removes them; returns the squared length of what rounding to ``dtype`` takes
+        of the weights, and of what was added.
+        """
         from peft.tuners.lora import LoraLayer
 
         lost, change = 0.0, 0.0
@@ -59,7 +61,7 @@ class Adapters:
             lost += float((exact - exact.to(dtype).float()).square().sum())
             change += float(delta.square().sum())
         self.model.merge_and_unload()
-        return (lost / change) ** 0.5 if change else 0.0
+        return lost, change
 
     def export(self, embedder: OmniEmbedder, base: Path, full: tuple[str, ...]) -> Adapter:
         """What was trained, as an adapter on ``base``.
@@ -70,7 +72,7 @@ class Adapters:
         check_modules(embedder, full)
         named = dict(embedder.named_parameters())
         factors = {name.replace(".default.", "."): tensor for name, tensor in named.items() if ".lora_" in name}
-        whole = {name: tensor for name, tensor in named.items() if full and name.startswith(full)}
+        whole = {name: tensor for name, tensor in named.items() if name.startswith(full)}
         config = self.config.to_dict() | {"base_model_name_or_path": str(base.resolve())}
         return Adapter(factors, whole, [name.removesuffix(".") for name in full], config)
 

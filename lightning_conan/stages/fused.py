@@ -51,14 +51,9 @@ class Fused(Stage):
         self.losses: dict[str, list[tuple[int, float]]] = {}
 
     @override
-    def configure_model(self) -> None:
-        if hasattr(self, "embedder"):
-            return
+    def load_model(self, fitting: bool) -> None:
         self.sources = {name: found.fingerprint for name, found in self.recipe.check().items()}
         self.embedder = fused_model(self.recipe)
-        if self.trainer.state.fn == "fit":
-            self.prepare()
-        self.share_out()
 
     @override
     def prepare(self) -> None:

@@ -78,7 +78,7 @@ def prepared(config: OmniConfig, plan: Plan) -> OmniEmbedder:
     if plan.writes:
         model.free_emb_rows()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(bool(plan.full) and name.startswith(plan.full))
+        parameter.requires_grad_(name.startswith(plan.full))
     if plan.lora is not None:
         Adapters(model, plan.lora, plan.adapted, plan.full)
     return model

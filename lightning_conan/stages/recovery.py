@@ -112,9 +112,6 @@ class ProjectorRecovery(Stage):
 
     @override
     def prepare(self) -> None:
-        names = [name for name, _ in self.embedder.named_parameters()]
-        if odd := [prefix for prefix in self.projectors if not any(name.startswith(prefix) for name in names)]:
-            raise ValueError(f"projectors must be beginnings of parameters' names, got {odd[0]!r}. They look like {names[0]!r}.")
         super().prepare()
         if self.constants_folder is not None and self.device_mesh is not None:
             raise ValueError("constants are made by each rank at its own time, got strategy fsdp2. Use ddp, or leave them out.")
@@ -185,6 +182,10 @@ class ProjectorRecovery(Stage):
         texts, ids = bank.others(pairs)
         negative, negative_ids = torch.cat([pairs.negative, texts]), torch.cat([pairs.negative_ids, ids])
         return replace(pairs, negative=negative, negative_ids=negative_ids)
+
+    @override
+    def teaches(self, batch: Batch) -> bool:
+        return bool(most(len(batch), self.device)) if self.banks else super().teaches(batch)
 
     @override
     def teardown(self, stage: str) -> None:

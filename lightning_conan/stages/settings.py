@@ -107,6 +107,11 @@ class Training:
                 )
         if any(dim < 1 for dim in self.matryoshka_dims) or len(set(self.matryoshka_dims)) != len(self.matryoshka_dims):
             raise ValueError(f"training.matryoshka_dims must be positive and different, got {self.matryoshka_dims}.")
+        if self.false_negative_margin is not None and not 0 <= self.false_negative_margin < math.inf:
+            raise ValueError(
+                f"training.false_negative_margin must be null, or 0 or more, got {self.false_negative_margin}: one below 0 would "
+                "leave the positive itself out."
+            )
         for name in ("warmup_steps", "weight_decay", "max_skipped_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}.")

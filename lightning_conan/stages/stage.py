@@ -103,7 +103,7 @@ class Stage(Weights):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         leave_gradients_alone(self.trainer.strategy.model)  # Lightning turns DDP's sums on again after every step
-        if not most(len(batch), self.device):
+        if not self.teaches(batch):
             self.idle_step(batch)
             return
         self.idle = 0
@@ -169,15 +169,24 @@ class Stage(Weights):
             return in_step(chunks, items, self.embedder.config, self.device), False
         return chunks, fits
 
+    def teaches(self, batch: Batch) -> bool:
+        """Whether there is anything to tell apart: two pairs on all ranks together, or one and a hard negative."""
+        counts = torch.tensor([len(batch), sum(map(len, batch.negatives))], device=self.device)
+        pairs, negatives = total(counts).tolist()
+        return bool(pairs > 1 or (pairs and negatives))
+
     def idle_step(self, batch: Batch) -> None:
-        """Nothing to do: all that the ranks were to get is broken, which the data module has listed.
+        """Nothing to do: all that the ranks were to get is broken, which the data module has listed, or a single pair.
 
         Raises:
             ValueError: So it was for as many batches as an epoch has.
         """
         self.idle += 1
         if self.idle >= self.trainer.num_training_batches:
-            raise ValueError(f"Training needs usable samples, got none in {self.idle} batches. The first: {batch.faults[:1]}")
+            raise ValueError(
+                f"Training needs usable samples, two of them in a batch, or one and a hard negative, got none in {self.idle} "
+                f"batches. Raise data.init_args.batch_size, or mend what is broken: {batch.faults[:1]}."
+            )
 
     def embed_chunk(self, chunk: Chunk) -> Float[Tensor, "rows _"]:
         """What the loss is computed from: a row for each item."""
@@ -253,6 +262,11 @@ class Stage(Weights):
 
     # Resuming: a .ckpt holds what trains; the rest comes from the folder
 
+    def made_with(self) -> dict[str, Any]:
+        """What the weights would not be the same model without, though it is none of them."""
+        lora = {"its lora.rank": self.lora.rank, "its lora.alpha": self.lora.alpha} if self.lora is not None else {}
+        return {**lora, "its inputs' settings (hints, sizes, tokenizer)": self.processor.fingerprint}
+
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = self.trained()
@@ -260,6 +274,7 @@ class Stage(Weights):
         checkpoint["folder"] = self.provenance.fingerprint
         checkpoint["budgets"], checkpoint["skipped"] = self.budgets, self.skipped
         checkpoint["seen"] = dict(self.seen)
+        checkpoint["made_with"] = self.made_with()
         checkpoint["optimizer"] = optimizer_settings(self.training_settings)
         checkpoint["watch"] = self.watch.state_dict() if self.watch is not None else None
 
@@ -274,6 +289,13 @@ class Stage(Weights):
             raise ValueError(
                 f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}. It only resumes the "
                 "`conan fit` that wrote it, with the same stage; score the folder that callbacks.FolderCheckpoint wrote."
+            )
+        now = self.made_with()
+        before = checkpoint.get("made_with", now)  # not in those of earlier versions
+        if changed := [name for name in now if before[name] != now[name]]:
+            name = changed[0]
+            raise ValueError(
+                f"A run must go on with {name}, and began with {before[name]}, got {now[name]}. Leave it, or start anew."
             )
         go_on_with(checkpoint, self.training_settings)
         self.budgets, self.skipped = checkpoint["budgets"], checkpoint["skipped"]  # other chunks would round otherwise

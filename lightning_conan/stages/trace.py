@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_conan.embedder import Batch, Chunk, Encoded, OmniProcessor, State
 from lightning_conan.objectives import Contrast, generation_loss
 from lightning_conan.reasoning import Decoding, hints
-from lightning_conan.stages.ranks import total
+from lightning_conan.stages.ranks import most, total
 from lightning_conan.stages.settings import Lora, Training
 from lightning_conan.stages.stage import Stage
 
@@ -100,6 +100,10 @@ class Trace(Stage):
                 f"queries with{'' if taught else 'out'} it. Set data.init_args.teach of datamodules.TraceData."
             )
         return super().inputs(batch)
+
+    @override
+    def teaches(self, batch: Batch) -> bool:
+        return bool(most(len(batch), self.device)) if self.lambda_gen else super().teaches(batch)
 
     @override
     def embed_chunk(self, chunk: Chunk) -> Float[Tensor, "rows _"]:

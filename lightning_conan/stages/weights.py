@@ -18,7 +18,7 @@ from lightning_conan.embedder import (
     save_adapter_folder,
     save_folder,
 )
-from lightning_conan.embedder.checkpoint import check_apart, check_replaceable
+from lightning_conan.embedder.checkpoint import check_apart, check_replaceable, open_tensors
 from lightning_conan.items import Modality
 from lightning_conan.reasoning import Decoding
 from lightning_conan.stages.adapters import Adapters
@@ -28,7 +28,7 @@ from lightning_conan.stages.sharding import is_sharded, shard, whole_on_first
 
 Form = Literal["dense", "float32", "adapter"]
 ALARM = 0.05
-"""A larger share of what adapters change, lost to rounding, is told."""
+"""A larger share of what training changes, lost to rounding, is told."""
 log = logging.getLogger(__name__)
 
 
@@ -70,14 +70,24 @@ class Weights(Scoring):
 
     @override
     def configure_model(self) -> None:
-        if hasattr(self, "embedder"):
-            return
         fitting = self.trainer.training or self.trainer.state.fn == "fit"
-        self.embedder, _, self.provenance = load_folder(self.folder, self.accepts if fitting else STATES)
-        self.stored = self.embedder.dtype
+        if hasattr(self, "embedder") and not fitting:
+            return
+        if self.trained_names:  # its adapters may be merged by now, its constants closed
+            raise ValueError("A stage trains once, and this one has. Make a new one, of the folder that it began with or wrote.")
+        self.load_model(fitting)  # anew, too, after it was scored
         if fitting:
             self.prepare()
         self.share_out()
+
+    def load_model(self, fitting: bool) -> None:
+        """Reads the folder's model.
+
+        Raises:
+            ValueError: It is to train, and in a state that this stage does not take.
+        """
+        self.embedder, _, self.provenance = load_folder(self.folder, self.accepts if fitting else STATES)
+        self.stored = self.embedder.dtype
 
     def share_out(self) -> None:
         """Under FSDP2, leaves each rank its share of the weights."""
@@ -88,14 +98,18 @@ class Weights(Scoring):
         """Adds adapters and freezes what does not train.
 
         Raises:
-            ValueError: Nothing would train.
+            ValueError: Nothing would train, or not all that is asked for.
         """
         if self.writes is None:
             raise ValueError(f"{type(self).__name__} trains nothing: it can only be tested. Fit one of the other stages.")
         self.set_up()
-        self.embedder.requires_grad_(False)
+        names = [name for name, _ in self.embedder.named_parameters()]
+        if odd := [prefix for prefix in self.full if not any(name.startswith(prefix) for name in names)]:
+            raise ValueError(
+                f"What trains fully must be beginnings of parameters' names, got {odd[0]!r}. They look like {names[0]!r}."
+            )
         for name, parameter in self.embedder.named_parameters():
-            parameter.requires_grad_(name.startswith(self.full) if self.full else False)
+            parameter.requires_grad_(name.startswith(self.full))
         if self.lora is not None:
             self.adapters = Adapters(self.embedder, self.lora, self.adapted, self.full)
         self.trained_names = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
@@ -106,7 +120,7 @@ class Weights(Scoring):
             raise ValueError(
                 f"What trains fully within a {self.stored} backbone is float32: set trainer.precision to {PRECISIONS[1]}."
             )
-        if not self.trained_names:
+        if not any(name.startswith("embedder.") for name in self.trained_names):
             raise ValueError(f"{type(self).__name__} would train nothing: lora is off and no parameter starts with {self.full}.")
 
     def set_up(self) -> None:
@@ -174,17 +188,31 @@ class Weights(Scoring):
         if form == "float32":
             self.stored = torch.float32
             self.embedder.float()
+        lost, changed = self.rounding()
         if self.adapters is not None:
-            if (lost := self.adapters.merge(self.stored)) > ALARM:
-                log.warning(
-                    "Rounding to %s took %.0f %% of what the adapters changed. Write form: float32.", self.stored, 100 * lost
-                )
-            self.adapters = None
+            more, adapted = self.adapters.merge(self.stored)
+            lost, changed, self.adapters = lost + more, changed + adapted, None
+        if lost > ALARM**2 * changed:
+            share = 100 * (lost / changed) ** 0.5
+            log.warning("Rounding to %s took %.0f %% of what training changed. Write form: float32.", self.stored, share)
         if self.embedder.emb_rows is not None:
             self.embedder.settle_emb_rows()
         for parameter in self.embedder.parameters():  # not buffers: rounded frequencies would give other golden vectors
             parameter.data = parameter.data.to(self.stored)
         save_folder(out, self.embedder, self.processor, provenance)
+
+    def rounding(self) -> tuple[float, float]:
+        """Of what trained fully: the squared length of what rounding takes of the weights, and of what training changed."""
+        lost = changed = 0.0
+        if self.stored == torch.float32:
+            return lost, changed
+        before = open_tensors(self.folder)
+        for name, tensor in self.trained().items():
+            if (own := name.removeprefix("embedder.")) in before.specs:  # adapters are not
+                exact = tensor.detach().float().cpu()
+                lost += float((exact - exact.to(self.stored).float()).square().sum())
+                changed += float((exact - before[own].float()).square().sum())
+        return lost, changed
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:

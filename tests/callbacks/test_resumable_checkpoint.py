@@ -85,6 +85,14 @@ def test_last_is_found_whatever_the_logger(base, world, tmp_path):
         assert len(record.keys) == expected
 
 
+def test_a_checkpoint_that_is_removed_takes_its_hash_along(base, world, tmp_path):
+    best = ModelCheckpoint(dirpath=tmp_path / "best", monitor="train/loss", save_top_k=2, every_n_train_steps=1)
+    trainer(tmp_path, 5, best).fit(Specialist(base, "image", QUICK), data(world))
+    names = sorted(path.name for path in (tmp_path / "best").iterdir())
+    assert len([name for name in names if name.endswith(".ckpt")]) == 2
+    assert all(name.removesuffix(".hash") in names for name in names)
+
+
 def saved(root, name="checkpoints/last.ckpt"):
     """The step that a file was saved at."""
     return torch.load(root / name, weights_only=True)["global_step"]

@@ -193,8 +193,8 @@ def test_impossible_settings_are_refused(what):
         IMPOSSIBLE[what]()
 
 
-@pytest.mark.parametrize("method", [Ties(0.5), Dare(0.2, elect=True)], ids=repr)
-def test_a_mean_of_what_agrees_takes_no_negative_weights(deltas, method):
+@pytest.mark.parametrize("method", [Ties(0.5), Dare(0.2, elect=True), Fisher({}), RegMean({})], ids=repr)
+def test_a_mean_takes_no_negative_weights(deltas, method):
     weights = ALPHAS | {next(iter(ALPHAS)): -0.1}
     with pytest.raises(ValueError, match="coefficients of 0 or more"):
         method(deltas, weights, Place("a"))

@@ -20,7 +20,7 @@ def pairs(query, target, negative=None, query_ids=None, target_ids=None, negativ
         query,
         target,
         negative,
-        torch.arange(size) if query_ids is None else query_ids,
+        torch.arange(2000, 2000 + size) if query_ids is None else query_ids,
         torch.arange(size) if target_ids is None else target_ids,
         torch.arange(1000, 1000 + len(negative)) if negative_ids is None else negative_ids,
     )
@@ -186,20 +186,31 @@ def test_scores_are_computed_some_rows_at_a_time(monkeypatch, dim, rows):
     assert seen[-1].stop == 600
 
 
-def test_negatives_of_the_own_side_against_a_plain_loop():
-    """Queries and targets that are equal to one's own, or as right, count on neither side; hard negatives on one."""
-    query, target, negative = units(4), units(4, seed=1), units(2, seed=2)
-    query_ids, target_ids, negative_ids = [0, 1, 1, 3], [5, 6, 7, 5], [6, 9]
+@pytest.mark.parametrize("same_side", [False, True])
+@pytest.mark.parametrize(
+    ("query_ids", "target_ids", "negative_ids"),
+    [
+        ([0, 1, 1, 3], [5, 6, 7, 5], [6, 9]),
+        ([0, 1, 2, 3, 4, 4], [1, 0, 3, 8, 4, 9], [0, 4, 8, 50]),  # paraphrases both ways, chains, a query that is its target
+    ],
+)
+def test_negatives_against_a_plain_loop(query_ids, target_ids, negative_ids, same_side):
+    """What equals one's own query or target, or is as right, counts on neither side."""
+    count = len(query_ids)
+    query, target, negative = units(count), units(count, seed=1), units(len(negative_ids), seed=2)
     total = 0.0
-    for row in range(4):
-        alike = [other for other in range(4) if query_ids[other] == query_ids[row] or target_ids[other] == target_ids[row]]
-        others = [other for other in range(4) if other not in alike]
-        right = {target_ids[other] for other in range(4) if query_ids[other] == query_ids[row]}
-        hard = [place for place in range(2) if negative_ids[place] not in right]
-        for mine, own, theirs, extra in ((query, query, target, hard), (target, target, query, [])):
-            scores = [theirs[row], *(theirs[other] for other in others), *(own[other] for other in others)]
-            values = [float(mine[row] @ vector) / 0.1 for vector in [*scores, *(negative[place] for place in extra)]]
+    for row in range(count):
+        asked, wanted = query_ids[row], target_ids[row]
+        others = [other for other in range(count) if query_ids[other] != asked and target_ids[other] != wanted]
+        right = {target_ids[other] for other in range(count) if query_ids[other] == asked} | {asked}
+        targets = [target[other] for other in others if target_ids[other] != asked]
+        queries = [query[other] for other in others if query_ids[other] != wanted]
+        hard = [vector for vector, found in zip(negative, negative_ids, strict=True) if found not in right]
+        forth = [target[row], *targets, *hard, *(queries if same_side else [])]
+        back = [query[row], *queries, *(targets if same_side else [])]
+        for mine, found in ((query[row], forth), (target[row], back)):
+            values = [float(mine @ vector) / 0.1 for vector in found]
             total += math.log(sum(map(math.exp, values))) - values[0]
     ids = [torch.tensor(values) for values in (query_ids, target_ids, negative_ids)]
-    found = symmetric_info_nce(PairEmbeddings(query, target, negative, *ids), Contrast(0.1, same_side=True))
-    assert found.item() == pytest.approx(total / 8, rel=1e-5)
+    found = symmetric_info_nce(PairEmbeddings(query, target, negative, *ids), Contrast(0.1, same_side=same_side))
+    assert found.item() == pytest.approx(total / (2 * count), rel=1e-5)

@@ -40,7 +40,7 @@ def test_two_projectors_recover_at_once(fused, world, tmp_path):
 
 
 def test_a_projector_that_is_not_there_is_refused(fused, world, tmp_path):
-    with pytest.raises(ValueError, match=r"projectors must be beginnings of parameters' names, got 'merger\.'"):
+    with pytest.raises(ValueError, match=r"fully must be beginnings of parameters' names, got 'merger\.'"):
         trainer(tmp_path, 1).fit(
             ProjectorRecovery(fused, QUICK, projectors=("audio_projector.", "merger.")), data(world, "audio")
         )
