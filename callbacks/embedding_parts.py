@@ -71,8 +71,9 @@ class EmbeddingParts(Callback):
     def write(self, part: int) -> None:
         """Writes the pending part: first what is missing from it, then the part itself."""
         faults = [fault for batch, _ in self.pending for fault in batch.faults]
+        path = self.out / "quarantine" / f"part-{part:05d}.jsonl"
+        path.unlink(missing_ok=True)  # of an earlier run of this part
         if faults:
-            path = self.out / "quarantine" / f"part-{part:05d}.jsonl"
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(f"{fault}\n" for fault in faults))
         rows = [row for batch, _ in self.pending for row in batch.rows]

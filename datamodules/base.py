@@ -78,6 +78,8 @@ class PairData(LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage == "predict":
             raise ValueError("Stages predict nothing. Write embeddings with `conan embed`, scores with `conan test`.")
+        self.seen = self.broken = 0  # each run counts, and lists in a folder of its own
+        self.listed = None
         wanted = ("fit", "validate") if stage == "fit" else (stage,)
         for name in wanted:
             cache = self.reading.shard_cache

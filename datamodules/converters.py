@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from datamodules.items import KINDS
-from datamodules.manifest import Fault, read_manifest
+from datamodules.manifest import Fault, json_lines, read_manifest
 from lightning_conan.items import MEDIA, MODALITIES, Media, Modality, Pair, parse_pair
 
 SPLIT = ("manifest", "table", "msrvtt")
@@ -87,7 +89,7 @@ def lines_of(source: Path, how: Layout) -> Iterator["Line"]:
     """What a layout makes of a source.
 
     Raises:
-        ValueError: The source lacks a column or a field that the layout has, or is not UTF-8.
+        ValueError: The source lacks a column or a field that the layout has, is not UTF-8, or is damaged.
     """
     try:
         yield from LAYOUTS[how.layout](source, how)
@@ -97,6 +99,12 @@ def lines_of(source: Path, how: Layout) -> Iterator["Line"]:
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} must be UTF-8, got {error}. Convert it, such as by iconv -f latin1 -t utf-8.") from error
+    except pa.ArrowException as error:
+        raise ValueError(f"{source} must be Parquet, got {error}. Copy it again.") from error
+    except (TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{source} must be of the layout {how.layout}, but is not: {error}. Name another --read.layout."
+        ) from error
 
 
 Line = tuple[str, dict[str, Any] | Fault]
@@ -105,7 +113,7 @@ Line = tuple[str, dict[str, Any] | Fault]
 
 def plain(name: object) -> str:
     """A name that may be a key."""
-    return re.sub(r"[\s./\\]+", "-", str(name)).strip("-")
+    return re.sub(r"[\s./\\]+", "-", "".join(char if char.isprintable() else "-" for char in str(name))).strip("-")
 
 
 def owner(*sides: Mapping[str, Any]) -> Modality:
@@ -113,31 +121,35 @@ def owner(*sides: Mapping[str, Any]) -> Modality:
     return next((name for side in sides for name in MEDIA if name in side), "text")
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV, TSV or Parquet file."""
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a CSV, TSV or Parquet file, and where each stands."""
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        for batch in pq.ParquetFile(path).iter_batches(256):
-            yield from batch.to_pylist()
+        rows = (row for batch in pq.ParquetFile(path).iter_batches(256) for row in batch.to_pylist())
+        yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, start=1))
     elif path.suffix in (".csv", ".tsv"):
         csv.field_size_limit(2**31 - 1)  # a cell may be a book; 131,072 characters by default
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            before = reader.line_num  # of the line that a row ends on, where a cell holds several
+            for row in reader:
+                before, first = reader.line_num, before + 1
+                yield f"{path}:{first}", row
     else:
         raise ValueError(f"A table must end in one of {TABLES}, got {path}.")
 
 
 def from_table(source: Path, how: Layout) -> Iterator[Line]:
     """Any table: a column holds text, a path, or (Parquet) a struct of bytes and path as Hugging Face's data sets have it."""
-    for number, row in enumerate(read_rows(source)):
-        where = f"{source}:{number + 1}"
+    for number, (where, row) in enumerate(read_rows(source)):
         if how.split is not None and row.get("split") != how.split:
             continue
-        key = plain(row[how.key]) if how.key else f"{number:08d}"
         sides = {"query": how.query, "target": how.target}
-        if missing := sorted({column for side in sides.values() for column in side.values()} - set(row)):
+        asked = {column for side in sides.values() for column in side.values()} | ({how.key} if how.key else set())
+        if missing := sorted(asked - set(row)):
             raise ValueError(f"{source} has the columns {sorted(map(str, row))}, and {missing[0]!r} is asked for.")
+        key = plain(row[how.key]) if how.key else f"{number:08d}"
         made = {name: cells(row, columns, how) for name, columns in sides.items()}
         line = {"key": key, "task": how.task or plain(source.stem), "modality": owner(how.target, how.query)}
         yield where, line | made
@@ -150,6 +162,8 @@ def cells(row: Mapping[str, Any], columns: Mapping[str, str], how: Layout) -> di
         value = row[column]
         if kind == "text" or value is None:
             found[kind] = value
+        elif isinstance(value, bytes):
+            found[kind] = Media(kind, value, "")  # type: ignore[arg-type]
         elif isinstance(value, dict):
             name, data = value.get("path") or "", value.get("bytes")
             found[kind] = str(Path(how.media) / name) if data is None else Media(kind, data, name)  # type: ignore[arg-type]
@@ -172,25 +186,25 @@ def from_captions(source: Path, how: Layout) -> Iterator[Line]:
             yield str(path), Fault(str(path), plain(name.with_suffix("")), "sample", reason)
             continue
         line = {"query": {"text": text}, "target": {modality: str(name)}, "modality": modality}
-        yield str(path), line | {"key": plain(name.with_suffix("")), "task": how.task or plain(source.name)}
+        yield str(path), line | {"key": plain(name.with_suffix("")), "task": how.task or plain(source.resolve().name)}
 
 
 def from_clotho(source: Path, how: Layout) -> Iterator[Line]:
     """Clotho's clotho_captions_*.csv: file_name and caption_1 to caption_5."""
-    for number, row in enumerate(read_rows(source)):
+    for where, row in read_rows(source):
         for column in (f"caption_{index}" for index in range(1, 6)):
             if row[column]:
                 line = {"key": f"{plain(row['file_name'])}-{column[-1]}", "task": how.task or "clotho", "modality": "audio"}
                 sides = {"query": {"audio": str(Path(how.media) / row["file_name"])}, "target": {"text": row[column]}}
-                yield f"{source}:{number + 2}", line | sides
+                yield where, line | sides
 
 
 def from_audiocaps(source: Path, how: Layout) -> Iterator[Line]:
     """AudioCaps' CSV: audiocap_id, youtube_id, start_time, caption. Its sounds are named by whoever fetched them."""
-    for number, row in enumerate(read_rows(source)):
+    for where, row in read_rows(source):
         name = (how.media or "{youtube_id}.wav").format_map(row)
         line = {"key": plain(row["audiocap_id"]), "task": how.task or "audiocaps", "modality": "audio"}
-        yield f"{source}:{number + 2}", line | {"query": {"audio": name}, "target": {"text": row["caption"]}}
+        yield where, line | {"query": {"audio": name}, "target": {"text": row["caption"]}}
 
 
 def from_msrvtt(source: Path, how: Layout) -> Iterator[Line]:
@@ -207,9 +221,9 @@ def from_msrvtt(source: Path, how: Layout) -> Iterator[Line]:
 
 def from_vidore(source: Path, how: Layout) -> Iterator[Line]:
     """ColPali's training set and ViDoRe: Parquet with query and image (bytes); pages without a query are left to the corpus."""
-    for number, row in enumerate(read_rows(source)):
+    for number, (where, row) in enumerate(read_rows(source)):
         if row.get("query"):
-            where, key = f"{source}:{number + 1}", f"{number:08d}"
+            key = f"{number:08d}"
             if not (data := (row["image"] or {}).get("bytes")):
                 yield where, Fault(where, key, "target", "image holds no bytes")
                 continue
@@ -225,21 +239,11 @@ def from_mmeb(source: Path, how: Layout) -> Iterator[Line]:
         words = re.sub(r"<\|image_\d+\|>\s*", "", text or "").strip()
         return ({"image": str(Path(how.media) / image)} if image else {}) | ({"text": words} if words else {})
 
-    for number, row in enumerate(read_rows(source)):
+    for number, (where, row) in enumerate(read_rows(source)):
         query, target = side(row["qry"], row["qry_image_path"]), side(row["pos_text"], row["pos_image_path"])
         negative = side(row.get("neg_text"), row.get("neg_image_path"))
         line = {"key": f"{number:08d}", "task": how.task or plain(source.stem), "modality": owner(query, target)}
-        yield f"{source}:{number + 1}", line | {"query": query, "target": target, "negatives": [negative] if negative else []}
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line's number and content. Only a line feed ends one: JSON may hold what Unicode calls a line's end, too."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number} must be JSON ({error}).") from error
+        yield where, line | {"query": query, "target": target, "negatives": [negative] if negative else []}
 
 
 def from_mbeir(source: Path, how: Layout) -> Iterator[Line]:
@@ -252,14 +256,14 @@ def from_mbeir(source: Path, how: Layout) -> Iterator[Line]:
     pool = {entry["did"]: entry for _, entry in json_lines(how.candidates)}
     prompts: dict[tuple[str, str, str], str] = {}
     if how.instructions is not None:
-        for row in read_rows(how.instructions):
+        for _, row in read_rows(how.instructions):
             prompts[row["dataset_id"], row["query_modality"], row["cand_modality"]] = row["prompt_1"]
 
     def side(text: str | None, image: str | None) -> dict[str, Any]:
         return ({"image": str(Path(how.media) / image)} if image else {}) | ({"text": text} if text else {})
 
-    for number, entry in json_lines(source):
-        where, query = f"{source}:{number}", side(entry.get("query_txt"), entry.get("query_img_path"))
+    for where, entry in json_lines(source):
+        query = side(entry.get("query_txt"), entry.get("query_img_path"))
         negatives = entry.get("neg_cand_list") or []
         wrong = [pool[did] for did in negatives if did in pool]
         for did in [*entry["pos_cand_list"], *negatives]:

@@ -62,6 +62,11 @@ class Index(msgspec.Struct):
     shards: list[IndexedShard]
 
 
+def content_hash(digests: Iterable[str]) -> str:
+    """What a set holds, from its shards' SHA-256 in order."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 class Sample(msgspec.Struct):
     """Where one pair lies: its shard, and each member's offset, size and XXH3-64 in it."""
 

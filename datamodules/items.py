@@ -11,7 +11,7 @@ from typing import Any
 from lightning import LightningDataModule
 from typing_extensions import override
 
-from datamodules.manifest import Fault
+from datamodules.manifest import Fault, json_lines
 from datamodules.patience import BROKEN, patience
 from datamodules.plan import Slot
 from datamodules.stream import SECONDS, BatchLoader
@@ -139,15 +139,10 @@ def manifest_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ValueError: A line that is no JSON object with a key.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number} must be JSON, as all of a manifest ({error}). Name a JSONL file.") from error
-            if not isinstance(value, dict) or not isinstance(value.get("key"), str):
-                raise ValueError(f"Each line of a manifest must be an object with a key, got {line[:80]!r} in {path}:{number}.")
-            yield value["key"], value
+    for where, value in json_lines(path):
+        if not isinstance(value, dict) or not isinstance(value.get("key"), str):
+            raise ValueError(f"Each line of a manifest must be an object with a key, got {str(value)[:80]} in {where}.")
+        yield value["key"], value
 
 
 class ItemEncoder:

@@ -5,6 +5,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning_conan.items import Pair, parse_pair
 
@@ -28,6 +29,22 @@ class Fault:
     def to_json(self) -> str:
         """One line for ``quarantine.jsonl``."""
         return json.dumps(asdict(self))
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Where each line stands, and its content. Only a line feed ends one: JSON may hold what Unicode calls a line's end, too.
+
+    Raises:
+        ValueError: A line that is no JSON, or not UTF-8.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            line = line.removeprefix(BOM_UTF8) if number == 1 else line
+            if line.strip():
+                try:
+                    yield f"{path}:{number}", json.loads(line.decode())
+                except ValueError as error:
+                    raise ValueError(f"{path}:{number} must be JSON, as all of a JSONL file ({error}).") from error
 
 
 def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault]:

@@ -127,6 +127,8 @@ def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pai
                 for media in sides[side].media if validate else ():
                     decode_whole(media)
         except BROKEN as error:
+            if isinstance(error, OSError) and error.filename:
+                return entry  # whoever writes it finds the file missing, and notes that: it may be there when packing goes on
             return Fault(entry.key, entry.key, side, str(error))
     query, target, *negatives = sides.values()
     return msgspec.structs.replace(entry, query=query, target=target, negatives=tuple(negatives))

@@ -16,10 +16,10 @@ import msgspec
 import pyarrow as pa
 import xxhash
 
-from datamodules.index import FORMAT, INDEX, SAMPLES, Index, Samples, Version
+from datamodules.index import FORMAT, INDEX, SAMPLES, Index, Samples, Version, content_hash
 from datamodules.patience import BROKEN, unhurried
 from datamodules.records import decode_pair
-from datamodules.remote import RemoteShard, ShardCache, check_url, is_remote, read_remote
+from datamodules.remote import RemoteShard, ShardCache, UnreachableError, check_url, is_remote, read_remote
 from lightning_conan.items import Pair
 
 OPEN_FILES = 64
@@ -130,6 +130,8 @@ class ShardSet:
                 raise ValueError(f"{self.place(INDEX)} must name each shard once, got {shard.name} twice. Pack it again.")
             self.check(shard)
             self.shards[shard.name] = shard
+        if self.content_hash != content_hash([shard.sha256 for shard in self.shards.values()]):
+            raise ValueError(f"{self.place(INDEX)} is not what was packed: its content_hash differs. Copy or pack it again.")
         self.samples = self.listed(index)
 
     def __len__(self) -> int:
@@ -153,7 +155,7 @@ class ShardSet:
             if found != FORMAT:
                 raise ValueError(f"{place} must have format {FORMAT}, got {found!r}. Pack it again.")
             return msgspec.json.decode(text, type=Index)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{place} must be an index as `conan pack` writes it: {error}. Copy or pack it again.") from error
 
     def load(self, name: str) -> bytes:
@@ -217,7 +219,10 @@ class ShardSet:
     def opened(self, name: str) -> OpenFile:
         """Opens a shard, fetched before if it lies elsewhere."""
         if not self.remote:
-            return OpenFile(Path(self.place(name)))
+            try:
+                return OpenFile(Path(self.place(name)))
+            except OSError as error:  # its samples are not broken: gone on without them, the run would be another
+                raise UnreachableError(f"{self.place(name)} cannot be opened ({error.strerror}). Go on once it can.") from error
         while True:
             with unhurried():
                 path = self.cache.fetch(self.remote_shard(name))

@@ -19,7 +19,7 @@ import webdataset as wds
 import xxhash
 from filelock import FileLock, Timeout
 
-from datamodules.index import FORMAT, INDEX, SAMPLES, write_samples
+from datamodules.index import FORMAT, INDEX, SAMPLES, content_hash, write_samples
 from datamodules.manifest import Fault
 from datamodules.records import encode_pair
 from lightning_conan.items import Pair
@@ -70,6 +70,8 @@ def write_resumable(
     scratch = out.parent / f".{out.name}.partial"
     with lock(out.parent / f".{out.name}.lock"):
         if not signature or not begun(scratch, signature):
+            if signature and scratch.exists():
+                log.warning("%s holds what was begun of other data or options: it is begun anew", scratch)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
             (scratch / PROGRESS).write_text(json.dumps(signature) + "\n")
@@ -224,7 +226,7 @@ class Filling:
             "tasks": dict(sorted(self.tasks.items())),
             "modalities": dict(sorted(self.modalities.items())),
             "quarantined": len(self.faults),
-            "content_hash": hashlib.sha256("".join(shard["sha256"] for shard in self.shards).encode()).hexdigest(),
+            "content_hash": content_hash([shard["sha256"] for shard in self.shards]),
         }
         places = {"samples_sha256": write_samples(self.folder / SAMPLES, self.places()), "shards": self.shards}
         write_whole(self.folder / INDEX, json.dumps(summary | places) + "\n")

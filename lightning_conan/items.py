@@ -4,10 +4,10 @@ Structs, not dataclasses: every sample makes four of them, and a frozen dataclas
 """
 
 import hashlib
-import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -75,6 +75,8 @@ class Item(msgspec.Struct, frozen=True):
     instruction: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.parts, str):
+            raise ValueError(f"An item's parts must be a tuple, got {self.parts!r}. Write Item(({self.parts!r},)).")
         for part in self.parts or ("",):
             if isinstance(part, str) and (not part or part.isspace()):
                 raise ValueError(f"An item must hold text or media, got {self.parts!r}. Give it at least one non-empty part.")
@@ -150,7 +152,8 @@ def parse_media(modality: Medium, value: object, root: Path) -> Media:
     except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle, a folder that may not be read
         raise ValueError(f"Media must be files that can be read, got {name[:200]!r} ({error}).") from error
     if not inside:
-        raise ValueError(f"Media paths must stay inside {root}, got {name!r}. Move the file below the manifest.")
+        link = f", a link to {path.resolve()}" if path.is_relative_to(os.path.normpath(root)) else ""
+        raise ValueError(f"Media paths must stay inside {root}, got {name!r}{link}. Move the file itself below the manifest.")
     if other:
         raise ValueError(f"Media must be files, {name!r} is none.")
     start, end = entry.get("start", 0.0), entry.get("end")
@@ -169,7 +172,7 @@ def is_other(path: Path) -> bool:
 
 def is_moment(value: object) -> bool:
     """Whether something is a number of seconds from the beginning."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def parse_item(value: object, root: Path) -> Item:
@@ -191,7 +194,9 @@ def parse_item(value: object, root: Path) -> Item:
                 raise ValueError(f"Text must be a string, got {entry!r}.")
             parts.append(entry if name == "text" else parse_media(name, entry, root))
     instruction = value.get("instruction")
-    return Item(tuple(parts), None if instruction is None else str(instruction))
+    if not isinstance(instruction, str | None):
+        raise ValueError(f"An instruction must be a string, got {instruction!r}.")
+    return Item(tuple(parts), instruction)
 
 
 def parse_pair(value: object, root: Path) -> Pair:
@@ -209,7 +214,9 @@ def parse_pair(value: object, root: Path) -> Pair:
     for name in ("key", "task"):
         text = value[name]
         if not isinstance(text, str) or not re.fullmatch(r"[^\s./\\][^\s./\\]*", text) or not text.isprintable():
-            raise ValueError(f"{name} must be a string without dots, slashes and blanks, got {value[name]!r}.")
+            raise ValueError(
+                f"{name} must be a string of printable characters without dots, slashes and blanks, got {value[name]!a}."
+            )
     found = value.get("negatives", [])
     if not isinstance(found, list | tuple):
         raise ValueError(f"negatives must be a list of items, got {found!r}.")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.manifest import json_lines
 from datamodules.writing import write_whole
 from lightning_conan.cli.embed import embed
 from lightning_conan.retrieval.mining import Mining, mine
@@ -78,17 +79,10 @@ def read_pairs(manifest: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: A line that is no pair.
     """
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                pair = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{manifest}:{number} must be JSON ({error}).") from error
-            if not isinstance(pair, dict) or not {"key", "task", "query", "target"} <= set(pair):
-                raise ValueError(
-                    f"Mining needs pairs with key, task, query and target, got {line[:80]!r} in {manifest}:{number}."
-                )
-            yield pair
+    for where, pair in json_lines(manifest):
+        if not isinstance(pair, dict) or not {"key", "task", "query", "target"} <= set(pair):
+            raise ValueError(f"Mining needs pairs with key, task, query and target, got {str(pair)[:80]} in {where}.")
+        yield pair
 
 
 def mine_manifest(

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def pack(
 
     beside = [path for path in (read.candidates, read.instructions) if path is not None]
     states = [state_of(path) for path in (source, *beside)]
-    signature = repr((str(source.resolve()), states, read, modality, pairs_per_shard, validate, reencode))
+    there = {name: path.resolve() for name in ("candidates", "instructions") if (path := getattr(read, name)) is not None}
+    signature = repr((str(source.resolve()), states, replace(read, **there), modality, pairs_per_shard, validate, reencode))
     summary = write_resumable(pairs, out, signature, pairs_per_shard)
     tasks = ", ".join(f"{task} {count}" for task, count in summary["tasks"].items())
     print(f"{out}: {summary['pairs']} pairs ({tasks}), {summary['quarantined']} quarantined")
@@ -69,7 +71,7 @@ def state_of(source: Path) -> list[tuple[str, int, int]]:
     if source.is_dir():  # what is hidden is none of it, such as what this call is writing
         inside = (path for path in source.rglob("*") if not any(part.startswith(".") for part in path.relative_to(source).parts))
         files = sorted(path for path in inside if path.is_file())
-    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.exists()]
+    return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.exists()]
 
 
 def run(args: Sequence[str]) -> None:

@@ -120,8 +120,9 @@ class OmniProcessor:
         Raises:
             MediaError: It is broken or over a limit.
         """
-        gap = self.config.reducing_gap
-        return decode_media(media, self.config.sampling, self.config.limits, Shrink(self.image_size, gap) if gap else None)
+        config, gap = self.config, self.config.reducing_gap
+        shrink = Shrink(self.image_size, gap) if gap else None
+        return decode_media(media, config.sampling, config.limits, shrink, self.frame_size)
 
     def encode(self, parts: Sequence[str | Decoded], instruction: str | None = None, side: Side = "query") -> Encoded:
         """As calling it, for media that are decoded already: pixels, sampled frames, a 16 kHz waveform.
@@ -205,7 +206,8 @@ class OmniProcessor:
         frames, seconds = clip.frames, clip.seconds
         if len(frames) == 1:  # the vision tower takes frames in pairs
             frames, seconds = frames.repeat(2, 1, 1, 1), seconds * 2
-        size = self.frame_size(len(frames), frames.shape[2], frames.shape[3])
+        height, width = frames.shape[2:]
+        size = (height, width) if clip.resized else self.frame_size(len(frames), height, width)
         frames = resize(frames, size)
         if len(frames) % 2:
             frames, seconds = torch.cat([frames, frames[-1:]]), [*seconds, seconds[-1]]
@@ -220,6 +222,7 @@ class OmniProcessor:
 
     def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         """What frames are resized to, as Qwen3-VL's video processor chooses it."""
+        frames = max(frames, 2)  # one alone is shown twice
         config, factor = self.config, self.config.patch_size * self.config.merge_size
         most = config.video_max_pixels
         if config.frame_max_tokens is not None:

@@ -7,13 +7,24 @@ from lightning_conan.media.audio import decode_audio
 from lightning_conan.media.document import decode_document
 from lightning_conan.media.image import Shrink, decode_image
 from lightning_conan.media.limits import DEFAULT, Limits
-from lightning_conan.media.video import DEFAULT_SAMPLING, Clip, Sampling, decode_video
+from lightning_conan.media.video import DEFAULT_SAMPLING, Clip, FrameSize, Sampling, decode_video
 
 
 def decode_media(
-    media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT, shrink: Shrink | None = None
+    media: Media,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    limits: Limits = DEFAULT,
+    shrink: Shrink | None = None,
+    frame_size: FrameSize | None = None,
 ) -> Tensor | Clip:
     """Pixels of an image or page, a video's sampled frames, or a sound's waveform.
+
+    Args:
+        media: What to decode.
+        sampling: How a video's frames are chosen.
+        limits: What a file may cost.
+        shrink: What images and pages will be resized to; they may come smaller.
+        frame_size: What a video's frames are resized to, one by one; as they are by default.
 
     Raises:
         MediaError: The file is broken or over a limit.
@@ -22,7 +33,7 @@ def decode_media(
         case "audio":
             return decode_audio(media, limits)
         case "video":
-            return decode_video(media, sampling, limits)
+            return decode_video(media, sampling, limits, frame_size)
         case "document":
             return decode_document(media, limits, shrink)
     return decode_image(media, limits, shrink)

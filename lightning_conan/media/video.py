@@ -19,20 +19,30 @@ from typing_extensions import override
 
 from lightning_conan.items import Media
 from lightning_conan.media.container import open_container
+from lightning_conan.media.image import resize
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 from lightning_conan.media.timeline import MOMENT, Timeline
 
 Check = Callable[[int, int], None]
+FrameSize = Callable[[int, int, int], tuple[int, int]]
+"""From the number of frames, their height and width to the height and width that are wanted."""
 SPARSE = 16
 """Frames that would be decoded for each wanted one, from which looking for key frames pays."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Sampled frames of a video and the second at which each is shown."""
+    """Sampled frames of a video and the second at which each is shown.
+
+    Args:
+        frames: Their pixels.
+        seconds: When each is shown.
+        resized: Whether they have the size already that was wanted of them. Qwen3-VL's choice for its own choice may be another.
+    """
 
     frames: UInt8[Tensor, "frames 3 height width"]
     seconds: list[float]
+    resized: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,24 +77,28 @@ class Resampling(Sampling):
 DEFAULT_SAMPLING = Sampling()
 
 
-def decode_video(media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT) -> Clip:
+def decode_video(
+    media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT, size: FrameSize | None = None
+) -> Clip:
     """The frames of an MP4 or WebM file that ``sampling`` asks for.
 
     Raises:
         MediaError: No video, truncated, no frames, or over a limit (checked from the header).
     """
-    frames = list(frames_of(media, sampling, limits))
+    frames = list(frames_of(media, sampling, limits, size))
     seconds, pixels = [second for second, _ in frames], frames[0][1].new_empty(len(frames), *frames[0][1].shape)
     while frames:  # each is given back once it is copied: all of them twice would be gigabytes
         _, last = frames.pop()
         pixels[len(frames)] = last
-    return Clip(pixels, seconds)
+    return Clip(pixels, seconds, size is not None)
 
 
 def frames_of(
-    media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT
+    media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT, size: FrameSize | None = None
 ) -> Iterator[tuple[float, UInt8[Tensor, "3 height width"]]]:
-    """The same frames, one after the other, each with its second.
+    """The same frames, one after the other, each with its second of the part that is meant.
+
+    Each is resized before the next is decoded: 64 frames as large as the limits allow would take 12 GB.
 
     Raises:
         MediaError: As ``decode_video``, once that is found.
@@ -104,13 +118,27 @@ def frames_of(
         if not wanted:
             raise MediaError(media, f"no frames between {media.start} s and {media.end} s, the file has {shown.length:.2f} s")
         left, shape = Counter(wanted), torch.Size()
+        opening = shown.second(wanted[0]) if media.start else 0.0  # a part has a clock of its own, as if it had been cut out
         for index, pixels in pick(container, stream, shown, set(wanted), partial(limits.check_pixels, media)):
             shape = shape or pixels.shape
             if pixels.shape != shape:
                 raise MediaError(media, "frames of several sizes, must be of one")
-            yield from [(shown.second(index), pixels)] * left.pop(index)
+            second = shown.second(index) - opening
+            yield from [(second, pixels if size is None else resized(media, pixels, size, len(wanted)))] * left.pop(index)
     if left:
         raise MediaError(media, f"truncated: the header announces {total} frames, frame {min(left)} is not there")
+
+
+def resized(media: Media, pixels: UInt8[Tensor, "3 _ _"], size: FrameSize, count: int) -> UInt8[Tensor, "3 _ _"]:
+    """A frame in the size that is wanted of one of so many.
+
+    Raises:
+        MediaError: There is none, as for a sliver.
+    """
+    try:
+        return resize(pixels[None], size(count, *pixels.shape[1:]))[0]
+    except ValueError as error:
+        raise MediaError(media, str(error)) from error
 
 
 def timeline(media: Media, limits: Limits = DEFAULT) -> Timeline:

@@ -2,12 +2,14 @@
 
 import csv
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.converters import LAYOUTS, Layout, read_source
+from datamodules.converters import LAYOUTS, Layout, plain, read_source
 from datamodules.manifest import Fault
 from datamodules.shards import ShardSet
 from datamodules.writing import write_shards
@@ -268,3 +270,41 @@ def test_a_table_in_another_encoding_is_told(tmp_path, encoding):
     (tmp_path / "a.csv").write_text("caption,other\ncafé,x\n", encoding=encoding)
     with pytest.raises(ValueError, match=r"a\.csv must be UTF-8"):
         list(read_source(tmp_path / "a.csv", Layout("table", query={"text": "caption"}, target={"text": "other"})))
+
+
+def test_a_row_is_named_by_its_line(tmp_path):
+    (tmp_path / "a.csv").write_text('id,words,other\n1,"two\nlines",x\n2,,y\n')
+    how = Layout("table", query={"text": "words"}, target={"text": "other"}, key="id")
+    _, fault = read_source(tmp_path / "a.csv", how)
+    assert fault.where.endswith("a.csv:4")
+    with pytest.raises(ValueError, match="'no' is asked for"):
+        list(read_source(tmp_path / "a.csv", replace(how, key="no")))
+
+
+def test_a_column_of_bytes_holds_media(tmp_path):
+    pq.write_table(pa.Table.from_pylist([{"file": png(), "text": "a"}]), tmp_path / "a.parquet")
+    (pair,) = read(tmp_path / "a.parquet", layout="table", query={"text": "text"}, target={"image": "file"})
+    assert pair.target.media[0].read() == png()
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "data", "reason"),
+    [
+        ("msrvtt", "a.json", b"[1]", "must be of the layout msrvtt, but is not"),
+        ("mbeir", "a.jsonl", b"[1]\n", "must be of the layout mbeir, but is not"),
+        ("vidore", "a.parquet", b"PAR1 and no more", r"a\.parquet must be Parquet"),
+    ],
+)
+def test_a_source_of_another_kind_names_its_file(tmp_path, layout, name, data, reason):
+    (tmp_path / name).write_bytes(data)
+    (tmp_path / "pool.jsonl").write_text("")
+    with pytest.raises(ValueError, match=reason):
+        list(read_source(tmp_path / name, Layout(layout, candidates=tmp_path / "pool.jsonl")))
+
+
+def test_a_folder_may_be_named_by_a_dot_and_its_files_in_any_script(tmp_path, monkeypatch):
+    (tmp_path / "a\u200cb.png").write_bytes(png())
+    (tmp_path / "a\u200cb.txt").write_text("a caption")
+    monkeypatch.chdir(tmp_path)
+    (pair,) = read(Path(), layout="captions")
+    assert pair.task == plain(tmp_path.name)

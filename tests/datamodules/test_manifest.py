@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from datamodules.manifest import Fault, read_manifest
+from datamodules.manifest import Fault, json_lines, read_manifest
 
 LINE = {"key": "k", "task": "t", "modality": "audio", "query": {"audio": "a.flac"}, "target": {"text": "a dog"}}
 
@@ -50,3 +50,21 @@ def test_a_missing_manifest_is_refused(tmp_path):
         next(read_manifest(tmp_path / "nowhere.jsonl"))
     with pytest.raises(ValueError, match=r"is a folder\. Name the file, or what else the source is by --read\.layout"):
         next(read_manifest(tmp_path))
+
+
+def test_lines_of_json_are_read_whatever_wrote_them(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n[2]')
+    assert list(json_lines(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:3", [2])]
+    path.write_bytes(b'{"a": 1}\n{"a": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl:2 must be JSON"):
+        list(json_lines(path))
+
+
+def test_a_line_with_a_number_beyond_all_is_a_fault(tmp_path):
+    line = {"key": "a", "task": "t", "modality": "audio", "target": {"text": "y"}}
+    line["query"] = {"audio": {"path": "a.wav", "start": 10**400}}
+    write(tmp_path / "a.jsonl", line, line | {"key": "b", "query": {"text": "x", "instruction": ["Find it."]}})
+    first, second = read_manifest(tmp_path / "a.jsonl")
+    assert "must be seconds" in first.reason
+    assert "An instruction must be a string, got ['Find it.']" in second.reason

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import msgspec
@@ -337,3 +338,52 @@ def test_what_stands_in_the_way_in_the_end_costs_nothing(tmp_path):
     assert asked == [0, 12]
     assert len(ShardSet(tmp_path / "set")) == 12
     assert not list((tmp_path / "set").glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("fps", [1, 2, 100])
+def test_a_part_of_a_video_reads_as_the_same_seconds_written_anew_or_not(fps, processor):
+    """Whatever its own rate: the model is told these seconds."""
+    media = Media("video", mp4(40, 48), "v.mp4", start=2.0, end=4.0)
+    plain, made = (decode_media(one, processor.config.sampling) for one in (media, Reencoding(video_fps=fps)(media)))
+    assert plain.seconds[0] == made.seconds[0] == 0.0
+    assert plain.seconds[-1] == pytest.approx(made.seconds[-1], abs=1 / fps + 0.3)
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_a_file_that_comes_back_is_packed_whoever_looked_for_it(tmp_path, validate):
+    """Looked for by whoever decodes it first, too."""
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(png())
+    (tmp_path / "1.png").rename(tmp_path / "away.png")
+
+    def some(done, stop=None):
+        found = [
+            Pair(f"k{number}", "t", "image", Item((Media("image", tmp_path / f"{number}.png", f"{number}.png"),)), Item(("x",)))
+            for number in range(6)
+        ]
+        for number, pair in enumerate(prepare(found[done:], Reencoding(), validate), done):
+            if number == stop:
+                raise KeyboardInterrupt
+            yield pair
+
+    with pytest.raises(KeyboardInterrupt):
+        write_resumable(lambda done: some(done, 5), tmp_path / "set", "same", 2)
+    (tmp_path / "away.png").rename(tmp_path / "1.png")
+    assert write_resumable(some, tmp_path / "set", "same", 2)["pairs"] == 6
+
+
+def test_work_of_other_options_is_given_up_with_a_word(tmp_path, caplog):
+    def some(done):
+        yield from pairs(6)[:4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_resumable(some, tmp_path / "set", "these", 2)
+    write_resumable(lambda done: pairs(6)[done:], tmp_path / "set", "others", 2)
+    assert "begun of other data or options: it is begun anew" in caplog.text
+
+
+def test_the_same_files_named_from_elsewhere_are_the_same_work(tmp_path, monkeypatch):
+    source = manifest(tmp_path / "data", 3)
+    monkeypatch.chdir(tmp_path / "data")
+    assert state_of(Path(source.name)) == state_of(source)

@@ -20,6 +20,7 @@ from datamodules.index import SCHEMA, Index, IndexedShard, Sample, Samples, writ
 from datamodules.manifest import Fault
 from datamodules.plan import Slot
 from datamodules.records import decode_pair
+from datamodules.remote import UnreachableError
 from datamodules.shards import ShardSet, opened_files
 from datamodules.stream import Encoder
 from datamodules.writing import write_shards
@@ -288,3 +289,24 @@ def test_an_index_names_shards_of_its_own_folder_only(tmp_path):
     (tmp_path / "set" / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="shards in its own folder"):
         ShardSet(tmp_path / "set")
+
+
+def test_a_shard_that_cannot_be_opened_stops_the_run(tmp_path):
+    """Its samples are not broken: without them the run would be another."""
+    write_shards(pairs(4), tmp_path / "set", pairs_per_shard=2)
+    shards = ShardSet(tmp_path / "set")
+    (tmp_path / "set" / "000001.tar").rename(tmp_path / "away.tar")
+    with pytest.raises(UnreachableError, match=r"000001\.tar cannot be opened \(No such file"):
+        list(shards.each(range(4)))
+
+
+def test_a_flipped_bit_of_an_index_is_told(tmp_path):
+    """Wherever: what a run may go on with hangs on it."""
+    write_shards(pairs(2), tmp_path / "set")
+    path = tmp_path / "set" / "index.json"
+    data = path.read_bytes()
+    start = data.index(b"content_hash") + len(b'content_hash": "')
+    for place, flip in ((start, 1), (start, 128), (data.index(b"sha256") + 10, 128)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
+        with pytest.raises(ValueError, match=r"index\.json .*(Copy or pack it|Pack it) again"):
+            ShardSet(tmp_path / "set")

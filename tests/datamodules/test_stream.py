@@ -22,6 +22,8 @@ from datamodules.stream import BatchLoader, Encoder
 from datamodules.toy_world import draw_pairs
 from datamodules.writing import write_shards
 from lightning_conan.items import Item, Media, Pair
+from lightning_conan.stages import Specialist
+from runs import QUICK, trainer
 from samples import png
 
 
@@ -243,3 +245,12 @@ def test_a_task_of_two_modalities_makes_batches_of_one(tmp_path, processor):
     write_shards(pairs, tmp_path / "set")
     batches = list(loader(tmp_path / "set", processor))
     assert sorted((batch.modality, len(batch)) for batch in batches) == [("audio", 5), ("image", 5)]
+
+
+def test_each_run_lists_its_broken_samples_in_a_folder_of_its_own(poisoned, base, tmp_path):
+    """Also the second with the same data module."""
+    sets = SpecialistData(poisoned, batch_size=6, num_workers=0)
+    for name in ("a", "b"):
+        trainer(tmp_path / name, 1).fit(Specialist(base, "image", QUICK), sets)
+        assert (sets.seen, sets.broken) == (6, 1)
+        assert len((tmp_path / name / "quarantine.jsonl").read_text().splitlines()) == 1

@@ -38,7 +38,7 @@ def test_spans_and_pages_are_read(tmp_path):
         ({"reasoning": 5}, "reasoning must be a string"),
         ({"key": "a\0b"}, "key must be a string"),
         ({"key": "a\ud800b"}, "key must be a string"),
-        ({"key": "a.b"}, "key must be a string without dots"),
+        ({"key": "a.b"}, "key must be a string of printable characters without dots"),
         ({"target": {"text": 3}}, "Text must be a string, got 3"),
     ],
 )

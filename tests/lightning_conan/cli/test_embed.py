@@ -278,3 +278,15 @@ def test_two_devices_embed_what_one_does_and_mine_the_same(base, tmp_path):
     on_two([*words, "--out", str(tmp_path / "b.jsonl")])
     assert main([*words, "--out", str(tmp_path / "a.jsonl"), "--accelerator", "cpu"]) == 0
     assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
+
+
+def test_what_was_mended_is_no_longer_listed_as_broken(base, tmp_path, capsys):
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "a.png").write_bytes(png())
+    (tmp_path / "media" / "b.png").write_bytes(png()[:100])
+    assert embed(base, tmp_path / "media", tmp_path / "out") == 0
+    assert "1 broken" in capsys.readouterr().err
+    (tmp_path / "media" / "b.png").write_bytes(png())
+    (tmp_path / "out" / "part-00000.parquet").unlink()
+    assert embed(base, tmp_path / "media", tmp_path / "out") == 0
+    assert "broken" not in capsys.readouterr().err

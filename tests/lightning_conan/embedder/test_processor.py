@@ -11,7 +11,7 @@ from lightning_conan.embedder import OmniProcessor, ProcessorConfig
 from lightning_conan.embedder.audio import audio_tokens
 from lightning_conan.embedder.vision import patchify
 from lightning_conan.items import Item, Media
-from lightning_conan.media import MediaError
+from lightning_conan.media import MediaError, decode_media, encode_video
 from samples import flac, png
 
 
@@ -144,3 +144,14 @@ def photo(width, height, orientation=1):
     exif[ExifTags.Base.Orientation] = orientation
     image.save(buffer, "JPEG", exif=exif, quality=90)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (15, 239), (2, 18), (600, 800)])
+def test_frames_resized_as_they_are_decoded_are_those_resized_later(processor, height, width):
+    """Also where Qwen3-VL would choose another size for what it chose."""
+    data = encode_video(torch.randint(0, 255, (10, 3, height & ~1, width & ~1), dtype=torch.uint8), 5)
+    media = Media("video", data, "a.mp4")
+    later = processor.encode([decode_media(media, processor.config.sampling)])
+    (found,) = processor(Item((media,))).pixels
+    assert torch.equal(found, later.pixels[0])
+    assert processor.decode(media).frames.shape[2:] == found.shape[2:]
