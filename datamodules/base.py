@@ -34,7 +34,7 @@ class PairData(LightningDataModule):
         batch_size: Pairs of a global batch, all ranks together.
         num_workers: Processes that decode; 0 decodes in the training process.
         seed: Fixes the order, together with the epoch.
-        max_bad_rate: The run stops when a larger share of samples is broken.
+        max_bad_rate: The run stops when a larger share of the samples that came by is broken, of 100 or more.
         cache_gb: Memory for encoded samples, so that small sets are decoded once (without workers).
         reading: What is shuffled together, and where shards are kept that lie elsewhere.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from datamodules.stream import SECONDS, BatchLoader
 from lightning_conan.embedder import ItemBatch, OmniProcessor
 from lightning_conan.items import Item, Media, Modality, Side, parse_side
 
+log = logging.getLogger(__name__)
 SUFFIXES: dict[Modality, tuple[str, ...]] = {
     "image": ("png", "jpg", "jpeg", "webp"),
     "video": ("mp4", "webm", "mov", "mkv"),
@@ -41,14 +43,18 @@ class ItemList:
 
     def __init__(self, source: Path, side: Side = "target") -> None:
         self.source, self.side = source, side
+        others: Counter[str] = Counter()
         if source.is_dir():
-            self.entries: list[tuple[str, Any]] = sorted(folder_entries(source))
+            self.entries: list[tuple[str, Any]] = sorted(folder_entries(source, others))
         elif source.is_file():
             self.entries = list(manifest_entries(source))
         else:
             raise ValueError(f"{source} does not exist. Name a manifest (JSONL) or a folder of media.")
         if not self.entries:
             raise ValueError(f"{source} must hold at least 1 item to embed, got 0. Files end in {sorted(KINDS)}.")
+        if others:
+            kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(others.items()))
+            log.warning("%s holds files of other kinds, which are left out: %s", source, kinds)
         counts = Counter(key for key, _ in self.entries)
         if len(counts) < len(self.entries):
             twice = next(key for key, count in counts.items() if count > 1)
@@ -105,11 +111,14 @@ class ItemList:
         return []
 
 
-def folder_entries(folder: Path) -> Iterator[tuple[str, Item | Path]]:
-    """Each media file below a folder by its relative path; each page of a PDF apart."""
+def folder_entries(folder: Path, others: Counter[str]) -> Iterator[tuple[str, Item | Path]]:
+    """Each media file below a folder by its relative path; each page of a PDF apart. Files of other kinds are counted."""
     for path in folder.rglob("*"):
         modality = KINDS.get(path.suffix.lower().removeprefix("."))
-        if modality is None or not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if modality is None:
+            others[path.suffix.lower()] += 1
             continue
         key = path.relative_to(folder).as_posix()
         if modality == "text":

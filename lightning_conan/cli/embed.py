@@ -30,7 +30,7 @@ def embed(
     Args:
         folder: The checkpoint folder.
         source: A manifest (JSONL) of pairs, or of single items such as {"key": "1", "image": "a.jpg"}, or a folder of
-            media files: PNG, JPEG, WebP, MP4, WebM, WAV, FLAC, MP3, OGG, PDF (each page) and TXT.
+            media files: PNG, JPEG, WebP, MP4, WebM, MOV, MKV, WAV, FLAC, MP3, OGG, Opus, M4A, PDF (each page) and TXT.
         out: The folder to write.
         side: Which side of a pair: query or target.
         precision: float32, float16 or int8 (with a scale for each row).

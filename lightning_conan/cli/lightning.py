@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import Tensor
 from typing_extensions import override
 
-from callbacks import ResumableCheckpoint
+from callbacks import FolderCheckpoint, ResumableCheckpoint
+from lightning_conan.cli.progress import StepBar, StepLines
 from lightning_conan.cli.quiet import quiet_libraries, show_progress
+from lightning_conan.embedder import read_provenance
 from lightning_conan.stages import Stage
 
 EFFORT = ("reasoned", "truncated", "tokens", "queries_per_second")
@@ -51,7 +53,18 @@ class OmniCLI(LightningCLI):
             named = list(map(id, wanted.get("callbacks") or []))  # Lightning adds a checkpoint of its own where none is named
             kept = [callback for callback in callbacks if type(callback) is not ModelCheckpoint or id(callback) in named]
             trainer.callbacks = [*kept, ResumableCheckpoint()]  # type: ignore[attr-defined]
+        if self.subcommand == "fit":
+            self.show_steps(trainer)
         return trainer
+
+    def show_steps(self, trainer: Trainer) -> None:
+        """Tells steps, on a bar or in lines, where nobody asked for a bar of their own."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        places = [place for place, callback in enumerate(callbacks) if isinstance(callback, ProgressBar)]
+        if not places:
+            callbacks.append(StepLines())
+        elif "ProgressBar" not in repr(self._get(self.config, "trainer", default={}).get("callbacks")):
+            callbacks[places[0]] = StepBar()
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -64,6 +77,14 @@ class OmniCLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         """Looks into no .ckpt: it may be damaged and give way to the one before, and none holds options."""
+
+    def after_fit(self) -> None:
+        """Says what was written."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FolderCheckpoint) and self.trainer.is_global_zero and callback.out.is_dir():
+                found = read_provenance(callback.out)
+                what = " ".join(filter(None, (found.modality, found.state)))
+                print(f"{callback.out}: {what}, {self.trainer.global_step:,} steps")
 
     def after_test(self) -> None:
         """Prints the scores."""

@@ -32,7 +32,7 @@ VERBS = {
 
 def usage() -> str:
     """The overview that `conan --help` prints."""
-    rows = "\n".join(f"  {verb:<10}{what}" for verb, what in {**LIGHTNING, **VERBS}.items())
+    rows = "\n".join(f"  {verb:<10}{what}" for verb, what in {**LIGHTNING, **VERBS}.items() if verb != "predict")
     hint = "`conan VERB --help` explains the options; `--config FILE.yaml` reads them from a file."
     return f"usage: conan VERB [options]\n\nverbs:\n{rows}\n\n{hint}\n"
 

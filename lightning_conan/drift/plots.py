@@ -34,6 +34,7 @@ def plot_verdicts(axes: "Axes", verdicts: Mapping[Modality, Verdict]) -> None:
         "fused": "fused",
         "recovered": "recovered",
     }
+    kinds = {kind: label for kind, label in kinds.items() if any(getattr(each, kind) is not None for each in verdicts.values())}
     width = 0.8 / len(kinds)
     for shift, (kind, label) in enumerate(kinds.items()):
         places = [place + width * (shift - (len(kinds) - 1) / 2) for place in range(len(verdicts))]

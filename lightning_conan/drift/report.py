@@ -41,7 +41,8 @@ def measure_drift(
 
     Args:
         specialists: Folders by modality.
-        states: Folders of later states by name: ``fused`` at least; ``recovered`` goes into the verdicts.
+        states: Folders of later states by name: ``fused`` at least; the one named ``recovered`` goes into the verdicts, others
+            into the directions alone.
         sets: For each modality, pairs that no specialist has seen.
         device: Where to compute.
 

@@ -78,7 +78,7 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict in words."""
         if self.cause == "none":
-            return f"{self.modality}: {self.fused:.1f} of {self.specialist:.1f} kept; nothing to recover."
+            return f"{self.modality}: nothing lost ({self.specialist:.1f} -> {self.fused:.1f}); nothing to recover."
         moved = "audio" if self.modality == "audio" else "vision"
         why = {
             "backbone": f"the {moved} projector is intact (with the specialist's backbone {self.fused_projector:.1f}), "

@@ -21,7 +21,7 @@ class Recipe:
     Args:
         base: The folder that every specialist was trained from.
         specialists: Specialist folders by modality, dense or adapters.
-        alphas: Coefficient of each specialist; the paper's by default. 0 leaves a specialist out.
+        alphas: Coefficient of each specialist; the paper's for those that are not named. 0 leaves a specialist out.
         method: The rule of fusion.
         alphas_by_module: Other coefficients for tensors whose names match a pattern (a regular expression, anywhere in the
             name), such as ``visual`` or ``layers\\.(2[0-9]|3[0-5])``; of several that match the last holds.
@@ -34,13 +34,17 @@ class Recipe:
 
     base: Path
     specialists: dict[str, Path]
-    alphas: dict[str, float] = field(default_factory=lambda: dict(PAPER_ALPHAS))
+    alphas: dict[str, float] = field(default_factory=dict)
     method: Method = TaskArithmetic()  # noqa: RUF009  # frozen
     alphas_by_module: dict[str, dict[str, float]] = field(default_factory=dict)
     owner: str = "audio"
     owned: tuple[str, ...] = ("audio_encoder.", "audio_projector.")
     dtype: OutputType = "base"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        paper = {name: PAPER_ALPHAS[name] for name in self.specialists if name in PAPER_ALPHAS}
+        object.__setattr__(self, "alphas", paper | self.alphas)
 
     def alphas_of(self, name: str) -> dict[str, float]:
         """The coefficients of one tensor, those of weight 0 left out."""
@@ -59,7 +63,7 @@ class Recipe:
         for alphas in (self.alphas, *self.alphas_by_module.values()):
             if not self.specialists or set(self.specialists) != set(alphas):
                 raise ValueError(
-                    f"alphas must name the specialists {sorted(self.specialists)}, got {sorted(alphas)}. Give one each."
+                    f"recipe.alphas must name the specialists {sorted(self.specialists)}, got {sorted(alphas)}. Give one each."
                 )
             if odd := {name: alpha for name, alpha in alphas.items() if not math.isfinite(alpha)}:
                 raise ValueError(f"alphas must be finite, got {odd}.")

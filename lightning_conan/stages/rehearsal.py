@@ -12,13 +12,14 @@ class Rehearsal(Stage):
     """LoRA on language backbone and vision tower, on a balanced mix of the modalities.
 
     Args:
-        folder: The recovered folder; a fused one to rehearse without recovery, or with it in one stage (``train_projector``).
+        folder: The recovered folder; a fused one to rehearse without recovery, or with it in one stage (``train_projector``); a
+            base for joint training, what the paper holds its fusion against.
         training: How it trains.
         lora: The adapters.
         train_projector: Whether the audio projector trains along, fully.
     """
 
-    accepts: ClassVar[tuple[State, ...]] = ("recovered", "fused")
+    accepts: ClassVar[tuple[State, ...]] = ("recovered", "fused", "base")
     writes: ClassVar[State | None] = "rehearsed"
 
     def __init__(

@@ -58,6 +58,15 @@ class Specialist(Stage):
         return self.train_fully
 
     @override
+    def check_length(self, steps: int) -> None:
+        super().check_length(steps)
+        if self.lora is not None and self.alone_steps >= steps:
+            raise ValueError(
+                f"Adapters join after alone_steps, {self.alone_steps}, but the run has {steps} steps. Lower alone_steps or raise "
+                "trainer.max_steps, or set lora to null."
+            )
+
+    @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if batch.modality != self.modality:
             raise ValueError(

@@ -257,8 +257,18 @@ class Stage(Weights):
             raise ValueError(
                 "The learning rate falls over the run, whose length must be known. Set trainer.max_steps or max_epochs."
             )
+        self.check_length(int(steps))
         scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def check_length(self, steps: int) -> None:
+        """Looks whether the run is long enough for what it is to do; a subclass may refuse."""
+        if steps <= self.training_settings.warmup_steps:
+            log.warning(
+                "training.warmup_steps is %d, and the run has %d steps: the learning rate only rises.",
+                self.training_settings.warmup_steps,
+                steps,
+            )
 
     # Resuming: a .ckpt holds what trains; the rest comes from the folder
 

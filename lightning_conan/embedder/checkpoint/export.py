@@ -1,6 +1,7 @@
 """Export: folders that sentence-transformers and transformers load, with a model card."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lightning_conan.embedder.checkpoint.card import write_card
 from lightning_conan.embedder.checkpoint.folder import check_folder, load_processor, open_tensors, write_sidecars
-from lightning_conan.embedder.checkpoint.provenance import Provenance
+from lightning_conan.embedder.checkpoint.provenance import GOLDEN, Provenance
 from lightning_conan.embedder.checkpoint.tensors import Spec, write_shards
 from lightning_conan.embedder.checkpoint.whole import check_apart, whole_folder
 from lightning_conan.embedder.config import OmniConfig
@@ -54,6 +55,8 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
             config.architectures = [OmniEmbedder.__name__]
             add_matryoshka(config, provenance)
             config.save_pretrained(scratch)
+            if (folder / GOLDEN).is_dir():  # they hold here, too, and are what tells whether they do
+                shutil.copytree(folder / GOLDEN, scratch / GOLDEN)
         size = sum(spec.nbytes // spec.dtype.itemsize for spec in specs.values())
         write_card(scratch, provenance, config, size, scores, stock, processor.config.tells_sides)
         notes = {**provenance.notes, "exported": "stock" if stock else "whole"}

@@ -13,9 +13,11 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_conan.cli.main import main
+from lightning_conan.cli.progress import StepBar
 from lightning_conan.embedder import read_provenance
 from lightning_conan.embedder.checkpoint.provenance import file_hash
-from lightning_conan.stages import Stage
+from lightning_conan.stages import Specialist, Stage
+from runs import QUICK, data, trainer
 from samples import CONFIGS, mp4
 
 
@@ -318,3 +320,23 @@ def test_a_stage_makes_its_own_optimizer(capsys):
     assert "--trainer.max_steps" in shown
     assert "--optimizer" not in shown
     assert "--lr_scheduler" not in shown
+
+
+def test_a_fit_says_how_far_it_is_and_what_it_wrote(base, world, tmp_path, capsys):
+    """Without a terminal too, as in a batch job's log."""
+    out = tmp_path / "out"
+    assert main([*fit("specialist", tmp_path, base, world / "image"), "--trainer.callbacks.out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{out}: image specialist, 2 steps\n"
+    assert "step 1 of 2, loss " in told.err
+    assert "step 2 of 2, loss " in told.err
+
+
+def test_a_bar_counts_steps_over_all_epochs(base, world, tmp_path, capsys):
+    """Of five steps four are an epoch; a run that goes on begins where it stands."""
+    for steps in (3, 5):
+        runner = trainer(tmp_path, steps)
+        runner.callbacks.insert(0, StepBar())
+        runner.fit(Specialist(base, "image", QUICK), data(world), ckpt_path="last")
+        bar = runner.progress_bar_callback.train_progress_bar
+        assert (bar.n, bar.total, bar.initial) == (steps, steps, 3 if steps == 5 else 0)

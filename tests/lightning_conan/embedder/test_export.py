@@ -85,6 +85,14 @@ def test_vectors_are_those_of_embed(name, wanted, whole, stock):
     assert model.similarity_fn_name == "cosine"
 
 
+def test_an_export_takes_the_golden_vectors_along(grafted, tmp_path):
+    """What is served is what must give the same vectors."""
+    model, processor, provenance = load_folder(grafted)
+    source = save_folder(tmp_path / "source", model, processor, provenance)
+    export_folder(source, tmp_path / "out")
+    assert main(["doctor", str(tmp_path / "out")]) == 0
+
+
 def test_the_template_writes_any_instruction(tiny):
     tokenizer, instruction = tiny[1].tokenizer, 'Trouvé: \U0001f642 {{ "x" }} \\n'
     template = chat_template(OmniProcessor(tokenizer, replace(tiny[1].config, instruction=instruction)))

@@ -100,7 +100,7 @@ def test_refusals_name_the_rule(recipe, base, specialists, tmp_path):
             fuse_folders(Recipe(**{**recipe.__dict__, **change}), tmp_path / "out")
         assert not list(tmp_path.iterdir())
 
-    refused("alphas must name the specialists", alphas={"image": 1.0})
+    refused("alphas must name the specialists", alphas=recipe.alphas | {"picture": 1.0})
     refused("alphas must be finite", alphas={"image": float("nan"), "audio": 0.5})
     refused("owner must be among", owner="video")
     refused("holds a specialist model, and a base one", base=specialists["image"])
@@ -166,6 +166,12 @@ def test_streaming_equals_in_memory(recipe, tmp_path, workers):
     fuse_folders(drawn, tmp_path / "out", workers)
     found, fusion = tensors(tmp_path / "out"), engine.Fusion(drawn)
     assert all(torch.equal(found[name], fusion[name]) for name in fusion.specs)
+
+
+def test_coefficients_that_are_not_named_are_the_papers(recipe):
+    found = Recipe(recipe.base, recipe.specialists, {"image": 0.4})
+    assert found.alphas == {"image": 0.4, "audio": 0.5}
+    assert replace(found, alphas={"audio": 0.2}).alphas == {"image": 0.3, "audio": 0.2}
 
 
 def test_coefficients_by_module(recipe, tmp_path):

@@ -50,11 +50,30 @@ def test_an_audio_specialist_trains_its_projector_fully(base, world, tmp_path):
 
 def test_stage_1a_trains_the_new_parts_alone(base, world, tmp_path):
     module = Specialist(base, "audio", QUICK, train_fully=("audio_projector.",), alone_steps=2)
-    trainer(tmp_path / "a", 2).fit(module, data(world, "audio"))
+    trainer(tmp_path / "a", 3, Stop(2)).fit(module, data(world, "audio"))
     assert all(tensor.abs().sum() == 0 for name, tensor in module.trained().items() if "lora_B" in name)
     joined = Specialist(base, "audio", QUICK, train_fully=("audio_projector.",), alone_steps=2)
     trainer(tmp_path / "b", 4).fit(joined, data(world, "audio"))
     assert any(tensor.abs().sum() > 0 for name, tensor in joined.trained().items() if "lora_B" in name)
+
+
+def test_adapters_that_would_never_join_are_refused(base, world, tmp_path):
+    module = Specialist(base, "audio", QUICK, train_fully=("audio_projector.",), alone_steps=2)
+    with pytest.raises(ValueError, match="join after alone_steps, 2, but the run has 2 steps"):
+        trainer(tmp_path, 2).fit(module, data(world, "audio"))
+
+
+def test_a_run_that_only_warms_up_is_told(base, world, tmp_path, caplog):
+    trainer(tmp_path, 2).fit(Specialist(base, "image", replace(QUICK, warmup_steps=2)), data(world))
+    assert "warmup_steps is 2, and the run has 2 steps" in caplog.text
+
+
+def test_all_modalities_train_jointly_from_a_base(base, world, tmp_path):
+    """What fusion is held against."""
+    mix = RehearsalData({name: world / name for name in ("image", "audio")}, batch_size=4, num_workers=0)
+    module = Rehearsal(base, QUICK, Lora(rank=2, alpha=2), train_projector=True)
+    trainer(tmp_path, 3, FolderCheckpoint(tmp_path / "joint")).fit(module, mix)
+    assert load_folder(tmp_path / "joint")[2].parents.keys() == {"base"}
 
 
 def test_merged_folder_equals_the_adapted_model(base, world, tmp_path, encoded):

@@ -1,0 +1,54 @@
+"""How far a fit has come: in optimizer steps, since that is how its length and its saves are told."""
+
+import sys
+import time
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import TQDMProgressBar
+from typing_extensions import override
+
+SECONDS = 10.0
+"""Between two lines, at least."""
+
+
+def length(trainer: Trainer) -> int:
+    """Steps of the whole fit."""
+    return int(trainer.estimated_stepping_batches)
+
+
+class StepBar(TQDMProgressBar):
+    """One bar for all epochs: Lightning's begins anew in each, and some have a single step."""
+
+    @override
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_start(trainer)
+        bar = self.train_progress_bar
+        bar.total, bar.initial, bar.n = length(trainer), trainer.global_step, trainer.global_step
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.train_progress_bar.set_description(f"Step (epoch {trainer.current_epoch})")
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        bar, step = self.train_progress_bar, trainer.global_step
+        if self._should_update(step, int(bar.total)):
+            bar.n = step
+            bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+
+class StepLines(Callback):
+    """Where no bar is drawn, as in a batch job's log: a line each ten seconds at most, and the last one."""
+
+    def __init__(self) -> None:
+        self.told = -SECONDS
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now, step, steps = time.monotonic(), trainer.global_step, length(trainer)
+        if trainer.is_global_zero and (step >= steps or now - self.told >= SECONDS):
+            self.told = now
+            loss = trainer.callback_metrics.get("train/loss")
+            print(f"step {step:,} of {steps:,}" + ("" if loss is None else f", loss {loss:.4f}"), file=sys.stderr, flush=True)
