@@ -1,6 +1,9 @@
 """Writes the trained model as a checkpoint folder, which the next stage reads."""
 
+import logging
+import math
 from pathlib import Path
+from typing import Literal
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
@@ -9,6 +12,8 @@ from typing_extensions import override
 from lightning_conan.stages import Stage
 from lightning_conan.stages.adapters import check_modules
 from lightning_conan.stages.weights import Form
+
+log = logging.getLogger(__name__)
 
 
 class FolderCheckpoint(Callback):
@@ -19,10 +24,14 @@ class FolderCheckpoint(Callback):
         form: ``dense`` merges LoRA into the weights, of the dtype that the stage started from; ``float32`` likewise, where
             bfloat16 would round small changes away (a warning says so); ``adapter`` (specialists only) writes the adapter
             alone, in PEFT's layout: a hundredth of the size, and `conan fuse` and `conan test` read both alike.
+        monitor: A score of validation, such as ``val/digits/recall@1``: the weights of the step with the best one are written,
+            which wait in ``best/best.ckpt`` under the trainer's root; those of the last step by default.
+        mode: Whether the best score is the highest or the lowest.
     """
 
-    def __init__(self, out: Path, form: Form = "dense") -> None:
+    def __init__(self, out: Path, form: Form = "dense", monitor: str | None = None, mode: Literal["max", "min"] = "max") -> None:
         self.out, self.form = Path(out), form
+        self.monitor, self.mode = monitor, mode
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -35,8 +44,49 @@ class FolderCheckpoint(Callback):
             check_modules(pl_module.embedder, pl_module.full)
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is None or not self.kept(trainer).exists():
+            return
+        assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
+        if trainer.ckpt_path:
+            pl_module.best = trainer.strategy.checkpoint_io.load_checkpoint(self.kept(trainer))["best"]
+        trainer.strategy.barrier()
+        if not trainer.ckpt_path and trainer.is_global_zero:  # of another run
+            trainer.strategy.checkpoint_io.remove_checkpoint(self.kept(trainer))
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        running = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.monitor is None or not running:
+            return
+        assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
+        if self.monitor not in trainer.callback_metrics:
+            scores = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+            raise ValueError(f"FolderCheckpoint.monitor must be a score of validation, {scores}, got {self.monitor!r}.")
+        score, sign = float(trainer.callback_metrics[self.monitor]), 1 if self.mode == "max" else -1
+        better = not math.isnan(score) and (not pl_module.best or sign * score > sign * pl_module.best[self.monitor])
+        if trainer.strategy.broadcast(better):  # all ranks save, or none
+            pl_module.best = {"step": trainer.global_step, self.monitor: score}
+            trainer.save_checkpoint(self.kept(trainer), weights_only=True)
+
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.restore(trainer, pl_module)
             pl_module.write_folder(self.out, self.form)
         trainer.strategy.barrier()
+
+    def kept(self, trainer: Trainer) -> Path:
+        """Where the best weights wait: not beside ``last.ckpt``, whose predecessor they would replace."""
+        return Path(trainer.default_root_dir) / "best" / "best.ckpt"
+
+    def restore(self, trainer: Trainer, stage: Stage) -> None:
+        """Goes back to the best step."""
+        if self.monitor is None:
+            return
+        if not stage.best:
+            log.warning("%s was never scored: the weights of the last step are written.", self.monitor)
+            return
+        found = trainer.strategy.checkpoint_io.load_checkpoint(self.kept(trainer))
+        trainer.strategy.load_model_state_dict(found, strict=False)

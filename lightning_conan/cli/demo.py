@@ -94,11 +94,14 @@ class Demo:
 
         configs = [self.configs / "base.yaml", self.configs / "tiny" / f"{config}.yaml"]
         configs += [self.configs / "tiny" / f"{extra}.yaml"] if extra else []
-        limits = [yaml.safe_load(path.read_text()).get("trainer", {}).get("max_steps") for path in configs]
+        settings = [yaml.safe_load(path.read_text()) for path in configs]
+        limits = [found.get("trainer", {}).get("max_steps") for found in settings]
         steps = self.steps([limit for limit in limits if limit][-1] * length)
+        alone = max(found.get("model", {}).get("init_args", {}).get("alone_steps", 0) for found in settings)
         words = ["fit", *(word for path in configs for word in ("--config", str(path)))]
         words += ["--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.out / "work" / name)]
         words += ["--trainer.max_steps", str(steps), "--trainer.callbacks.out", str(self.out / name)]
+        words += ["--model.init_args.alone_steps", str(int(alone * self.steps_scale))] if alone else []
         words += ["--model.init_args.folder", str(self.out / folder), "--data.init_args.seed", str(self.seed)]
         packed = {source: str(self.out / "packed" / part) for source, part in train.items()}
         data = packed.get("train") or json.dumps(packed)

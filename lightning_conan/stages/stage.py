@@ -59,6 +59,7 @@ class Stage(Weights):
         self.budgets: dict[str, int] = {}
         self.skipped = self.idle = 0
         self.seen: Counter[str] = Counter()
+        self.best: dict[str, float] = {}
         self.watch = NegativeWatch(training.dynamic_negatives) if training.dynamic_negatives else None
         if training.learn_temperature:
             start = {name: torch.tensor(training.temperature_of(name)).log() for name in TOWERS}
@@ -68,6 +69,8 @@ class Stage(Weights):
     def notes(self) -> dict[str, Any]:
         dims = self.training_settings.matryoshka_dims
         notes: dict[str, Any] = {"steps": self.global_step, "seen": dict(sorted(self.seen.items()))}
+        if self.best:
+            notes["best"] = self.best
         if dims:
             notes["matryoshka_dims"] = sorted(dims, reverse=True)
         if self.training_settings.learn_temperature:
@@ -283,7 +286,7 @@ class Stage(Weights):
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
         checkpoint["folder"] = self.provenance.fingerprint
         checkpoint["budgets"], checkpoint["skipped"] = self.budgets, self.skipped
-        checkpoint["seen"] = dict(self.seen)
+        checkpoint["seen"], checkpoint["best"] = dict(self.seen), self.best
         checkpoint["made_with"] = self.made_with()
         checkpoint["optimizer"] = optimizer_settings(self.training_settings)
         checkpoint["watch"] = self.watch.state_dict() if self.watch is not None else None

@@ -17,6 +17,7 @@ from scenarios import (
     fit_and_die,
     fit_and_stop,
     fit_and_validate,
+    fit_best,
     fit_folder,
     fit_in_one_pass,
     fit_spoilt,
@@ -195,6 +196,15 @@ def test_validation_during_fit_is_that_of_one_process(base, world, tmp_path, str
     assert alone
     for rank in values(fit_and_validate, base, world, tmp_path / "run", strategy):
         assert rank == pytest.approx(alone, abs=1e-4)
+
+
+@each_strategy
+def test_the_best_step_is_that_of_one_process(base, world, tmp_path, strategy):
+    alone = fit_best(base, world, tmp_path / "alone", "auto")
+    before = load_folder(base)[0].state_dict()
+    for rank in values(fit_best, base, world, tmp_path / "run", strategy):
+        assert all(torch.allclose(rank[name], alone[name], atol=1e-5) for name in alone)
+        assert any(not torch.allclose(rank[name], before[name], atol=1e-4) for name in alone)
 
 
 @each_strategy
