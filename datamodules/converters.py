@@ -141,16 +141,15 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def from_table(source: Path, how: Layout) -> Iterator[Line]:
-    """Any table: a column holds text, a path, or (Parquet) a struct of bytes and path as Hugging Face's data sets have it."""
+    """Any table: a column holds text, a path, or (Parquet) bytes, or a struct of them and a path as Hugging Face has it."""
     for number, (where, row) in enumerate(read_rows(source)):
         if how.split is not None and row.get("split") != how.split:
             continue
-        sides = {"query": how.query, "target": how.target}
-        asked = {column for side in sides.values() for column in side.values()} | ({how.key} if how.key else set())
+        asked = {*how.query.values(), *how.target.values(), *([how.key] if how.key else [])}
         if missing := sorted(asked - set(row)):
             raise ValueError(f"{source} has the columns {sorted(map(str, row))}, and {missing[0]!r} is asked for.")
         key = plain(row[how.key]) if how.key else f"{number:08d}"
-        made = {name: cells(row, columns, how) for name, columns in sides.items()}
+        made = {"query": cells(row, how.query, how), "target": cells(row, how.target, how)}
         line = {"key": key, "task": how.task or plain(source.stem), "modality": owner(how.target, how.query)}
         yield where, line | made
 

@@ -275,11 +275,6 @@ class Stage(Weights):
 
     # Resuming: a .ckpt holds what trains; the rest comes from the folder
 
-    def made_with(self) -> dict[str, Any]:
-        """What the weights would not be the same model without, though it is none of them."""
-        lora = {"its lora.rank": self.lora.rank, "its lora.alpha": self.lora.alpha} if self.lora is not None else {}
-        return {**lora, "its inputs' settings (hints, sizes, tokenizer)": self.processor.fingerprint}
-
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = self.trained()
@@ -293,23 +288,7 @@ class Stage(Weights):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if not self.trained_names:
-            verb = getattr(self.trainer.state.fn, "value", "")
-            raise ValueError(f"A .ckpt resumes `conan fit`; `conan {verb}` reads folders. Leave --ckpt_path out.")
-        if checkpoint.get("folder") != self.provenance.fingerprint:
-            raise ValueError(f"This .ckpt resumes a run that started from another folder than {self.folder}. Name that one.")
-        if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
-            raise ValueError(
-                f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}. It only resumes the "
-                "`conan fit` that wrote it, with the same stage; score the folder that callbacks.FolderCheckpoint wrote."
-            )
-        now = self.made_with()
-        before = checkpoint.get("made_with", now)  # not in those of earlier versions
-        if changed := [name for name in now if before[name] != now[name]]:
-            name = changed[0]
-            raise ValueError(
-                f"A run must go on with {name}, and began with {before[name]}, got {now[name]}. Leave it, or start anew."
-            )
+        self.check_resumable(checkpoint)
         go_on_with(checkpoint, self.training_settings)
         self.budgets, self.skipped = checkpoint["budgets"], checkpoint["skipped"]  # other chunks would round otherwise
         self.seen = Counter(checkpoint["seen"])

@@ -143,6 +143,35 @@ class Weights(Scoring):
         """The parameters that train, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if name in self.trained_names}
 
+    def made_with(self) -> dict[str, Any]:
+        """What the weights would not be the same model without, though it is none of them."""
+        lora = {"its lora.rank": self.lora.rank, "its lora.alpha": self.lora.alpha} if self.lora is not None else {}
+        return {**lora, "its inputs' settings (hints, sizes, tokenizer)": self.processor.fingerprint}
+
+    def check_resumable(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a .ckpt whose weights would be another model here.
+
+        Raises:
+            ValueError: It is of another folder, of other parameters, or was made with something else.
+        """
+        if not self.trained_names:
+            verb = getattr(self.trainer.state.fn, "value", "")
+            raise ValueError(f"A .ckpt resumes `conan fit`; `conan {verb}` reads folders. Leave --ckpt_path out.")
+        if checkpoint.get("folder") != self.provenance.fingerprint:
+            raise ValueError(f"This .ckpt resumes a run that started from another folder than {self.folder}. Name that one.")
+        if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
+            raise ValueError(
+                f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}. It only resumes the "
+                "`conan fit` that wrote it, with the same stage; score the folder that callbacks.FolderCheckpoint wrote."
+            )
+        now = self.made_with()
+        before = checkpoint.get("made_with", now)  # not in those of earlier versions
+        if changed := [name for name in now if before[name] != now[name]]:
+            name = changed[0]
+            raise ValueError(
+                f"A run must go on with {name}, and began with {before[name]}, got {now[name]}. Leave it, or start anew."
+            )
+
     # Writing
 
     def check_out(self, out: Path, form: Form) -> None:
