@@ -93,17 +93,17 @@ def test_gradients_are_those_of_one_process(base, fused, recovered, world, tmp_p
 
 @each_strategy
 def test_a_rank_whose_share_is_broken_leaves_the_rest_as_it_is(base, tmp_path, strategy):
-    """Two pairs a step, one for each rank; of twelve six are broken, such as both of a step."""
-    pairs = draw_pairs("image", 12, 0)
-    slots = plan_training({"train": {pairs[0].task: range(12)}}, 2, 0, 0, 2)
-    broken = {slots[0].numbers[0], *slots[1].numbers, slots[2].numbers[1], *slots[4].numbers}
+    """Four pairs a step, two for each rank; of some steps one rank's are broken, of others all."""
+    pairs = draw_pairs("image", 24, 0)
+    slots = plan_training({"train": {pairs[0].task: range(24)}}, 4, 0, 0, 2)
+    broken = {*slots[0].numbers[::2], *slots[1].numbers, *slots[2].numbers[1::2], *slots[4].numbers}
     for number in broken:
         cut = Media("image", png()[:100], "cut.png")
         pairs[number] = msgspec.structs.replace(pairs[number], query=Item((cut,)))
     write_shards(pairs, tmp_path / "sets" / "image")
-    args = ["image", base, tmp_path / "sets", tmp_path / "run", 4, 2]
-    alone = fit(*args[:3], tmp_path / "alone", 4, 2)
-    assert [len(step) for step in alone["keys"]] == [1, 0, 1, 2, 0, 2]
+    args = ["image", base, tmp_path / "sets", tmp_path / "run", 4, 4]
+    alone = fit(*args[:3], tmp_path / "alone", 4, 4)
+    assert [len(step) for step in alone["keys"]] == [2, 0, 2, 4, 0, 4]
     ranks = values(fit_with, *args, {"strategy": strategy})
     for step, found in enumerate(alone["keys"]):
         assert sorted(key for rank in ranks for key in rank["keys"][step]) == sorted(found)
