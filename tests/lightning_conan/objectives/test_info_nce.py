@@ -195,7 +195,7 @@ def test_scores_are_computed_some_rows_at_a_time(monkeypatch, dim, rows):
     ],
 )
 def test_negatives_against_a_plain_loop(query_ids, target_ids, negative_ids, same_side):
-    """What equals one's own query or target, or is as right, counts on neither side."""
+    """What equals one's own query or target, or is as right, counts on neither side (at a temperature where each counts)."""
     count = len(query_ids)
     query, target, negative = units(count), units(count, seed=1), units(len(negative_ids), seed=2)
     total = 0.0
@@ -209,8 +209,8 @@ def test_negatives_against_a_plain_loop(query_ids, target_ids, negative_ids, sam
         forth = [target[row], *targets, *hard, *(queries if same_side else [])]
         back = [query[row], *queries, *(targets if same_side else [])]
         for mine, found in ((query[row], forth), (target[row], back)):
-            values = [float(mine @ vector) / 0.1 for vector in found]
+            values = [float(mine @ vector) for vector in found]
             total += math.log(sum(map(math.exp, values))) - values[0]
     ids = [torch.tensor(values) for values in (query_ids, target_ids, negative_ids)]
-    found = symmetric_info_nce(PairEmbeddings(query, target, negative, *ids), Contrast(0.1, same_side=same_side))
+    found = symmetric_info_nce(PairEmbeddings(query, target, negative, *ids), Contrast(1.0, same_side=same_side))
     assert found.item() == pytest.approx(total / (2 * count), rel=1e-5)
