@@ -1,28 +1,51 @@
-# `make demo` and `make test` do all the set-up; nothing but Python 3.11, git and make is needed.
+# `make demo` and `make test` do all the set-up; nothing but Python 3.11 or later, git and make is needed.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 DEMO := runs/demo
 # Python compiles what it imports; compiling all that is installed takes longer.
-PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile
+INSTALL := bin/pip install -q --disable-pip-version-check --no-compile
+# One process a core, tests of one group (a shared, expensive fixture) in one of them.
+PYTEST := bin/pytest -n auto --maxprocesses 4 --dist loadgroup --durations 10
 
-.PHONY: demo test check lint types clean
+.PHONY: demo test test-lowest smoke-lowest check lint types wheel clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e .
+	$(VENV)/$(INSTALL) -e ".[all]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) -e ".[dev]"
+	$(VENV)/$(INSTALL) -e ".[dev]"
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib  # tests start many processes, some where Python may not write
+	touch $@
+
+# The lowest release that setup.cfg allows of each direct requirement.
+$(LOWEST)/.installed-dev: setup.cfg pyproject.toml .ci/lowest.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/$(INSTALL) -c $(LOWEST)/constraints.txt -e ".[dev]"
+	$(LOWEST)/bin/python -m compileall -q -j 0 $(LOWEST)/lib
 	touch $@
 
 demo: $(VENV)/.installed
 	$(BIN)/conan demo --out $(DEMO)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest
+	$(VENV)/$(PYTEST)
+
+test-lowest: $(LOWEST)/.installed-dev
+	$(LOWEST)/$(PYTEST)
+
+# The wheel in an empty environment of the lowest releases, and the line in small from it, with no checkout near.
+smoke-lowest: wheel
+	PYTHON=$(PYTHON) .ci/smoke dist lowest
+
+wheel: $(VENV)/.installed-dev
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation > /dev/null
+	rm -rf build
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -34,4 +57,4 @@ types: $(VENV)/.installed-dev
 check: lint types test
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(LOWEST) runs build dist *.egg-info

@@ -6,11 +6,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import faiss
 import torch
 from common import options, report, timed
 
-from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+from lightning_conan.embedder import Provenance, read_provenance, save_folder, tiny_embedder
+from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.retrieval import top_k
 from lightning_conan.retrieval.store import EmbeddingStore, Origin, write_part
 
@@ -37,6 +37,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         store = write_index(root / "index", vectors, "random", "float32")
+        import faiss
+
         flat = faiss.IndexFlatIP(dim)
         flat.add(vectors.numpy())
         faiss.omp_set_num_threads(1)
@@ -44,11 +46,11 @@ def main() -> None:
         (_, ours), our_cpu, _ = timed(lambda: top_k(queries, store.blocks(), K))
         (_, theirs), peer_cpu, _ = timed(lambda: flat.search(queries.numpy(), K))
         same = float((ours.numpy() == theirs).mean())
-        model = save_folder(root / "model", *tiny_embedder(0), Provenance("base"))
-        from lightning_conan.embedder import read_provenance
+        tiny, processor = tiny_embedder(0)
+        model = save_folder(root / "model", tiny, processor, Provenance("base"))
 
         small = torch.nn.functional.normalize(torch.randn(rows, 128), dim=-1)
-        write_index(root / "tiny", small, read_provenance(model).fingerprint, "float16")
+        write_index(root / "tiny", small, embeds_as(read_provenance(model), processor), "float16")
         command = [
             sys.executable,
             "-m",

@@ -1,19 +1,8 @@
 """What watches over a run: frozen parts, folders, checkpoints, scores, embeddings."""
 
-from callbacks.data_monitor import DataMonitor
-from callbacks.embedding_parts import EmbeddingParts
-from callbacks.folder_checkpoint import FolderCheckpoint
-from callbacks.frozen_backbone import FrozenBackbone
-from callbacks.projector_drift import ProjectorDrift
-from callbacks.resumable_checkpoint import ResumableCheckpoint
-from callbacks.score_file import ScoreFile
+from pkgutil import extend_path
 
-__all__ = [
-    "DataMonitor",
-    "EmbeddingParts",
-    "FolderCheckpoint",
-    "FrozenBackbone",
-    "ProjectorDrift",
-    "ResumableCheckpoint",
-    "ScoreFile",
-]
+import lazy_loader
+
+__path__ = extend_path(__path__, __name__)  # a user's folder of this name may hold modules, too
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

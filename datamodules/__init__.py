@@ -1,8 +1,8 @@
 """Shards in, batches out."""
 
-from datamodules.items import EmbedData
-from datamodules.rehearsal import RehearsalData
-from datamodules.specialist import SpecialistData
-from datamodules.trace import TraceData
+from pkgutil import extend_path
 
-__all__ = ["EmbedData", "RehearsalData", "SpecialistData", "TraceData"]
+import lazy_loader
+
+__path__ = extend_path(__path__, __name__)  # a user's folder of this name may hold modules, too
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

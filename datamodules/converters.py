@@ -10,9 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from datamodules.items import KINDS
 from datamodules.manifest import Fault, json_lines, read_manifest
-from lightning_conan.items import MEDIA, MODALITIES, Media, Modality, Pair, parse_pair
+from lightning_conan.items import MEDIA, MODALITIES, MODALITY_OF, Media, Modality, Pair, parse_pair
 
 SPLIT = ("manifest", "table", "msrvtt")
 """Layouts whose entries name a split; the others have a file for each."""
@@ -174,7 +173,7 @@ def cells(row: Mapping[str, Any], columns: Mapping[str, str], how: Layout) -> di
 def from_captions(source: Path, how: Layout) -> Iterator[Line]:
     """A folder of media, each with its caption in a text file of the same name."""
     for path in sorted(source.rglob("*")):
-        modality = KINDS.get(path.suffix.lower().removeprefix("."))
+        modality = MODALITY_OF.get(path.suffix.lower().removeprefix("."))
         if modality is None or modality == "text" or any(part.startswith(".") for part in path.relative_to(source).parts):
             continue
         name, caption = path.relative_to(source), path.with_suffix(".txt")

@@ -17,17 +17,9 @@ from datamodules.patience import BROKEN, patience
 from datamodules.plan import Slot
 from datamodules.stream import SECONDS, BatchLoader
 from lightning_conan.embedder import ItemBatch, OmniProcessor
-from lightning_conan.items import Item, Media, Modality, Side, parse_side
+from lightning_conan.items import MODALITY_OF, Item, Media, Side, parse_side
 
 log = logging.getLogger(__name__)
-SUFFIXES: dict[Modality, tuple[str, ...]] = {
-    "image": ("png", "jpg", "jpeg", "webp"),
-    "video": ("mp4", "webm", "mov", "mkv"),
-    "audio": ("wav", "flac", "mp3", "ogg", "opus", "m4a"),
-    "document": ("pdf",),
-    "text": ("txt",),
-}
-KINDS = {suffix: modality for modality, suffixes in SUFFIXES.items() for suffix in suffixes}
 
 
 class ItemList:
@@ -51,7 +43,7 @@ class ItemList:
         else:
             raise ValueError(f"{source} does not exist. Name a manifest (JSONL) or a folder of media.")
         if not self.entries:
-            raise ValueError(f"{source} must hold at least 1 item to embed, got 0. Files end in {sorted(KINDS)}.")
+            raise ValueError(f"{source} must hold at least 1 item to embed, got 0. Files end in {sorted(MODALITY_OF)}.")
         if others:
             kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(others.items()))
             log.warning("%s holds files of other kinds, which are left out: %s", source, kinds)
@@ -114,7 +106,7 @@ class ItemList:
 def folder_entries(folder: Path, others: Counter[str]) -> Iterator[tuple[str, Item | Path]]:
     """Each media file below a folder by its relative path; each page of a PDF apart. Files of other kinds are counted."""
     for path in folder.rglob("*"):
-        modality = KINDS.get(path.suffix.lower().removeprefix("."))
+        modality = MODALITY_OF.get(path.suffix.lower().removeprefix("."))
         if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         if modality is None:

@@ -13,15 +13,12 @@ from threading import Thread
 from typing import Literal, TypeVar
 
 import msgspec
-from PIL import Image
-from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from datamodules.manifest import Fault
 from datamodules.patience import BROKEN, patience
+from lightning_conan import media as codecs  # its decoders are imported by the first call: most sources keep their bytes
 from lightning_conan.items import Item, Media, Pair
-from lightning_conan.media import MediaError, decode_media, encode_audio, encode_video
-from lightning_conan.media.video import Resampling, frames_of, timeline
+from lightning_conan.media.limits import MediaError
 
 Entry = TypeVar("Entry")
 Made = TypeVar("Made")
@@ -69,27 +66,28 @@ class Reencoding:
 
     def heard(self, media: Media) -> Media:
         """A sound."""
-        wave = decode_media(media)
-        assert isinstance(wave, Tensor), "sounds are waveforms"
-        return Media("audio", encode_audio(wave, format=str(self.audio)), f"{media.name}.{self.audio}")
+        wave = codecs.decode_audio(media)
+        return Media("audio", codecs.encode_audio(wave, format=str(self.audio)), f"{media.name}.{self.audio}")
 
     def watched(self, media: Media, fps: int) -> Media:
         """A video with fewer frames; sides of an odd length lose a row, which H.264 cannot hold."""
-        if timeline(media).fps <= fps:
+        if codecs.timeline(media).fps <= fps:
             return media
         frames = (
-            pixels for _, pixels in frames_of(media, Resampling(float(fps)))
+            pixels for _, pixels in codecs.frames_of(media, codecs.Resampling(float(fps)))
         )  # not all at once: a long one fills the memory
         first = next(frames)
         if min(first.shape[1:]) < 2:
             raise MediaError(media, f"is {first.shape[2]}x{first.shape[1]} pixels, must have 2 each way to be written as H.264")
         even = (pixels[:, : pixels.shape[1] & ~1, : pixels.shape[2] & ~1] for pixels in chain([first], frames))
-        return Media("video", encode_video(even, fps), f"{media.name}.mp4")
+        return Media("video", codecs.encode_video(even, fps), f"{media.name}.mp4")
 
     def seen(self, media: Media) -> Media:
         """An image or a page."""
-        pixels = decode_media(media)
-        assert isinstance(pixels, Tensor), "images are pixels"
+        from PIL import Image
+        from torchvision.transforms.v2 import functional as tv
+
+        pixels = codecs.decode_document(media) if media.modality == "document" else codecs.decode_image(media)
         height, width = pixels.shape[-2:]
         most = self.image_max_pixels or height * width
         page = media.suffix == "pdf" and self.pages
@@ -108,10 +106,10 @@ class Reencoding:
 def decode_whole(media: Media) -> None:
     """Decodes a medium; a video frame by frame, all of which would fill the memory."""
     if media.modality == "video":
-        for _ in frames_of(media):
+        for _ in codecs.frames_of(media):
             pass
     else:
-        decode_media(media)
+        codecs.decode_media(media)
 
 
 def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pair | Fault:

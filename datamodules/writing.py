@@ -1,6 +1,7 @@
 """Writes shards: pairs as tar files that WebDataset reads, with an index beside them."""
 
 import hashlib
+import io
 import json
 import logging
 import mmap
@@ -15,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import webdataset as wds
 import xxhash
 from filelock import FileLock, Timeout
 
@@ -248,11 +248,20 @@ def write_whole(path: Path, text: str) -> None:
     scratch.rename(path)
 
 
+def add_sample(tar: tarfile.TarFile, sample: Mapping[str, Any]) -> None:
+    """Adds a sample's members to a tar file, byte for byte as ``webdataset.TarWriter(file, mtime=0)`` does, which needs torch."""
+    for name in sorted(name for name in sample if not name.startswith("_")):
+        member = tarfile.TarInfo(f"{sample['__key__']}.{name}")
+        member.size, member.mode, member.mtime = len(sample[name]), 0o444, 0
+        member.uname = member.gname = "bigdata"
+        tar.addfile(member, io.BytesIO(sample[name]))
+
+
 def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault], missing: list[str]) -> dict[str, Any]:
     """One tar file; returns its index entry. Pairs whose files cannot be read, or texts written, join the faults, and such files
     those that are missing."""
     written: dict[str, Pair] = {}
-    with path.open("wb") as file, wds.TarWriter(file, mtime=0) as writer:
+    with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for pair in pairs:
             try:
                 sample = encode_pair(pair)
@@ -263,7 +272,7 @@ def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault], missing:
                     missing.append(str(error.filename))
                 faults.append(Fault(pair.key, pair.key, "sample", reason))
                 continue
-            writer.write(sample)
+            add_sample(tar, sample)
             written[pair.key] = pair
     with path.open("rb") as whole:
         os.fsync(whole.fileno())  # before it is noted as done

@@ -22,6 +22,15 @@ Side = Literal["query", "target"]
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 MEDIA: tuple[Medium, ...] = get_args(Medium)
+SUFFIXES: dict[Modality, tuple[str, ...]] = {
+    "image": ("png", "jpg", "jpeg", "webp"),
+    "video": ("mp4", "webm", "mov", "mkv"),
+    "audio": ("wav", "flac", "mp3", "ogg", "opus", "m4a"),
+    "document": ("pdf",),
+    "text": ("txt",),
+}
+"""Suffixes by which files of a folder are taken for a modality."""
+MODALITY_OF = {suffix: modality for modality, suffixes in SUFFIXES.items() for suffix in suffixes}
 
 
 class Media(msgspec.Struct, frozen=True):

@@ -1,11 +1,12 @@
 """One tiny embedder and one tiny world a session; everything else is made from them."""
 
 import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ["WANDB_MODE"] = "offline"
-
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ["WANDB_MODE"] = "offline"
+# What other processes find: the server that ranks are forked from does not get this process' sys.path.
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))
 
 import pytest
 import torch

@@ -9,13 +9,19 @@ from multiprocessing import get_context
 PATIENCE = 150
 
 
+def warm_context():
+    """Forks processes from a server that has imported what scenarios need, once for all tests of a session."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["scenarios"])  # found by PYTHONPATH, see conftest.py: where it is not, none is told
+    return context
+
+
 def both(scenario, *args, world=2):
     """What ``scenario(*args)`` returned on each rank, in order; a rank that died or raised fails the test with its reason.
 
     Scenarios live in importable modules (``scenarios.py``): the processes come from a server that has imported them once.
     """
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["scenarios"])
+    context = warm_context()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

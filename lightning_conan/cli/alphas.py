@@ -12,6 +12,7 @@ def run(args: Sequence[str]) -> None:
     from lightning_conan.cli.quiet import quiet_libraries
     from lightning_conan.cli.sets import read_sets
     from lightning_conan.embedder.checkpoint import check_apart, check_replaceable
+    from lightning_conan.extras import require
     from lightning_conan.fusion import Recipe, Search, fuse_folders, search_alphas
     from lightning_conan.fusion.plots import plot_trials
     from lightning_conan.fusion.search import check_searchable
@@ -27,7 +28,7 @@ def run(args: Sequence[str]) -> None:
         """Searches the coefficients of a fusion, scored by retrieval, and writes the best fused folder.
 
         In the folder alphas.json lists every candidate and alphas.png draws the trade-off. `conan fit` on the stage Fused
-        learns them by the contrastive loss instead. Needs optuna: pip install -e ".[search]".
+        learns them by the contrastive loss instead. Needs the extras alphas and plots.
 
         Args:
             recipe: The base, the specialists, the method; its coefficients are the first candidate (but on a grid).
@@ -38,6 +39,7 @@ def run(args: Sequence[str]) -> None:
             device: Where candidates are scored.
         """
         check_searchable()  # neither this nor what follows after hours
+        require("matplotlib", "Drawing the trade-off")
         check_apart(out, recipe.base, *recipe.specialists.values())
         check_replaceable(out, "fused")
         recipe.check()

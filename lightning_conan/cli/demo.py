@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from lightning_conan.cli.configs import PREFIX, find_config
+
 VISUAL = ("image", "video", "document")
 MODALITIES = (*VISUAL, "audio")
 EVERY = ("--trainer.callbacks.every_n_steps", "10")
@@ -24,7 +26,7 @@ class Demo:
 
     Args:
         out: Where everything is written.
-        configs: The folder with the YAML files.
+        configs: A folder with the YAML files; those of the package where it is None.
         seed: Of the world, of the random start and of every stage.
         steps_scale: Factor on every stage's number of steps.
         pairs: Training pairs a task.
@@ -32,7 +34,7 @@ class Demo:
     """
 
     out: Path
-    configs: Path
+    configs: Path | None
     seed: int
     steps_scale: float
     pairs: int
@@ -75,6 +77,16 @@ class Demo:
         """A stage's number of steps, scaled."""
         return max(1, round(number * self.steps_scale))
 
+    def configured(self, *names: str) -> list[str]:
+        """Returns the options that name YAML files."""
+        where = PREFIX if self.configs is None else f"{self.configs}/"
+        return [word for name in names for word in ("--config", f"{where}{name}.yaml")]
+
+    def read(self, name: str) -> str:
+        """Returns the text of a YAML file."""
+        path = find_config(name) if self.configs is None else self.configs / f"{name}.yaml"
+        return path.read_text(encoding="utf-8")
+
     def fit(
         self,
         name: str,
@@ -92,13 +104,12 @@ class Demo:
             return
         import yaml
 
-        configs = [self.configs / "base.yaml", self.configs / "tiny" / f"{config}.yaml"]
-        configs += [self.configs / "tiny" / f"{extra}.yaml"] if extra else []
-        settings = [yaml.safe_load(path.read_text()) for path in configs]
+        names = ["base", f"tiny/{config}", *([f"tiny/{extra}"] if extra else [])]
+        settings = [yaml.safe_load(self.read(name)) for name in names]
         limits = [found.get("trainer", {}).get("max_steps") for found in settings]
         steps = self.steps([limit for limit in limits if limit][-1] * length)
         alone = max(found.get("model", {}).get("init_args", {}).get("alone_steps", 0) for found in settings)
-        words = ["fit", *(word for path in configs for word in ("--config", str(path)))]
+        words = ["fit", *self.configured(*names)]
         words += ["--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.out / "work" / name)]
         words += ["--trainer.max_steps", str(steps), "--trainer.callbacks.out", str(self.out / name)]
         words += ["--model.init_args.alone_steps", str(int(alone * self.steps_scale))] if alone else []
@@ -112,7 +123,7 @@ class Demo:
     def test(self, name: str, *options: str, sets: Sequence[str] = MODALITIES, scores: str = "") -> None:
         """Scores a folder on packed sets ``PART.test``, by default on every modality, into ``scores/NAME.json``."""
         test = {Path(part).name: str(self.out / "packed" / f"{part}.test") for part in sets}
-        words = ["test", "--config", str(self.configs / "base.yaml"), "--config", str(self.configs / "tiny" / "test.yaml")]
+        words = ["test", *self.configured("base", "tiny/test")]
         words += ["--trainer.default_root_dir", str(self.out / "work" / "test"), "--data.init_args.test", json.dumps(test)]
         words += ["--trainer.callbacks.path", str(self.out / "scores" / f"{scores or name}.json")]
         words += ["--model.init_args.folder", str(self.out / name), *options]
@@ -125,9 +136,9 @@ class Demo:
             return
         for part in ("world", "packed"):
             shutil.rmtree(self.out / part, ignore_errors=True)
-        words = [sys.executable, "-m", "datamodules.toy_world", "--out", str(self.out / "world")]
+        words = [sys.executable, "-P", "-m", "datamodules.toy_world", "--out", str(self.out / "world")]
         words += ["--pairs", str(self.pairs), "--seed", str(self.seed)]
-        self.say(f"$ {shlex.join(['python', *words[1:]])}")
+        self.say(f"$ {shlex.join(['python', *words[2:]])}")
         start = time.perf_counter()
         subprocess.run(words, check=True, stdout=sys.stderr)
         self.seconds["world"] = round(time.perf_counter() - start, 1)
@@ -154,7 +165,7 @@ class Demo:
         if self.made(name):
             return
         specialists = {name: str(self.out / name) for name in MODALITIES}
-        words = ["fuse", "--config", str(self.configs / "tiny" / "fuse.yaml"), "--recipe.base", str(self.out / "base")]
+        words = ["fuse", *self.configured("tiny/fuse"), "--recipe.base", str(self.out / "base")]
         words += ["--recipe.specialists", json.dumps(specialists), "--out", str(self.out / name), *options]
         self.timed(name, words)
         self.test(name)
@@ -173,18 +184,6 @@ class Demo:
         """Options that have a stage note how far the audio tokens have turned."""
         words = ["--trainer.callbacks+", "callbacks.ProjectorDrift", "--trainer.callbacks.specialist", str(self.out / "audio")]
         return [*words, "--trainer.callbacks.path", str(self.out / "work" / name / "drift.json"), *EVERY]
-
-
-def find_configs(configs: Path | None) -> Path:
-    """The YAML files: as named, or those of the checkout that is installed.
-
-    Raises:
-        ValueError: They are not there.
-    """
-    folder = configs or Path(__file__).parents[2] / "configs"
-    if not (folder / "tiny").is_dir():
-        raise ValueError(f"The demo needs the folder configs/ of a checkout, {folder} has no tiny/. Name it with --configs.")
-    return folder
 
 
 def demo(
@@ -207,11 +206,13 @@ def demo(
         seed: Of the world, of the random start and of every stage; the first of a study's.
         pairs: Training pairs a task.
         steps_scale: Factor on every stage's number of steps, for a quick look.
-        configs: The folder with the YAML files; that of the checkout by default.
+        configs: A folder with your own copies of the YAML files; those of the package by default.
         study: Compare methods of fusion, coefficients, ways of recovery, or embedders that reason with one that does not.
         seeds: How many seeds a study takes.
     """
-    folder, out = find_configs(configs), out or Path("runs/studies" if study else "runs/demo")
+    out = out or Path("runs/studies" if study else "runs/demo")
+    if configs is not None and not (configs / "tiny").is_dir():
+        raise ValueError(f"--configs must name a folder with tiny/*.yaml, as the package's is, got {configs}.")
     if out.exists() and any(out.iterdir()) and not (out / ".demo").is_file():
         raise ValueError(f"{out} exists and no demo made it. Choose another folder with --out, or remove it first.")
     if study == "alpha":
@@ -221,12 +222,12 @@ def demo(
     if study:
         from lightning_conan.cli.study import run_study
 
-        make = partial(Demo, configs=folder, steps_scale=steps_scale, pairs=pairs, keep=True)
+        make = partial(Demo, configs=configs, steps_scale=steps_scale, pairs=pairs, keep=True)
         print(run_study(study, {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}, out))
         return
     from lightning_conan.cli.report import write_report
 
-    line = Demo(out, folder, seed, steps_scale, pairs)
+    line = Demo(out, configs, seed, steps_scale, pairs)
     line.clear()
     (out / ".demo").touch()
     line.run()

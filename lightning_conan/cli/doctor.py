@@ -1,6 +1,5 @@
 """`conan doctor`: what works on this machine, what will be slow, and whether a folder's vectors still come out right."""
 
-import importlib
 import os
 import platform
 import shutil
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+
+from lightning_conan.cli.libraries import LIBRARIES, misfits
 
 OK, SLOW, FAIL = "ok", "slow", "FAIL"
 DECODERS = {"video": ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4"), "audio": ("flac", "mp3float", "aac", "vorbis", "opus")}
@@ -44,18 +45,16 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_torch() -> Iterator[Finding]:
-    """torch, and its companions of the same version and build."""
+    """torch, its companions, and the devices that it sees."""
+    broken = {name: Finding(name, reason, FAIL, remedy) for name, reason, remedy in misfits()}
+    if "torch" in broken:
+        yield broken["torch"]
+        return
     import torch
 
     yield Finding("torch", f"{torch.__version__}, built for CUDA {torch.version.cuda}")
-    for name in ("torchvision", "torchaudio"):
-        try:
-            yield Finding(name, importlib.import_module(name).__version__)
-        except (ImportError, OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            yield Finding(
-                name, f"cannot be imported ({reason})", FAIL, f"install the {name} of torch {torch.__version__}'s build"
-            )
+    for name in LIBRARIES[1:]:
+        yield broken.get(name) or Finding(name, metadata.version(name))
     if not torch.cuda.is_available():
         yield Finding("GPU", "none", SLOW, "models of billions of parameters need one; the tiny configuration does not")
     for index in range(torch.cuda.device_count()):

@@ -12,6 +12,7 @@ def run(args: Sequence[str]) -> None:
     from lightning_conan.cli.quiet import quiet_libraries
     from lightning_conan.cli.sets import read_sets
     from lightning_conan.drift import measure_drift, plot_drift, plot_verdicts
+    from lightning_conan.extras import require
     from lightning_conan.fusion.plots import draw
     from lightning_conan.items import Modality
 
@@ -26,7 +27,8 @@ def run(args: Sequence[str]) -> None:
         """Compares a fused model, and what came after it, with the specialists, modality by modality.
 
         Swap tests put parts of the specialist into the fused model and the other way round: an intact projector with a lower
-        score is one that the backbone moved beneath. Writes drift.json and drift.png.
+        score is one that the backbone moved beneath. Writes drift.json and drift.png
+        (needs the extra plots).
 
         Args:
             specialists: Specialist folders by modality.
@@ -36,6 +38,7 @@ def run(args: Sequence[str]) -> None:
             pairs: Pairs that are used of each data set.
             device: Where to compute.
         """
+        require("matplotlib", "Drawing drift")
         if not specialists:
             raise ValueError("specialists must name a folder by modality at least, got none.")
         sets = read_sets(diagnostic, next(iter(specialists.values())), pairs)

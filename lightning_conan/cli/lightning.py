@@ -38,7 +38,15 @@ class SaveConfig(SaveConfigCallback):
 
 
 class OmniCLI(LightningCLI):
-    """LightningCLI that always can resume, and shows bars on terminals only."""
+    """LightningCLI that always can resume, shows bars on terminals only, and makes no parser but that of the verb that runs."""
+
+    def __init__(self, *args: Any, verb: str, **kwargs: Any) -> None:
+        self.verb = verb
+        super().__init__(*args, **kwargs)
+
+    @override
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static there, and called on the instance
+        return {self.verb: super().subcommands()[self.verb]}
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -120,6 +128,7 @@ def run(args: Sequence[str]) -> OmniCLI:
     return OmniCLI(
         Stage,
         LightningDataModule,
+        verb=args[0],
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,  # stages make their own: --optimizer and --lr_scheduler would be lost or break them

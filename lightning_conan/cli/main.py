@@ -1,11 +1,17 @@
 """The `conan` command: one file a verb, imported when it is called."""
 
 import importlib
+import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from pickle import UnpicklingError
+
+import lightning_conan
+from lightning_conan.cli.configs import resolve
 
 LIGHTNING = {
     "fit": "train a stage",
@@ -25,6 +31,7 @@ VERBS = {
     "cot": "have a teacher write what a model should reason about its queries",
     "export": "write a folder that sentence-transformers loads",
     "doctor": "check this machine, or that a folder's vectors come out as they were written",
+    "configs": "list the YAML files that come with the package, or copy one to edit",
     "memory": "say what a stage will take of each device's memory",
     "demo": "run every stage on the tiny configuration and the toy world",
 }
@@ -48,36 +55,76 @@ def main(args: Sequence[str] | None = None) -> int:
     if verb not in LIGHTNING and verb not in VERBS:
         print(f"conan: there is no verb {verb!r}; it must be among {', '.join([*LIGHTNING, *VERBS])}", file=sys.stderr)
         return 2
-    module = "lightning" if verb in LIGHTNING else verb
     try:
-        importlib.import_module(f"lightning_conan.cli.{module}").run(words if verb in LIGHTNING else rest)
-    except SystemExit as stop:
-        return status_of(stop)
-    except ArgumentError as error:
+        find_own_packages()
+        module = importlib.import_module(f"lightning_conan.cli.{'lightning' if verb in LIGHTNING else verb}")
+        module.run(resolve(words if verb in LIGHTNING else rest))
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        return report(verb, error)
+    return 0
+
+
+OURS = ("datamodules", "callbacks")
+
+
+def find_own_packages() -> None:
+    """Makes ``datamodules`` and ``callbacks`` mean this package's, in this process and in those that it starts.
+
+    A folder of the user's with such a name, first on the path, would hide ours. Its modules stay importable
+    (``callbacks.my_module``), since ours look into every folder of that name; its own ``__init__.py`` does not run.
+    """
+    root = Path(lightning_conan.__file__).parents[1]
+    hiding = [spec.origin for name in OURS if (spec := find_spec(name)) and spec.origin and Path(spec.origin).parents[1] != root]
+    if hiding and str(root) != sys.path[0]:
+        sys.path.insert(0, str(root))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+        importlib.invalidate_caches()
+        for origin in hiding:
+            folder = Path(origin).parent
+            print(
+                f"conan: {folder} has the name of a package of lightning-conan's, which is what {folder.name!r} means here. Its "
+                f"modules stay importable ({folder.name}.MODULE), its __init__.py is not run: rename it where that is missed.",
+                file=sys.stderr,
+            )
+
+
+def report(verb: str, error: BaseException) -> int:
+    """Prints what a person needs of an error, and returns the exit status; raises what is a fault of ours.
+
+    Raises:
+        Exception: An error that no rule of ours tells, which its traceback helps to find.
+    """
+    if isinstance(error, SystemExit):
+        return status_of(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, ArgumentError):
         # Lightning's own usage lists a hundred options of the trainer: the error alone helps more.
         where = f"`conan {verb} --help` lists the options"
         if verb in LIGHTNING:
             where += f", `conan {verb} --model.help CLASS` those of a stage (--data.help, --trainer.callbacks.help likewise)"
         print(f"conan {verb}: {plain(error)}\n{where}.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
-    except UnpicklingError:
-        print(
-            f"conan {verb}: The .ckpt must hold plain values only, and holds objects or code: it was not opened. ",
-            end="",
-            file=sys.stderr,
+    if line := said(error):
+        print(f"conan {verb}: {line}", file=sys.stderr)
+        return 1
+    raise error
+
+
+def said(error: BaseException) -> str | None:
+    """Returns an error in a line, or None for one that nobody expects.
+
+    What we raise says rule, value and remedy, and what Lightning does of devices that are not there; the way there helps only us.
+    """
+    from lightning_conan.cli.libraries import explain
+
+    if isinstance(error, UnpicklingError):
+        return (
+            "The .ckpt must hold plain values only, and holds objects or code: it was not opened. "
+            "No stage wrote it like that. Start from the last folder."
         )
-        print("No stage wrote it like that. Start from the last folder.", file=sys.stderr)
-        return 1
-    except Exception as error:
-        # What we raise says rule, value and remedy, and what Lightning does of devices that are not there; the way there helps
-        # only us. Anything else is a fault of ours, which it helps to find.
-        if not isinstance(error, ValueError | OSError | RuntimeError) and type(error).__name__ != "MisconfigurationException":
-            raise
-        print(f"conan {verb}: {plain(error)}", file=sys.stderr)
-        return 1
-    return 0
+    expected = isinstance(error, ValueError | OSError | RuntimeError) or type(error).__name__ == "MisconfigurationException"
+    return explain(error) or (plain(error) if expected else None)
 
 
 def status_of(stop: SystemExit) -> int:
@@ -93,7 +140,7 @@ NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected
 """What jsonargparse wraps around an error that somebody has to read."""
 
 
-def plain(error: Exception) -> str:
+def plain(error: BaseException) -> str:
     """An error's message, without that wrapping."""
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE)) or str(error)

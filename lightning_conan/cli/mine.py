@@ -131,7 +131,7 @@ def mine_manifest(
         options |= {"accelerator": accelerator, "devices": devices}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         # Apart, since ranks are started by running once more what this process runs; it has said what went wrong.
-        if status := subprocess.run([sys.executable, "-m", "lightning_conan.cli.main", "embed", *words]).returncode:
+        if status := subprocess.run([sys.executable, "-P", "-m", "lightning_conan.cli.main", "embed", *words]).returncode:
             sys.exit(status)
     miner = Miner(manifest, EmbeddingStore(work / "query"), EmbeddingStore(work / "target"))
     what = json.dumps([RULE, asdict(settings), miner.queries.origin, miner.targets.origin], sort_keys=True)

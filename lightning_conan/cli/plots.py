@@ -3,13 +3,15 @@
 import base64
 import html
 from collections.abc import Mapping
-from typing import Any
-
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
 from lightning_conan.cli.trace import plot_routes, trace_table
 from lightning_conan.drift import Verdict, plot_drift, plot_verdicts
+from lightning_conan.extras import missing
 from lightning_conan.fusion.plots import draw
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = {"image": "#4477aa", "video": "#66ccee", "document": "#228833", "audio": "#ee6677"}
 STYLE = """
@@ -83,12 +85,14 @@ def trace_rows(report: dict[str, Any]) -> str:
 
 
 def picture(plot: Any, report: dict[str, Any], rows: Mapping[str, str], alt: str) -> str:
-    """A plot as an image tag that carries its PNG."""
+    """Returns a plot as an image tag that carries its PNG; without the extra ``plots``, a line that says so."""
+    if remedy := missing("matplotlib"):
+        return f"<p>Skipped: {html.escape(alt)} ({html.escape(remedy)})</p>"
     png = draw(lambda axes: plot(axes, report, rows), width=9)
     return f"<img alt='{alt}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
 
 
-def plot_scores(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:
+def plot_scores(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
     """Bars: one group a stage, one bar a modality."""
     for index, (modality, colour) in enumerate(COLOURS.items()):
         heights = [report["stages"][state][modality]["recall@1"] for state in rows]
@@ -99,12 +103,12 @@ def plot_scores(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> 
     axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.15), frameon=False)
 
 
-def audio_drift(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:
+def audio_drift(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
     """Lines: cosine of the audio tokens by depth, one line a stage."""
     plot_drift(axes, report["drift"]["audio"], rows)
 
 
-def drift_by_step(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:
+def drift_by_step(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
     """Lines: cosine of the audio tokens at some depths, over the steps of recovery and then of rehearsal."""
     points: list[tuple[int, list[float]]] = []
     for state, found in report["drift_by_step"].items():
@@ -121,12 +125,12 @@ def drift_by_step(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -
     axes.legend(frameon=False)
 
 
-def swaps(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:
+def swaps(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
     """Bars: the swap tests."""
     plot_verdicts(axes, {name: Verdict.from_json(found) for name, found in report["verdicts"].items()})
 
 
-def plot_cosines(axes: Axes, report: dict[str, Any], rows: Mapping[str, str]) -> None:
+def plot_cosines(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
     """A grid of cosines between task vectors."""
     names = sorted(report["fusion"]["norms"])
     cosines = report["fusion"]["cosines"]

@@ -77,7 +77,7 @@ def start(place: Path, module: str, *words: str) -> None:
         ValueError: It ended instead, with what it said.
     """
     with tempfile.TemporaryFile("w+") as said:
-        command = [sys.executable, "-m", module, *words]
+        command = [sys.executable, "-P", "-m", module, *words]
         helper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
         while not place.exists():
             if helper.poll() is not None:

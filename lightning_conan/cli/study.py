@@ -60,7 +60,7 @@ def compare_alphas(demo: Demo) -> dict[str, str]:
             demo.timed(folder, [*words, "--pairs", "192", "--search.trials", "30", "--out", str(demo.out / folder)])
             demo.test(folder)
         rows[f"searched, {aim} kept"] = folder
-    words = ["fit", "--config", str(demo.configs / "base.yaml"), "--config", str(demo.configs / "tiny" / "coefficients.yaml")]
+    words = ["fit", *demo.configured("base", "tiny/coefficients")]
     words += ["--seed_everything", str(demo.seed), "--data.init_args.seed", str(demo.seed), "--data.init_args.train", packed]
     words += ["--trainer.default_root_dir", str(demo.out / "work" / "learned"), "--trainer.max_steps", str(demo.steps(60))]
     words += [word.replace("--recipe", "--model.init_args.recipe") for word in recipe]

@@ -4,11 +4,12 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
 from lightning_conan.cli.demo import Demo
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TASKS = ("composed", "simple")
 SETS = tuple(f"trace/{task}" for task in TASKS)
@@ -106,7 +107,7 @@ def trace_means(seeds: Sequence[Mapping[str, Any]], variants: Mapping[str, str])
     return "\n".join(lines)
 
 
-def plot_routes(axes: Axes, report: Mapping[str, Any], rows: Mapping[str, str]) -> None:
+def plot_routes(axes: "Axes", report: Mapping[str, Any], rows: Mapping[str, str]) -> None:
     """Points: accuracy against speed of each way of decoding, over as many simple as composed queries."""
     found, markers = report["trace"], iter("osD^vx")
     for name in ("trace", *(f"trace.{name}" for name in ROUTES)):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from lightning_conan.embedder.attention import use_grouped_attention
@@ -285,3 +285,7 @@ def place(
     places = mask.nonzero(as_tuple=True)
     assert len(places[0]) == len(features), f"{len(places[0])} placeholders for {len(features)} {what}"
     return embeds.index_put(places, features.to(embeds.dtype))
+
+
+AutoConfig.register(OmniConfig.model_type, OmniConfig, exist_ok=True)
+AutoModel.register(OmniConfig, OmniEmbedder, exist_ok=True)

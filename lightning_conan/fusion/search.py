@@ -1,6 +1,5 @@
 """Coefficients by search: candidates are fused in memory and scored on pairs that no specialist has seen."""
 
-import importlib.util
 import json
 import math
 import sys
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from lightning_conan.embedder import load_folder
+from lightning_conan.extras import require
 from lightning_conan.fusion.recipe import Recipe
 from lightning_conan.fusion.write import fused_model
 from lightning_conan.retrieval import PairSet
@@ -98,12 +98,11 @@ def check_searchable() -> None:
     Raises:
         ValueError: It is not installed.
     """
-    if not importlib.util.find_spec("optuna"):
-        raise ValueError("Searching coefficients needs optuna, which is not installed: pip install optuna scipy.")
+    require("optuna", "Searching coefficients")
 
 
 def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search, device: str = "cpu") -> Found:
-    """Tries coefficients for a recipe; needs optuna (the extra ``search``).
+    """Tries coefficients for a recipe; needs the extra ``alphas``.
 
     Args:
         recipe: What is fused; its coefficients are the first candidate of bayes.

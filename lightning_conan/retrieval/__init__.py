@@ -1,11 +1,8 @@
 """Ranking and search: exact scores of queries against a corpus.
 
-``RetrievalMetric`` is imported from its file: torchmetrics takes four seconds, which a search can do without.
+``RetrievalMetric`` is imported from its file, since it needs torchmetrics.
 """
 
-from lightning_conan.retrieval.pair_set import PairSet
-from lightning_conan.retrieval.ranking import pair_scores, ranking_scores
-from lightning_conan.retrieval.search import top_k
-from lightning_conan.retrieval.store import EmbeddingStore
+import lazy_loader
 
-__all__ = ["EmbeddingStore", "PairSet", "pair_scores", "ranking_scores", "top_k"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

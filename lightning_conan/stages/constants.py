@@ -29,7 +29,8 @@ class Constants:
     """
 
     def __init__(self, folder: Path, maker: str, gigabytes: float) -> None:
-        import lmdb  # only recovery needs it
+        require("lmdb", "A cache of constants")
+        import lmdb
 
         folder.mkdir(parents=True, exist_ok=True)
         if (before := OPEN.pop(folder.resolve(), None)) is not None:

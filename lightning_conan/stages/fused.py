@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_conan.embedder import STATES, Batch, State
 from lightning_conan.embedder.checkpoint import check_apart
+from lightning_conan.extras import require
 from lightning_conan.fusion import Recipe, TaskArithmetic, fuse_folders, fused_model
 from lightning_conan.fusion.engine import Fusion
 from lightning_conan.fusion.geometry import group_of
@@ -57,6 +58,7 @@ class Fused(Stage):
 
     @override
     def prepare(self) -> None:
+        require("matplotlib", "Drawing how coefficients were learned")
         if self.device_mesh is not None:
             raise ValueError("Coefficients are learned on whole weights, got strategy fsdp2. Use ddp or one device.")
         if not isinstance(self.recipe.method, TaskArithmetic):

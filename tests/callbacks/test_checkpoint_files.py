@@ -4,10 +4,10 @@ import random
 import resource
 import signal
 import time
-from multiprocessing import get_context
 
 import pytest
 import torch
+from ranks import warm_context
 from scenarios import fit_until_killed
 
 from callbacks.checkpoint_files import PREVIOUS, CheckpointFiles
@@ -90,8 +90,7 @@ def test_twenty_kills_cost_nothing_but_time(base, world, tmp_path):
     steps, lora = 200, Lora(rank=4, alpha=4, dropout=0.1)
     straight, record = Specialist(base, "image", QUICK, lora), Record()
     trainer(tmp_path / "a", steps, record).fit(straight, data(world))
-    context, wait, newest = get_context("forkserver"), random.Random(0), 0
-    context.set_forkserver_preload(["scenarios"])
+    context, wait, newest = warm_context(), random.Random(0), 0
     root = tmp_path / "b"
     last_ckpt, hashes = root / "checkpoints" / "last.ckpt", root / "checkpoints" / "last.ckpt.hash"
     for _ in range(20):

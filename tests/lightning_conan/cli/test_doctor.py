@@ -29,7 +29,7 @@ def test_a_package_out_of_range_fails(monkeypatch, capsys):
     real = doctor.metadata.version
     monkeypatch.setattr(doctor.metadata, "version", lambda name: "2.10.0" if name == "torchaudio" else real(name))
     assert main(["doctor"]) == 1
-    assert "pip install 'torchaudio~=2.11.0'" in capsys.readouterr().out
+    assert "pip install 'torchaudio" in capsys.readouterr().out
 
 
 @pytest.fixture

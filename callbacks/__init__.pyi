@@ -1,0 +1,17 @@
+from .data_monitor import DataMonitor
+from .embedding_parts import EmbeddingParts
+from .folder_checkpoint import FolderCheckpoint
+from .frozen_backbone import FrozenBackbone
+from .projector_drift import ProjectorDrift
+from .resumable_checkpoint import ResumableCheckpoint
+from .score_file import ScoreFile
+
+__all__ = [
+    "DataMonitor",
+    "EmbeddingParts",
+    "FolderCheckpoint",
+    "FrozenBackbone",
+    "ProjectorDrift",
+    "ResumableCheckpoint",
+    "ScoreFile",
+]

@@ -1,0 +1,75 @@
+"""Libraries that do not load beside one another: torch and its companions, told in a line with what to install."""
+
+import importlib
+from collections.abc import Iterator
+from importlib import metadata
+from types import TracebackType
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+LIBRARIES = ("torch", "torchvision", "torchaudio")
+"""In the order of their import: the later ones are built against the first."""
+SYMBOLS = Version("2.11.1"), Version("2.12")
+"""torchaudio from the first on asks torch for a symbol that comes with the second, and does not declare it (docs/versions.md)."""
+
+
+def fault_of(name: str) -> str | None:
+    """Imports a library; returns the first line of its error, or None if it loads."""
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def remedy_of(name: str) -> str:
+    """Returns the command that installs a release of ``name`` which fits the installed torch."""
+    torch = Version(metadata.version("torch"))
+    if name == "torchaudio" and torch < SYMBOLS[1] and Version(metadata.version(name)) >= SYMBOLS[0]:
+        return f"pip install 'torchaudio<{SYMBOLS[0]}', or 'torch>={SYMBOLS[1]}' with its torchvision"
+    needs = [Requirement(line) for line in metadata.requires(name) or []]
+    wanted = next((need for need in needs if need.name == "torch" and not need.specifier.contains(torch, prereleases=True)), None)
+    if wanted is not None:
+        return f"{name} {metadata.version(name)} needs {wanted}: pip install --upgrade '{wanted}' torchvision torchaudio"
+    return (
+        f"pip install --force-reinstall {name} from the index that torch {torch} came from (both for CUDA, or both for the CPU)"
+    )
+
+
+def misfits() -> Iterator[tuple[str, str, str]]:
+    """Yields each of ``LIBRARIES`` that does not load, with reason and remedy; after a broken torch nothing else."""
+    for name in LIBRARIES:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield name, "is not installed", f"pip install {name}"
+        else:
+            if (reason := fault_of(name)) is not None:
+                yield name, f"{metadata.version(name)} does not load ({reason})", reinstall(name)
+                if name == "torch":
+                    return
+
+
+def reinstall(name: str) -> str:
+    """Returns what to install in the place of a library that does not load."""
+    return "pip install --force-reinstall torch torchvision torchaudio" if name == "torch" else remedy_of(name)
+
+
+def explain(error: BaseException) -> str | None:
+    """Returns a line for an error that the import of a library raised, and None for any other."""
+    if not isinstance(error, ImportError | OSError | RuntimeError) or not from_import(error.__traceback__):
+        return None
+    for name, reason, remedy in misfits():
+        beside = "" if name == "torch" else f" beside torch {metadata.version('torch')}"
+        return f"{name} {reason}{beside}. What fits: {remedy}."
+    return None
+
+
+def from_import(trace: TracebackType | None) -> bool:
+    """True if a traceback passes through an import statement."""
+    imports = 0
+    while trace is not None:
+        imports += trace.tb_frame.f_code.co_filename == "<frozen importlib._bootstrap>"
+        trace = trace.tb_next
+    return imports > 0

@@ -1,0 +1,17 @@
+from .layers import holding, layer_cosines, token_states
+from .plots import plot_drift, plot_verdicts
+from .report import DriftReport, measure_drift
+from .verdict import PROJECTORS, Verdict, examine
+
+__all__ = [
+    "PROJECTORS",
+    "DriftReport",
+    "Verdict",
+    "examine",
+    "holding",
+    "layer_cosines",
+    "measure_drift",
+    "plot_drift",
+    "plot_verdicts",
+    "token_states",
+]

@@ -1,0 +1,53 @@
+from .batch import Batch, ItemBatch
+from .checkpoint import (
+    STATES,
+    Adapter,
+    GraftReport,
+    Provenance,
+    State,
+    check_folder,
+    export_folder,
+    graft_folder,
+    load_folder,
+    load_processor,
+    read_provenance,
+    save_adapter_folder,
+    save_folder,
+)
+from .config import OmniConfig
+from .dummy import blank
+from .model import OmniEmbedder
+from .packing import IGNORED, Chunk, Chunks, Encoded, pack, pad
+from .processor import OmniProcessor
+from .processor_config import ProcessorConfig
+from .tiny import tiny_embedder
+
+__all__ = [
+    "IGNORED",
+    "STATES",
+    "Adapter",
+    "Batch",
+    "Chunk",
+    "Chunks",
+    "Encoded",
+    "GraftReport",
+    "ItemBatch",
+    "OmniConfig",
+    "OmniEmbedder",
+    "OmniProcessor",
+    "ProcessorConfig",
+    "Provenance",
+    "State",
+    "blank",
+    "check_folder",
+    "export_folder",
+    "graft_folder",
+    "load_folder",
+    "load_processor",
+    "pack",
+    "pad",
+    "read_provenance",
+    "save_adapter_folder",
+    "save_folder",
+    "tiny_embedder",
+]

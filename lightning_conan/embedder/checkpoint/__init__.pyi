@@ -1,0 +1,61 @@
+from .adapter import Adapter
+from .delta import DELTA, write_delta_config
+from .export import export_folder
+from .folder import (
+    CONFIG,
+    check_folder,
+    embeds_as,
+    load_folder,
+    load_processor,
+    open_tensors,
+    read_model,
+    record_golden,
+    save_adapter_folder,
+    save_folder,
+    stored_dtype,
+    write_sidecars,
+)
+from .golden import changed_versions, compare_golden
+from .graft import GraftReport, graft_folder
+from .provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_provenance
+from .tensors import STEM, Spec, TensorFiles, Tensors, check_specs, write_order, write_shards
+from .whole import check_apart, check_replaceable, whole_folder
+
+__all__ = [
+    "CONFIG",
+    "DELTA",
+    "PROVENANCE",
+    "STATES",
+    "STEM",
+    "Adapter",
+    "GraftReport",
+    "Provenance",
+    "Spec",
+    "State",
+    "TensorFiles",
+    "Tensors",
+    "changed_versions",
+    "check_apart",
+    "check_folder",
+    "check_replaceable",
+    "check_specs",
+    "compare_golden",
+    "embeds_as",
+    "export_folder",
+    "file_hash",
+    "graft_folder",
+    "load_folder",
+    "load_processor",
+    "open_tensors",
+    "read_model",
+    "read_provenance",
+    "record_golden",
+    "save_adapter_folder",
+    "save_folder",
+    "stored_dtype",
+    "whole_folder",
+    "write_delta_config",
+    "write_order",
+    "write_shards",
+    "write_sidecars",
+]

@@ -1,0 +1,29 @@
+"""Optional dependencies: the extra of this package that installs what one verb or option needs."""
+
+import importlib.util
+
+EXTRAS = {"optuna": "alphas", "scipy": "alphas", "lmdb": "cache", "httpx": "cot", "matplotlib": "plots"}
+"""Extra by module, as in setup.cfg."""
+
+
+def missing(module: str) -> str:
+    """Returns how to install an optional module, or nothing if it is there.
+
+    Args:
+        module: A key of ``EXTRAS``.
+    """
+    return "" if importlib.util.find_spec(module) else f"pip install 'lightning-conan[{EXTRAS[module]}]'"
+
+
+def require(module: str, purpose: str) -> None:
+    """Refuses to begin what an optional module is needed for.
+
+    Args:
+        module: A key of ``EXTRAS``.
+        purpose: The sentence's subject, such as ``Searching coefficients``.
+
+    Raises:
+        ValueError: The module is not installed.
+    """
+    if remedy := missing(module):
+        raise ValueError(f"{purpose} needs {module}, which is not installed: {remedy}.")

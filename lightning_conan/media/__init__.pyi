@@ -1,0 +1,22 @@
+from .audio import decode_audio, encode_audio
+from .decode import decode_media
+from .document import decode_document
+from .image import decode_image
+from .limits import Limits, MediaError
+from .video import Clip, Resampling, decode_video, encode_video, frames_of, timeline
+
+__all__ = [
+    "Clip",
+    "Limits",
+    "MediaError",
+    "Resampling",
+    "decode_audio",
+    "decode_document",
+    "decode_image",
+    "decode_media",
+    "decode_video",
+    "encode_audio",
+    "encode_video",
+    "frames_of",
+    "timeline",
+]
