@@ -109,7 +109,10 @@ def test_commands_for_real_checkpoints(home, world, capsys):
 
 def test_files_that_it_names_exist():
     names = re.findall(r"(?:configs|docs|notebooks)/[\w./-]+\.(?:yaml|md|ipynb)", README + GUIDE)
+    packaged = re.findall(r"conan:([\w/]+\.yaml)", README + GUIDE)
     assert names
+    assert packaged
+    names += [f"configs/{name}" for name in packaged]
     assert not [name for name in names if not (ROOT / name).is_file()]
 
 

@@ -10,10 +10,7 @@ def run(args: Sequence[str]) -> None:
     from jsonargparse import auto_cli
 
     from lightning_conan.cli.quiet import quiet_libraries
-    from lightning_conan.cli.sets import read_sets
-    from lightning_conan.drift import measure_drift, plot_drift, plot_verdicts
     from lightning_conan.extras import require
-    from lightning_conan.fusion.plots import draw
     from lightning_conan.items import Modality
 
     def drift(
@@ -38,6 +35,11 @@ def run(args: Sequence[str]) -> None:
             pairs: Pairs that are used of each data set.
             device: Where to compute.
         """
+        from lightning_conan.cli.sets import read_sets
+        from lightning_conan.drift import measure_drift, plot_drift, plot_verdicts
+        from lightning_conan.fusion.plots import draw
+
+        quiet_libraries()
         require("matplotlib", "Drawing drift")
         if not specialists:
             raise ValueError("specialists must name a folder by modality at least, got none.")
@@ -51,5 +53,4 @@ def run(args: Sequence[str]) -> None:
             print(verdict.sentence())
         print(f"{out}: drift.json, drift.png")
 
-    quiet_libraries()
     auto_cli(drift, args=list(args), prog="conan drift", as_positional=False)

@@ -12,8 +12,9 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and fuses."""
     from jsonargparse import auto_cli
 
+    from lightning_conan import fusion
     from lightning_conan.cli.quiet import quiet_libraries
-    from lightning_conan.fusion import Recipe, dry_run, fuse_folders, read_mergekit
+    from lightning_conan.fusion import Recipe
 
     def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False) -> None:
         """Fuses specialists of one base, tensor by tensor (--mergekit FILE instead of --recipe reads a mergekit YAML of folders).
@@ -24,11 +25,12 @@ def run(args: Sequence[str]) -> None:
             workers: Tensors that are made at once.
             dry: Only print what would become of each tensor.
         """
+        quiet_libraries()
         if dry:
-            for name, fate, spec in dry_run(recipe):
+            for name, fate, spec in fusion.dry_run(recipe):
                 print(f"{fate:<8}{name}  {list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}")
             return
-        report = fuse_folders(recipe, out, workers)
+        report = fusion.fuse_folders(recipe, out, workers)
         alphas = ", ".join(f"{name} {alpha:g}" for name, alpha in sorted(report.alphas.items()))
         print(f"{out}: {len(report.fused)} tensors fused ({alphas}), {len(report.copied)} copied from {recipe.owner}")
         if report.rounding_loss > ALARM:
@@ -47,8 +49,7 @@ def run(args: Sequence[str]) -> None:
             workers: Tensors that are made at once.
             dry: Only print what would become of each tensor.
         """
-        fuse(read_mergekit(mergekit), out, workers, dry)
+        fuse(fusion.read_mergekit(mergekit), out, workers, dry)
 
-    quiet_libraries()
     verb = fuse_mergekit if any(word.split("=")[0] == "--mergekit" for word in args) else fuse
     auto_cli(verb, args=list(args), prog="conan fuse", as_positional=False)

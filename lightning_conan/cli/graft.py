@@ -9,7 +9,7 @@ def run(args: Sequence[str]) -> None:
     from jsonargparse import auto_cli
 
     from lightning_conan.cli.quiet import quiet_libraries
-    from lightning_conan.embedder import ProcessorConfig, Provenance, graft_folder, save_folder, tiny_embedder
+    from lightning_conan.embedder.processor_config import ProcessorConfig
 
     def graft(
         out: Path,
@@ -34,6 +34,9 @@ def run(args: Sequence[str]) -> None:
             tiny: Instead of the two checkpoints, the tiny configuration: about a million randomly started parameters.
             processor: How inputs become tokens; patch and window sizes are taken from the models.
         """
+        from lightning_conan.embedder import Provenance, graft_folder, save_folder, tiny_embedder
+
+        quiet_libraries()
         if tiny == bool(backbone or audio) or bool(backbone) != bool(audio):
             raise ValueError(f"graft needs both --backbone and --audio, or --tiny true, got {backbone}, {audio}, {tiny}.")
         if tiny and (processor != ProcessorConfig() or projector_hidden_size != 3072 or not golden):
@@ -49,5 +52,4 @@ def run(args: Sequence[str]) -> None:
         save_folder(out, model, tiny_processor, Provenance("base", notes={"tiny": True, "seed": seed}))
         print(f"{out}: base, {sum(p.numel() for p in model.parameters()):,} parameters, seed {seed}")
 
-    quiet_libraries()
     auto_cli(graft, args=list(args), prog="conan graft", as_positional=False)

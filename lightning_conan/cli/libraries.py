@@ -10,7 +10,7 @@ from packaging.version import Version
 
 LIBRARIES = ("torch", "torchvision", "torchaudio")
 """In the order of their import: the later ones are built against the first."""
-SYMBOLS = Version("2.11.1"), Version("2.12")
+SYMBOLS = Version("2.11.1"), Version("2.13")
 """torchaudio from the first on asks torch for a symbol that comes with the second, and does not declare it (docs/versions.md)."""
 
 

@@ -1,5 +1,6 @@
 """fit, validate, test and predict: Lightning's own command line, with this package's stages and data."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,17 @@ def print_scores(metrics: Mapping[str, Tensor], prefix: str) -> None:
             print(f"{tokens:.1f} tokens a query, {speed:.1f} queries a second")
 
 
+def import_public(*names: str) -> None:
+    """Imports every public class of packages that import lazily: a YAML and `--help` know the classes that are imported."""
+    for package in map(importlib.import_module, names):
+        for name in package.__all__:
+            getattr(package, name)
+
+
 def run(args: Sequence[str]) -> OmniCLI:
     """Runs a Lightning verb; the first word names it."""
     quiet_libraries()
+    import_public("lightning_conan.stages", "datamodules", "callbacks")
     torch.set_float32_matmul_precision("high")
     return OmniCLI(
         Stage,

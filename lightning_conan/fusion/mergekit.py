@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import yaml
 
-from lightning_conan.embedder import read_provenance
+from lightning_conan.embedder.checkpoint.provenance import read_provenance
 from lightning_conan.fusion.dare import Dare
 from lightning_conan.fusion.method import Method
 from lightning_conan.fusion.recipe import OutputType, Recipe

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from lightning_conan.embedder import Provenance, check_folder
+from lightning_conan import embedder  # its parts are imported when they are used: `--help` needs none
+from lightning_conan.embedder.checkpoint.provenance import Provenance
+from lightning_conan.fusion import dare, della, iso_c, statistics, ties, tsv_m  # noqa: F401  # known by their names in a YAML
 from lightning_conan.fusion.method import Method
 from lightning_conan.fusion.task_arithmetic import TaskArithmetic
 
@@ -74,9 +76,9 @@ class Recipe:
                 raise ValueError(f"alphas_by_module must have regular expressions, got {pattern!r} ({error}).") from error
         if self.owner not in self.specialists:
             raise ValueError(f"owner must be among the specialists {sorted(self.specialists)}, got {self.owner!r}.")
-        found = {"base": check_folder(self.base, ("base",))}
+        found = {"base": embedder.check_folder(self.base, ("base",))}
         for name, folder in self.specialists.items():
-            found[name] = check_folder(folder, ("specialist",))
+            found[name] = embedder.check_folder(folder, ("specialist",))
             if found[name].modality != name:
                 raise ValueError(f"{folder} must be the {name} specialist, but it is that of {found[name].modality}.")
             if found[name].parents.get("base") != found["base"].fingerprint:

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from lightning_conan.extras import require
+
 log = logging.getLogger(__name__)
 Make = Callable[[list[int]], Sequence[Tensor]]
 """From positions in a list of contents to a tensor for each."""

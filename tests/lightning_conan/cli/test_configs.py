@@ -1,5 +1,9 @@
 """Packaged YAML files: listed, copied, and named by `conan:` wherever a verb reads one."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -49,3 +53,38 @@ def test_only_the_values_of_config_are_resolved():
 def test_a_verb_reads_them(capsys):
     assert main(["fit", "--config", "conan:base.yaml", "--config", "conan:tiny/base.yaml", "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"][-1]["class_path"] == "callbacks.FolderCheckpoint"
+
+
+SHORT = """
+import sys
+from lightning_conan.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "--model", "Rehearsal", "--data", "TraceData", "--trainer.callbacks+", "DataMonitor", "--print_config"],
+        ["fuse", "--recipe.method", "IsoC", "--print_config"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_public_classes_are_known_by_their_names(words):
+    """Although packages import lazily; in a process of its own, since here all are imported."""
+    done = subprocess.run([sys.executable, "-c", SHORT, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = done.stdout
+    paths = ("lightning_conan.stages.Rehearsal", "datamodules.TraceData", "callbacks.DataMonitor")
+    assert all(path in found for path in (paths if words[0] == "fit" else ("lightning_conan.fusion.IsoC",)))
+
+
+def test_packing_needs_neither_torch_nor_lightning(tmp_path):
+    """What a verb imports is its start-up (benchmarks/startup.py)."""
+    line = {"key": "a", "task": "t", "modality": "text", "query": {"text": "a"}, "target": {"text": "b"}}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(line))
+    words = ["pack", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "packed")]
+    code = "import sys\nfrom lightning_conan.cli.main import main\nassert main(sys.argv[1:]) == 0\n"
+    code += "print([name for name in ('torch', 'lightning', 'transformers', 'av') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr

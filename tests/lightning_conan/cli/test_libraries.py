@@ -39,7 +39,7 @@ def test_a_torchaudio_of_a_later_torch_is_told_with_both_ways_out(installed, cap
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
     assert "torchaudio" in line
     assert "Could not load this library" in line
-    assert "pip install 'torchaudio<2.11.1', or 'torch>=2.12'" in line
+    assert "pip install 'torchaudio<2.11.1', or 'torch>=2.13'" in line
 
 
 def test_a_torchvision_of_another_torch_names_the_torch_that_it_needs(installed, monkeypatch):
@@ -56,7 +56,7 @@ def test_a_build_for_other_hardware_names_the_index(installed):
     """Versions fit; the build does not, such as one for CUDA beside a torch for the CPU."""
     installed[1]["torchvision"] = OSError("libcudart.so.13: cannot open shared object file")
     ((_, _, remedy),) = libraries.misfits()
-    assert remedy.startswith("pip install --force-reinstall torchvision, from the index that torch")
+    assert remedy.startswith("pip install --force-reinstall torchvision from the index that torch")
 
 
 def test_behind_a_broken_torch_nothing_else_is_blamed(installed):
