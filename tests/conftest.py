@@ -23,6 +23,15 @@ def pytest_configure() -> None:
     quiet_libraries()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps tests that share a module's fixture in one of several processes: it would be made once in each."""
+    for item in items:
+        found = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+        if any(fixture.scope == "module" for fixtures in found.values() for fixture in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> tuple[OmniEmbedder, OmniProcessor]:
     """A model whose weights no test may change; ``fresh`` gives one of your own."""

@@ -13,6 +13,9 @@ LIBRARIES = ("torch", "torchvision", "torchaudio")
 SYMBOLS = Version("2.11.1"), Version("2.13")
 """torchaudio from the first on asks torch for a symbol that comes with the second, and does not declare it (docs/versions.md)."""
 
+LATER = Version("2.15")
+"""torch from here on is built for another CUDA than torchaudio before the release above, which then refuses to load."""
+
 
 def fault_of(name: str) -> str | None:
     """Imports a library; returns the first line of its error, or None if it loads."""
@@ -25,13 +28,15 @@ def fault_of(name: str) -> str | None:
 
 def remedy_of(name: str) -> str:
     """Returns the command that installs a release of ``name`` which fits the installed torch."""
-    torch = Version(metadata.version("torch"))
-    if name == "torchaudio" and torch < SYMBOLS[1] and Version(metadata.version(name)) >= SYMBOLS[0]:
+    torch, found = Version(metadata.version("torch")), Version(metadata.version(name))
+    if name == "torchaudio" and found >= SYMBOLS[0] and torch < SYMBOLS[1]:
         return f"pip install 'torchaudio<{SYMBOLS[0]}', or 'torch>={SYMBOLS[1]}' with its torchvision"
+    if name == "torchaudio" and found < SYMBOLS[0] and torch >= LATER:
+        return f"pip install 'torchaudio>={SYMBOLS[0]}'"
     needs = [Requirement(line) for line in metadata.requires(name) or []]
     wanted = next((need for need in needs if need.name == "torch" and not need.specifier.contains(torch, prereleases=True)), None)
     if wanted is not None:
-        return f"{name} {metadata.version(name)} needs {wanted}: pip install --upgrade '{wanted}' torchvision torchaudio"
+        return f"{name} {found} needs {wanted}: pip install --upgrade '{wanted}' torchvision torchaudio"
     return (
         f"pip install --force-reinstall {name} from the index that torch {torch} came from (both for CUDA, or both for the CPU)"
     )
