@@ -71,10 +71,12 @@ class Reencoding:
 
     def watched(self, media: Media, fps: int) -> Media:
         """A video with fewer frames; sides of an odd length lose a row, which H.264 cannot hold."""
-        if codecs.timeline(media).fps <= fps:
+        from lightning_conan.media.video import Resampling, frames_of, timeline
+
+        if timeline(media).fps <= fps:
             return media
         frames = (
-            pixels for _, pixels in codecs.frames_of(media, codecs.Resampling(float(fps)))
+            pixels for _, pixels in frames_of(media, Resampling(float(fps)))
         )  # not all at once: a long one fills the memory
         first = next(frames)
         if min(first.shape[1:]) < 2:
@@ -106,7 +108,9 @@ class Reencoding:
 def decode_whole(media: Media) -> None:
     """Decodes a medium; a video frame by frame, all of which would fill the memory."""
     if media.modality == "video":
-        for _ in codecs.frames_of(media):
+        from lightning_conan.media.video import frames_of
+
+        for _ in frames_of(media):
             pass
     else:
         codecs.decode_media(media)

@@ -103,6 +103,8 @@ def test_types_are_shipped(name):
         listed = ast.literal_eval(re.search(r"__all__ = (\[.*?\])", stub.read_text(), flags=re.DOTALL).group(1))
         assert sorted(package.__all__) == sorted(listed)
         assert all(getattr(package, public) is not None for public in listed)
+        hidden = {path.stem for path in stub.parent.iterdir()} & set(listed)
+        assert not hidden, "importing the module would put it in the place of what a package imports lazily under its name"
 
 
 SHIPPED = {*PACKAGES, "configs", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"}

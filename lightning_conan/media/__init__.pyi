@@ -3,13 +3,12 @@ from .decode import decode_media
 from .document import decode_document
 from .image import decode_image
 from .limits import Limits, MediaError
-from .video import Clip, Resampling, decode_video, encode_video, frames_of, timeline
+from .video import Clip, decode_video, encode_video
 
 __all__ = [
     "Clip",
     "Limits",
     "MediaError",
-    "Resampling",
     "decode_audio",
     "decode_document",
     "decode_image",
@@ -17,6 +16,4 @@ __all__ = [
     "decode_video",
     "encode_audio",
     "encode_video",
-    "frames_of",
-    "timeline",
 ]

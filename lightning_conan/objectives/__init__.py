@@ -1,5 +1,19 @@
 """Losses, and the step that computes them over more pairs than memory holds."""
 
-import lazy_loader
+from lightning_conan.objectives.generation import generation_loss
+from lightning_conan.objectives.gradient_cache import cached_backward, one_pass_backward
+from lightning_conan.objectives.info_nce import equal_targets, info_nce
+from lightning_conan.objectives.symmetric import Contrast, PairEmbeddings, symmetric_info_nce
+from lightning_conan.objectives.tiles import in_tiles
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ = [
+    "Contrast",
+    "PairEmbeddings",
+    "cached_backward",
+    "equal_targets",
+    "generation_loss",
+    "in_tiles",
+    "info_nce",
+    "one_pass_backward",
+    "symmetric_info_nce",
+]

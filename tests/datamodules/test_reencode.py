@@ -309,7 +309,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
 
 def test_a_decoder_that_hangs_while_packing_is_cut_off(monkeypatch):
     monkeypatch.setattr("datamodules.reencode.SECONDS", 0.3)
-    monkeypatch.setattr("datamodules.reencode.decode_media", lambda media: time.sleep(30))
+    monkeypatch.setattr("lightning_conan.media.decode_media", lambda media: time.sleep(30))
     (fault,) = prepare(pairs(1), Reencoding(), validate=True)
     assert "must be read within 0.3 s" in fault.reason
 
