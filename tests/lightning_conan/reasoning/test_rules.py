@@ -68,6 +68,23 @@ def test_tags_are_exactly_one_reasoning_before_one_answer(text):
         parse(text)
 
 
+def test_an_answer_holds_whole_characters():
+    """Half an emoji, as a cut-off JSON escape leaves it, is no text for a tokenizer."""
+    for side in ("<reasoning>a \ud83d</reasoning><answer>c</answer>", "<reasoning>a</reasoning><answer>c \ude00</answer>"):
+        with pytest.raises(RuleBroken, match="half a character"):
+            parse(side)
+    assert parse("<reasoning>é 😀</reasoning><answer>\ud7ff\ue000</answer>") == Thought("é 😀", "\ud7ff\ue000")
+
+
+@pytest.mark.parametrize("text", ["<reasoning>" * 20_000, "</reasoning><answer>" * 20_000, "</reasoning> " * 20_000])
+def test_an_endless_answer_is_filtered_in_a_moment(text):
+    with pytest.raises(RuleBroken):
+        parse(f"<reasoning>{text}")
+    for long in (f"yes {'1' * 200_000}x", f"yes 5{' ' * 200_000}x", f"yes{' ' * 200_000}x", f"{'?' * 200_000}x"):
+        with pytest.raises(RuleBroken):
+            verdict(long, Rules())
+
+
 def test_tags_are_stripped():
     assert parse(" <reasoning> a\nb </reasoning>\n<answer>c</answer>\n") == Thought("a\nb", "c")
     assert Thought("a", "c").text == "a\nc"
