@@ -589,22 +589,22 @@ def test_what_falls_silent_has_failed(server, tmp_path, monkeypatch):
 
 def test_a_transfer_that_goes_on_is_not_taken_for_dead(server, tmp_path, monkeypatch):
     """Each byte that arrives is seen in its file, whose time says when the last one did."""
-    data = os.urandom(60_000)
+    data = os.urandom(6_000)
     shard = RemoteShard(f"{server.url}/a.tar", len(data), sha256(data).hexdigest())
     scratch, sizes = tmp_path / "a.part", []
     scratch.write_bytes(bytes(len(data)))
 
     def watched():
-        for start in range(0, len(data), 20_000):
+        for start in range(0, len(data), 2_000):
             os.utime(scratch, (1, 1))
-            yield data[start : start + 20_000]
+            yield data[start : start + 2_000]
             time.sleep(0.2)
             sizes.append(scratch.stat().st_mtime)
 
     server.answers["a.tar"] = (200, {"Content-Length": str(len(data))}, watched())
     remote.transfer(shard, scratch)
     assert scratch.read_bytes() == data
-    assert all(moment > time.time() - 60 for moment in sizes[:-1])
+    assert all(moment > time.time() - 60 for moment in sizes)
 
 
 def test_other_file_systems_are_read_in_blocks():
@@ -638,3 +638,37 @@ def test_a_server_without_ranges_is_read(server, tmp_path, monkeypatch):
     shards = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB))
     assert shards.read(0).key == shards.samples[0].key
     assert server.asked["000000.tar"] == 1
+
+
+def test_pauses_between_tries_double(server, monkeypatch):
+    waited = []
+    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    monkeypatch.setattr(remote, "PAUSE", 1.0)
+    with pytest.raises(UnreachableError, match="failed 3 times"):
+        ShardSet("http://127.0.0.1:9/set")
+    assert waited == [1.0, 2.0]
+
+
+def test_a_shard_that_is_read_counts_as_used(server, tmp_path):
+    """Fetched anew, found there, or kept open for long."""
+    pack(server.root / "set")
+    shard, cache = shard_of(server), ShardCache(tmp_path / "cache", GB)
+    reader = ShardSet(f"{server.url}/set", cache)
+    path = cache.fetch(shard)
+    for use in (lambda: cache.fetch(shard), lambda: reader.bring([0]), lambda: reader.bring([0])):
+        os.utime(path, (1, 1))
+        use()
+        assert path.stat().st_mtime > 1000
+
+
+def test_two_windows_are_those_of_the_largest_shards(tmp_path):
+    """Whichever come together in an epoch."""
+    shards = [SimpleNamespace(size=size, numbers=range(6)) for size in (10, 40, 20, 30)]
+    sets = SimpleNamespace(remote=True, shards=dict(enumerate(shards)))
+    for limit, fits in ((70, True), (69, False)):
+        reading = Reading(window=6, cache=tmp_path, cache_gb=(limit + 0.5) / GB)
+        if fits:
+            reading.check_room([sets])
+        else:
+            with pytest.raises(ValueError, match="two windows"):
+                reading.check_room([sets])

@@ -254,3 +254,24 @@ def test_each_run_lists_its_broken_samples_in_a_folder_of_its_own(poisoned, base
         trainer(tmp_path / name, 1).fit(Specialist(base, "image", QUICK), sets)
         assert (sets.seen, sets.broken) == (6, 1)
         assert len((tmp_path / name / "quarantine.jsonl").read_text().splitlines()) == 1
+
+
+def test_what_was_unused_for_longest_leaves_the_cache_first(world, processor):
+    encoder = Encoder({"a": ShardSet(world / "image")}, processor, cache_bytes=2**30)
+    for number in range(3):
+        encoder(Slot("a", (number,)))
+    sizes = [encoder.cache["a", number][1] for number in range(3)]
+    encoder(Slot("a", (0,)))
+    encoder.cache_bytes = sum(sizes)
+    encoder(Slot("a", (3,)))
+    assert ("a", 0) in encoder.cache
+    assert ("a", 1) not in encoder.cache
+    assert encoder.cached == sum(size for _, size in encoder.cache.values()) <= encoder.cache_bytes
+
+
+def test_hashes_of_negatives_are_theirs_in_order(tmp_path, processor):
+    negatives = [tuple(Item((f"n{row}{place}",)) for place in range(row)) for row in range(3)]
+    pairs = [Pair(f"k{row}", "t", "text", Item((f"q{row}",)), Item((f"t{row}",)), negatives[row]) for row in range(3)]
+    write_shards(pairs, tmp_path / "set")
+    batch = Encoder({"a": ShardSet(tmp_path / "set")}, processor)(Slot("a", (0, 1, 2)))
+    assert batch.negative_hashes == [item.content_hash() for row in negatives for item in row]

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stand_in import completion, raw_server
 
+from lightning_conan.items import Media
 from lightning_conan.reasoning import endpoint as module
 from lightning_conan.reasoning.answers import WITHHELD, NoAnswerError, Reply, UnusableError, cost_of, printable, read_reply
 from lightning_conan.reasoning.endpoint import Client, Endpoint
@@ -250,3 +251,71 @@ def test_a_url_that_is_none_is_refused_at_once(url):
 
 def test_an_error_does_nothing_to_a_terminal():
     assert printable("a\x1b[2J\nb\r\u202ec", 9) == "a?[2J b ?"
+
+
+def waits(monkeypatch, respond, **settings):
+    """What the client waits between its attempts."""
+    waited, sleep = [], asyncio.sleep
+
+    async def note(seconds):
+        waited.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(module.asyncio, "sleep", note)
+    with raw_server(respond) as (url, _), pytest.raises(OSError, match="HTTP"):
+        ask(url, **settings)
+    return waited
+
+
+def test_pauses_double_and_none_follows_the_last_attempt(monkeypatch):
+    assert waits(monkeypatch, lambda *_: (503, {}, b""), retries=3, pause=0.5) == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("7", 7), ("0.1", 0.5), ("9999", 60), ("inf", 60), ("-3", 0.5), ("Fri, 1 Jan", 0.5)]
+)
+def test_a_server_says_how_long_to_wait_up_to_a_minute(monkeypatch, said, seconds):
+    assert waits(monkeypatch, lambda *_: (429, {"Retry-After": said}, b""), retries=1, pause=0.5) == [seconds]
+
+
+def test_no_more_questions_begin_in_a_minute_than_may(monkeypatch):
+    """By a clock that only sleeping moves."""
+    now, begun = [1000.0], []
+
+    async def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+
+    async def begin():
+        client = Client(Endpoint(per_minute=3))
+        client.clock = asyncio.Lock()
+        for _ in range(10):
+            await client.turn()
+            begun.append(now[0])
+            now[0] += 4
+
+    asyncio.run(begin())
+    assert all(begun[place + 3] - begun[place] >= 60 for place in range(7))
+    assert begun[-1] - begun[0] < 3 * 60 + 3 * 4
+
+
+def test_media_travel_as_the_types_that_servers_know():
+    kinds = [("image", "jpg"), ("image", "png"), ("document", "webp"), ("video", "mov"), ("audio", "flac"), ("audio", "mp3")]
+    media = [Media(modality, suffix.encode(), f"a.{suffix}") for modality, suffix in kinds]
+    text, *parts = module.content_of(["words", *media])
+    assert text == {"type": "text", "text": "words"}
+    data = [base64.b64encode(suffix.encode()).decode() for _, suffix in kinds]
+    types = ["image/jpeg", "image/png", "image/webp", "video/quicktime"]
+    names = ["image_url"] * 3 + ["video_url"]
+    assert parts[:4] == [
+        {"type": name, name: {"url": f"data:{kind};base64,{each}"}} for name, kind, each in zip(names, types, data, strict=False)
+    ]
+    assert parts[4:] == [
+        {"type": "input_audio", "input_audio": {"data": each, "format": kind}}
+        for each, kind in zip(data[4:], ("flac", "mp3"), strict=True)
+    ]
+    for odd in (Media("document", b"", "a.pdf"), Media("audio", b"", "a.wav", start=1.0), Media("video", b"", "a.mp4", end=2.0)):
+        with pytest.raises(ValueError, match="takes whole files"):
+            module.media_part(odd)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_conan.reasoning.rules import RuleBroken, Rules, Thought, check, parse, salient, source_of, verdict
+from lightning_conan.reasoning.rules import RuleBroken, Rules, Thought, check, parse, repeated, salient, source_of, verdict
 
 REASONING = (
     "The source shows a red dress with long sleeves and a white belt. The change asks for a blue one, so only its color differs."
@@ -40,6 +40,27 @@ def test_a_good_answer_passes():
 def test_each_rule_catches_what_it_is_for(change, reason):
     rules = Rules(repeats=0) if reason in ("not English", "reasoning too long") else Rules()
     assert broken(replace(GOOD, **change), rules) == reason
+
+
+@pytest.mark.parametrize("name", ["reasoning", "answer"])
+def test_the_fewest_and_the_most_tokens_are_allowed(name):
+    for count, reason in ((4, f"{name} too short"), (5, None), (9, None), (10, f"{name} too long")):
+        thought = replace(GOOD, **{name: " ".join(f"word{n}" for n in range(count))})
+        assert broken(thought, replace(Rules(keyword=False), **{name: (5, 9)})) == reason
+
+
+def test_a_sequence_may_come_as_often_as_is_said():
+    """The last one counts, too."""
+    for times in range(6):
+        assert repeated(["a", "b", "c"] * times, Rules(ngram=3, repeats=2)) == (times > 2)
+    assert repeated(["x", *["a", "b", "c"] * 3], Rules(ngram=3, repeats=2))
+    assert not repeated(["a", "b", "c"] * 3, Rules(ngram=9, repeats=1))
+
+
+def test_a_tenth_of_the_letters_may_be_foreign():
+    for foreign, reason in ((10, None), (11, "not English")):
+        thought = Thought("a" * (100 - foreign - 2) + "ж" * foreign, "bb")
+        assert broken(thought, Rules((0, 99), (0, 9), keyword=False)) == reason
 
 
 @pytest.mark.parametrize("words", ["it has an airplane on the left", "it has an aisle seat", "after the prompting of a guide"])
