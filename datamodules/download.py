@@ -1,7 +1,7 @@
 """Remote files as blocks of bytes: one request a file, and a time limit on silence instead of the whole transfer."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from http import HTTPStatus
 
@@ -13,7 +13,7 @@ SILENCE = 60.0
 """Seconds without a byte after which a transfer has failed. A slow one that goes on has not."""
 
 
-def blocks_of(url: str, size: int) -> Iterator[bytes]:
+def blocks_of(url: str, size: int) -> Generator[bytes, None, None]:
     """A remote file's bytes as they come.
 
     Args:
@@ -33,7 +33,7 @@ def blocks_of(url: str, size: int) -> Iterator[bytes]:
         yield from iter(partial(source.read, size), b"")
 
 
-def http_blocks(url: str) -> Iterator[bytes]:
+def http_blocks(url: str) -> Generator[bytes, None, None]:
     """The body of a GET request. A URL's escapes are kept as they are, since a signature may cover them."""
     import httpx
 

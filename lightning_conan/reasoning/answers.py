@@ -117,7 +117,7 @@ def cost_of(value: object) -> Reply:
     """The tokens that a body reports; 0 where it reports none."""
     usage = value.get("usage") if isinstance(value, dict) else None
     found = usage if isinstance(usage, dict) else {}
-    return Reply("", False, *(tokens(found.get(name)) for name in ("prompt_tokens", "completion_tokens")))
+    return Reply("", False, tokens(found.get("prompt_tokens")), tokens(found.get("completion_tokens")))
 
 
 def tokens(value: object) -> int:

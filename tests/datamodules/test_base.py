@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import RehearsalData, SpecialistData, TraceData
 from datamodules.manifest import Fault
@@ -82,3 +83,19 @@ def test_the_order_is_that_of_data_seed_and_batch_size(tmp_path):
     assert len(set(orders)) == 4
     assert order("a") == orders[0]
     assert json.dumps(orders[0])
+
+
+def test_what_was_broken_before_a_stop_counts_behind_it(tmp_path):
+    write_shards([Pair("k", "t", "text", Item(("one",)), Item(("two",)))], tmp_path / "set")
+    made = []
+    for seen, broken in ((90, 4), (0, 0)):
+        data = SpecialistData(tmp_path / "set", batch_size=1)
+        progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=1)))
+        fitting = SimpleNamespace(fn=TrainerFn.FITTING)
+        loop = SimpleNamespace(epoch_loop=progress)
+        data.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=0, state=fitting, fit_loop=loop)
+        data.setup("fit")
+        data.seen, data.broken = seen, broken
+        made.append(data)
+    made[1].load_state_dict(made[0].state_dict())
+    assert (made[1].seen, made[1].broken) == (90, 4)

@@ -277,6 +277,8 @@ def test_a_row_is_named_by_its_line(tmp_path):
     how = Layout("table", query={"text": "words"}, target={"text": "other"}, key="id")
     _, fault = read_source(tmp_path / "a.csv", how)
     assert fault.where.endswith("a.csv:4")
+    (tmp_path / "b.csv").write_text('id,words,other\n1,x,y\n2,"two\nlines",\n3,,y\n')
+    assert [fault.where.rpartition(":")[2] for fault in list(read_source(tmp_path / "b.csv", how))[1:]] == ["3", "5"]
     with pytest.raises(ValueError, match="'no' is asked for"):
         list(read_source(tmp_path / "a.csv", replace(how, key="no")))
 

@@ -189,3 +189,9 @@ def test_tasks_of_a_source_come_mixed():
     plan = plan_training({"a": {"one": range(100), "two": range(100, 200)}}, 10, 0, 0)
     tasks = [slot.numbers[0] < 100 for slot in plan]
     assert sum(one != other for one, other in pairwise(tasks)) > 3
+
+
+def test_what_comes_once_comes_in_the_middle():
+    plan, counts = counted(Mixture({"small": 0.01}))
+    assert counts["small"] == 1
+    assert 45 <= [slot.source for slot in plan].index("small") <= 55

@@ -670,3 +670,12 @@ def test_two_windows_are_those_of_the_largest_shards(tmp_path):
         else:
             with pytest.raises(ValueError, match="two windows"):
                 reading.check_room([sets])
+
+
+def test_the_oldest_of_many_shards_are_evicted_whatever_their_names(tmp_path):
+    ages = [5, 2, 7, 0, 3, 6, 1, 4]
+    for name, age in enumerate(ages):
+        (tmp_path / f"{name}.tar").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{name}.tar", (1000 + age, 1000 + age))
+    assert ShardCache(tmp_path, 1000).reserve(tmp_path / "new.part", 500)
+    assert sorted(int(path.stem) for path in tmp_path.glob("*.tar")) == [place for place, age in enumerate(ages) if age >= 3]

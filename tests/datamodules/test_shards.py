@@ -345,3 +345,13 @@ def test_an_index_of_impossible_numbers_is_refused(tmp_path, field, number):
     (tmp_path / "set" / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="must be an index as `conan pack` writes it"):
         ShardSet(tmp_path / "set")
+
+
+def test_the_shard_that_was_unused_for_longest_is_closed_first(tmp_path, monkeypatch):
+    write_shards(pairs(3), tmp_path / "set", 1)
+    monkeypatch.setattr("datamodules.shards.OPEN_FILES", 2)
+    opened_files.clear()
+    shards = ShardSet(tmp_path / "set")
+    for number in (0, 1, 0, 2):
+        shards.read(number)
+    assert [name for _, name in opened_files] == ["000000.tar", "000002.tar"]

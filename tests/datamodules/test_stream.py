@@ -3,7 +3,7 @@ import pickle
 import random
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from datamodules.shards import ShardSet
 from datamodules.stream import BatchLoader, Encoder
 from datamodules.toy_world import draw_pairs
 from datamodules.writing import write_shards
+from lightning_conan.embedder import OmniProcessor
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.stages import Specialist
 from runs import QUICK, trainer
@@ -275,3 +276,12 @@ def test_hashes_of_negatives_are_theirs_in_order(tmp_path, processor):
     write_shards(pairs, tmp_path / "set")
     batch = Encoder({"a": ShardSet(tmp_path / "set")}, processor)(Slot("a", (0, 1, 2)))
     assert batch.negative_hashes == [item.content_hash() for row in negatives for item in row]
+
+
+def test_each_side_is_encoded_as_what_it_is(world, processor):
+    hinted = OmniProcessor(processor.tokenizer, replace(processor.config, query_hint="Ask.", target_hint="Be found."))
+    batch = Encoder({"a": ShardSet(world / "image")}, hinted)(Slot("a", (0,)))
+    pair = ShardSet(world / "image").read(0)
+    for encoded, item, side in ((batch.queries[0], pair.query, "query"), (batch.targets[0], pair.target, "target")):
+        assert torch.equal(encoded.input_ids, hinted(item, side).input_ids)
+    assert not torch.equal(hinted(pair.query, "query").input_ids, hinted(pair.query, "target").input_ids)
