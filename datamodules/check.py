@@ -135,12 +135,12 @@ def examine(folder: str, looks: bool = False) -> Report:
     for shard in packed.shards.values():
         if packed.remote:
             continue  # checked when it is fetched
-        with Path(packed.place(shard.name)).open("rb") as file:
+        with Path(packed.address(shard.name)).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != shard.sha256:
             raise ValueError(f"{packed.place(shard.name)} is not what was packed: its SHA-256 differs. Copy or pack it again.")
-    report = Report(folder, len(packed))
-    for number in tqdm(range(len(packed)), desc=folder.rpartition("/")[2], unit="pair", disable=None):
+    report = Report(packed.shown, len(packed))
+    for number in tqdm(range(len(packed)), desc=packed.shown.rpartition("/")[2], unit="pair", disable=None):
         packed.bring([number])  # and lets go of what the cache gives up
         pair = packed.read(number)
         report.tasks[f"{pair.modality}/{pair.task}"] += 1

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -37,15 +37,20 @@ ROW, PLACE = 6, Struct("=3Q")
 Numbers = np.ndarray[tuple[int], np.dtype[Any]]
 GROUP = 100_000
 """Rows that are written together, at least: a set may have thousands of shards."""
+ROOM, SPARE = 2**12, 2**20
+"""Bytes of a sample's words in ``index.parquet`` at most, and bytes for all that is not samples."""
+TAR_BLOCK, LISTED = 512, 32
+"""Bytes that a member takes of its shard at least, and bytes of its numbers in ``index.parquet`` at most."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
 class IndexedShard(msgspec.Struct):
     """One tar file in ``index.json``."""
 
     file: str
-    bytes: int
+    bytes: Count
     sha256: str
-    pairs: int
+    pairs: Count
 
 
 class Version(msgspec.Struct):
@@ -65,6 +70,11 @@ class Index(msgspec.Struct):
 def content_hash(digests: Iterable[str]) -> str:
     """What a set holds, from its shards' SHA-256 in order."""
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def largest(shards: Iterable[IndexedShard]) -> int:
+    """The largest size in bytes of ``index.parquet`` for these shards."""
+    return SPARE + sum(ROOM * shard.pairs + LISTED * (shard.bytes // TAR_BLOCK) for shard in shards)
 
 
 class Sample(msgspec.Struct):
@@ -93,10 +103,7 @@ class Samples:
     def __init__(self, data: bytes, shards: Sequence[IndexedShard]) -> None:
         pairs, sizes = (np.array([getattr(shard, name) for shard in shards], np.int64) for name in ("pairs", "bytes"))
         file = pq.ParquetFile(pa.BufferReader(data))
-        if not file.schema_arrow.equals(SCHEMA):
-            raise ValueError(f"the columns are {SCHEMA.names}, got {file.schema_arrow.names}, or of other types")
-        if file.metadata.num_rows != pairs.sum():
-            raise ValueError(f"{pairs.sum()} samples are in its shards, got {file.metadata.num_rows}")
+        plausible(file, shards)
         layouts, modalities, tasks = (dict[str, int]() for _ in range(3))
         keys: list[pa.Array] = []
         places = [np.empty((0, 3), np.uint64)]
@@ -175,6 +182,25 @@ class Samples:
         _, first = np.unique(codes, return_index=True)
         found = {"/".join(self.group(number)): np.flatnonzero(codes == codes[number]) for number in np.sort(first).tolist()}
         return {name: array("q", numbers.astype(np.int64).tobytes()) for name, numbers in found.items()}
+
+
+def plausible(file: pq.ParquetFile, shards: Sequence[IndexedShard]) -> None:
+    """Refuses a file that is none of these shards, or inflates to more than they can hold, by its metadata.
+
+    Raises:
+        ValueError: With what it should hold.
+    """
+    if not file.schema_arrow.equals(SCHEMA):
+        raise ValueError(f"the columns are {SCHEMA.names}, got {file.schema_arrow.names}, or of other types")
+    pairs, groups = sum(shard.pairs for shard in shards), [file.metadata.row_group(n) for n in range(file.num_row_groups)]
+    if file.metadata.num_rows != pairs:
+        raise ValueError(f"{pairs} samples are in its shards, got {file.metadata.num_rows}")
+    if (size := sum(group.total_byte_size for group in groups)) > largest(shards):
+        raise ValueError(f"it has at most {largest(shards):,} bytes, got {size:,} once inflated")
+    room = sum(shard.bytes for shard in shards) // LISTED
+    held = sum(max(group.column(place).num_values for place in range(group.num_columns)) for group in groups)
+    if held > room:
+        raise ValueError(f"its shards have room for {room:,} members, got {held:,}")
 
 
 def numbered(column: pa.ChunkedArray, seen: dict[str, int]) -> Numbers:

@@ -1,18 +1,20 @@
 """Shards that lie elsewhere: fetched whole into a bounded folder, checked against their index, the least used given up first."""
 
-import errno
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
-from fsspec.core import url_to_fs
+
+from datamodules.download import blocks_of, stays, trouble
+from lightning_conan.web import check_host, redact, secrets_of, without_secrets
 
 Found = TypeVar("Found")
 PROTOCOLS = ("https", "http", "s3", "gs", "hf")
@@ -20,6 +22,8 @@ PROTOCOLS = ("https", "http", "s3", "gs", "hf")
 ATTEMPTS, PAUSE = 3, 1.0
 """Tries of a transfer, and seconds before the second; they double."""
 BLOCK = 2**22
+INDEX_LIMIT = 2**26
+"""Bytes of an index: 64 MiB list half a million shards."""
 STALE = 300.0
 """Seconds without a byte after which a transfer that was left half-way is taken for dead."""
 AHEAD, LOOK = 0.7, 8
@@ -32,7 +36,13 @@ class UnreachableError(RuntimeError):
 
 
 def is_remote(folder: str | Path) -> bool:
-    """Whether a data set is named by a URL. A path is none, even of ``https:/``: it would have lost a slash."""
+    """True if a data set is named by a URL.
+
+    Raises:
+        ValueError: A path that was a URL: it has lost a slash.
+    """
+    if isinstance(folder, Path) and folder.parts and folder.parts[0].removesuffix(":") in PROTOCOLS and ":" in folder.parts[0]:
+        raise ValueError(f"A URL must be text, got the path {without_secrets(str(folder))!r}. Write it without Path.")
     return isinstance(folder, str) and "://" in folder
 
 
@@ -42,8 +52,9 @@ def check_url(url: str) -> None:
     Raises:
         ValueError: With the rule.
     """
-    if url.split("://")[0] not in PROTOCOLS or "::" in url:
-        raise ValueError(f"A remote data set must be a URL of {', '.join(PROTOCOLS)}, got {url!r}.")
+    if url.split("://")[0] not in PROTOCOLS or "::" in re.sub(r"\[[0-9a-fA-F:.]*\]", "", without_secrets(url)):  # but for IPv6
+        raise ValueError(f"A remote data set must be a URL of {', '.join(PROTOCOLS)}, got {without_secrets(url)!r}.")
+    check_host(url)
 
 
 def persistently(work: Callable[[], Found], url: str) -> Found:
@@ -58,40 +69,48 @@ def persistently(work: Callable[[], Found], url: str) -> Found:
             time.sleep(PAUSE * 2 ** (attempt - 1))
         try:
             return work()
-        except (PermissionError, ImportError) as error:
-            raise UnreachableError(f"{url} cannot be opened: {error}") from error
         except Exception as error:  # each file system has errors of its own
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UnreachableError(f"{url} cannot be kept: {error}. Free the disk, or lower reading.cache_gb.") from error
             reason = error
-    if isinstance(reason, FileNotFoundError):
-        raise UnreachableError(f"{url} is not there, or its server is not: looked {ATTEMPTS} times. Look at the URL.") from reason
-    raise UnreachableError(
-        f"{url} must be reachable, and failed {ATTEMPTS} times: {type(reason).__name__}: {reason}. "
-        "Look at the connection, then run it again (a fit goes on with `--ckpt_path last`)."
-    ) from reason
+            if stays(error):
+                break
+    assert reason is not None, "it has failed"
+    told = trouble(reason, redact(str(reason), *secrets_of(url)), ATTEMPTS)
+    raise UnreachableError(f"{without_secrets(url)} {told}") from None  # its cause would show them, also in a worker's traceback
 
 
-def read_remote(url: str) -> bytes:
+def read_remote(url: str, limit: int | None = None) -> bytes:
     """A small file, such as an index.
 
+    Args:
+        url: The file's.
+        limit: Its largest size in bytes, also of what a compressed body inflates to; ``INDEX_LIMIT`` by default.
+
     Raises:
+        ValueError: It is larger.
         UnreachableError: It cannot be had.
     """
+    most = INDEX_LIMIT if limit is None else limit
 
-    def work() -> bytes:
-        system, place = url_to_fs(url)
-        found: bytes = system.cat_file(place)
+    def work() -> bytearray:
+        found = bytearray()
+        with closing(blocks_of(url, BLOCK)) as blocks:
+            for block in blocks:
+                found += block
+                if len(found) > most:
+                    break
         return found
 
-    return persistently(work, url)
+    found = persistently(work, url)
+    if len(found) > most:
+        raise ValueError(f"{without_secrets(url)} must have at most {most:,} bytes, got more. Look at the URL, or pack it again.")
+    return bytes(found)
 
 
 @dataclass(frozen=True)
 class RemoteShard:
     """A shard that lies elsewhere: where, and what it must be."""
 
-    url: str
+    url: str = field(repr=False)
     size: int
     sha256: str
 
@@ -119,7 +138,9 @@ class ShardCache:
         if self.use(shard):
             return path
         if shard.size > self.limit:
-            raise ValueError(f"reading.cache_gb must hold {shard.url} of {shard.size:,} bytes, got {self.limit:,} bytes.")
+            raise ValueError(
+                f"reading.cache_gb must hold {without_secrets(shard.url)} of {shard.size:,} bytes, got {self.limit:,} bytes."
+            )
         self.root.mkdir(parents=True, exist_ok=True)
         try:
             with self.lock(shard.sha256[:3], wait):  # not one for each: they stay
@@ -197,15 +218,16 @@ def transfer(shard: RemoteShard, scratch: Path) -> None:
     Raises:
         ValueError: It is not the one that the index names.
     """
-    system, place = url_to_fs(shard.url)
     digest, got = hashlib.sha256(), 0
     scratch.touch()  # not dead, and there again where it was taken for that
-    with system.open(place, "rb", block_size=BLOCK) as source, scratch.open("r+b") as sink:
-        while got <= shard.size and (block := source.read(BLOCK)):
+    with closing(blocks_of(shard.url, BLOCK)) as blocks, scratch.open("r+b") as sink:
+        for block in blocks:
             got += len(block)
+            if got > shard.size:
+                break
             digest.update(block)
             sink.write(block)
-        sink.flush()
+            sink.flush()  # its time says that it goes on
         os.fsync(sink.fileno())  # else a power cut may leave a file of the right size and of zeros
     if got != shard.size or digest.hexdigest() != shard.sha256:
         found = f"{got:,}" if got <= shard.size else "more"

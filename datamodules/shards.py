@@ -16,11 +16,12 @@ import msgspec
 import pyarrow as pa
 import xxhash
 
-from datamodules.index import FORMAT, INDEX, SAMPLES, Index, Samples, Version, content_hash
+from datamodules.index import FORMAT, INDEX, SAMPLES, Index, Samples, Version, content_hash, largest
 from datamodules.patience import BROKEN, unhurried
 from datamodules.records import decode_pair
 from datamodules.remote import RemoteShard, ShardCache, UnreachableError, check_url, is_remote, read_remote
 from lightning_conan.items import Pair
+from lightning_conan.web import file_url, without_secrets
 
 OPEN_FILES = 64
 """Shards that a process keeps open, of all its data sets together: systems allow some hundreds, a set may have thousands."""
@@ -117,7 +118,8 @@ class ShardSet:
 
     def __init__(self, folder: str | Path, cache: ShardCache | None = None) -> None:
         self.remote = is_remote(folder)
-        self.folder: str | Path = str(folder).rstrip("/") if self.remote else Path(folder)
+        self.folder = folder if self.remote else Path(folder)
+        self.shown = without_secrets(str(folder))
         self.cache = cache or Reading().shard_cache
         self.mark = object()  # another one in each process that the set is sent to, and for each set of the same folder
         index = self.index()
@@ -137,9 +139,13 @@ class ShardSet:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def address(self, name: str) -> str:
+        """Where a file of the set lies: its path or URL."""
+        return file_url(str(self.folder), name)
+
     def place(self, name: str) -> str:
-        """What errors call a file of the set."""
-        return f"{self.folder}/{name}"
+        """What errors call a file of the set: a URL without its secrets."""
+        return without_secrets(self.address(name))
 
     def index(self) -> Index:
         """The index file."""
@@ -149,7 +155,7 @@ class ShardSet:
                 check_url(str(self.folder))
             text = self.load(INDEX)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ValueError(f"{self.folder} is not a packed data set: it has no {INDEX}. Make one with `conan pack`.") from error
+            raise ValueError(f"{self.shown} is not a packed data set: it has no {INDEX}. Make one with `conan pack`.") from error
         try:
             found = msgspec.json.decode(text, type=Version).format
             if found != FORMAT:
@@ -158,17 +164,17 @@ class ShardSet:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{place} must be an index as `conan pack` writes it: {error}. Copy or pack it again.") from error
 
-    def load(self, name: str) -> bytes:
-        """A small file of the set."""
-        return read_remote(self.place(name)) if self.remote else Path(self.place(name)).read_bytes()
+    def load(self, name: str, limit: int | None = None) -> bytes:
+        """A small file of the set; of a remote one no more than ``limit`` bytes."""
+        return read_remote(self.address(name), limit) if self.remote else Path(self.address(name)).read_bytes()
 
     def listed(self, index: Index) -> Samples:
         """Its samples."""
         place = self.place(SAMPLES)
         try:
-            data = self.load(SAMPLES)
+            data = self.load(SAMPLES, largest(index.shards))
         except FileNotFoundError as error:
-            raise ValueError(f"{self.folder} is incomplete: {SAMPLES} is missing. Copy or pack it again.") from error
+            raise ValueError(f"{self.shown} is incomplete: {SAMPLES} is missing. Copy or pack it again.") from error
         if hashlib.sha256(data).hexdigest() != index.samples_sha256:
             raise ValueError(f"{place} is not what was packed: its SHA-256 differs. Copy or pack it again.")
         try:
@@ -182,9 +188,9 @@ class ShardSet:
             raise ValueError(f"{self.place(INDEX)} must name shards in its own folder, got {shard.name!r}. Pack it again.")
         if self.remote:
             return
-        path = Path(self.place(shard.name))
+        path = Path(self.address(shard.name))
         if not path.is_file():
-            raise ValueError(f"{self.folder} is incomplete: the shard {path.name} is missing. Copy or pack it again.")
+            raise ValueError(f"{self.shown} is incomplete: the shard {path.name} is missing. Copy or pack it again.")
         if path.stat().st_size != shard.size:
             raise ValueError(f"{path} must have {shard.size} bytes, got {path.stat().st_size}. Copy or pack it again.")
 
@@ -202,7 +208,7 @@ class ShardSet:
     def remote_shard(self, name: str) -> RemoteShard:
         """A shard as what must be fetched."""
         shard = self.shards[name]
-        return RemoteShard(self.place(name), shard.size, shard.sha256)
+        return RemoteShard(self.address(name), shard.size, shard.sha256)
 
     def file(self, name: str) -> OpenFile:
         """A shard, open."""
@@ -220,7 +226,7 @@ class ShardSet:
         """Opens a shard, fetched before if it lies elsewhere."""
         if not self.remote:
             try:
-                return OpenFile(Path(self.place(name)))
+                return OpenFile(Path(self.address(name)))
             except OSError as error:  # its samples are not broken: gone on without them, the run would be another
                 raise UnreachableError(f"{self.place(name)} cannot be opened ({error.strerror}). Go on once it can.") from error
         while True:

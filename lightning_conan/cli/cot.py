@@ -17,6 +17,7 @@ from lightning_conan.extras import require
 from lightning_conan.items import Pair
 from lightning_conan.reasoning.cot import Author, Plan
 from lightning_conan.reasoning.endpoint import Endpoint
+from lightning_conan.web import without_secrets
 
 
 def cot(
@@ -64,7 +65,7 @@ def cot(
         for task in {pair.task for pair in pairs}:
             plan.kind_of(task)
     asked = {name: value for name, value in asdict(plan).items() if name != "under_way"}
-    who = [each and (each.url, each.model, each.max_tokens, each.temperature) for each in (endpoint, verifier)]
+    who = [each and (without_secrets(each.url), each.model, each.max_tokens, each.temperature) for each in (endpoint, verifier)]
     settings = [str(source.resolve()), asked, teacher, who, read_prompts("cot"), read_prompts("refusals")]
     work = out.with_name(f"{out.name}.cot")
     journal = Journal(work / f"{sha256(json.dumps(settings, default=str).encode()).hexdigest()[:16]}.jsonl")
@@ -89,8 +90,9 @@ def cot(
         reasons = ", ".join(f"{number} {reason}" for reason, number in Counter(dropped.values()).most_common(3))
         first = f" The first of {len(faults)} faults: {faults[0].where}: {faults[0].reason}" if faults else ""
         raise ValueError(f"There must be an answer that passes the filters, got none of {len(answered)}: {reasons}.{first}")
-    silent = [Fault(str(source), pair.key, "sample", "no answer") for pair in pairs if not journal.knows(pair)]
-    summary = count(kept, dropped, journal.outcomes)
+    left = [pair.key for pair in pairs if not journal.knows(pair)]
+    silent = [Fault(str(source), key, "sample", "no answer") for key in left]
+    summary = count(kept, dropped, journal.outcomes, filter(None, map(journal.last, left)))
     write(out, kept, [*faults, *silent], dropped, summary | {"faults": len(faults), "unanswered": len(silent)}, pairs_per_shard)
     print_summary(out, summary, endpoint, verifier or endpoint)
 

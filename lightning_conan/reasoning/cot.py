@@ -10,7 +10,8 @@ from typing import Any, Literal
 import msgspec
 
 from lightning_conan.items import Item, Pair
-from lightning_conan.reasoning.endpoint import Messages, Reply, Teacher, messages_of
+from lightning_conan.reasoning.answers import NoAnswerError, Reply
+from lightning_conan.reasoning.endpoint import Messages, Teacher, messages_of
 from lightning_conan.reasoning.journal import KINDS, TOKENS, Journal, Kind, Outcome
 from lightning_conan.reasoning.prompts import read_prompts
 from lightning_conan.reasoning.rules import RuleBroken, Rules, Thought, check, parse, pieces, verdict
@@ -62,6 +63,16 @@ def words_of(item: Item) -> str:
     return " ".join(part for part in item.parts if isinstance(part, str))
 
 
+def cost_of(spent: Spent) -> dict[str, Any]:
+    """Tokens of all answers, by the names of ``TOKENS``."""
+    cost = dict.fromkeys(TOKENS, 0)
+    for name, reply in spent:
+        whose = "verifier_" if name == "verify" else ""
+        cost[f"{whose}prompt_tokens"] += reply.prompt_tokens
+        cost[f"{whose}completion_tokens"] += reply.completion_tokens
+    return cost
+
+
 class Author:
     """Asks a teacher about pairs, and filters what it says.
 
@@ -75,32 +86,26 @@ class Author:
         self.plan, self.teacher, self.verifier = plan, teacher, verifier or teacher
         self.prompts = read_prompts("cot")
 
-    async def __call__(self, pair: Pair) -> Outcome:
+    async def __call__(self, pair: Pair, spent: Spent) -> Outcome:
         """What becomes of a pair.
+
+        Args:
+            pair: The pair.
+            spent: Takes what is asked and comes back, also where it raises.
 
         Raises:
             OSError: Nobody answered.
         """
-        spent: Spent = []
         kind: Kind = "visual"
         try:
             kind = await self.route(pair, spent)
             if kind == "simple":
-                return self.outcome(Outcome(pair.key, kind), spent)
+                return Outcome(pair.key, kind, **cost_of(spent))
             thought = await self.think(pair, kind, spent)
-            found = Outcome(pair.key, kind, reasoning=thought.reasoning, answer=thought.answer, verified=self.plan.verify)
         except RuleBroken as broken:
-            found = Outcome(pair.key, kind, reason=str(broken))
-        return self.outcome(found, spent)
-
-    def outcome(self, found: Outcome, spent: Spent) -> Outcome:
-        """With what it cost."""
-        cost = dict.fromkeys(TOKENS, 0)
-        for name, reply in spent:
-            whose = "verifier_" if name == "verify" else ""
-            cost[f"{whose}prompt_tokens"] += reply.prompt_tokens
-            cost[f"{whose}completion_tokens"] += reply.completion_tokens
-        return replace(found, **cost)  # type: ignore[arg-type]  # all are numbers
+            return Outcome(pair.key, kind, reason=str(broken), **cost_of(spent))
+        found = Outcome(pair.key, kind, reasoning=thought.reasoning, answer=thought.answer, verified=self.plan.verify)
+        return replace(found, **cost_of(spent))
 
     async def route(self, pair: Pair, spent: Spent) -> Kind:
         """How much thought a pair takes."""
@@ -132,7 +137,12 @@ class Author:
         return thought
 
     async def question(self, who: Teacher, name: str, pair: Pair, spent: Spent, more: Mapping[str, str] | None = None) -> Reply:
-        """Asks one question about a pair."""
+        """Asks one question about a pair.
+
+        Raises:
+            RuleBroken: It cannot be asked, or its answer was withheld.
+            OSError: Nobody answered.
+        """
         fields = {"instruction": pair.query.instruction or words_of(pair.query) or "find what belongs to it", **(more or {})}
         fields["target"] = words_of(pair.target) or "the last picture below"
         text = self.prompts[name]
@@ -143,8 +153,14 @@ class Author:
             messages: Messages = messages_of(Item((*pair.query.parts, text, *shown)))
         except ValueError as error:
             raise RuleBroken("a medium that endpoints do not take") from error
-        reply = await who.ask(pair.key, name, messages)
+        try:
+            reply = await who.ask(pair.key, name, messages)
+        except NoAnswerError as error:
+            spent.append((name, error.cost))
+            raise
         spent.append((name, reply))
+        if reply.withheld:
+            raise RuleBroken(reply.withheld)
         return reply
 
 
@@ -159,10 +175,18 @@ async def ask_all(
     todo = (pair for pair in pairs if not journal.knows(pair))
 
     async def one(pair: Pair) -> None:
+        spent: Spent = []
         try:
-            journal.add(replace(await author(pair), content=journal.content(pair)))
-        except OSError as error:
+            found = replace(await author(pair, spent), content=journal.content(pair))
+        except BaseException as error:  # also where the run is stopped
+            paid = cost_of(spent)
+            if any(paid.values()):
+                journal.add(Outcome(pair.key, "visual", failed=str(error) or type(error).__name__, **paid))
+            if not isinstance(error, OSError):
+                raise
             failed.append(str(error))
+        else:
+            journal.add(found)
         tick()
 
     with journal:
@@ -188,6 +212,7 @@ async def spread(jobs: Iterator[Any], under_way: int) -> AsyncIterator[Any]:
     finally:
         for task in running:
             task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)  # they may have something to note
 
 
 def taught(pairs: Iterable[Pair], outcomes: Mapping[str, Outcome]) -> tuple[list[Pair], dict[str, str]]:
@@ -210,8 +235,10 @@ def taught(pairs: Iterable[Pair], outcomes: Mapping[str, Outcome]) -> tuple[list
     return kept, dropped
 
 
-def count(pairs: Sequence[Pair], dropped: Mapping[str, str], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """How many pairs became what: simple, kept and dropped add up to all."""
+def count(
+    pairs: Sequence[Pair], dropped: Mapping[str, str], outcomes: Mapping[str, Outcome], unanswered: Iterable[Outcome] = ()
+) -> dict[str, Any]:
+    """How many pairs became what: simple, kept and dropped add up to all. Tokens are also those of pairs without an answer."""
     keys = {pair.key for pair in pairs} | set(dropped)
     reasoned = sum(bool(pair.reasoning) for pair in pairs)
     return {
@@ -221,5 +248,5 @@ def count(pairs: Sequence[Pair], dropped: Mapping[str, str], outcomes: Mapping[s
         "dropped": len(dropped),
         "reasons": dict(Counter(dropped.values()).most_common()),
         "kinds": dict(Counter(outcomes[key].kind for key in keys)),
-        **{name: sum(getattr(outcomes[key], name) for key in keys) for name in TOKENS},
+        **{name: sum(getattr(outcome, name) for outcome in (*map(outcomes.__getitem__, keys), *unanswered)) for name in TOKENS},
     }

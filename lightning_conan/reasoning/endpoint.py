@@ -2,18 +2,23 @@
 
 import asyncio
 import base64
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import httpx
 
 from lightning_conan.items import Item, Media
+from lightning_conan.reasoning.answers import NoAnswerError, Reply, UnusableError, printable, read_reply
+from lightning_conan.web import Inflater, check_host, file_url, redact, redact_logs, secrets_of, without_secrets
 
-PATIENT = {408, 409, 429, *range(500, 600)}
-"""Answers after which asking again helps."""
+LARGEST = 2**24
+"""Bytes of an answer, once inflated."""
+TOLD = 240
+"""Characters of what went wrong in an error."""
 FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "png": "png", "webp": "webp", "mp4": "mp4", "webm": "webm", "mov": "quicktime"}
 Messages = list[dict[str, Any]]
 
@@ -23,7 +28,7 @@ class Endpoint:
     """Where a model answers, and how hard it may be asked.
 
     Args:
-        url: Up to and without ``/chat/completions``, such as http://localhost:8000/v1.
+        url: Up to and without ``/chat/completions``, such as http://localhost:8000/v1; a query (``?api-version=...``) stays last.
         model: The name that it serves the model under.
         key: The environment variable that holds the API key.
         concurrency: Questions that are under way at once.
@@ -56,23 +61,31 @@ class Endpoint:
                 "concurrency and timeout must be positive, per_minute and retries not negative, "
                 f"got {self.concurrency}, {self.timeout}, {self.per_minute} and {self.retries}."
             )
+        check_host(self.url)
+        host = without_secrets(self.url).partition("://")[2].partition("/")[0]
+        if not (self.url.startswith(("http://", "https://")) and host and self.url.isprintable()):
+            raise ValueError(
+                f"An endpoint's url must begin with http:// or https:// and a host, got {without_secrets(self.url)!r}. "
+                "Write it as in http://localhost:8000/v1."
+            )
 
+    def __repr__(self) -> str:
+        return f"Endpoint({without_secrets(self.url)!r}, {self.model!r})"
 
-@dataclass(frozen=True)
-class Reply:
-    """An answer, and what it cost.
+    @property
+    def secret(self) -> str:
+        """The API key, without what a file puts around it (a byte-order mark, the end of a line).
 
-    Args:
-        text: What was written.
-        finished: Whether the model ended by itself.
-        prompt_tokens: Read.
-        completion_tokens: Written.
-    """
-
-    text: str
-    finished: bool = True
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+        Raises:
+            ValueError: It cannot be sent.
+        """
+        found = os.environ.get(self.key, "").strip().strip("\ufeff").strip()
+        odd = [place for place, character in enumerate(found, start=1) if not (character.isascii() and character.isprintable())]
+        if odd:
+            raise ValueError(
+                f"The API key in the variable of --endpoint.key must be printable ASCII, got another at place {odd[0]}."
+            )
+        return found
 
 
 @runtime_checkable
@@ -99,8 +112,11 @@ class Client:
     started: list[float] = field(default_factory=list)
 
     async def __aenter__(self) -> "Client":
-        secret = os.environ.get(self.endpoint.key, "")
-        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        secret = self.endpoint.secret
+        self.secrets = {secret} | secrets_of(self.endpoint.url)
+        redact_logs()
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers |= {"Authorization": f"Bearer {secret}"} if secret else {}
         limits = httpx.Limits(max_connections=self.endpoint.concurrency)
         self.http = httpx.AsyncClient(headers=headers, timeout=self.endpoint.timeout, limits=limits)
         self.places = asyncio.Semaphore(self.endpoint.concurrency)
@@ -119,30 +135,43 @@ class Client:
             messages: The conversation.
             more: Further fields of the request, which not every server knows.
 
+        Returns:
+            The answer, with the tokens of all attempts.
+
         Raises:
-            OSError: No answer after all repetitions, or a refusal that will not pass.
+            NoAnswerError: No answer after all repetitions, or a refusal that will not pass.
         """
         body = {"model": self.endpoint.model, "messages": messages, "temperature": self.endpoint.temperature}
         body |= {"max_tokens": self.endpoint.max_tokens, **(more or {})}
-        problem, turn = "", 0
-        while turn <= self.endpoint.retries:
+        problem, spent = "", Reply("")
+        for turn in range(self.endpoint.retries + 1):
             wait = self.endpoint.pause * 2**turn
-            turn += 1
             try:
-                async with self.places:
-                    await self.turn()
-                    response = await self.http.post(f"{self.endpoint.url.rstrip('/')}/chat/completions", json=body)
-                if response.status_code == 200:
-                    return read_reply(response)
-                problem = f"HTTP {response.status_code}: {response.text[:200]}"
-                if response.status_code not in PATIENT:
+                return plus(await self.post(body), spent)
+            except UnusableError as error:
+                problem, spent, wait = str(error), plus(spent, error.cost), max(wait, error.wait)
+                if not error.passes:
                     break
-                wait = max(wait, seconds_of(response.headers))
-            except (httpx.TransportError, ValueError) as error:
-                problem = f"{type(error).__name__}: {error}"
-            if turn <= self.endpoint.retries:
+            except Exception as error:  # a body may be anything, and no question may end the others
+                problem = f"{type(error).__name__}: {error}".rstrip(": ")
+            if turn < self.endpoint.retries:
                 await asyncio.sleep(wait)
-        raise OSError(f"{self.endpoint.url} gave no answer about {key}: {problem}")
+        problem = printable(redact(problem, *self.secrets), TOLD)
+        raise NoAnswerError(f"{without_secrets(self.endpoint.url)} gave no answer about {key}: {problem}", spent) from None
+
+    async def post(self, body: Mapping[str, Any]) -> Reply:
+        """Asks once.
+
+        Raises:
+            UnusableError: What came back is no answer.
+        """
+        async with self.places:
+            await self.turn()
+            url, content = file_url(self.endpoint.url, "chat/completions"), json.dumps(body).encode()
+            async with self.http.stream("POST", url, content=content) as response:
+                async with asyncio.timeout(self.endpoint.timeout):  # the client's own is for silence alone
+                    found = await read_body(response)
+        return read_reply(response.status_code, response.headers, found)
 
     async def turn(self) -> None:
         """Waits until another question may be begun."""
@@ -156,30 +185,25 @@ class Client:
             self.started.append(time.monotonic())
 
 
-def read_reply(response: httpx.Response) -> Reply:
-    """An answer in OpenAI's form.
+async def read_body(response: httpx.Response) -> bytes:
+    """A body, inflated.
 
     Raises:
-        ValueError: Something else.
+        ValueError: It is larger than ``LARGEST``.
     """
-    try:
-        value = response.json()
-        choice, usage = value["choices"][0], value.get("usage") or {}
-        text = choice["message"]["content"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"not a chat completion: {response.text[:200]}") from error
-    if not isinstance(text, str):
-        raise ValueError(f"an answer without text: {response.text[:200]}")
-    tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
-    return Reply(text, choice.get("finish_reason") != "length", *tokens)
+    inflater, body = Inflater(response.headers.get("content-encoding", "")), bytearray()
+    async for data in response.aiter_raw():
+        for block in inflater.feed(data):
+            body += block
+            if len(body) > LARGEST:
+                raise ValueError(f"an answer has at most {LARGEST:,} bytes, got more")
+    return bytes(body + inflater.end())
 
 
-def seconds_of(headers: Mapping[str, str]) -> float:
-    """What ``Retry-After`` asks for, at most a minute."""
-    try:
-        return min(60.0, float(headers.get("retry-after", 0)))
-    except ValueError:
-        return 0.0
+def plus(reply: Reply, cost: Reply) -> Reply:
+    """An answer with the tokens of another one."""
+    prompt, completion = reply.prompt_tokens + cost.prompt_tokens, reply.completion_tokens + cost.completion_tokens
+    return replace(reply, prompt_tokens=prompt, completion_tokens=completion)
 
 
 def content_of(parts: Sequence[str | Media]) -> list[dict[str, Any]]:

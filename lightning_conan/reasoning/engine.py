@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor
 from lightning_conan.items import Item
+from lightning_conan.reasoning.answers import Reply
 from lightning_conan.reasoning.cot import spread
 from lightning_conan.reasoning.decoding import Written
-from lightning_conan.reasoning.endpoint import Client, Endpoint, Reply, messages_of
+from lightning_conan.reasoning.endpoint import Client, Endpoint, messages_of
 from lightning_conan.reasoning.reasoner import Reasoner
 
 

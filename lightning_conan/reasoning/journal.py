@@ -2,10 +2,10 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
@@ -32,6 +32,7 @@ class Outcome:
         completion_tokens: Written by it.
         verifier_prompt_tokens: Read by the verifier, which may be the teacher.
         verifier_completion_tokens: Written by it.
+        failed: Why there was no answer. The pair is asked again, and what was paid counts nevertheless.
     """
 
     key: str
@@ -45,11 +46,17 @@ class Outcome:
     completion_tokens: int = 0
     verifier_prompt_tokens: int = 0
     verifier_completion_tokens: int = 0
+    failed: str = ""
 
     @property
     def name(self) -> str:
         """simple, kept or dropped."""
         return "dropped" if self.reason else "simple" if self.kind == "simple" else "kept"
+
+    def plus(self, other: "Outcome") -> "Outcome":
+        """This one with the tokens of another."""
+        sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in TOKENS}
+        return replace(self, **sums)
 
 
 class Journal:
@@ -58,13 +65,18 @@ class Journal:
     Args:
         path: The file; a line that was cut off is asked for again.
 
+    Attributes:
+        outcomes: By key, each with the tokens of all attempts at its key.
+        failures: Those without an answer so far, likewise.
+
     Raises:
-        ValueError: On entering it: another process writes it.
+        ValueError: A line is no outcome; on entering it: another process writes it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.outcomes: dict[str, Outcome] = {}
+        self.failures: dict[str, Outcome] = {}
         self.contents: dict[str, str] = {}
         self.lock = FileLock(path.with_suffix(".lock"), timeout=0)
         self.read()
@@ -72,13 +84,29 @@ class Journal:
     def read(self) -> int:
         """Learns what stands in the file; returns how many of its bytes are whole lines."""
         whole = 0
-        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 break
-            outcome = Outcome(**json.loads(line))
-            self.outcomes[outcome.key] = outcome
+            try:
+                self.learn(Outcome(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                where = f"{self.path}:{number}"
+                raise ValueError(f"{where} must be an outcome as `conan cot` notes it ({error}). Remove the line.") from error
             whole += len(line)
         return whole
+
+    def learn(self, outcome: Outcome) -> None:
+        """Takes an outcome for the last word about its key; of a failure, what an earlier answer said still stands."""
+        if outcome.failed:
+            self.failures[outcome.key] = outcome
+        else:
+            self.outcomes[outcome.key] = outcome
+            self.failures.pop(outcome.key, None)
+
+    def last(self, key: str) -> Outcome | None:
+        """The last outcome or failure of a key, with the tokens of all attempts; None if it was never asked about."""
+        return self.failures.get(key) or self.outcomes.get(key)
 
     def __enter__(self) -> "Journal":
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +121,10 @@ class Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.file.close()
-        self.lock.release()
+        try:
+            self.file.close()
+        finally:
+            self.lock.release()
 
     def content(self, pair: Pair) -> str:
         """Equal for pairs that say the same."""
@@ -109,7 +139,16 @@ class Journal:
         return outcome is not None and outcome.content == self.content(pair)
 
     def add(self, outcome: Outcome) -> None:
-        """Notes an outcome."""
-        self.outcomes[outcome.key] = outcome
-        self.file.write(json.dumps(asdict(outcome)) + "\n")
-        self.file.flush()
+        """Notes an outcome, or a failure; what earlier attempts cost is added.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        before = self.last(outcome.key)
+        outcome = outcome if before is None else outcome.plus(before)
+        self.learn(outcome)
+        try:
+            self.file.write(json.dumps(asdict(outcome)) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error

@@ -78,8 +78,11 @@ def parse(text: str) -> Thought:
     Raises:
         RuleBroken: Anything else.
     """
-    found = TAGGED.fullmatch(text)
-    if found is None or any(text.count(tag) != 1 for tag in ("<reasoning>", "</reasoning>", "<answer>", "</answer>")):
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise RuleBroken("half a character")  # of an emoji, which no tokenizer knows
+    once = all(text.count(tag) == 1 for tag in ("<reasoning>", "</reasoning>", "<answer>", "</answer>"))
+    found = TAGGED.fullmatch(text) if once else None  # the pattern takes long on many tags
+    if found is None:
         raise RuleBroken("malformed tags")
     return Thought(found[1].strip(), found[2].strip())
 
@@ -154,7 +157,7 @@ def verdict(text: str, rules: Rules) -> None:
     Raises:
         RuleBroken: A no, a doubtful yes, or neither.
     """
-    found = re.fullmatch(r"\W*(yes|no)\W*?[^\w.](\d*\.?\d+)\s*(%?)\W*", text.strip().lower())
+    found = re.fullmatch(r"\W*+(yes|no)\W*?[^\w.](\d*+\.\d++|\d++)\s*+(%?)\W*+", text.strip().lower())
     sure = 2.0 if found is None else float(found[2]) / (100 if found[3] else 1)
     if found is None or sure > 1:
         raise RuleBroken("verifier said neither yes nor no, or not how sure")

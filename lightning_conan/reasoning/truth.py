@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from lightning_conan.reasoning.endpoint import Messages, Reply
+from lightning_conan.reasoning.answers import Reply
+from lightning_conan.reasoning.endpoint import Messages
 
 
 class TruthTeacher:

@@ -277,6 +277,8 @@ def test_a_row_is_named_by_its_line(tmp_path):
     how = Layout("table", query={"text": "words"}, target={"text": "other"}, key="id")
     _, fault = read_source(tmp_path / "a.csv", how)
     assert fault.where.endswith("a.csv:4")
+    (tmp_path / "b.csv").write_text('id,words,other\n1,x,y\n2,"two\nlines",\n3,,y\n')
+    assert [fault.where.rpartition(":")[2] for fault in list(read_source(tmp_path / "b.csv", how))[1:]] == ["3", "5"]
     with pytest.raises(ValueError, match="'no' is asked for"):
         list(read_source(tmp_path / "a.csv", replace(how, key="no")))
 
@@ -308,3 +310,22 @@ def test_a_folder_may_be_named_by_a_dot_and_its_files_in_any_script(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     (pair,) = read(Path(), layout="captions")
     assert pair.task == plain(tmp_path.name)
+
+
+def test_media_stand_before_the_text_whatever_they_are(tmp_path):
+    """As in the papers' composed queries; of two modalities the target's says whose pair it is."""
+    (tmp_path / "t.csv").write_text("clip,words,sound\na.mp4,slower,b.flac\n")
+    how = Layout("table", query={"text": "words", "video": "clip"}, target={"audio": "sound"})
+    (pair,) = read_source(tmp_path / "t.csv", how)
+    assert [part if isinstance(part, str) else part.modality for part in pair.query.parts] == ["video", "slower"]
+    assert pair.modality == "audio"
+
+
+def test_every_negative_of_mbeir_is_one(tmp_path):
+    pool = [{"did": f"9:{n}", "txt": f"text {n}", "img_path": None, "modality": "text"} for n in range(4)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in pool))
+    query = {"qid": "9:1", "query_txt": "q", "query_img_path": None, "query_modality": "text"}
+    query |= {"pos_cand_list": ["9:0"], "neg_cand_list": ["9:2", "9:1", "9:3"]}
+    (tmp_path / "q.jsonl").write_text(json.dumps(query) + "\n")
+    (pair,) = read_source(tmp_path / "q.jsonl", Layout("mbeir", candidates=tmp_path / "pool.jsonl"))
+    assert [item.parts for item in pair.negatives] == [("text 2",), ("text 1",), ("text 3",)]

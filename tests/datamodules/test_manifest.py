@@ -14,8 +14,9 @@ def write(path, *lines):
 
 def test_keeps_order_and_split(tmp_path):
     lines = [{**LINE, "key": f"k{row}", "split": "train" if row % 2 else "test"} for row in range(6)]
+    lines.append({**LINE, "key": "k6"})  # of no split
     manifest = write(tmp_path / "m.jsonl", *lines)
-    assert [pair.key for pair in read_manifest(manifest)] == [f"k{row}" for row in range(6)]
+    assert [pair.key for pair in read_manifest(manifest)] == [f"k{row}" for row in range(7)]
     assert [pair.key for pair in read_manifest(manifest, "train")] == ["k1", "k3", "k5"]
 
 

@@ -175,3 +175,24 @@ def test_a_rest_of_one_pair_joins_the_batch_before_it():
     sizes = {tuple(map(len, (slot.numbers for slot in plan_training({"a": {"t": range(13)}}, 6, 0, 0)))) for _ in range(3)}
     assert sizes <= {(6, 7), (7, 6)}
     assert [len(slot.numbers) for slot in plan_training({"a": {"t": range(3)}}, 1, 0, 0)] == [1, 1, 1]
+
+
+def test_sources_and_turns_are_shuffled_each_in_its_own_way():
+    """Else pairs of two sets of equal sizes would always meet alike, and a small set's batches come again."""
+    plan = plan_training({"a": {"t": range(60)}, "b": {"t": range(60)}, "small": {"t": range(30)}}, 10, 0, 0)
+    order = {name: [slot.numbers for slot in plan if slot.source == name] for name in ("a", "b", "small")}
+    assert order["a"] != order["b"]
+    assert {frozenset(numbers) for numbers in order["small"][:3]} != {frozenset(numbers) for numbers in order["small"][3:]}
+
+
+def test_tasks_of_a_source_come_mixed():
+    plan = plan_training({"a": {"one": range(100), "two": range(100, 200)}}, 10, 0, 0)
+    tasks = [slot.numbers[0] < 100 for slot in plan]
+    assert sum(one != other for one, other in pairwise(tasks)) > 3
+
+
+def test_what_comes_once_comes_in_the_middle():
+    plan = plan_training({"big": {"t": range(1000)}, "once": {"t": range(10)}}, 10, 0, 0, 1, Mixture({"once": 0.01}))
+    places = [place for place, slot in enumerate(plan) if slot.source == "once"]
+    assert len(places) == 1
+    assert 45 <= places[0] <= 55

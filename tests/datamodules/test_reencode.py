@@ -27,6 +27,7 @@ from lightning_conan.cli.main import main
 from lightning_conan.cli.pack import state_of
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media import decode_media, encode_audio, encode_video
+from lightning_conan.media.video import timeline
 from samples import EVERY_FRAME, flac, mp4, png
 
 
@@ -387,3 +388,16 @@ def test_the_same_files_named_from_elsewhere_are_the_same_work(tmp_path, monkeyp
     source = manifest(tmp_path / "data", 3)
     monkeypatch.chdir(tmp_path / "data")
     assert state_of(Path(source.name)) == state_of(source)
+
+
+def test_pages_that_shrink_stay_exact():
+    """JPEG blurs letters, whether a page is of a PDF or a picture."""
+    made = Reencoding(image_max_pixels=900)(Media("document", png(60, 60), "page.png"))
+    assert (made.suffix, made.modality) == ("png", "document")
+
+
+def test_a_video_with_as_many_frames_a_second_keeps_its_bytes():
+    video = Media("video", mp4(8), "v.mp4")
+    fps = timeline(video).fps
+    assert Reencoding(video_fps=int(fps))(video) is video
+    assert fps == int(fps)

@@ -1,24 +1,33 @@
 """Shards behind a real HTTP server: the same batches as from a folder, a bounded cache, and faults of a network."""
 
 import errno
+import gzip
 import json
+import logging
 import os
 import shutil
 import threading
 import time
+import traceback
+import tracemalloc
+import zlib
+from base64 import b64encode
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 import torch
 from filelock import FileLock
 
-from datamodules import RehearsalData, SpecialistData, remote
+from datamodules import RehearsalData, SpecialistData, download, remote
 from datamodules.plan import Slot
 from datamodules.remote import RemoteShard, ShardCache, UnreachableError
 from datamodules.shards import Reading, ShardSet, opened_files
@@ -32,10 +41,14 @@ GB = 2**30
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder, counts what is asked for, and may fail."""
+    """Serves a folder, counts what is asked for, may fail, asks for a query or a password, and answers as told."""
+
+    daemon_threads = True
 
     def __init__(self, root):
         self.root, self.asked, self.faults, self.slow = root, Counter(), Counter(), 0.0
+        self.query = self.authorization = None
+        self.answers = {}
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(root)))
 
     def handle_error(self, *_):
@@ -48,14 +61,31 @@ class Server(ThreadingHTTPServer):
 
 class Handler(SimpleHTTPRequestHandler):
     def do_GET(self):
-        name = self.path.rsplit("/", 1)[-1]
+        place, _, query = self.path.partition("?")
+        name = place.rsplit("/", 1)[-1]
         self.server.asked[name] += 1
         time.sleep(self.server.slow)
         if self.server.faults[name] > 0:
             self.server.faults[name] -= 1
             self.send_error(500)
+        elif self.server.query not in (None, query) or self.server.authorization not in (None, self.headers["Authorization"]):
+            self.send_error(403, f"not {self.path}")
+        elif name in self.server.answers:
+            self.answer(*self.server.answers[name])
         else:
             super().do_GET()
+
+    def do_HEAD(self):
+        self.send_error(403)  # as a signature for GET alone has it
+
+    def answer(self, status, headers, parts):
+        """Sends a status, headers, and bytes as they come."""
+        self.send_response(status)
+        for field, value in headers.items():
+            self.send_header(field, value)
+        self.end_headers()
+        for part in parts:
+            self.wfile.write(part)
 
     def log_message(self, *args):
         pass
@@ -66,7 +96,7 @@ def server(tmp_path):
     """A server of ``tmp_path / "served"``."""
     (tmp_path / "served").mkdir()
     with Server(tmp_path / "served") as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
+        threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
         yield found
         found.shutdown()
 
@@ -197,7 +227,7 @@ def test_a_shard_that_is_missing_or_a_server_that_is_gone_is_no_broken_sample(se
         Encoder({"a": sets}, processor)(slot)
     server.shutdown()
     server.server_close()
-    with pytest.raises(UnreachableError, match=r"000002\.tar is not there, or its server is not"):
+    with pytest.raises(UnreachableError, match=r"000002\.tar must be reachable, and failed 3 times: ConnectError"):
         Encoder({"a": sets}, processor)(Slot("a", (12,)))
     with pytest.raises(UnreachableError, match=r"index\.json must be reachable"):
         ShardSet(f"{server.url}/set")
@@ -395,3 +425,257 @@ def test_a_cache_of_another_user_is_read_and_its_locks_are_everyones(server, tmp
     path.unlink()
     with pytest.raises(UnreachableError, match=r"reading\.cache must be a folder that you may write to"):
         cache.fetch(shard)
+
+
+QUERY = "X-Amz-Credential=A%2Fmade-up-0%2Fs3&X-Amz-Signature=made-up-1%2Bb%3D"
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_signed_set_is_read_with_its_signature_on_each_file(server, tmp_path, processor, end):
+    """It is sent as it was written, since it may cover its escapes. Where it is renewed, the shards that are kept still hold."""
+    pack(server.root / "set")
+    reading = Reading(cache=tmp_path / "cache")
+    here = batches(SpecialistData, processor, server.root / "set", reading=Reading(window=10_000))
+    for query in (QUERY, QUERY.replace("made-up-1", "made-up-2")):
+        server.query = query
+        away = batches(SpecialistData, processor, f"{server.url}/set{end}?{query}", reading=reading)
+        assert [batch.keys for batch in away] == [batch.keys for batch in here]
+    assert {count for name, count in server.asked.items() if name.endswith("tar")} == {1}
+
+
+def test_a_set_behind_a_password_is_read(server, tmp_path):
+    pack(server.root / "set")
+    server.authorization = "Basic " + b64encode(b"me:made-up@1").decode()
+    shards = ShardSet(server.url.replace("//", "//me:made-up%401@") + "/set", ShardCache(tmp_path / "cache", GB))
+    assert shards.read(0).key == shards.samples[0].key
+
+
+def trouble(url, cache):
+    """What opening and reading a set raises, with all that a traceback shows."""
+    try:
+        shards = ShardSet(url, ShardCache(cache, GB))
+        shards.read(0)
+    except (ValueError, UnreachableError) as error:
+        return "".join(traceback.format_exception(error))
+    raise AssertionError("it should fail")
+
+
+SECRETS = {
+    "password": lambda url: url.replace("//", "//me:made-up-pass@"),
+    "escaped": lambda url: url.replace("//", "//me:made%2Dup-pass@"),
+    "user": lambda url: url.replace("//", "//made-up-pass@"),
+    "signature": lambda url: f"{url}?X-Amz-Signature=made-up-pass&a=b",
+    "slash": lambda url: url.replace("//", "//me:made-up-pass/1@"),
+    "protocol": lambda url: url.replace("http://", "ftp://me:made-up-pass@"),
+    "chain": lambda url: f"simplecache::{url.replace('//', '//me:made-up-pass@')}",
+    "path": lambda url: Path(url.replace("//", "//me:made-up-pass@")),
+}
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("fault", ["gone", "forbidden", "redirected", "no index", "another index", "another shard", "too large"])
+def test_secrets_in_a_url_are_in_no_error_and_no_log(server, tmp_path, monkeypatch, caplog, secret, fault):
+    pack(server.root / "set")
+    url, redirect = f"{server.url}/set", f"{server.url}/cdn?Signature=made-up-pass"
+    server.answers |= {
+        "forbidden": {"index.json": (403, {}, [f"see {redirect}".encode()])},
+        "redirected": {"index.json": (302, {"Location": redirect}, []), "cdn": (403, {}, [])},
+        "another index": {"index.json": (200, {}, [b"nonsense"])},
+        "another shard": {"000000.tar": (200, {}, [b"nonsense"])},
+        "too large": {"index.json": (200, {}, [b" " * 2**21])},
+    }.get(fault, {})
+    monkeypatch.setattr(remote, "INDEX_LIMIT", 2**20)
+    url = {"gone": "http://127.0.0.1:9/set", "no index": f"{server.url}/nothing"}.get(fault, url)
+    with caplog.at_level(logging.DEBUG):
+        told = trouble(SECRETS[secret](url), tmp_path / "cache")
+    assert not any(form in told + caplog.text for form in ("made-up", "made%2Dup", b64encode(b"me:made-up-pass").decode()))
+
+
+def test_secrets_in_a_url_are_in_no_list_no_name_and_no_message_of_a_worker(server, tmp_path, processor, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pack(server.root / "set")
+    url = f"{server.url.replace('//', '//me:made-up-0@')}/set?sig=made-up-1"
+    sets = ShardSet(url, ShardCache(tmp_path / "cache", GB))
+    shown = f"{server.url}/set"
+    assert sets.place("000000.tar") == f"{shown}/000000.tar"
+    assert "made-up" not in repr(sets) + repr(sets.elsewhere([0])) + str(sets.elsewhere([0])[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datamodules.shards.decode_pair", lambda members: {}["json"])
+        (batch,) = [Encoder({"a": sets}, processor)(Slot("a", (0,)))]
+    assert json.loads(batch.faults[0])["where"] == f"{shown}/{sets.samples.shard(0)}"
+    assert main(["pack", "--check", url]) == 0
+    assert f"{shown}: 60 pairs" in capsys.readouterr().out
+    server.answers["000003.tar"] = (403, {}, [])
+    with pytest.raises(UnreachableError, match=r"000003\.tar cannot be opened: HTTP 403") as caught:
+        batches(SpecialistData, processor, url, 2, reading=Reading(cache=tmp_path / "other"))
+    assert "made-up" not in "".join(traceback.format_exception(caught.value))
+
+
+def endless(sent):
+    """Blanks, without end."""
+    while True:
+        sent.append(1)
+        yield b" " * 2**16
+
+
+@pytest.mark.parametrize("name", ["index.json", "index.parquet"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", None, "endless"])
+def test_an_index_has_a_largest_size_also_once_it_is_inflated(server, tmp_path, monkeypatch, name, encoding):
+    pack(server.root / "set")
+    monkeypatch.setattr(remote, "INDEX_LIMIT", 2**20)
+    blanks, sent = b" " * 2**25, []
+    parts = {"gzip": [gzip.compress(blanks)], "deflate": [zlib.compress(blanks)], None: [blanks], "endless": endless(sent)}[
+        encoding
+    ]
+    server.answers[name] = (200, {"Content-Encoding": encoding} if encoding in ("gzip", "deflate") else {}, parts)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"{name} must have at most [\d,]+ bytes, got more"):
+        ShardSet(f"{server.url}/set")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert server.asked[name] == 1  # nothing passes by itself there
+    assert most < 2**23 + (len(blanks) if encoding is None else 0)  # the server is in this process, with its body
+    assert len(sent) < 500
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_what_a_server_compresses_on_the_way_is_what_was_packed(server, tmp_path, encoding):
+    """Though it was asked not to."""
+    pack(server.root / "set")
+    pack_body = {"gzip": gzip.compress, "deflate": zlib.compress}[encoding]
+    for path in (server.root / "set").iterdir():
+        server.answers[path.name] = (200, {"Content-Encoding": encoding}, [pack_body(path.read_bytes())])
+    shards = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB))
+    assert [shards.read(number).key for number in range(60)] == [sample.key for sample in ShardSet(server.root / "set").samples]
+
+
+def drops(data, seconds, size=1000):
+    """Bytes in small parts, each after a while."""
+    for start in range(0, len(data), size):
+        time.sleep(seconds)
+        yield data[start : start + size]
+
+
+@pytest.mark.parametrize("name", ["index.json", "000000.tar"])
+def test_what_comes_slowly_but_steadily_arrives(server, tmp_path, monkeypatch, name):
+    """The whole takes three times as long as the longest silence."""
+    pack(server.root / "set")
+    monkeypatch.setattr(download, "SILENCE", 0.5)
+    data = (server.root / "set" / name).read_bytes()
+    server.answers[name] = (200, {"Content-Length": str(len(data))}, drops(data, 0.1, len(data) // 15 + 1))
+    shards = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB))
+    assert shards.read(0).key == shards.samples[0].key
+    assert server.asked[name] == 1
+
+
+def test_what_falls_silent_has_failed(server, tmp_path, monkeypatch):
+    pack(server.root / "set")
+    monkeypatch.setattr(download, "SILENCE", 0.2)
+    silent = threading.Event()
+
+    def stops():
+        yield b"x"
+        silent.wait(20)
+
+    server.answers["000000.tar"] = (200, {"Content-Length": "1000"}, stops())
+    shards = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB))
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    with pytest.raises(UnreachableError, match=r"000000\.tar must be reachable, and failed 1 times: ReadTimeout"):
+        shards.read(0)
+    silent.set()
+
+
+def test_a_transfer_that_goes_on_is_not_taken_for_dead(server, tmp_path, monkeypatch):
+    """Each byte that arrives is seen in its file, whose time says when the last one did."""
+    data = os.urandom(6_000)
+    shard = RemoteShard(f"{server.url}/a.tar", len(data), sha256(data).hexdigest())
+    scratch, sizes = tmp_path / "a.part", []
+    scratch.write_bytes(bytes(len(data)))
+
+    def watched():
+        for start in range(0, len(data), 2_000):
+            os.utime(scratch, (1, 1))
+            yield data[start : start + 2_000]
+            time.sleep(0.2)
+            sizes.append(scratch.stat().st_mtime)
+
+    server.answers["a.tar"] = (200, {"Content-Length": str(len(data))}, watched())
+    remote.transfer(shard, scratch)
+    assert scratch.read_bytes() == data
+    assert all(moment > time.time() - 60 for moment in sizes)
+
+
+def test_other_file_systems_are_read_in_blocks():
+    """Where ``https:`` is not spoken: any of fsspec's; here its memory."""
+    fsspec.filesystem("memory").pipe("/set/000000.tar", bytes(range(250)) * 10)
+    blocks = list(download.blocks_of("memory://set/000000.tar", 999))
+    assert b"".join(blocks) == bytes(range(250)) * 10
+    assert max(map(len, blocks)) == 999
+
+
+@pytest.mark.parametrize(("code", "times"), [(401, 1), (403, 1), (404, 3), (410, 3), (429, 3), (500, 3), (204, 3), (304, 3)])
+def test_what_may_not_be_read_is_said_at_once(server, code, times):
+    server.answers["index.json"] = (code, {}, [])
+    with pytest.raises(UnreachableError, match="cannot be opened: HTTP" if times == 1 else r"index\.json"):
+        ShardSet(f"{server.url}/set")
+    assert server.asked["index.json"] == times
+
+
+def test_a_shard_that_is_moved_is_followed(server, tmp_path):
+    pack(server.root / "set")
+    (server.root / "set" / "000000.tar").rename(server.root / "moved")
+    server.answers["000000.tar"] = (307, {"Location": "/moved?sig=x"}, [])
+    shards = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB))
+    assert shards.read(0).key == shards.samples[0].key
+
+
+def test_a_server_without_ranges_is_read(server, tmp_path, monkeypatch):
+    """Python's own, whose shards have several blocks."""
+    pack(server.root / "set")
+    monkeypatch.setattr(remote, "BLOCK", 1000)
+    shards = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB))
+    assert shards.read(0).key == shards.samples[0].key
+    assert server.asked["000000.tar"] == 1
+
+
+def test_pauses_between_tries_double(server, monkeypatch):
+    waited = []
+    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    monkeypatch.setattr(remote, "PAUSE", 1.0)
+    with pytest.raises(UnreachableError, match="failed 3 times"):
+        ShardSet("http://127.0.0.1:9/set")
+    assert waited == [1.0, 2.0]
+
+
+def test_a_shard_that_is_read_counts_as_used(server, tmp_path):
+    """Fetched anew, found there, or kept open for long."""
+    pack(server.root / "set")
+    shard, cache = shard_of(server), ShardCache(tmp_path / "cache", GB)
+    reader = ShardSet(f"{server.url}/set", cache)
+    path = cache.fetch(shard)
+    for use in (lambda: cache.fetch(shard), lambda: reader.bring([0]), lambda: reader.bring([0])):
+        os.utime(path, (1, 1))
+        use()
+        assert path.stat().st_mtime > 1000
+
+
+def test_two_windows_are_those_of_the_largest_shards(tmp_path):
+    """Whichever come together in an epoch."""
+    shards = [SimpleNamespace(size=size, numbers=range(6)) for size in (10, 40, 20, 30)]
+    sets = SimpleNamespace(remote=True, shards=dict(enumerate(shards)))
+    for limit, fits in ((70, True), (69, False)):
+        reading = Reading(window=6, cache=tmp_path, cache_gb=(limit + 0.5) / GB)
+        if fits:
+            reading.check_room([sets])
+        else:
+            with pytest.raises(ValueError, match="two windows"):
+                reading.check_room([sets])
+
+
+def test_the_oldest_of_many_shards_are_evicted_whatever_their_names(tmp_path):
+    ages = [5, 2, 7, 0, 3, 6, 1, 4]
+    for name, age in enumerate(ages):
+        (tmp_path / f"{name}.tar").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{name}.tar", (1000 + age, 1000 + age))
+    assert ShardCache(tmp_path, 1000).reserve(tmp_path / "new.part", 500)
+    assert sorted(int(path.stem) for path in tmp_path.glob("*.tar")) == [place for place, age in enumerate(ages) if age >= 3]

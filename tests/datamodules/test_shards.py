@@ -16,7 +16,7 @@ import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.index import SCHEMA, Index, IndexedShard, Sample, Samples, write_samples
+from datamodules.index import SCHEMA, Index, IndexedShard, Sample, Samples, content_hash, write_samples
 from datamodules.manifest import Fault
 from datamodules.plan import Slot
 from datamodules.records import decode_pair
@@ -310,3 +310,48 @@ def test_a_flipped_bit_of_an_index_is_told(tmp_path):
         path.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
         with pytest.raises(ValueError, match=r"index\.json .*(Copy or pack it|Pack it) again"):
             ShardSet(tmp_path / "set")
+
+
+def test_a_set_is_told_by_its_shards_in_their_order():
+    digests = ["a" * 64, "b" * 64]
+    assert content_hash(digests) == hashlib.sha256("".join(digests).encode()).hexdigest() != content_hash(digests[::-1])
+
+
+def test_a_list_of_samples_inflates_to_no_more_than_its_shards_bear_out(tmp_path):
+    """Parquet of a few kilobytes may hold a key of 50 MB, or a list of a million places."""
+    write_shards(pairs(3), tmp_path / "set")
+    table = pq.read_table(tmp_path / "set" / "index.parquet")
+    (entry,) = msgspec.json.decode((tmp_path / "set" / "index.json").read_bytes(), type=Index).shards
+    blanks = pa.array([" " * 5 * 10**7, "b", "c"], SCHEMA.field("key").type)
+    large = table.set_column(0, SCHEMA.field("key"), blanks)
+    places = [pa.array([[0] * 10**6, [0], [0]], SCHEMA.field(name).type) for name in ("offset", "size", "checksum")]
+    long = table
+    for name, column in zip(("offset", "size", "checksum"), places, strict=True):
+        long = long.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column)
+    for odd, reason in ((large, "once inflated"), (long, "have room for")):
+        pq.write_table(odd, tmp_path / "t", compression="zstd")
+        data = (tmp_path / "t").read_bytes()
+        assert len(data) < 50_000
+        with pytest.raises(ValueError, match=reason):
+            Samples(data, [entry])
+
+
+@pytest.mark.parametrize("field", ["bytes", "pairs"])
+@pytest.mark.parametrize("number", [-1, 2**63, 2**64])
+def test_an_index_of_impossible_numbers_is_refused(tmp_path, field, number):
+    write_shards(pairs(3), tmp_path / "set")
+    index = json.loads((tmp_path / "set" / "index.json").read_text())
+    index["shards"][0][field] = number
+    (tmp_path / "set" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="must be an index as `conan pack` writes it"):
+        ShardSet(tmp_path / "set")
+
+
+def test_the_shard_that_was_unused_for_longest_is_closed_first(tmp_path, monkeypatch):
+    write_shards(pairs(3), tmp_path / "set", 1)
+    monkeypatch.setattr("datamodules.shards.OPEN_FILES", 2)
+    opened_files.clear()
+    shards = ShardSet(tmp_path / "set")
+    for number in (0, 1, 0, 2):
+        shards.read(number)
+    assert [name for _, name in opened_files] == ["000000.tar", "000002.tar"]

@@ -3,7 +3,7 @@ import pickle
 import random
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from datamodules.shards import ShardSet
 from datamodules.stream import BatchLoader, Encoder
 from datamodules.toy_world import draw_pairs
 from datamodules.writing import write_shards
+from lightning_conan.embedder import OmniProcessor
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.stages import Specialist
 from runs import QUICK, trainer
@@ -254,3 +255,33 @@ def test_each_run_lists_its_broken_samples_in_a_folder_of_its_own(poisoned, base
         trainer(tmp_path / name, 1).fit(Specialist(base, "image", QUICK), sets)
         assert (sets.seen, sets.broken) == (6, 1)
         assert len((tmp_path / name / "quarantine.jsonl").read_text().splitlines()) == 1
+
+
+def test_what_was_unused_for_longest_leaves_the_cache_first(world, processor):
+    encoder = Encoder({"a": ShardSet(world / "image")}, processor, cache_bytes=2**30)
+    for number in range(3):
+        encoder(Slot("a", (number,)))
+    sizes = [encoder.cache["a", number][1] for number in range(3)]
+    encoder(Slot("a", (0,)))
+    encoder.cache_bytes = sum(sizes)
+    encoder(Slot("a", (3,)))
+    assert ("a", 0) in encoder.cache
+    assert ("a", 1) not in encoder.cache
+    assert encoder.cached == sum(size for _, size in encoder.cache.values()) <= encoder.cache_bytes
+
+
+def test_hashes_of_negatives_are_theirs_in_order(tmp_path, processor):
+    negatives = [tuple(Item((f"n{row}{place}",)) for place in range(row)) for row in range(3)]
+    pairs = [Pair(f"k{row}", "t", "text", Item((f"q{row}",)), Item((f"t{row}",)), negatives[row]) for row in range(3)]
+    write_shards(pairs, tmp_path / "set")
+    batch = Encoder({"a": ShardSet(tmp_path / "set")}, processor)(Slot("a", (0, 1, 2)))
+    assert batch.negative_hashes == [item.content_hash() for row in negatives for item in row]
+
+
+def test_each_side_is_encoded_as_what_it_is(world, processor):
+    hinted = OmniProcessor(processor.tokenizer, replace(processor.config, query_hint="Ask.", target_hint="Be found."))
+    batch = Encoder({"a": ShardSet(world / "image")}, hinted)(Slot("a", (0,)))
+    pair = ShardSet(world / "image").read(0)
+    for encoded, item, side in ((batch.queries[0], pair.query, "query"), (batch.targets[0], pair.target, "target")):
+        assert torch.equal(encoded.input_ids, hinted(item, side).input_ids)
+    assert not torch.equal(hinted(pair.query, "query").input_ids, hinted(pair.query, "target").input_ids)

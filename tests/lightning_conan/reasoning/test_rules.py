@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_conan.reasoning.rules import RuleBroken, Rules, Thought, check, parse, salient, source_of, verdict
+from lightning_conan.reasoning.rules import RuleBroken, Rules, Thought, check, parse, repeated, salient, source_of, verdict
 
 REASONING = (
     "The source shows a red dress with long sleeves and a white belt. The change asks for a blue one, so only its color differs."
@@ -42,6 +42,27 @@ def test_each_rule_catches_what_it_is_for(change, reason):
     assert broken(replace(GOOD, **change), rules) == reason
 
 
+@pytest.mark.parametrize("name", ["reasoning", "answer"])
+def test_the_fewest_and_the_most_tokens_are_allowed(name):
+    for count, reason in ((4, f"{name} too short"), (5, None), (9, None), (10, f"{name} too long")):
+        thought = replace(GOOD, **{name: " ".join(f"word{n}" for n in range(count))})
+        assert broken(thought, replace(Rules(keyword=False), **{name: (5, 9)})) == reason
+
+
+def test_a_sequence_may_come_as_often_as_is_said():
+    """The last one counts, too."""
+    for times in range(6):
+        assert repeated(["a", "b", "c"] * times, Rules(ngram=3, repeats=2)) == (times > 2)
+    assert repeated(["x", *["a", "b", "c"] * 3], Rules(ngram=3, repeats=2))
+    assert not repeated(["a", "b", "c"] * 3, Rules(ngram=9, repeats=1))
+
+
+def test_a_tenth_of_the_letters_may_be_foreign():
+    for foreign, reason in ((10, None), (11, "not English")):
+        thought = Thought("a" * (100 - foreign - 2) + "ж" * foreign, "bb")
+        assert broken(thought, Rules((0, 99), (0, 9), keyword=False)) == reason
+
+
 @pytest.mark.parametrize("words", ["it has an airplane on the left", "it has an aisle seat", "after the prompting of a guide"])
 def test_phrases_are_words_of_their_own(words):
     assert broken(replace(GOOD, reasoning=f"{REASONING} Besides, {words}.")) is None
@@ -66,6 +87,23 @@ def test_rules_can_be_loosened():
 def test_tags_are_exactly_one_reasoning_before_one_answer(text):
     with pytest.raises(RuleBroken, match="malformed tags"):
         parse(text)
+
+
+def test_an_answer_holds_whole_characters():
+    """Half an emoji, as a cut-off JSON escape leaves it, is no text for a tokenizer."""
+    for side in ("<reasoning>a \ud83d</reasoning><answer>c</answer>", "<reasoning>a</reasoning><answer>c \ude00</answer>"):
+        with pytest.raises(RuleBroken, match="half a character"):
+            parse(side)
+    assert parse("<reasoning>é 😀</reasoning><answer>\ud7ff\ue000</answer>") == Thought("é 😀", "\ud7ff\ue000")
+
+
+@pytest.mark.parametrize("text", ["<reasoning>" * 20_000, "</reasoning><answer>" * 20_000, "</reasoning> " * 20_000])
+def test_an_endless_answer_is_filtered_in_a_moment(text):
+    with pytest.raises(RuleBroken):
+        parse(f"<reasoning>{text}")
+    for long in (f"yes {'1' * 200_000}x", f"yes 5{' ' * 200_000}x", f"yes{' ' * 200_000}x", f"{'?' * 200_000}x"):
+        with pytest.raises(RuleBroken):
+            verdict(long, Rules())
 
 
 def test_tags_are_stripped():

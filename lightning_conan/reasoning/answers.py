@@ -1,0 +1,154 @@
+"""Answers of an OpenAI-compatible endpoint: a body may hold anything, and may have been paid for whatever it holds."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PATIENT = {408, 409, 429, *range(500, 600)}
+"""Answers after which asking again helps."""
+FAILED = {"error", "abort", "insufficient_system_resource"}
+"""What ends an answer that the server could not finish."""
+FILTERED = re.compile(r"content_?filter|content_policy|responsible_?ai|data_inspection|moderation|safety", re.IGNORECASE)
+"""Codes of errors by which providers refuse a question, such as Azure's ``content_filter``."""
+WITHHELD, REFUSED = "withheld by a filter", "refusal"
+EXCERPT = 4096
+MOST = 2**40
+"""Tokens that no answer has."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, and what it cost.
+
+    Args:
+        text: What was written.
+        finished: Whether the model ended by itself.
+        prompt_tokens: Read.
+        completion_tokens: Written.
+        withheld: Why there is no text, where a filter or the model itself declined: asked again, it would be the same.
+    """
+
+    text: str
+    finished: bool = True
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    withheld: str = ""
+
+
+class UnusableError(ValueError):
+    """A body that holds no answer.
+
+    Args:
+        reason: For an error.
+        cost: The tokens that it reports nevertheless.
+        passes: Whether asking again may help.
+        wait: Seconds to wait before that at least.
+    """
+
+    def __init__(self, reason: str, cost: Reply, passes: bool = True, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.cost, self.passes, self.wait = cost, passes, wait
+
+
+class NoAnswerError(OSError):
+    """A question without an answer.
+
+    Args:
+        message: For people, without secrets.
+        cost: The tokens of its attempts.
+    """
+
+    def __init__(self, message: str, cost: Reply = Reply("")) -> None:  # frozen
+        super().__init__(message)
+        self.cost = cost
+
+
+def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
+    """An answer in OpenAI's form.
+
+    Raises:
+        UnusableError: Something else.
+    """
+    value = parsed(body)
+    cost = cost_of(value)
+    if is_filtered(value):
+        return Reply("", False, cost.prompt_tokens, cost.completion_tokens, WITHHELD)
+    if status != 200:
+        raise UnusableError(f"HTTP {status}: {excerpt(body)}", cost, status in PATIENT, seconds_of(headers))
+    try:
+        choice = value["choices"][0]
+        message, reason = choice["message"], choice.get("finish_reason")
+        text, refusal = text_of(message.get("content")), message.get("refusal")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UnusableError(f"not a chat completion: {excerpt(body)}", cost) from error
+    if reason in ("content_filter", "refusal") or (refusal and not text):
+        withheld = WITHHELD if reason == "content_filter" else REFUSED
+        return Reply("", False, cost.prompt_tokens, cost.completion_tokens, withheld)
+    if isinstance(reason, str) and reason in FAILED:
+        raise UnusableError(f"the answer ended with {reason!r}: {excerpt(body)}", cost)
+    return Reply(text, reason != "length", cost.prompt_tokens, cost.completion_tokens)
+
+
+def parsed(body: bytes) -> Any:
+    """A body's JSON, in whatever of Unicode's encodings; None if it is none."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def text_of(content: object) -> str:
+    """The text of a message: none where a model ended without one, such as in the middle of its hidden reasoning.
+
+    Raises:
+        TypeError: It is neither a text nor a list of parts.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise TypeError
+    parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def cost_of(value: object) -> Reply:
+    """The tokens that a body reports; 0 where it reports none."""
+    usage = value.get("usage") if isinstance(value, dict) else None
+    found = usage if isinstance(usage, dict) else {}
+    return Reply("", False, tokens(found.get("prompt_tokens")), tokens(found.get("completion_tokens")))
+
+
+def tokens(value: object) -> int:
+    """A number of tokens; 0 for what is none."""
+    return int(value) if isinstance(value, (int, float)) and 0 < value < MOST else 0
+
+
+def is_filtered(value: object) -> bool:
+    """True for the error of a provider whose filter refuses the question."""
+    error = value.get("error") if isinstance(value, dict) else None
+    if not isinstance(error, dict):
+        return False
+    inner = error.get("innererror")
+    codes = [error.get("code"), error.get("type"), inner.get("code") if isinstance(inner, dict) else None]
+    return any(isinstance(code, str) and FILTERED.search(code) for code in codes)
+
+
+def seconds_of(headers: Mapping[str, str]) -> float:
+    """What ``Retry-After`` asks for, at most a minute."""
+    try:
+        return min(60.0, float(headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0
+
+
+def excerpt(body: bytes) -> str:
+    """The beginning of a body, for an error."""
+    return body[:EXCERPT].decode("utf-8", "replace")
+
+
+def printable(text: str, most: int) -> str:
+    """A text on one line that does nothing to a terminal, cut off."""
+    words = " ".join(text.split())
+    return "".join(character if character.isprintable() else "?" for character in words)[:most]
