@@ -1,8 +1,11 @@
+import json
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lightning_conan.items import Item, Media, parse_pair
+from lightning_conan.items import Item, Media, check_text, parse_pair, parse_side
 
 LINE = {"key": "k", "task": "t", "modality": "audio", "query": {"audio": "a.flac"}, "target": {"text": "a dog barks"}}
 
@@ -76,3 +79,50 @@ def test_pages_and_spans_of_one_file_are_contents_of_their_own():
     """Else they would not be each other's negatives, and one entry of a corpus."""
     spans = [{}, {"page": 1}, {"page": 2}, {"start": 1.0}, {"end": 1.0}, {"start": 1.0, "end": 2.0}]
     assert len({Item((Media("document", b"%PDF", "a.pdf", **span),)).content_hash() for span in spans}) == len(spans)
+
+
+HALVES = [json.loads(text) for text in ('"cut \\ud83d here"', '"\\ude00"', '"\\ude00\\ud83d"', '"a\\udcff"')]
+
+
+@pytest.mark.parametrize("text", HALVES)
+def test_half_a_character_is_refused_wherever_text_enters(text, tmp_path):
+    for change in (
+        {"query": {"text": text}},
+        {"query": {"text": ["whole", text]}},
+        {"query": {"text": "whole", "instruction": text}},
+        {"negatives": [{"text": text}]},
+        {"reasoning": text},
+    ):
+        with pytest.raises(ValueError, match=r"must be whole characters, got half of one .* at \d"):
+            parse_pair({**LINE, **change}, tmp_path)
+    with pytest.raises(ValueError, match="must be whole characters"):
+        parse_side({"key": "k", "text": text}, "query", tmp_path)
+    with pytest.raises(ValueError, match="must be whole characters"):
+        Item(("whole",), text)
+
+
+def test_the_place_of_half_a_character_is_told_and_the_remedy_works():
+    text = "x" * 500 + "\ud83d" + "y" * 500
+    with pytest.raises(ValueError, match=rf"at 500: '{'x' * 20}\\ud83d{'y' * 19}'\. Cut texts") as told:
+        check_text(text)
+    assert 'drop it: text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore").' in str(told.value)
+    assert text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore") == "x" * 500 + "y" * 500
+    assert "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16", "ignore") == "\U0001f600"
+
+
+@given(st.text(st.characters(categories=("L", "N", "P", "S", "Cs", "Cc"))))
+def test_a_text_is_taken_exactly_if_utf_8_can_hold_it(text):
+    whole = not any("\ud800" <= character <= "\udfff" for character in text)
+    if not text.strip():
+        return
+    if whole:
+        assert Item((text,)).content_hash() != Item((text + "x",)).content_hash()
+    else:
+        with pytest.raises(ValueError, match="whole characters"):
+            Item((text,))
+
+
+@pytest.mark.parametrize("part", [None, 3, b"bytes", ["a"]])
+def test_a_part_is_text_or_a_medium(part):
+    with pytest.raises(ValueError, match="parts must be strings or Media, got"):
+        Item(("words", part))

@@ -7,8 +7,9 @@ import torch
 from PIL import ExifTags, Image
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor
 
-from lightning_conan.embedder import OmniProcessor, ProcessorConfig
+from lightning_conan.embedder import OmniProcessor, ProcessorConfig, Provenance
 from lightning_conan.embedder.audio import audio_tokens
+from lightning_conan.embedder.sentence_transformer import OmniModule
 from lightning_conan.embedder.vision import patchify
 from lightning_conan.items import Item, Media
 from lightning_conan.media import MediaError, decode_media, encode_video
@@ -155,3 +156,35 @@ def test_frames_resized_as_they_are_decoded_are_those_resized_later(processor, h
     (found,) = processor(Item((media,))).pixels
     assert torch.equal(found, later.pixels[0])
     assert processor.decode(media).frames.shape[2:] == found.shape[2:]
+
+
+@pytest.mark.parametrize("text", ["cut emoji \ud83d here", "\ude00\ud83d", "not UTF-8 \udcff"])
+def test_half_a_character_is_refused_wherever_the_processor_reads(processor, text):
+    """The tokenizer would say no more than that a text must be a string."""
+    settings = replace(processor.config, ends=False, query_hint=text)
+    with pytest.raises(ValueError, match="must be whole characters"):
+        OmniProcessor(processor.tokenizer, settings)(Item(("whole",)))
+    for parts, instruction in ((["words", text], None), (["words"], text)):
+        with pytest.raises(ValueError, match="must be whole characters"):
+            processor.encode(parts, instruction)
+    begins = OmniProcessor(processor.tokenizer, replace(settings, query_hint=""))
+    with pytest.raises(ValueError, match="must be whole characters"):
+        begins.teach(begins(Item(("whole",))), text)
+
+
+def test_whole_characters_of_every_plane_are_read(processor):
+    text = "a\u00e9\u4e2d\U0001f600\U0010ffff\u200d\ufffd"
+    assert f"{text}<|im_end|>" in words(processor, Item((text,)))
+
+
+def test_sentence_transformers_inputs_are_refused_and_laid_on_white_too(tiny):
+    module, processor = OmniModule(*tiny, Provenance("base")), tiny[1]
+    for value, prompt in (("half \ud83d", None), ({"text": "half \ud83d"}, None), ("whole", "half \ud83d")):
+        with pytest.raises(ValueError, match="must be whole characters"):
+            module.preprocess([value], prompt)
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    for image in (Image.fromarray(values), Image.fromarray(values).convert("LA")):
+        image.save(buffer := io.BytesIO(), "PNG")
+        wanted = processor(Item((Media("image", buffer.getvalue(), "a.png"),))).pixels[0]
+        for found in module.preprocess([image, {"image": image}, {"document": image}])["encoded"]:
+            assert torch.equal(found.pixels[0], wanted)
