@@ -21,6 +21,22 @@ def test_spans_and_pages_are_read(tmp_path):
     assert (video.start, video.end, page.page, page.name) == (1.0, 9.0, 3, "r.pdf")
 
 
+def test_what_is_asked_of_a_medium_may_stand_at_its_limits(tmp_path):
+    (sound,) = parse_pair({**LINE, "query": {"audio": {"path": "a.flac", "start": 0, "end": 1e300}}}, tmp_path).query.parts
+    assert (sound.start, sound.end) == (0.0, 1e300)
+    (page,) = parse_pair({**LINE, "query": {"document": "REPORT.PDF#PAGE=12"}}, tmp_path).query.parts
+    assert (page.name, page.page, page.suffix) == ("REPORT.PDF", 12, "pdf")
+    (image,) = parse_pair({**LINE, "query": {"image": "a.png#page=3"}}, tmp_path).query.parts
+    assert (image.name, image.page) == ("a.png#page=3", None)
+
+
+def test_a_side_is_that_of_a_pair_or_the_item_beside_its_key(tmp_path):
+    pair = {**LINE, "query": {"text": "asked"}, "target": {"text": "found"}}
+    assert [parse_side(pair, side, tmp_path).parts for side in ("query", "target")] == [("asked",), ("found",)]
+    alone = {"key": "k", "split": "test", "task": "t", "modality": "text", "text": "alone"}
+    assert [parse_side(alone, side, tmp_path).parts for side in ("query", "target")] == [("alone",)] * 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -35,6 +51,7 @@ def test_spans_and_pages_are_read(tmp_path):
         ({"query": {"audio": {"path": "a.flac", "start": -0.1}}}, "must be seconds"),
         ({"query": {"audio": {"path": "a.flac", "start": None}}}, "must be seconds"),
         ({"query": {"audio": {"path": "a.flac", "start": 2, "end": 1}}}, "must be seconds"),
+        ({"query": {"audio": {"path": "a.flac", "start": 2, "end": 2}}}, "must be seconds"),
         ({"query": {"audio": {"path": "a.flac", "end": float("inf")}}}, "must be seconds"),
         ({"negatives": None}, "must be a list"),
         ({"negatives": 5}, "must be a list"),

@@ -17,6 +17,7 @@ from transformers import Qwen2VLImageProcessor
 
 from lightning_conan.items import Media
 from lightning_conan.media import Limits, MediaError, decode_document, decode_image, decode_video
+from lightning_conan.media.image import Shrink
 from samples import EVERY_FRAME
 
 UPSTREAM = Qwen2VLImageProcessor()
@@ -261,3 +262,17 @@ def test_a_transparent_film_lies_on_white_as_qwens_video_processor_lays_it():
     clip = decode_video(Media("video", data, "a.png"), EVERY_FRAME)
     wanted = convert_to_rgb(frames.transpose(0, 3, 1, 2), input_data_format="channels_first")
     assert np.abs(clip.frames.numpy() - wanted.astype(float)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("gap", "decoded_at"), [(1.0, (100, 50)), (1.9, (200, 100)), (2.0, (200, 100)), (3.0, (400, 200)), (5.0, (800, 400))]
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_jpeg_is_decoded_no_smaller_than_the_gap_asks_for(gap, decoded_at, turned):
+    """At an eighth, a quarter or half of its size, where that is still so many times as large as the eighth that is wanted."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6 if turned else 1
+    with Image.open(io.BytesIO(saved(Image.new("RGB", (800, 400)), "JPEG", exif=exif))) as image:
+        wanted = Shrink(lambda height, width: (height // 8, width // 8), gap).draft(image)
+        assert image.size == decoded_at
+        assert wanted == (None if decoded_at == (800, 400) else (100, 50) if turned else (50, 100))
