@@ -2,7 +2,7 @@ import json
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_conan.items import Item, Media, check_text, parse_pair, parse_side
@@ -75,6 +75,19 @@ def test_hash_tells_contents_apart_and_places_not(tmp_path):
     assert len({item.content_hash() for item in [Item((here,)), *others]}) == 5
 
 
+def test_a_part_cannot_pass_for_two():
+    for text in ("a|text:1:{}:b", "a|text:{}:b", "a|b", "ab"):
+        assert Item((text,)).content_hash() != Item(("a", "b")).content_hash()
+    assert Item(("a",), "b").content_hash() != Item(("a",), "c").content_hash() != Item(("a",)).content_hash()
+
+
+def test_a_whole_file_has_no_span():
+    assert Media("audio", b"", "a.flac").span == {}
+    assert Media("audio", b"", "a.flac", 0.0, 2.0).span == {"end": 2.0}
+    assert Media("video", b"", "a.mp4", 1.0).span == {"start": 1.0}
+    assert Media("document", b"", "a.pdf", page=1).span == {"page": 1}
+
+
 def test_links_and_pipes_are_no_way_out(tmp_path):
     """A link below the manifest to a file elsewhere, and something that would never end to be read."""
     (tmp_path / "secret.png").write_bytes(b"secret")
@@ -127,6 +140,7 @@ def test_the_place_of_half_a_character_is_told_and_the_remedy_works():
     assert "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16", "ignore") == "\U0001f600"
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(categories=("L", "N", "P", "S", "Cs", "Cc"))))
 def test_a_text_is_taken_exactly_if_utf_8_can_hold_it(text):
     whole = not any("\ud800" <= character <= "\udfff" for character in text)
