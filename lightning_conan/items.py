@@ -72,6 +72,25 @@ class Media(msgspec.Struct, frozen=True):
         return {name: value for name, value in fields.items() if value is not None}
 
 
+def check_text(text: str) -> None:
+    """Refuses half a character (a lone surrogate), which JSON may hold and neither UTF-8 nor a tokenizer can.
+
+    Raises:
+        ValueError: There is one, named with its place.
+    """
+    if text.isascii():
+        return  # known without looking
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = error.start
+        raise ValueError(
+            f"Text must be whole characters, got half of one (a lone surrogate) at {place}: "
+            f"{text[max(0, place - 20) : place + 20]!r}. Cut texts between characters, or drop it: "
+            'text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore").'
+        ) from error
+
+
 class Item(msgspec.Struct, frozen=True):
     """One thing to embed: text and media in order, with an optional instruction.
 
@@ -87,8 +106,14 @@ class Item(msgspec.Struct, frozen=True):
         if isinstance(self.parts, str):
             raise ValueError(f"An item's parts must be a tuple, got {self.parts!r}. Write Item(({self.parts!r},)).")
         for part in self.parts or ("",):
-            if isinstance(part, str) and (not part or part.isspace()):
-                raise ValueError(f"An item must hold text or media, got {self.parts!r}. Give it at least one non-empty part.")
+            if isinstance(part, str):
+                if not part or part.isspace():
+                    raise ValueError(f"An item must hold text or media, got {self.parts!r}. Give it at least one non-empty part.")
+                check_text(part)
+            elif not isinstance(part, Media):
+                raise ValueError(f"An item's parts must be strings or Media, got {part!r:.80}. Leave out what is not there.")
+        if self.instruction is not None:
+            check_text(self.instruction)
 
     @property
     def media(self) -> list[Media]:
@@ -234,6 +259,7 @@ def parse_pair(value: object, root: Path) -> Pair:
     reasoning = value.get("reasoning", "")
     if not isinstance(reasoning, str):
         raise ValueError(f"reasoning must be a string, got {reasoning!r}.")
+    check_text(reasoning)
     return Pair(value["key"], value["task"], value["modality"], query, target, negatives, reasoning)
 
 

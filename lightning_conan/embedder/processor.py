@@ -18,7 +18,7 @@ from lightning_conan.embedder.audio import audio_tokens, window_tokens
 from lightning_conan.embedder.packing import IGNORED, Encoded
 from lightning_conan.embedder.positions import Run, mrope_positions
 from lightning_conan.embedder.processor_config import ProcessorConfig
-from lightning_conan.items import Item, Media, Side
+from lightning_conan.items import Item, Media, Side, check_text
 from lightning_conan.media import Clip, MediaError, decode_media
 from lightning_conan.media.audio import SAMPLE_RATE
 from lightning_conan.media.image import Shrink, resize
@@ -154,12 +154,19 @@ class OmniProcessor:
         """Token ids of text, in which special tokens are text, too: they must not become placeholders.
 
         Asked of the library below: an item has three to five pieces, and transformers' call takes 16 us more for each.
+
+        Raises:
+            ValueError: It holds half a character.
         """
         backend = self.tokenizer.backend_tokenizer
         backend.encode_special_tokens = True
         backend.no_truncation()
         backend.no_padding()
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        except TypeError:  # all that is said of half a character is that a text must be a string
+            check_text(text)
+            raise
         return ids
 
     def instruction_of(self, instruction: str | None, side: Side) -> str:

@@ -4,8 +4,10 @@ import io
 import math
 
 import pypdfium2
+import pypdfium2.raw
 from jaxtyping import UInt8
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_conan.items import Media
 from lightning_conan.media.image import Shrink, decode_image, rgb_tensor
@@ -14,8 +16,21 @@ from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 PDF_DPI = 144
 
 
+class FilledPdf(pypdfium2.PdfDocument):  # type: ignore[misc]  # untyped
+    """A PDF that shows what its form fields hold, also where no catalog lists them: pages that were merged from several files.
+
+    XFA is not read: such a file shows the pages that it holds for other readers.
+    """
+
+    @override
+    def get_formtype(self) -> int:
+        """That of a form, so that ``init_forms`` never leaves one out."""
+        return int(pypdfium2.raw.FORMTYPE_ACRO_FORM)
+
+
 def decode_document(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None = None) -> UInt8[Tensor, "3 height width"]:
-    """RGB pixels of a page: an image as it is, a PDF page at 144 dots an inch.
+    """RGB pixels of a page: an image as it is; a PDF page at 144 dots an inch, with its annotations and what is filled into its
+    form fields. ``UserUnit`` is ignored, as PDFium does.
 
     Raises:
         MediaError: Not such a file, no such page, or over a limit.
@@ -24,7 +39,8 @@ def decode_document(media: Media, limits: Limits = DEFAULT, shrink: Shrink | Non
         return decode_image(media, limits, shrink)
     data = limits.read(media)
     try:
-        with pypdfium2.PdfDocument(io.BytesIO(data)) as pdf:
+        with FilledPdf(io.BytesIO(data)) as pdf:
+            pdf.init_forms()  # before any page is opened
             number = 1 if media.page is None else media.page
             if not 1 <= number <= len(pdf):
                 raise MediaError(media, f"page {number} does not exist, the file has {len(pdf)}")

@@ -1,15 +1,17 @@
-"""Images: PNG, JPEG and WebP bytes to RGB pixels."""
+"""Images: PNG, JPEG, WebP and GIF bytes to RGB pixels."""
 
 import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
 from torchvision.transforms.v2 import InterpolationMode
@@ -18,13 +20,19 @@ from torchvision.transforms.v2 import functional as tv
 from lightning_conan.items import Media
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 STRAIGHT: dict[str | None, Callable[..., Tensor]] = {"JPEG": decode_jpeg, "MPO": decode_jpeg, "WEBP": decode_webp}
 """By Pillow's name of a format: what decodes it faster (no PNG: Pillow has to decode it whole to find its orientation)."""
 ON_ITS_SIDE = (5, 6, 7, 8)
 """EXIF's orientations of images whose rows are columns."""
 FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 """By EXIF's orientation: which axes of the pixels run backwards, once rows are rows."""
+KEYS: dict[object, Callable[[Any], object]] = {
+    "L;2": lambda gray: 85 * gray,
+    "L;4": lambda gray: 17 * gray,
+    "RGB;16B": lambda color: tuple(value >> 8 for value in color),
+}
+"""By how a PNG stores its pixels: from the color that it declares transparent to that of Pillow's pixels, which have 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,8 @@ class Shrink:
 
 
 def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None = None) -> UInt8[Tensor, "3 height width"]:
-    """Upright RGB pixels of a PNG, JPEG or WebP file; a JPEG that ``shrink`` reduces has the size that is wanted already.
+    """Upright RGB pixels of a PNG, JPEG, WebP or GIF file, of its first frame where it is animated, on white where it is
+    transparent; a JPEG that ``shrink`` reduces has the size that is wanted already.
 
     Raises:
         MediaError: Not such a file, truncated, or over a limit (checked from the header).
@@ -65,6 +74,7 @@ def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None =
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             # Ignored is Pillow's own warning of bombs: our limit is checked here.
             limits.check_pixels(media, *image.size)
+            scale_key(image)
             size = shrink.draft(image) if shrink and isinstance(image, JpegImageFile) else None
             pixels = upright(rgb_tensor(image) if size else whole(image, data), image.getexif().get(ExifTags.Base.Orientation))
             return pixels if size is None else resize(pixels[None], size)[0]
@@ -92,12 +102,39 @@ def upright(pixels: UInt8[Tensor, "3 _ _"], orientation: object) -> UInt8[Tensor
     return pixels.flip(FLIPS[orientation]) if orientation in FLIPS else pixels
 
 
+def scale_key(image: Image.Image) -> None:
+    """Puts the color that a PNG declares transparent on the scale of its pixels; Pillow leaves it as it is stored."""
+    key = image.info.get("transparency")
+    if key is not None and isinstance(image, PngImageFile) and image.tile:
+        scale = KEYS.get(image.tile[0].args)
+        image.info["transparency"] = scale(key) if scale else key
+
+
 def rgb_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    """A PIL image as RGB pixels."""
-    if image.mode.startswith("I;16"):  # Pillow would take all but the darkest 256 of 65,536 grays for white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """A PIL image as RGB pixels; what is transparent lies on white, as transformers' image processors take PIL images."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(shades(image))
+    elif "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = on_white(image)
     pixels: Tensor = tv.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))  # it would be a copy
     return pixels
+
+
+def shades(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
+    """Grays of 16 bits as ones of 8: Pillow would take all but the darkest 256 of 65,536 for white."""
+    values = np.asarray(image)
+    found = (values >> 8).astype(np.uint8)
+    if (key := image.info.get("transparency")) is not None:
+        found[values == key] = 255
+    return found
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An image with transparent parts before a white ground."""
+    clear = image if image.mode == "RGBA" else image.convert("RGBA")
+    if clear.getchannel("A").getextrema() == (255, 255):
+        return clear  # opaque after all: many pictures of screens are
+    return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
 
 
 def resize(frames: UInt8[Tensor, "frames 3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "frames 3 _ _"]:

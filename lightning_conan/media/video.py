@@ -14,12 +14,13 @@ import av
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_conan.items import Media
 from lightning_conan.media.container import open_container
-from lightning_conan.media.image import resize
+from lightning_conan.media.image import resize, rgb_tensor
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 from lightning_conan.media.timeline import MOMENT, Timeline
 
@@ -202,9 +203,16 @@ def decode(container: Any, stream: Any, due: set[int]) -> Iterator[Any]:
 def rgb(frame: Any, check: Check) -> UInt8[Tensor, "3 height width"]:
     """A frame's pixels, turned upright as players show it."""
     check(frame.width, frame.height)
-    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    pixels = opaque(frame)
     turns = round(frame.rotation / 90) % 4
     return pixels.rot90(turns, (1, 2)) if turns else pixels
+
+
+def opaque(frame: Any) -> UInt8[Tensor, "3 height width"]:
+    """A frame's pixels; what is transparent lies on white, as in images."""
+    if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+        return rgb_tensor(Image.fromarray(frame.to_ndarray(format="rgba")))
+    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
 
 
 def encode_video(frames: Iterable[UInt8[Tensor, "3 height width"]], fps: int, codec: str = "libx264") -> bytes:

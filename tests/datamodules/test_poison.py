@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from pages import filled_form
 from PIL import Image
 
 from datamodules.manifest import Fault, read_manifest
@@ -59,10 +60,10 @@ def bomb(side):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def animated():
+def animated(format="WEBP"):
     frames = [Image.new("RGB", (40, 32), color) for color in ("red", "green")]
     buffer = io.BytesIO()
-    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
+    frames[0].save(buffer, format, save_all=True, append_images=frames[1:])
     return buffer.getvalue()
 
 
@@ -91,6 +92,8 @@ POISON = {
     "CMYK JPEG": lambda: Media("image", picture("CMYK", "JPEG"), "a.jpg"),
     "16-bit PNG": lambda: Media("image", picture("I;16", "PNG"), "a.png"),
     "palette PNG with transparency": lambda: Media("image", picture("P", "PNG", transparency=0), "a.png"),
+    "PNG with alpha": lambda: Media("image", picture("RGBA", "PNG"), "a.png"),
+    "animated GIF": lambda: Media("image", animated("GIF"), "a.gif"),
     "animated WebP": lambda: Media("image", animated(), "a.webp"),
     "image of 1 x 1 pixel": lambda: Media("image", picture("RGB", "PNG", (1, 1)), "a.png"),
     "stereo WAV": lambda: Media("audio", wav(TONE.repeat(2, 1)), "a.wav"),
@@ -110,6 +113,8 @@ POISON = {
     "MP4 without sound, asked for its sound": lambda: Media("audio", mp4(), "a.mp4"),
     "PDF of nonsense": lambda: Media("document", b"%PDF-1.7 nonsense", "a.pdf"),
     "page 9 of a PDF of one page": lambda: Media("document", pdf(), "a.pdf", page=9),
+    "PDF form that is filled in": lambda: Media("document", filled_form(), "a.pdf"),
+    "PDF page in units of 10 points": lambda: Media("document", filled_form(more=b"/UserUnit 10"), "a.pdf"),
     "text with null bytes": lambda: "a\x00b",
     "text of 200,000 characters": lambda: "word " * 40_000,
 }
@@ -144,13 +149,16 @@ def test_a_manifest_in_another_encoding_is_listed_line_by_line(tmp_path):
 
 
 def test_half_a_character_is_left_out_when_packed(tmp_path):
-    bad = Pair("bad", "t", "text", Item(("half \ud83d",)), Item(("a",)))
-    write_shards([bad, Pair("good", "t", "text", Item(("whole \U0001f600",)), Item(("b",)))], tmp_path / "set")
+    bad = {"key": "bad", "task": "t", "modality": "text", "query": {"text": "half \ud83d"}, "target": {"text": "a"}}
+    good = bad | {"key": "good", "query": {"text": "whole \U0001f600"}}
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (bad, good)))
+    write_shards(read_manifest(tmp_path / "m.jsonl"), tmp_path / "set")
     assert [sample.key for sample in ShardSet(tmp_path / "set").samples] == ["good"]
     assert ShardSet(tmp_path / "set").read(0).query.parts == ("whole \U0001f600",)
     fault = json.loads((tmp_path / "set" / "quarantine.jsonl").read_text())
     assert fault["key"] == "bad"
-    assert "surrogates not allowed" in fault["reason"]
+    assert "must be whole characters, got half of one" in fault["reason"]
+    assert fault["where"].endswith("m.jsonl:1")
 
 
 @pytest.mark.parametrize("name", ["pipe:cat /etc/passwd", "https://example.org/set"])

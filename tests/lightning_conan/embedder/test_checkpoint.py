@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_conan.embedder import OmniProcessor, Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.embedder.checkpoint import embeds_as, file_hash, record_golden, whole_folder
+from lightning_conan.embedder.checkpoint.folder import check_folder
 
 
 @pytest.fixture
@@ -62,7 +63,10 @@ def test_a_flipped_byte_is_refused(folder):
         load_folder(folder)
 
 
-@pytest.mark.parametrize("left", ["model.safetensors.index.json", "adapter_config.json", "model-00001-of-00002.safetensors"])
+@pytest.mark.parametrize(
+    "left",
+    ["model.safetensors.index.json", "adapter_config.json", "delta_config.json", "model-00001-of-00002.safetensors"],
+)
 def test_weights_that_another_folder_left_are_refused(folder, left):
     """As `cp -r new/. old` does: each of the new folder's own files passes, and loading would take the old one's."""
     (folder / left).write_text("{}")
@@ -194,3 +198,26 @@ def test_a_model_of_another_state_is_not_replaced(folder, tiny, state, modality)
     with pytest.raises(ValueError, match=f"must be free or hold a {state} model(?s:.*) but it holds a base model"):
         save_folder(folder, *tiny, Provenance(state, modality))
     assert file_hash(folder / "conan.json") == before
+
+
+def test_a_specialist_of_another_modality_is_not_replaced(tiny, tmp_path):
+    folder = save_folder(tmp_path / "out", *tiny, Provenance("specialist", "audio"))
+    with pytest.raises(ValueError, match="must be free or hold a specialist model of modality image"):
+        save_folder(folder, *tiny, Provenance("specialist", "image"))
+    assert load_folder(folder)[2].modality == "audio"
+
+
+def test_a_folder_fits_its_hashes_at_every_moment_of_recording(folder, monkeypatch):
+    """A process may end there, or another read it."""
+    model, processor, _ = load_folder(folder)
+    rename, looks = Path.rename, []
+
+    def watched(self, target):
+        looks.append(check_folder(folder).state)
+        found = rename(self, target)
+        looks.append(check_folder(folder).state)
+        return found
+
+    monkeypatch.setattr(Path, "rename", watched)
+    record_golden(folder, model, processor)
+    assert len(looks) >= 6

@@ -13,7 +13,7 @@ from upstream import write_qwen3_vl, write_whisper
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import OmniConfig, graft_folder, load_folder
 from lightning_conan.embedder.checkpoint import TensorFiles, file_hash
-from lightning_conan.embedder.checkpoint.graft import OWN_TOKENS
+from lightning_conan.embedder.checkpoint.graft import OWN_TOKENS, Graft
 from lightning_conan.embedder.checkpoint.tensors import tensor_paths
 from lightning_conan.embedder.projector import AudioProjector
 from lightning_conan.items import Item, Media
@@ -282,3 +282,14 @@ def test_whispers_short_sounds_are_filled_up_as_its_own_features_are(upstream, t
     assert len(found) < 100
     torch.testing.assert_close(found[:-1], wanted[:-1], atol=1e-3, rtol=0)
     torch.testing.assert_close(found[-1], wanted[-1], atol=0.05, rtol=0)
+
+
+def test_new_rows_are_drawn_with_the_spread_of_each_dimension():
+    graft = Graft.__new__(Graft)
+    graft.new_rows = [3]
+    rows = torch.tensor([[1.0, 900.0], [2.0, -300.0], [4.0, 500.0], [0.0, 0.0]])
+    noise = torch.ones(len(OWN_TOKENS) + 1, 2)
+    found = graft.with_new_rows(rows, noise)
+    drawn = rows.mean(dim=0) + rows.std(dim=0)
+    assert torch.equal(found[:3], rows[:3])
+    torch.testing.assert_close(found[3:], drawn.expand(2, 2))

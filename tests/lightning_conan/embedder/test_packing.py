@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -100,3 +101,31 @@ def test_tensors_travel_as_one_and_arrive_as_they_were(shapes):
     found = as_one(tensors, lambda tensor: changed.append(tensor) or tensor + 1)
     assert len(changed) == bool(tensors)
     assert all(torch.equal(one, other + 1) for one, other in zip(found, tensors, strict=True))
+
+
+def test_labels_are_those_of_the_items_that_have_some():
+    lesson = replace(item(3), labels=torch.tensor([-100, 5, 6]))
+    (chunk,) = pack([item(2), lesson], 1000)
+    assert chunk.labels.tolist() == [[-100, 5, 6], [-100, -100, -100]]
+    (chunk,) = pack([item(2), item(3)], 1000)
+    assert chunk.labels is None
+
+
+def test_a_chunk_on_another_device_is_the_same_in_the_same_order(encoded):
+    (chunk,) = pack([encoded["two images"], encoded["audio"], encoded["long audio"], encoded["text"]], 100_000)
+    moved = chunk.to(torch.device("meta"))
+    for field in ("pixels", "mels"):
+        shapes = [tensor.shape for tensor in getattr(chunk, field)]
+        assert len(set(shapes)) == 2
+        assert [tensor.shape for tensor in getattr(moved, field)] == shapes
+    assert (moved.input_ids.shape, moved.last.shape, moved.rows) == (chunk.input_ids.shape, chunk.last.shape, chunk.rows)
+    assert {tensor.device.type for tensor in [moved.input_ids, moved.positions, moved.last, *moved.pixels, *moved.mels]} == {
+        "meta"
+    }
+
+
+def test_the_memory_of_an_item_is_that_of_all_its_tensors(encoded):
+    found = encoded["video and sound"]
+    parts = [found.input_ids, found.positions, *found.pixels, *found.mels]
+    assert len(parts) == 4
+    assert found.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in parts)

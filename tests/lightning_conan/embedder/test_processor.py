@@ -1,17 +1,19 @@
 import io
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
-from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor
+from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen3VLVideoProcessor
 
-from lightning_conan.embedder import OmniProcessor, ProcessorConfig
+from lightning_conan.embedder import OmniProcessor, ProcessorConfig, Provenance
 from lightning_conan.embedder.audio import audio_tokens
+from lightning_conan.embedder.sentence_transformer import OmniModule
 from lightning_conan.embedder.vision import patchify
 from lightning_conan.items import Item, Media
-from lightning_conan.media import MediaError, decode_media, encode_video
+from lightning_conan.media import Limits, MediaError, decode_media, encode_video
 from samples import flac, png
 
 
@@ -155,3 +157,97 @@ def test_frames_resized_as_they_are_decoded_are_those_resized_later(processor, h
     (found,) = processor(Item((media,))).pixels
     assert torch.equal(found, later.pixels[0])
     assert processor.decode(media).frames.shape[2:] == found.shape[2:]
+
+
+@pytest.mark.parametrize("text", ["cut emoji \ud83d here", "\ude00\ud83d", "not UTF-8 \udcff"])
+def test_half_a_character_is_refused_wherever_the_processor_reads(processor, text):
+    """The tokenizer would say no more than that a text must be a string."""
+    settings = replace(processor.config, ends=False, query_hint=text)
+    with pytest.raises(ValueError, match="must be whole characters"):
+        OmniProcessor(processor.tokenizer, settings)(Item(("whole",)))
+    for parts, instruction in ((["words", text], None), (["words"], text)):
+        with pytest.raises(ValueError, match="must be whole characters"):
+            processor.encode(parts, instruction)
+    begins = OmniProcessor(processor.tokenizer, replace(settings, query_hint=""))
+    with pytest.raises(ValueError, match="must be whole characters"):
+        begins.teach(begins(Item(("whole",))), text)
+
+
+def test_whole_characters_of_every_plane_are_read(processor):
+    text = "a\u00e9\u4e2d\U0001f600\U0010ffff\u200d\ufffd"
+    assert f"{text}<|im_end|>" in words(processor, Item((text,)))
+
+
+def test_sentence_transformers_inputs_are_refused_and_laid_on_white_too(tiny):
+    module, processor = OmniModule(*tiny, Provenance("base")), tiny[1]
+    for value, prompt in (("half \ud83d", None), ({"text": "half \ud83d"}, None), ("whole", "half \ud83d")):
+        with pytest.raises(ValueError, match="must be whole characters"):
+            module.preprocess([value], prompt)
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    for image in (Image.fromarray(values), Image.fromarray(values).convert("LA")):
+        image.save(buffer := io.BytesIO(), "PNG")
+        wanted = processor(Item((Media("image", buffer.getvalue(), "a.png"),))).pixels[0]
+        for found in module.preprocess([image, {"image": image}, {"document": image}])["encoded"]:
+            assert torch.equal(found.pixels[0], wanted)
+
+
+def test_an_empty_instruction_takes_the_place_of_the_folders(processor):
+    """The hint of a side still stands."""
+    instructed = OmniProcessor(processor.tokenizer, replace(processor.config, instruction="Find it.", target_hint="Briefly."))
+    assert words(instructed, Item(("hello",))).startswith("<|im_start|>system\nFind it.<|im_end|>")
+    assert words(instructed, Item(("hello",), "")).startswith("<|im_start|>user\nhello")
+    assert instructed.instruction_of("", "target") == "Briefly."
+    assert instructed.instruction_of(None, "target") == "Find it. Briefly."
+
+
+def test_a_fingerprint_tells_settings_and_tokenizers_apart(processor):
+    other = deepcopy(processor.tokenizer)
+    other.add_tokens(["<|another|>"])
+    processors = [
+        processor,
+        OmniProcessor(processor.tokenizer, replace(processor.config, query_hint="Find it.")),
+        OmniProcessor(processor.tokenizer, replace(processor.config, limits=Limits(max_pixels=3))),
+        OmniProcessor(other, processor.config),
+    ]
+    assert len({each.fingerprint for each in processors}) == len(processors)
+    assert OmniProcessor(deepcopy(processor.tokenizer), replace(processor.config)).fingerprint == processor.fingerprint
+
+
+def test_every_sound_of_an_item_counts_as_the_encoder_pads_it(processor):
+    sounds = [Media("audio", flac(seconds), f"{seconds}.flac") for seconds in (0.3, 1.7)]
+    alone = [processor(Item((sound,))).heard for sound in sounds]
+    assert min(alone) > 0
+    assert processor(Item(tuple(sounds))).heard == sum(alone)
+
+
+def test_the_shortest_sound_is_one_window_of_its_spectrogram(processor):
+    shortest = processor.mel_extractor.n_fft
+    assert processor.encode([torch.zeros(shortest)]).mels[0].shape[1] >= 1
+    with pytest.raises(ValueError, match=f"{shortest - 1} samples at 16 kHz are too short, must be {shortest} or more"):
+        processor.encode([torch.zeros(shortest - 1)])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (400, 300), (90, 900)])
+@pytest.mark.parametrize("cap", [1, 16, 768])
+def test_sizes_of_frames_are_those_of_qwens_video_processor(processor, count, height, width, cap):
+    """The cap of a frame included, which is no less than the least that a video has."""
+    settings = replace(processor.config, video_min_pixels=8192, video_max_pixels=96 * 1024, frame_max_tokens=cap)
+    found = OmniProcessor(processor.tokenizer, settings).frame_size(count, height, width)
+    factor = settings.patch_size * settings.merge_size
+    upstream = Qwen3VLVideoProcessor(
+        size={"shortest_edge": 8192, "longest_edge": 96 * 1024},
+        patch_size=settings.patch_size,
+        merge_size=settings.merge_size,
+        max_video_tokens=cap,
+    )
+    frames = torch.empty(1, max(count, 2), 3, height, width, dtype=torch.uint8, device="meta")
+    wanted = upstream.resize(
+        frames,
+        upstream.size,
+        upstream.resample,
+        factor=factor,
+        temporal_factor=2,
+        cap_pixels_per_frame=True,
+    )
+    assert found == tuple(wanted.shape[-2:])

@@ -56,6 +56,21 @@ def test_empty_tensors_and_scalars_are_tensors(tmp_path):
     assert all(torch.equal(found[name], values[name]) for name in values)
 
 
+def header(path):
+    """Where each tensor lies; the data begins where eight bytes may be read at once."""
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    assert length % 8 == 0
+    return json.loads(path.read_bytes()[8 : 8 + length])
+
+
+@pytest.mark.parametrize("name", ["w" * length for length in range(1, 9)])
+def test_a_shard_is_as_large_as_it_may_be_and_no_larger(tmp_path, name):
+    specs = {f"{name}{number}": Spec((number, 3), torch.float32) for number in (1, 2, 3, 4)}
+    write_shards(tmp_path, specs, lambda found: torch.zeros(specs[found].shape), 36)
+    files = [set(header(path)) - {"__metadata__"} for path in tensor_paths(tmp_path)]
+    assert files == [{f"{name}1", f"{name}2"}, {f"{name}3"}, {f"{name}4"}]
+
+
 @pytest.mark.parametrize("shard_bytes", [1, 300, 10**9])
 def test_files_written_tensor_by_tensor_equal_the_librarys(tmp_path, shard_bytes):
     torch.manual_seed(0)
@@ -68,6 +83,8 @@ def test_files_written_tensor_by_tensor_equal_the_librarys(tmp_path, shard_bytes
     if shard_bytes == 10**9:
         save_file(values, tmp_path / "library", metadata={"format": "pt"})
         assert load_file(tmp_path / "library").keys() == found.keys()
+        for name, place in header(tmp_path / "model.safetensors").items():
+            assert name == "__metadata__" or place["data_offsets"][0] % values[name].element_size() == 0, "aligned"
     else:
         index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
         assert index["metadata"]["total_size"] == sum(spec.nbytes for spec in specs.values())

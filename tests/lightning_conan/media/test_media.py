@@ -354,7 +354,14 @@ class Odd:
 
     def frames(self, first, last):
         return [
-            SimpleNamespace(pts=n, rotation=0, width=1, height=1, to_ndarray=lambda n=n, **_: np.full((1, 1, 3), n, np.uint8))
+            SimpleNamespace(
+                pts=n,
+                rotation=0,
+                width=1,
+                height=1,
+                format=av.VideoFormat("rgb24", 1, 1),
+                to_ndarray=lambda n=n, **_: np.full((1, 1, 3), n, np.uint8),
+            )
             for n in range(first, last + 1)
             if n != 4
         ]
