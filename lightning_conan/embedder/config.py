@@ -44,6 +44,7 @@ class OmniConfig(PreTrainedConfig):
         self.emb_token_id = emb_token_id
         self.output_head = output_head
         super().__init__(**kwargs)
+        check_kernel(self)
 
     @property
     def dim(self) -> int:
@@ -53,6 +54,24 @@ class OmniConfig(PreTrainedConfig):
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The language model's config, where transformers looks for the vocabulary."""
         return self.backbone_config.text_config  # type: ignore[no-any-return]
+
+
+def check_kernel(config: PreTrainedConfig) -> None:
+    """Refuses a config, or a part of it, that names a kernel of a hub: building the model would fetch code and run it.
+
+    Raises:
+        ValueError: Its attention or its experts are ``OWNER/NAME``.
+    """
+    for setting in ("attn_implementation", "experts_implementation"):
+        found = getattr(config, f"_{setting}", None)
+        if "/" in str(found):
+            raise ValueError(
+                f"{setting} in config.json must not be a kernel of a hub, got {found!r}: that is code from the network. Have the "
+                "folder written again without it."
+            )
+    for name in getattr(config, "sub_configs", ()):
+        if isinstance(part := getattr(config, name, None), PreTrainedConfig):
+            check_kernel(part)
 
 
 def build(config: PreTrainedConfig | dict[str, Any] | None, default_type: str) -> PreTrainedConfig:

@@ -15,6 +15,7 @@ from lightning_conan.embedder.checkpoint.delta import DELTA, DELTA_CONFIG, Delta
 from lightning_conan.embedder.checkpoint.golden import check_golden, write_golden
 from lightning_conan.embedder.checkpoint.provenance import (
     GOLDEN,
+    PACKAGE,
     PROVENANCE,
     STATES,
     Provenance,
@@ -23,7 +24,7 @@ from lightning_conan.embedder.checkpoint.provenance import (
     moved_along,
     read_provenance,
 )
-from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, check_specs, tensor_paths
+from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors, check_specs, tensor_paths, write_shards
 from lightning_conan.embedder.checkpoint.whole import sync, whole_folder
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
@@ -31,7 +32,7 @@ from lightning_conan.embedder.processor import OmniProcessor
 from lightning_conan.embedder.processor_config import ProcessorConfig
 
 PROCESSOR, CONFIG = "omni_processor.json", "config.json"
-PACKAGES = ("lightning", "torch", "transformers", "peft")
+PACKAGES = (PACKAGE, "lightning", "torch", "transformers", "peft")
 UNHASHED = "README.md"
 """The model card: who publishes a folder writes in it."""
 
@@ -73,10 +74,20 @@ def replace_provenance(folder: Path, provenance: Provenance) -> None:
 def save_folder(folder: Path, model: OmniEmbedder, processor: OmniProcessor, provenance: Provenance) -> Path:
     """Writes a checkpoint folder with its golden vectors, whole or not at all."""
     with whole_folder(folder, provenance.state, provenance.modality) as scratch:
-        model.save_pretrained(scratch)
+        write_model(scratch, model)
         write_golden(scratch, model, processor)
         write_sidecars(scratch, processor, provenance)
     return folder
+
+
+def write_model(scratch: Path, model: OmniEmbedder) -> None:
+    """Writes a model's config and weights."""
+    model.config.architectures, model.config.dtype = [OmniEmbedder.__name__], model.dtype
+    model.config.save_pretrained(scratch)
+    tensors = model.state_dict()
+    write_shards(
+        scratch, {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}, tensors.__getitem__
+    )
 
 
 def save_adapter_folder(
@@ -171,7 +182,7 @@ def base_of(folder: Path) -> Path:
 def load_processor(folder: Path) -> OmniProcessor:
     """The processor of a checkpoint folder."""
     settings = json.loads((folder / PROCESSOR).read_text())
-    return OmniProcessor(AutoTokenizer.from_pretrained(folder), ProcessorConfig.from_dict(settings))
+    return OmniProcessor(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), ProcessorConfig.from_dict(settings))
 
 
 def load_folder(

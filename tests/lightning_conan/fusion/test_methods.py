@@ -43,6 +43,25 @@ def test_ties_equals_mergekit(deltas, density):
     close(found, mergekit("ties", deltas, normalize=True, density=dict.fromkeys(ALPHAS, density)))
 
 
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.3, 0.3), (0.2, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.3, 0.5, 0.4)], ids=str)
+@pytest.mark.parametrize("density", [0.4, 1.0])
+def test_ties_equals_mergekit_where_coarse_entries_cancel(weights, density, monkeypatch):
+    """Differences of bfloat16 weights are multiples of a step: many sums are exactly 0, and a sign is elected all the same."""
+    alphas = dict(zip("abc", weights, strict=False))
+    monkeypatch.setitem(globals(), "ALPHAS", alphas)
+    generator = torch.Generator().manual_seed(0)
+    base = (0.02 * torch.randn(40, 500, generator=generator)).bfloat16().float()
+    moved = {name: (base + 2e-4 * torch.randn(base.shape, generator=generator)).bfloat16().float() for name in alphas}
+    coarse = {name: tensor - base for name, tensor in moved.items()}
+    found = Ties(density)(coarse, alphas, PLACE)
+    wanted = mergekit("ties", coarse, normalize=True, density=dict.fromkeys(alphas, density))
+    torch.testing.assert_close(found, wanted, atol=1e-7, rtol=0)
+    if density == 1 and weights == (0.5, 0.5):
+        cancelled = (coarse["a"] == -coarse["b"]) & (coarse["a"] != 0)
+        assert cancelled.sum() > 100
+        assert torch.equal(found[cancelled], coarse["a"][cancelled].abs())
+
+
 def test_ties_equals_a_loop_over_entries(deltas):
     found = Ties(0.3, scale=2.0)(deltas, ALPHAS, PLACE).flatten()
     flat = {name: delta.flatten().tolist() for name, delta in deltas.items()}
@@ -50,7 +69,7 @@ def test_ties_equals_a_loop_over_entries(deltas):
     for place, value in enumerate(found.tolist()):
         kept = {name: values[place] for name, values in flat.items() if abs(values[place]) >= bar[name]}
         total = sum(ALPHAS[name] * x for name, x in kept.items())
-        same = {name: x for name, x in kept.items() if x * total > 0}
+        same = {name: x for name, x in kept.items() if x and (x > 0) == (total >= 0)}
         weight = sum(ALPHAS[name] for name in same)
         wanted = 2 * sum(ALPHAS[name] * x for name, x in same.items()) / weight if same else 0.0
         assert value == pytest.approx(wanted, abs=1e-5)
