@@ -16,7 +16,7 @@ from lightning_conan.embedder import OmniProcessor, Provenance, export_folder, l
 from lightning_conan.embedder.checkpoint.export import chat_template
 from lightning_conan.embedder.sentence_transformer import OmniModule
 from lightning_conan.items import Item, Media
-from lightning_conan.media.video import decode_video
+from lightning_conan.media.video import Sampling, decode_video
 from lightning_conan.stages import Lora, Specialist
 from runs import QUICK, data, trainer
 from samples import EVERY_FRAME, flac, mp4, png
@@ -228,3 +228,35 @@ def test_a_card_may_be_written_on(exported, tmp_path):
         card.write("Trained on our own pictures.\n")
     assert OmniModule.load(str(folder)).get_embedding_dimension() == 64
     assert OmniModule.load(str(folder), model_kwargs={"torch_dtype": "auto"}).model.dtype == torch.float32
+
+
+def test_a_stock_export_keeps_every_setting_of_inputs(grafted, tmp_path):
+    """Each setting decides about one of the inputs, and none is a default."""
+    model, processor, provenance = load_folder(grafted)
+    settings = replace(
+        processor.config,
+        instruction="Say what it is.",
+        query_hint="As a query.",
+        target_hint="As a document.",
+        min_pixels=8192,
+        max_pixels=20 * 1024,
+        video_min_pixels=2048,
+        video_max_pixels=14 * 1024,
+        frame_max_tokens=5,
+        wrap_videos=False,
+        sampling=Sampling(fps=3.0, min_frames=2, max_frames=5),
+    )
+    other = OmniProcessor(processor.tokenizer, settings)
+    folder = save_folder(tmp_path / "folder", model, other, provenance)
+    export_folder(folder, tmp_path / "out", stock=True)
+    stock = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    images = [Media("image", png(side, side), "a.png") for side in (20, 300)]
+    videos = [Media("video", mp4(frames, 100), "a.mp4") for frames in (2, 6, 30)]
+    values = [Image.open(io.BytesIO(media.read())) for media in images]
+    for media in videos:
+        frames = decode_video(media, EVERY_FRAME).frames.numpy()
+        values.append({"array": frames, "video_metadata": {"fps": 4.0, "total_num_frames": len(frames)}})
+    for side, encode in (("query", stock.encode_query), ("target", stock.encode_document)):
+        for media, value in zip([*images, *videos], values, strict=True):
+            with torch.no_grad():
+                close(encode([value], convert_to_tensor=True), model.embed([other(Item((media,)), side)]))

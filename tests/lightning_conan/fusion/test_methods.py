@@ -18,12 +18,12 @@ def deltas(request):
     return {name: torch.randn(request.param, generator=generator) for name in ALPHAS}
 
 
-def mergekit(name, deltas, **parameters):
+def mergekit(name, deltas, alphas=ALPHAS, **parameters):
     """mergekit's own merge, from a base of zeros."""
     names = sorted(deltas)
     base = torch.zeros_like(deltas[names[0]])
     group = TensorGroup.from_tensors([base, *(deltas[n] for n in names)], ids=["base", *names], base_index=0)
-    shared = {"int8_mask": False, "rescale": False, "lambda": 1.0, "weight": ALPHAS}
+    shared = {"int8_mask": False, "rescale": False, "lambda": 1.0, "weight": alphas}
     return registry.get(name).merge_group(group, **shared, **parameters)
 
 
@@ -45,16 +45,15 @@ def test_ties_equals_mergekit(deltas, density):
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.3, 0.3), (0.2, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.3, 0.5, 0.4)], ids=str)
 @pytest.mark.parametrize("density", [0.4, 1.0])
-def test_ties_equals_mergekit_where_coarse_entries_cancel(weights, density, monkeypatch):
+def test_ties_equals_mergekit_where_coarse_entries_cancel(weights, density):
     """Differences of bfloat16 weights are multiples of a step: many sums are exactly 0, and a sign is elected all the same."""
     alphas = dict(zip("abc", weights, strict=False))
-    monkeypatch.setitem(globals(), "ALPHAS", alphas)
     generator = torch.Generator().manual_seed(0)
     base = (0.02 * torch.randn(40, 500, generator=generator)).bfloat16().float()
     moved = {name: (base + 2e-4 * torch.randn(base.shape, generator=generator)).bfloat16().float() for name in alphas}
     coarse = {name: tensor - base for name, tensor in moved.items()}
     found = Ties(density)(coarse, alphas, PLACE)
-    wanted = mergekit("ties", coarse, normalize=True, density=dict.fromkeys(alphas, density))
+    wanted = mergekit("ties", coarse, alphas, normalize=True, density=dict.fromkeys(alphas, density))
     torch.testing.assert_close(found, wanted, atol=1e-7, rtol=0)
     if density == 1 and weights == (0.5, 0.5):
         cancelled = (coarse["a"] == -coarse["b"]) & (coarse["a"] != 0)
