@@ -1,8 +1,14 @@
 """The model's configuration: a transformers vision-language backbone and an audio encoder, by their own configs."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
+from typing_extensions import override
+
+CHOICES = ("attn_implementation", "experts_implementation")
+PLAIN = (None, "eager", "sdpa")
+"""What needs no code but that of transformers and PyTorch."""
 
 
 class OmniConfig(PreTrainedConfig):
@@ -44,7 +50,12 @@ class OmniConfig(PreTrainedConfig):
         self.emb_token_id = emb_token_id
         self.output_head = output_head
         super().__init__(**kwargs)
-        check_kernel(self)
+
+    @classmethod
+    @override
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        check_attention(config_dict)
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def dim(self) -> int:
@@ -56,22 +67,30 @@ class OmniConfig(PreTrainedConfig):
         return self.backbone_config.text_config  # type: ignore[no-any-return]
 
 
-def check_kernel(config: PreTrainedConfig) -> None:
-    """Refuses a config, or a part of it, that names a kernel of a hub: building the model would fetch code and run it.
+def check_attention(fields: Mapping[str, Any]) -> None:
+    """Refuses a ``config.json`` that chooses how the model attends: transformers takes what it lacks from a hub, and runs it.
 
     Raises:
-        ValueError: Its attention or its experts are ``OWNER/NAME``.
+        ValueError: The attention or the experts of the model, or of a part, are neither eager nor SDPA.
     """
-    for setting in ("attn_implementation", "experts_implementation"):
-        found = getattr(config, f"_{setting}", None)
-        if "/" in str(found):
-            raise ValueError(
-                f"{setting} in config.json must not be a kernel of a hub, got {found!r}: that is code from the network. Have the "
-                "folder written again without it."
-            )
-    for name in getattr(config, "sub_configs", ()):
-        if isinstance(part := getattr(config, name, None), PreTrainedConfig):
-            check_kernel(part)
+    for name, value in fields.items():
+        if name.strip("_").removesuffix("_internal") in CHOICES:
+            if odd := [found for found in values_of(value) if found not in PLAIN]:
+                raise ValueError(
+                    f"{name} in config.json must be among {PLAIN[1:]} or left out, got {odd[0]!r}: a kernel of a hub would be "
+                    "fetched and run. Have the folder written again without it."
+                )
+        elif isinstance(value, Mapping):
+            check_attention(value)
+
+
+def values_of(value: Any) -> Iterator[Any]:
+    """A setting's values: one, or one for each part of the model."""
+    if isinstance(value, Mapping):
+        for held in value.values():
+            yield from values_of(held)
+    else:
+        yield value
 
 
 def build(config: PreTrainedConfig | dict[str, Any] | None, default_type: str) -> PreTrainedConfig:
