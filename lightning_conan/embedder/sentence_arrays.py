@@ -81,7 +81,7 @@ class ArrayReader:
             raise refused(kind, content)
         wave, hertz = mono_of(array), hertz_of(rate)
         self.config.limits.check_seconds(nameless(kind), len(wave) / hertz)
-        return resampled([wave], hertz)
+        return resampled(iter([wave]), hertz)
 
     def clip(self, kind: Medium, content: Any) -> Clip:
         """Sampled frames of a video, with the second of each."""

@@ -52,7 +52,7 @@ FORMS = {
     "pair of mappings": [{"image": RED, "text": "blue"}, {"image": BLUE}],
     "image, channels first": PIXELS,
     "image, channels last": np.ascontiguousarray(PIXELS.transpose(1, 2, 0)),
-    "image, not contiguous": PIXELS[:, ::-1],
+    "image, not contiguous": PIXELS[:, ::2],
     "image, tensor": torch.from_numpy(PIXELS),
     "image, tensor in a mapping": {"image": torch.from_numpy(PIXELS)},
     "image of three rows": PIXELS[:, :3],
@@ -79,7 +79,8 @@ FORMS = {
 
 
 def embed(model, *values, **options):
-    return model.encode(list(values), convert_to_tensor=True, **options)
+    found = model.encode(list(values), convert_to_tensor=True, **options)
+    return found.reshape(-1, found.shape[-1])  # a list that begins with a message is one input to the library
 
 
 def close(found, expected):
@@ -98,7 +99,8 @@ def test_prompts_stand_where_the_library_puts_them(whole, stock, name):
 
 
 def test_a_batch_may_mix_forms(whole):
-    close(embed(whole, *FORMS.values()), torch.cat([embed(whole, value) for value in FORMS.values()]))
+    values = ["a text first", *FORMS.values()]
+    close(embed(whole, *values), torch.cat([embed(whole, value) for value in values]))
 
 
 def test_forms_differ_from_each_other(whole):
@@ -113,7 +115,7 @@ def test_forms_differ_from_each_other(whole):
         "video, array",
         "video, metadata",
     ]
-    scores = (found := embed(whole, *(FORMS[name] for name in names))) @ found.T
+    scores = (found := embed(whole, "first", *(FORMS[name] for name in names))) @ found.T
     assert scores.fill_diagonal_(0).max() < 0.9999
 
 
@@ -126,7 +128,7 @@ def test_all_frames_are_taken_where_that_is_asked_for(whole, stock):
     }
     options = {"processing_kwargs": {"video": {"do_sample_frames": False}}}
     close(embed(whole, value, **options), embed(stock, value, **options))
-    with pytest.raises(ValueError, match=r"total_num_frames must be at most the 6 frames .* do_sample_frames"):
+    with pytest.raises(ValueError, match=r"total_num_frames must be at most the 6 frames .*do_sample_frames"):
         embed(whole, value)
     with pytest.raises(ValueError, match=r"processing_kwargs may be .*, got .*max_length"):
         embed(whole, "a", processing_kwargs={"text": {"max_length": 3}})
@@ -299,7 +301,11 @@ def test_torchcodecs_decoders_are_taken(whole, wanted, files):
     pytest.importorskip("torchcodec", exc_type=(ImportError, RuntimeError, OSError))
     from torchcodec.decoders import AudioDecoder, VideoDecoder
 
-    close(embed(whole, VideoDecoder(files / "a.mp4")), wanted(Item((Media("video", files / "a.mp4", "a.mp4"),))))
+    try:
+        video = VideoDecoder(files / "a.mp4")
+    except RuntimeError as error:  # FFmpeg's libraries are looked for only now
+        pytest.skip(str(error)[:80])
+    close(embed(whole, video), wanted(Item((Media("video", files / "a.mp4", "a.mp4"),))))
     close(embed(whole, {"audio": AudioDecoder(files / "a.flac")}), wanted(Item((Media("audio", files / "a.flac", "a.flac"),))))
 
 
