@@ -67,11 +67,11 @@ def weighted_sum(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "
 
 
 def keep_largest(delta: Float[Tensor, "*shape"], density: float) -> Float[Tensor, "*shape"]:
-    """The ``density`` share of entries of largest magnitude, all others 0."""
+    """The ``density`` share of entries of largest magnitude, all others 0; of equal ones those that mergekit's sort keeps."""
     count = max(1, int(density * delta.numel()))
     if count >= delta.numel():
         return delta
-    kept = delta.abs().flatten().argsort(descending=True, stable=True)[:count]
+    kept = delta.abs().flatten().argsort(descending=True)[:count]
     result = torch.zeros_like(delta).flatten()
     result[kept] = delta.flatten()[kept]
     return result.view_as(delta)

@@ -62,7 +62,7 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
             config.save_pretrained(scratch)
             write_modalities(scratch)
             if (folder / GOLDEN).is_dir():  # they hold here, too, and are what tells whether they do
-                copy_files(folder / GOLDEN, scratch / GOLDEN)
+                shutil.copytree(folder / GOLDEN, scratch / GOLDEN)
         size = sum(spec.nbytes // spec.dtype.itemsize for spec in specs.values())
         write_card(scratch, provenance, config, size, scores, stock, processor.config.tells_sides)
         notes = {**provenance.notes, "exported": "stock" if stock else "whole"}
@@ -102,13 +102,6 @@ def write_modalities(folder: Path) -> None:
     modes = {"method": "forward", "method_output_name": "sentence_embedding"}
     config = {"modality_config": dict.fromkeys((*MODALITIES, "message"), modes), "module_output_name": "sentence_embedding"}
     write_json(folder / MODALITY_CONFIG, config)
-
-
-def copy_files(source: Path, target: Path) -> None:
-    """Copies a folder of files, not their modes: who may read the new ones is for the umask to say."""
-    target.mkdir()
-    for path in sorted(source.iterdir()):
-        shutil.copyfile(path, target / path.name)
 
 
 def write_prompts(scratch: Path, processor: OmniProcessor, stock: bool) -> None:

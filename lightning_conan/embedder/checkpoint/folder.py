@@ -24,7 +24,7 @@ from lightning_conan.embedder.checkpoint.provenance import (
     moved_along,
     read_provenance,
 )
-from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors, check_specs, tensor_paths, write_shards
+from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, check_specs, tensor_paths
 from lightning_conan.embedder.checkpoint.whole import sync, whole_folder
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
@@ -74,20 +74,10 @@ def replace_provenance(folder: Path, provenance: Provenance) -> None:
 def save_folder(folder: Path, model: OmniEmbedder, processor: OmniProcessor, provenance: Provenance) -> Path:
     """Writes a checkpoint folder with its golden vectors, whole or not at all."""
     with whole_folder(folder, provenance.state, provenance.modality) as scratch:
-        write_model(scratch, model)
+        model.save_pretrained(scratch)
         write_golden(scratch, model, processor)
         write_sidecars(scratch, processor, provenance)
     return folder
-
-
-def write_model(scratch: Path, model: OmniEmbedder) -> None:
-    """Writes a model's config and weights."""
-    model.config.architectures, model.config.dtype = [OmniEmbedder.__name__], model.dtype
-    model.config.save_pretrained(scratch)
-    tensors = model.state_dict()
-    write_shards(
-        scratch, {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}, tensors.__getitem__
-    )
 
 
 def save_adapter_folder(

@@ -179,7 +179,7 @@ def finite(tensor: Tensor, name: str, where: Path | str) -> Tensor:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes one safetensors file, readable by whom the umask lets: the library's own writer leaves it to its owner alone."""
+    """Writes one safetensors file with the mode that the umask gives; the library's own writer lets its owner alone read it."""
     specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     write_file(path, write_order(specs), specs, tensors.__getitem__)
 
