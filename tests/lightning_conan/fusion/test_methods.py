@@ -7,6 +7,7 @@ from mergekit.merge_methods.base import TensorGroup
 from safetensors.torch import save_file
 
 from lightning_conan.fusion import Dare, Della, Fisher, IsoC, Place, RegMean, TaskArithmetic, Ties, TsvM
+from lightning_conan.fusion.method import rank_of
 
 PLACE = Place("backbone.weight", 0)
 ALPHAS = {"a": 0.3, "b": 0.5, "c": 0.4}
@@ -59,6 +60,27 @@ def test_ties_equals_mergekit_where_coarse_entries_cancel(weights, density):
         cancelled = (coarse["a"] == -coarse["b"]) & (coarse["a"] != 0)
         assert cancelled.sum() > 100
         assert torch.equal(found[cancelled], coarse["a"][cancelled].abs())
+
+
+def test_ties_keeps_an_entry_of_the_smallest_tensor():
+    """As mergekit does: a tenth of three entries is none, and the tensor would be left as it was."""
+    delta = {"a": torch.tensor([0.1, -3.0, 2.0])}
+    found = Ties(0.1)(delta, {"a": 1.0}, PLACE)
+    assert found.tolist() == [0.0, -3.0, 0.0]
+    close(found, mergekit("ties", delta, {"a": 1.0}, normalize=True, density={"a": 0.1}))
+
+
+def test_specialists_drop_entries_of_their_own():
+    """Drawn alike, each entry would stay of both or of none."""
+    ones = torch.ones(20, 50)
+    found = Dare(0.5)({"a": ones, "b": ones}, {"a": 1.0, "b": 10.0}, PLACE)
+    shares = {value: float((found == value).float().mean()) for value in (0.0, 2.0, 20.0, 22.0)}
+    assert all(share == pytest.approx(0.25, abs=0.06) for share in shares.values())
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_what_is_rounding_is_a_matter_of_the_largest_value(size):
+    assert rank_of(size * torch.tensor([1.0, 0.5, 1e-3, 1e-7])) == 3
 
 
 def test_ties_equals_a_loop_over_entries(deltas):
