@@ -92,7 +92,7 @@ def test_no_file_is_larger_than_asked_for_unless_one_tensor_is(tmp_path):
     specs = {f"t{number}": Spec((size,), torch.uint8) for number, size in enumerate(sizes)}
     write_shards(tmp_path, specs, lambda name: torch.zeros(specs[name].shape, dtype=torch.uint8), 70)
     found = [[spec.nbytes for spec in TensorFiles([path]).specs.values()] for path in tensor_paths(tmp_path)]
-    assert sorted(sum(found, [])) == sorted(sizes)
+    assert sorted(size for file in found for size in file) == sorted(sizes)
     assert all(sum(file) <= 70 or len(file) == 1 for file in found)
     assert len(found) < len(sizes)
 
