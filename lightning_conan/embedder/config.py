@@ -1,8 +1,14 @@
 """The model's configuration: a transformers vision-language backbone and an audio encoder, by their own configs."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
+from typing_extensions import override
+
+CHOICES = ("attn_implementation", "experts_implementation")
+PLAIN = (None, "eager", "sdpa")
+"""What needs no code but that of transformers and PyTorch."""
 
 
 class OmniConfig(PreTrainedConfig):
@@ -45,6 +51,12 @@ class OmniConfig(PreTrainedConfig):
         self.output_head = output_head
         super().__init__(**kwargs)
 
+    @classmethod
+    @override
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        check_attention(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def dim(self) -> int:
         """Length of an embedding."""
@@ -53,6 +65,32 @@ class OmniConfig(PreTrainedConfig):
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The language model's config, where transformers looks for the vocabulary."""
         return self.backbone_config.text_config  # type: ignore[no-any-return]
+
+
+def check_attention(fields: Mapping[str, Any]) -> None:
+    """Refuses a ``config.json`` that chooses how the model attends: transformers takes what it lacks from a hub, and runs it.
+
+    Raises:
+        ValueError: The attention or the experts of the model, or of a part, are neither eager nor SDPA.
+    """
+    for name, value in fields.items():
+        if name.strip("_").removesuffix("_internal") in CHOICES:
+            if odd := [found for found in values_of(value) if found not in PLAIN]:
+                raise ValueError(
+                    f"{name} in config.json must be among {PLAIN[1:]} or left out, got {odd[0]!r}: a kernel of a hub would be "
+                    "fetched and run. Have the folder written again without it."
+                )
+        elif isinstance(value, Mapping):
+            check_attention(value)
+
+
+def values_of(value: Any) -> Iterator[Any]:
+    """A setting's values: one, or one for each part of the model."""
+    if isinstance(value, Mapping):
+        for held in value.values():
+            yield from values_of(held)
+    else:
+        yield value
 
 
 def build(config: PreTrainedConfig | dict[str, Any] | None, default_type: str) -> PreTrainedConfig:

@@ -25,6 +25,8 @@ from lightning_conan.media.image import Shrink, resize
 
 Decoded = Tensor | Clip
 """Pixels of an image or page (3 axes), a waveform at 16 kHz (1 axis), or a video's sampled frames."""
+Turn = tuple[str, Sequence[str | Decoded]]
+"""A turn of a chat: its role, and its text and decoded media in order."""
 
 SPECIAL_TOKENS = {
     "im_start": "<|im_start|>",
@@ -130,12 +132,23 @@ class OmniProcessor:
         Raises:
             ValueError: A sliver of an image, a blip of a sound.
         """
-        draft = self.begin(instruction, side)
-        for part in parts:
-            if isinstance(part, str):
-                draft.write(part)
-            else:
-                self.add(draft, part)
+        return self.encode_turns([("user", parts)], instruction, side)
+
+    def encode_turns(self, turns: Sequence[Turn], instruction: str | None = None, side: Side = "query") -> Encoded:
+        """Encodes a chat, whose media are decoded already, with the embedding after its last turn.
+
+        Raises:
+            ValueError: A sliver of an image, a blip of a sound.
+        """
+        draft = self.begin(instruction, side, turns[0][0])
+        for number, (role, parts) in enumerate(turns):
+            if number:
+                self.next_turn(draft, role)
+            for part in parts:
+                if isinstance(part, str):
+                    draft.write(part)
+                else:
+                    self.add(draft, part)
         return self.finish(draft)
 
     def teach(self, encoded: Encoded, reasoning: str) -> Encoded:
@@ -174,8 +187,8 @@ class OmniProcessor:
         hint = self.config.query_hint if side == "query" else self.config.target_hint
         return " ".join(words for words in (self.config.instruction if instruction is None else instruction, hint) if words)
 
-    def begin(self, instruction: str | None, side: Side = "query") -> Draft:
-        """The template up to the user's words."""
+    def begin(self, instruction: str | None, side: Side = "query", role: str = "user") -> Draft:
+        """The template up to the first turn's content."""
         draft = Draft()
         instruction = self.instruction_of(instruction, side)
         if instruction:
@@ -185,8 +198,15 @@ class OmniProcessor:
             draft.write("\n")
         draft.add("im_start")
         draft.opening = len(draft.text)
-        draft.write("user\n")
+        draft.write(f"{role}\n")
         return draft
+
+    def next_turn(self, draft: Draft, role: str) -> None:
+        """Ends a turn and begins the next."""
+        draft.add("im_end")
+        draft.write("\n")
+        draft.add("im_start")
+        draft.write(f"{role}\n")
 
     def add(self, draft: Draft, decoded: Decoded) -> None:
         """Appends one decoded medium: its pixels, frames or log-mel, and its placeholders."""
@@ -263,10 +283,7 @@ class OmniProcessor:
 
     def finish(self, draft: Draft) -> Encoded:
         """The rest of the template, then token ids and positions."""
-        draft.add("im_end")
-        draft.write("\n")
-        draft.add("im_start")
-        draft.write("assistant\n")
+        self.next_turn(draft, "assistant")
         if self.config.ends:
             draft.add("end")
         ids: list[int] = []

@@ -80,10 +80,25 @@ class ProcessorConfig:
         Raises:
             ValueError: Fields that are missing or unknown: defaults of another version would change what is read.
         """
-        if odd := ({field.name for field in fields_of(cls)} ^ set(fields)) - LATER:
-            raise ValueError(f"omni_processor.json must have exactly the fields of this version, but {sorted(odd)} differ.")
+        check_fields(cls, fields, "omni_processor.json")
+        check_fields(Sampling, fields["sampling"], "sampling in omni_processor.json")
+        check_fields(Limits, fields["limits"], "limits in omni_processor.json")
         return cls(**{**fields, "sampling": Sampling(**fields["sampling"]), "limits": Limits(**fields["limits"])})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+def check_fields(kind: type[Any], found: Any, what: str) -> None:
+    """Refuses settings that another version wrote, whose defaults may be others.
+
+    Raises:
+        ValueError: Fields that are missing or unknown.
+    """
+    odd = ({field.name for field in fields_of(kind)} ^ set(found)) - LATER if isinstance(found, dict) else {repr(found)[:80]}
+    if odd:
+        raise ValueError(
+            f"{what} must have exactly the fields of this version, but {sorted(odd)} differ. Upgrade lightning-conan if a later "
+            "version wrote the folder, or write the folder again."
+        )

@@ -6,32 +6,38 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
-from torchaudio.functional import resample
 
 from lightning_conan.embedder.checkpoint import load_folder, save_folder
+from lightning_conan.embedder.checkpoint.export import write_modalities
 from lightning_conan.embedder.checkpoint.provenance import Provenance
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.packing import Encoded
-from lightning_conan.embedder.processor import Decoded, OmniProcessor
-from lightning_conan.items import MODALITIES, Media, Modality, Side, split_page
-from lightning_conan.media import Clip
-from lightning_conan.media.audio import SAMPLE_RATE
-from lightning_conan.media.image import rgb_tensor
+from lightning_conan.embedder.processor import OmniProcessor
+from lightning_conan.embedder.sentence_inputs import InputReader
+from lightning_conan.items import MODALITIES, Side
 
 
 class OmniModule(InputModule):
-    """Embeds text, images, videos, pages and sounds, one vector each.
+    """Embeds text, images, videos, document pages and audio clips, one vector each.
 
-    An input is a text; a PIL image; or a mapping from ``text``, ``image``, ``video``, ``document`` and ``audio`` to
-    content, several of which make one mixed input in their order. Content is a path (``report.pdf#page=3``), a PIL image, a
-    video's (frames, 3, height, width) uint8 array with its ``fps``, of which the folder's sampling takes some, or
-    ``{"array": samples, "sampling_rate": rate}`` with floats between -1 and 1. A prompt is the system instruction.
-    ``encode_query`` and ``encode_document`` say on which side an input is, where the model cares.
+    An input is of any form of the library's (``sentence_transformers.base.modality_types``): a text; a local path of a
+    medium; a PIL image; an array or tensor (1 or 2 axes are audio, 3 an image, 4 a video); a dictionary from ``text``,
+    ``image``, ``video``, ``document`` and ``audio`` to content, several of which make one mixed input in their order; a
+    pair; a chat message or a list of them. URLs are not fetched. Content is
+
+    - a path (``report.pdf#page=3``), ``{"path": ..., "start": seconds, "end": seconds}``, or a ``data:`` URI in base64;
+    - a PIL image, or uint8 pixels, channels first or last; of a video the frames, in an array or in a list of images;
+    - ``{"array": frames, "video_metadata": {"fps": ...}}`` or ``{"frames": ..., "fps": ...}``, of which the folder's
+      sampling takes some (without metadata of 24 a second, as transformers does); with
+      ``processing_kwargs={"video": {"do_sample_frames": False}}`` all;
+    - ``{"array": samples, "sampling_rate": rate}`` or samples at 16 kHz, floats between -1 and 1;
+    - torchcodec's ``VideoDecoder`` or ``AudioDecoder``; or a list of any of these.
+
+    A prompt is the system instruction. ``encode_query`` and ``encode_document`` say on which side an input is, where the
+    model cares.
     """
 
     config_file_name = "omni_processor.json"
@@ -57,6 +63,7 @@ class OmniModule(InputModule):
         with TemporaryDirectory(dir=output_path) as scratch:
             written = save_folder(Path(scratch) / "model", self.model, self.processor, self.provenance)
             shutil.copytree(written, output_path, dirs_exist_ok=True)
+        write_modalities(Path(output_path))
 
     @property
     def modalities(self) -> list[Any]:
@@ -67,11 +74,27 @@ class OmniModule(InputModule):
         """Length of an embedding."""
         return int(self.model.config.dim)
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Encodes inputs; nothing is padded yet."""
+    def preprocess(
+        self,
+        inputs: Sequence[Any],
+        prompt: str | None = None,
+        processing_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Encodes inputs; nothing is padded yet.
+
+        Args:
+            inputs: Inputs in any of the library's forms.
+            prompt: The system instruction.
+            processing_kwargs: Of the library's only ``{"video": {"do_sample_frames": ...}}``.
+            kwargs: The library's ``task`` tells queries from candidates.
+
+        Raises:
+            ValueError: An input of another form, or other settings of the processor: the folder has its own.
+        """
         side = self.side(kwargs.get("task"))
-        parts = (parts_of(value, self.processor) for value in inputs)
-        return {"encoded": [self.processor.encode(own, prompt or None, side) for own in parts], "side": side}
+        reader = InputReader(self.processor, samples_frames(processing_kwargs or {}))
+        return {"encoded": [reader.encode(value, prompt, side) for value in inputs], "side": side}
 
     def side(self, task: str | None) -> Side:
         """The side that the library's ``task`` means.
@@ -102,52 +125,17 @@ def folder_of(name: str, **options: Any) -> Path:
     return Path(snapshot_download(name, **options))
 
 
-def parts_of(value: Any, processor: OmniProcessor) -> list[str | Decoded]:
-    """The parts of one input, decoded.
+def samples_frames(settings: Mapping[str, Any]) -> bool:
+    """True unless the library's ``processing_kwargs`` ask for all frames of a video.
 
     Raises:
-        ValueError: Something that is none of the documented inputs.
+        ValueError: Other settings.
     """
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, Image.Image):
-        return [upright(value)]
-    if isinstance(value, Mapping) and value and set(value) <= set(MODALITIES):
-        return [decoded(name, content, processor) for name, content in value.items()]
-    raise ValueError(f"An input must be a text, a PIL image or a mapping from {list(MODALITIES)} to content, got {value!r:.80}.")
-
-
-def decoded(modality: Modality, content: Any, processor: OmniProcessor) -> str | Decoded:
-    """One part's content, decoded."""
-    if modality == "text":
-        return str(content)
-    if isinstance(content, str | Path):
-        name, page = split_page(str(content))
-        return processor.decode(Media(modality, Path(name), name, page=page))
-    if isinstance(content, Image.Image) and modality in ("image", "document"):
-        return upright(content)
-    if modality == "audio" and isinstance(content, Mapping) and {"array", "sampling_rate"} <= set(content):
-        samples = np.asarray(content["array"])
-        if not np.issubdtype(samples.dtype, np.floating):
-            raise ValueError(f"Samples must be floats between -1 and 1, got {samples.dtype}. Divide them by what is loudest.")
-        return waveform(torch.as_tensor(samples, dtype=torch.float32), int(content["sampling_rate"]))
-    if modality == "video" and isinstance(content, Mapping) and {"frames", "fps"} <= set(content):
-        frames, fps = np.asarray(content["frames"]), float(content["fps"])
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
-            raise ValueError(f"Frames must be uint8 of shape (frames, 3, height, width), got {frames.dtype} of {frames.shape}.")
-        wanted = processor.config.sampling.indices(len(frames), fps)
-        return Clip(torch.as_tensor(frames[wanted]), [index / fps for index in wanted])
-    raise ValueError(
-        f"A {modality} must be a path, a PIL image, an array with its rate or frames with their fps, got {content!r:.80}."
-    )
-
-
-def upright(image: Image.Image) -> Tensor:
-    """A PIL image's pixels, turned as its EXIF says, as a file's are."""
-    return rgb_tensor(ImageOps.exif_transpose(image))
-
-
-def waveform(samples: Tensor, rate: int) -> Tensor:
-    """Mono at 16 kHz; channels stand first."""
-    mono = samples.mean(dim=0) if samples.ndim == 2 else samples
-    return mono if rate == SAMPLE_RATE else resample(mono, rate, SAMPLE_RATE)
+    video = dict(settings.get("video") or {})
+    sample = video.pop("do_sample_frames", True)
+    if set(settings) - {"video"} or video or not isinstance(sample, bool):
+        raise ValueError(
+            f'processing_kwargs may be {{"video": {{"do_sample_frames": false}}}}, got {dict(settings)}. All else is read from '
+            "the folder's omni_processor.json."
+        )
+    return sample

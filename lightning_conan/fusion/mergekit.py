@@ -6,7 +6,6 @@ from typing import Any, get_args
 import yaml
 
 from lightning_conan.embedder.checkpoint.provenance import read_provenance
-from lightning_conan.fusion.dare import Dare
 from lightning_conan.fusion.method import Method
 from lightning_conan.fusion.recipe import OutputType, Recipe
 from lightning_conan.fusion.task_arithmetic import TaskArithmetic
@@ -15,8 +14,11 @@ from lightning_conan.fusion.ties import Ties
 MERGEKIT_CONFIG = "mergekit_config.yml"
 KNOWN = {"merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source"}
 PARAMETERS = {"weight", "density", "normalize", "rescale", "lambda", "int8_mask"}
-MEANINGS = {"task_arithmetic": False, "dare_linear": False, "ties": True, "dare_ties": True}
-"""Methods by mergekit's names, and whether it must be told to normalize (a mean of what agrees) for the paper's rule."""
+MEANINGS = {"task_arithmetic": False, "ties": True}
+"""Methods that mean the same there and here, and whether ``normalize`` must be set (a mean of what agrees)."""
+RESCALED = ("dare", "della")
+"""Methods, by the beginning of their names, that mergekit has too but with another rule."""
+OF_A_MODEL = {"weight", "density"}
 
 
 def read_mergekit(path: Path) -> Recipe:
@@ -44,13 +46,16 @@ def read_mergekit(path: Path) -> Recipe:
         folder = path.parent / entry["model"]
         if folder == path.parent / config["base_model"]:
             continue
-        parameters = {**shared, **(entry.get("parameters") or {})}
-        if odd := sorted(set(parameters) - PARAMETERS):
-            raise ValueError(f"parameters in {path} may have {sorted(PARAMETERS)}, got {odd[0]!r}.")
+        own = dict(entry.get("parameters") or {})
+        if odd := [*sorted(set(shared) - PARAMETERS), *sorted(set(own) - OF_A_MODEL)]:
+            raise ValueError(
+                f"parameters in {path} may have {sorted(PARAMETERS)}, those of a model {sorted(OF_A_MODEL)}, got {odd[0]!r}."
+            )
+        parameters = {**shared, **own}
         name = str(read_provenance(folder).modality)
         if name in specialists:
             raise ValueError(f"Each modality has one specialist, got two for {name} in {path}: {specialists[name]} and {folder}.")
-        specialists[name], alphas[name] = folder, number(path, "weight", parameters.get("weight", 1.0))
+        specialists[name], alphas[name] = folder, number(path, "weight", parameters.get("weight"))
         densities.add(number(path, "density", parameters.get("density", 1.0)))
     if len(densities) != 1:
         raise ValueError(f"density must be the same for all models in {path}, got {sorted(densities)}.")
@@ -72,17 +77,18 @@ def number(path: Path, what: str, value: Any) -> float:
 def method_of(path: Path, name: str, density: float, shared: dict[str, Any]) -> Method:
     """The method that means the same here; what the file leaves out is as mergekit has it."""
     if name not in MEANINGS:
-        raise ValueError(f"merge_method in {path} must be one of {sorted(MEANINGS)}, got {name!r}. Name a recipe.method instead.")
-    scale, random = float(shared.get("lambda", 1.0)), name.startswith("dare")
-    normalize, rescale = bool(shared.get("normalize", name == "ties")), bool(shared.get("rescale", random))
-    if (normalize, rescale) != (MEANINGS[name], random) or (scale != 1 and name != "ties"):
+        other = " It rescales to each tensor's L1 norm what it keeps, not by 1 / (1 - drop)." if name.startswith(RESCALED) else ""
         raise ValueError(
-            f"{name} in {path} must say normalize: {MEANINGS[name]}, rescale: {random}, and lambda: 1 but for ties (mergekit's "
-            f"defaults: normalize {name == 'ties'}, rescale {random}), got {shared}: else it means another rule than the papers."
+            f"merge_method in {path} must be one of {sorted(MEANINGS)}, got {name!r}.{other} Name a recipe.method instead."
         )
-    if name == "ties":
-        return Ties(density, scale)
-    return TaskArithmetic() if name == "task_arithmetic" else Dare(1 - density, elect=name == "dare_ties")
+    scale = number(path, "lambda", shared.get("lambda", 1.0))
+    normalize, rescale = bool(shared.get("normalize", MEANINGS[name])), bool(shared.get("rescale", False))
+    if (normalize, rescale) != (MEANINGS[name], False) or (scale != 1 and name != "ties"):
+        raise ValueError(
+            f"{name} in {path} must say normalize: {MEANINGS[name]}, rescale: False, and lambda: 1 but for ties (the first two "
+            f"are mergekit's defaults), got {shared}: else it means another rule than the papers."
+        )
+    return Ties(density, scale) if name == "ties" else TaskArithmetic()
 
 
 def mergekit_config(recipe: Recipe) -> dict[str, Any] | None:
@@ -94,12 +100,6 @@ def mergekit_config(recipe: Recipe) -> dict[str, Any] | None:
             name, density, shared = "task_arithmetic", 1.0, {"normalize": False, "lambda": 1.0}
         case Ties(density=density, scale=scale):
             name, shared = "ties", {"normalize": True, "lambda": scale}
-        case Dare(drop=drop, elect=elect):
-            name, density, shared = (
-                "dare_ties" if elect else "dare_linear",
-                1 - drop,
-                {"normalize": elect, "rescale": True, "lambda": 1.0},
-            )
         case _:
             return None
     models = [

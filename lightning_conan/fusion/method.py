@@ -67,11 +67,11 @@ def weighted_sum(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "
 
 
 def keep_largest(delta: Float[Tensor, "*shape"], density: float) -> Float[Tensor, "*shape"]:
-    """The ``density`` share of entries of largest magnitude, all others 0."""
+    """The ``density`` share of entries of largest magnitude, all others 0; of equal ones those that mergekit's sort keeps."""
     count = max(1, int(density * delta.numel()))
     if count >= delta.numel():
         return delta
-    kept = delta.abs().flatten().argsort(descending=True, stable=True)[:count]
+    kept = delta.abs().flatten().argsort(descending=True)[:count]
     result = torch.zeros_like(delta).flatten()
     result[kept] = delta.flatten()[kept]
     return result.view_as(delta)
@@ -80,12 +80,17 @@ def keep_largest(delta: Float[Tensor, "*shape"], density: float) -> Float[Tensor
 def agreeing_mean(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "*shape"]:
     """The weighted mean of the entries whose sign is that of the weighted sum (TIES' election and disjoint merge).
 
+    A sum of exactly 0 elects the positive entries, as in mergekit. Products are rounded before they are added, also as
+    there: a fused multiply-add leaves a remainder of either sign where they cancel.
+
     Raises:
         ValueError: A negative weight.
     """
     check_mean(alphas)
-    elected = weighted_sum(deltas, alphas).sign()
-    agreeing = {name: torch.where(delta.sign() == elected, delta, 0.0) for name, delta in deltas.items()}
+    total = torch.zeros_like(next(iter(deltas.values())))
+    for name in sorted(deltas):
+        total.add_(alphas[name] * deltas[name])
+    agreeing = {name: torch.where((delta > 0) == (total >= 0), delta, 0.0) for name, delta in deltas.items()}
     weight = weighted_sum({name: (delta != 0).float() for name, delta in agreeing.items()}, alphas)
     return weighted_sum(agreeing, alphas) / torch.where(weight == 0, 1.0, weight)
 

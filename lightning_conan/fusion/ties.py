@@ -14,6 +14,8 @@ from lightning_conan.fusion.method import Deltas, Method, Place, agreeing_mean, 
 class Ties(Method):
     """The weighted mean of what agrees in sign among each task vector's largest entries, times ``scale``.
 
+    Entries whose weighted sum is exactly 0 elect the positive ones, as in mergekit.
+
     Args:
         density: Share of each task vector's entries that is kept.
         scale: Factor on the result (the paper's lambda).

@@ -37,7 +37,9 @@ class Constants:
         folder.mkdir(parents=True, exist_ok=True)
         if (before := OPEN.pop(folder.resolve(), None)) is not None:
             before.close()
-        self.store = OPEN[folder.resolve()] = lmdb.open(str(folder), map_size=int(gigabytes * 2**30), max_readers=1024)
+        self.store = OPEN[folder.resolve()] = lmdb.open(
+            str(folder), map_size=int(gigabytes * 2**30), max_readers=1024, mode=0o666
+        )
         self.maker, self.full, self.error = maker, False, lmdb.MapFullError
 
     def close(self) -> None:

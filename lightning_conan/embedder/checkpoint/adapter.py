@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors
+from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, save_tensors
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -119,7 +118,6 @@ class Adapter:
     def save(self, folder: Path) -> None:
         """Writes it into an existing folder, as `peft.PeftModel.from_pretrained` reads it too."""
         both = {**self.factors, **self.whole}
-        tensors = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in both.items()}
-        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        save_tensors(folder / ADAPTER_WEIGHTS, {f"{PREFIX}{name}": tensor for name, tensor in both.items()})
         settings = {**self.config, "modules_to_save": self.modules or None}
         (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, default=list) + "\n")

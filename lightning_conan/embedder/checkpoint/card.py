@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_conan.embedder.checkpoint.provenance import Provenance
+from lightning_conan.embedder.checkpoint.publish import is_repository
 from lightning_conan.embedder.config import OmniConfig
 
 CARD = "README.md"
@@ -36,8 +37,9 @@ def write_card(
 
 
 def front_matter(provenance: Provenance, stock: bool) -> str:
-    """YAML that a hub's search reads."""
-    names = [str(provenance.notes[part]) for part in ("backbone", "audio") if part in provenance.notes]
+    """YAML that a hub's search reads; a local folder's name would be taken for a repository's."""
+    sources = [str(provenance.notes[part]) for part in ("backbone", "audio") if part in provenance.notes]
+    names = [source for source in sources if is_repository(source)]
     tags = ["sentence-transformers", "feature-extraction", "multimodal", "lightning-conan", *([] if stock else ["audio"])]
     lines = ["---", "library_name: sentence-transformers", "pipeline_tag: feature-extraction", "tags:"]
     lines += [f"- {tag}" for tag in tags]

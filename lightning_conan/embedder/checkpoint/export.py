@@ -12,16 +12,18 @@ from torch import Tensor
 from lightning_conan.embedder.checkpoint.card import write_card
 from lightning_conan.embedder.checkpoint.folder import check_folder, load_processor, open_tensors, write_sidecars
 from lightning_conan.embedder.checkpoint.provenance import GOLDEN, Provenance
-from lightning_conan.embedder.checkpoint.tensors import Spec, write_shards
+from lightning_conan.embedder.checkpoint.publish import publishable
+from lightning_conan.embedder.checkpoint.tensors import Spec, finite, write_shards
 from lightning_conan.embedder.checkpoint.whole import check_apart, whole_folder
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OmniProcessor
-from lightning_conan.items import Side
+from lightning_conan.items import MODALITIES, Side
 
 LIBRARY = "sentence_transformers"
 OUR_MODULE = "lightning_conan.embedder.sentence_transformer.OmniModule"
 REASONING_MODULE = "lightning_conan.reasoning.sentence_transformer.ReasoningModule"
+MODALITY_CONFIG = "sentence_bert_config.json"
 POOLING = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
@@ -34,16 +36,19 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
         stock: Only stock modules, a plain Qwen3-VL for text, image and video: nothing of this package is needed to load
             it; the ears stay behind, and a model that reasons embeds every query at once.
         scores: Of `conan test`, for the model card.
+
+    Raises:
+        ValueError: A folder that is invalid, weights that are not finite, or scores of another form.
     """
     check_apart(out, folder)
-    provenance = check_folder(folder)
+    provenance = publishable(check_folder(folder))
     config, processor, tensors = OmniConfig.from_pretrained(folder), load_processor(folder), open_tensors(folder)
     names = {name: stock_name(name) if stock else name for name in tensors.specs}
     sources = {target: name for name, target in names.items() if target is not None}
     specs: dict[str, Spec] = {target: tensors.specs[name] for target, name in sources.items()}
 
     def tensor_of(target: str) -> Tensor:
-        return tensors[sources[target]]
+        return finite(tensors[sources[target]], sources[target], folder)
 
     with whole_folder(out, provenance.state, provenance.modality) as scratch:
         write_shards(scratch, specs, tensor_of)
@@ -55,6 +60,7 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
             config.architectures = [OmniEmbedder.__name__]
             add_matryoshka(config, provenance)
             config.save_pretrained(scratch)
+            write_modalities(scratch)
             if (folder / GOLDEN).is_dir():  # they hold here, too, and are what tells whether they do
                 shutil.copytree(folder / GOLDEN, scratch / GOLDEN)
         size = sum(spec.nbytes // spec.dtype.itemsize for spec in specs.values())
@@ -89,6 +95,13 @@ def write_modules(scratch: Path, dim: int, ours: str | None) -> None:
         old = {f"pooling_mode_{name}": name == "lasttoken" for name in POOLING}
         new = {"embedding_dimension": dim, "pooling_mode": "lasttoken", "include_prompt": True}
         write_json(scratch / "1_Pooling" / "config.json", {"word_embedding_dimension": dim, **old, **new})
+
+
+def write_modalities(folder: Path) -> None:
+    """``sentence_bert_config.json``, of which mteb reads the modalities of a model."""
+    modes = {"method": "forward", "method_output_name": "sentence_embedding"}
+    config = {"modality_config": dict.fromkeys((*MODALITIES, "message"), modes), "module_output_name": "sentence_embedding"}
+    write_json(folder / MODALITY_CONFIG, config)
 
 
 def write_prompts(scratch: Path, processor: OmniProcessor, stock: bool) -> None:
@@ -135,7 +148,7 @@ def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor, pro
     processor.tokenizer.padding_side = "left"
     modes = {"method": "forward", "method_output_name": "last_hidden_state"}
     write_json(
-        scratch / "sentence_bert_config.json",
+        scratch / MODALITY_CONFIG,
         {
             "transformer_task": "feature-extraction",
             "modality_config": {**dict.fromkeys(("text", "image", "video"), modes), "message": {**modes, "format": "structured"}},

@@ -15,6 +15,7 @@ from lightning_conan.embedder.checkpoint.delta import DELTA, DELTA_CONFIG, Delta
 from lightning_conan.embedder.checkpoint.golden import check_golden, write_golden
 from lightning_conan.embedder.checkpoint.provenance import (
     GOLDEN,
+    PACKAGE,
     PROVENANCE,
     STATES,
     Provenance,
@@ -31,7 +32,7 @@ from lightning_conan.embedder.processor import OmniProcessor
 from lightning_conan.embedder.processor_config import ProcessorConfig
 
 PROCESSOR, CONFIG = "omni_processor.json", "config.json"
-PACKAGES = ("lightning", "torch", "transformers", "peft")
+PACKAGES = (PACKAGE, "lightning", "torch", "transformers", "peft")
 UNHASHED = "README.md"
 """The model card: who publishes a folder writes in it."""
 
@@ -171,7 +172,7 @@ def base_of(folder: Path) -> Path:
 def load_processor(folder: Path) -> OmniProcessor:
     """The processor of a checkpoint folder."""
     settings = json.loads((folder / PROCESSOR).read_text())
-    return OmniProcessor(AutoTokenizer.from_pretrained(folder), ProcessorConfig.from_dict(settings))
+    return OmniProcessor(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), ProcessorConfig.from_dict(settings))
 
 
 def load_folder(

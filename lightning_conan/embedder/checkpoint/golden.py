@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_conan.embedder.checkpoint.provenance import GOLDEN
+from lightning_conan.embedder.checkpoint.tensors import save_tensors
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OmniProcessor
 from lightning_conan.items import Item, Media
@@ -76,8 +77,7 @@ def write_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) ->
     files = draw_files()
     for name, data in files.items():
         (folder / GOLDEN / name).write_bytes(data)
-    vectors = embed_golden(model, processor, files)
-    save_file({name: vector.contiguous() for name, vector in vectors.items()}, folder / GOLDEN / VECTORS)
+    save_tensors(folder / GOLDEN / VECTORS, embed_golden(model, processor, files))
     record = {
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,

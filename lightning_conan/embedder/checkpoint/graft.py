@@ -15,7 +15,7 @@ from lightning_conan.embedder.audio import ENCODERS, audio_encoder_of
 from lightning_conan.embedder.checkpoint.folder import read_model, write_sidecars
 from lightning_conan.embedder.checkpoint.golden import write_golden
 from lightning_conan.embedder.checkpoint.provenance import Provenance
-from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, check_specs, tensor_paths, write_shards
+from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, check_specs, finite, tensor_paths, write_shards
 from lightning_conan.embedder.checkpoint.upstream import Upstream, read_json
 from lightning_conan.embedder.checkpoint.whole import check_apart, whole_folder
 from lightning_conan.embedder.config import OmniConfig
@@ -82,7 +82,7 @@ class Graft:
         if backbone_config.model_type != "qwen3_vl":
             raise ValueError(f"The backbone must be a Qwen3-VL ('qwen3_vl'), {backbone} is {backbone_config.model_type!r}.")
         audio_config = AUDIO_SOURCES[ears.config.model_type][1](ears.config)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(eyes.folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(eyes.folder, trust_remote_code=False)
         check_inputs(eyes.folder, tokenizer, backbone_config)
         self.vocabulary = backbone_config.text_config.vocab_size
         self.new_rows = add_own_tokens(tokenizer, backbone_config)
@@ -144,7 +144,7 @@ class Graft:
         tensors, source = self.sources[name]
         where = self.report.audio if part == "audio_encoder" else self.report.backbone
         self.report.nbytes[where] = self.report.nbytes.get(where, 0) + tensors.specs[source].nbytes
-        tensor: Tensor = tensors[source]
+        tensor = finite(tensors[source], source, where)
         return self.with_new_rows(tensor, self.noise[ROWS.index(name)]) if name in ROWS else tensor.to(self.specs[name].dtype)
 
     def with_new_rows(self, rows: Tensor, noise: Tensor) -> Tensor:
@@ -188,6 +188,11 @@ def add_own_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig)
     return [int(tokenizer.get_vocab()[token]) for token in new]
 
 
+def place_of(source: str) -> str:
+    """A local folder's absolute path: a relative one may look like a hub's OWNER/NAME."""
+    return str(Path(source).resolve()) if Path(source).is_dir() else source
+
+
 def fit_settings(settings: ProcessorConfig, backbone: PreTrainedConfig, audio: PreTrainedConfig) -> ProcessorConfig:
     """The settings with the sizes that the models fix."""
     encoder = audio_encoder_of(audio)
@@ -225,6 +230,6 @@ def graft_folder(
             tensors = TensorFiles(tensor_paths(scratch))
             model = read_model(OmniConfig.from_pretrained(scratch), tensors, scratch, made.dtype, torch.device("cpu"))
             write_golden(scratch, model, made.processor)
-        notes = {"backbone": backbone, "audio": audio, "seed": seed}
+        notes = {"backbone": place_of(backbone), "audio": place_of(audio), "seed": seed}
         write_sidecars(scratch, made.processor, Provenance("base", notes=notes))
     return made.report

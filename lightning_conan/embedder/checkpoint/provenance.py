@@ -3,10 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import msgspec
 from blake3 import blake3
 
 from lightning_conan.items import Modality
@@ -14,6 +16,7 @@ from lightning_conan.items import Modality
 State = Literal["base", "specialist", "fused", "recovered", "rehearsed", "reasoning"]
 STATES: tuple[State, ...] = get_args(State)
 PROVENANCE = "conan.json"
+PACKAGE = "lightning-conan"
 GOLDEN = "golden"
 """The folder of the golden vectors."""
 
@@ -79,7 +82,30 @@ def read_provenance(folder: Path) -> Provenance:
             ", not an adapter of another trainer." if adapter else "."
         )
         raise ValueError(f"{folder} is not a checkpoint folder: it has no {PROVENANCE}. {remedy}")
+    path = folder / PROVENANCE
     try:
-        return Provenance(**json.loads((folder / PROVENANCE).read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / PROVENANCE} was cut or changed ({error}). Write or copy the folder again.") from error
+        record = json.loads(path.read_text())
+        check_version(record, path)
+        return msgspec.convert(record, Provenance)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, msgspec.ValidationError) as error:
+        raise ValueError(f"{path} was cut or changed ({error}). Write or copy the folder again.") from error
+
+
+def check_version(record: Any, path: Path) -> None:
+    """Refuses a ``conan.json`` with more fields than this version knows: what they say may change how the folder is read.
+
+    Raises:
+        ValueError: Names the first such field, both versions, and the remedy.
+    """
+    known = {each.name for each in fields(Provenance)}
+    found = set(record) if isinstance(record, dict) else known
+    if not (unknown := sorted(found - known)):
+        return
+    versions = record.get("versions")
+    wrote = versions.get(PACKAGE) if isinstance(versions, dict) else None
+    if missing := sorted(known - found):
+        raise ValueError(f"{path} was cut or changed ({unknown[0]!r} for {missing[0]!r}). Write or copy the folder again.")
+    raise ValueError(
+        f"{path} has the field {unknown[0]!r}, which {PACKAGE} {version(PACKAGE)} does not know: {wrote or 'a later version'} "
+        f"wrote it. Upgrade {PACKAGE}, or write the folder again with {version(PACKAGE)}."
+    )

@@ -3,7 +3,7 @@
 import json
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,34 @@ def check_specs(found: Mapping[str, Spec], expected: Mapping[str, tuple[int, ...
     raise ValueError(f"The tensors in {where} must be those of its config.json, but {lines}. {reason}")
 
 
+def finite(tensor: Tensor, name: str, where: Path | str) -> Tensor:
+    """A tensor that is about to be handed on.
+
+    Raises:
+        ValueError: It holds NaN or inf.
+    """
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise ValueError(
+            f"Weights must be finite, but {name!r} of {where} holds NaN or inf: its run diverged, or its file was made from such "
+            "weights. Take an earlier checkpoint, or train it again."
+        )
+    return tensor
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes one safetensors file with the mode that the umask gives; the library's own writer lets its owner alone read it."""
+    specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    write_file(path, write_order(specs), specs, tensors.__getitem__)
+
+
+def write_file(path: Path, names: Sequence[str], specs: Mapping[str, Spec], tensor_of: Callable[[str], Tensor]) -> None:
+    """Writes one safetensors file of the named tensors, in their order."""
+    with path.open("wb") as file:
+        file.write(header_of({name: specs[name] for name in names}))
+        for name in names:
+            file.write(bytes_of(tensor_of(name), specs[name]))
+
+
 def write_shards(
     folder: Path,
     specs: Mapping[str, Spec],
@@ -185,10 +213,7 @@ def write_shards(
     names = [f"{stem}-{i:05d}-of-{count:05d}{SUFFIX}" for i in range(1, count + 1)] if count > 1 else [stem + SUFFIX]
     weights: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
-        with (folder / name).open("wb") as file:
-            file.write(header_of({tensor: specs[tensor] for tensor in shard}))
-            for tensor in shard:
-                file.write(bytes_of(tensor_of(tensor), specs[tensor]))
+        write_file(folder / name, shard, specs, tensor_of)
         weights |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weights}

@@ -57,7 +57,7 @@ class Upstream:
     @property
     def config(self) -> PreTrainedConfig:
         """The model's config."""
-        return AutoConfig.from_pretrained(self.folder)  # type: ignore[no-any-return]
+        return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)  # type: ignore[no-any-return]
 
     def wants(self, name: str) -> bool:
         """Whether a tensor is to be taken."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ def whole_folder(folder: Path, state: State, modality: Modality | None = None) -
     scratch.mkdir()
     try:
         yield scratch
+        share(scratch)
         for path in [*scratch.rglob("*"), scratch]:
             sync(path)
         if folder.exists():
@@ -55,6 +57,20 @@ def whole_folder(folder: Path, state: State, modality: Modality | None = None) -
         shutil.rmtree(scratch, ignore_errors=True)
     if old.exists():
         shutil.rmtree(old)
+
+
+def share(folder: Path) -> None:
+    """Gives each file below a folder the mode of a file that is made there now: that of the umask, or of the folder's ACL.
+
+    safetensors lets nobody but the owner read what it writes, and copies keep the mode of what they were copied from.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode != mode:
+            path.chmod(stat.S_IMODE(mode))
 
 
 def lives(process: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_conan.embedder import OmniProcessor, Provenance, load_folder, save_folder, tiny_embedder
-from lightning_conan.embedder.checkpoint import embeds_as, file_hash, record_golden, whole_folder
+from lightning_conan.embedder.checkpoint import check_replaceable, embeds_as, file_hash, record_golden, whole_folder
 from lightning_conan.embedder.checkpoint.folder import check_folder
 
 
@@ -131,6 +131,14 @@ def test_fingerprints_tell_weights_apart(folder):
     assert load_folder(folder)[2].fingerprint != before
 
 
+def test_fingerprints_are_of_weights_alone():
+    files = {"model-1.safetensors": "aa", "model-2.safetensors": "bb", "tokenizer.json": "cc", "config.json": "dd"}
+    found = Provenance("base", files=files).fingerprint
+    assert Provenance("fused", files={**files, "tokenizer.json": "ee", "more.txt": "ff"}).fingerprint == found
+    assert Provenance("base", files=dict(reversed(files.items()))).fingerprint == found
+    assert Provenance("base", files={**files, "model-2.safetensors": "ee"}).fingerprint != found
+
+
 def test_fingerprints_do_not_see_golden_vectors(folder):
     """Recording them anew, as their own error advises, must not cut a folder off from what was made of it."""
     model, processor, before = load_folder(folder)
@@ -172,6 +180,22 @@ def test_a_folder_that_another_process_writes_is_left_alone(folder):
     with whole_folder(folder, "base") as scratch:
         (scratch / "conan.json").write_text("{}")
     assert other.is_dir()
+
+
+def test_what_a_process_of_the_same_number_left_is_no_obstacle(folder, tiny):
+    (folder.parent / f".{folder.name}.partial-{os.getpid()}").mkdir()
+    with whole_folder(folder, "base") as scratch:
+        (scratch / "conan.json").write_text("{}")
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_specialist_of_another_modality_is_not_replaced(tmp_path):
+    for name in ("image", "audio"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "conan.json").write_text(Provenance("specialist", name).to_json())
+    check_replaceable(tmp_path / "image", "specialist", "image")
+    with pytest.raises(ValueError, match=r"hold a specialist model of modality image, but it holds a .* of modality audio"):
+        check_replaceable(tmp_path / "audio", "specialist", "image")
 
 
 def test_a_link_stays_a_link_and_what_it_leads_to_is_written(folder, tiny, tmp_path):

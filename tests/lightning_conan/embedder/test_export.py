@@ -16,7 +16,7 @@ from lightning_conan.embedder import OmniProcessor, Provenance, export_folder, l
 from lightning_conan.embedder.checkpoint.export import chat_template
 from lightning_conan.embedder.sentence_transformer import OmniModule
 from lightning_conan.items import Item, Media
-from lightning_conan.media.video import decode_video
+from lightning_conan.media.video import Sampling, decode_video
 from lightning_conan.stages import Lora, Specialist
 from runs import QUICK, data, trainer
 from samples import EVERY_FRAME, flac, mp4, png
@@ -34,39 +34,6 @@ SHARED = {
     "image and text": (Item((IMAGE, "make it blue")), {"image": PICTURE, "text": "make it blue"}),
     "another text": (Item(("a text after an image",)), "a text after an image"),
 }
-
-
-@pytest.fixture(scope="module")
-def wanted(grafted):
-    model, processor, _ = load_folder(grafted)
-
-    def embed(*items):
-        with torch.no_grad():
-            return model.embed([processor(item) for item in items])
-
-    return embed
-
-
-@pytest.fixture(scope="module")
-def exported(grafted, tmp_path_factory):
-    root = tmp_path_factory.mktemp("exported")
-    (root / "scores.json").write_text(
-        json.dumps({"digits": {"recall@1": 95.0, "recall@10": 100.0, "ndcg@10": 98.0, "mrr": 97.0}})
-    )
-    for name, stock in {"whole": "false", "stock": "true"}.items():
-        words = ["export", str(grafted), "--to", "sentence-transformers", str(root / name), "--stock", stock]
-        assert main([*words, "--scores", str(root / "scores.json")]) == 0
-    return root
-
-
-@pytest.fixture(scope="module")
-def whole(exported):
-    return SentenceTransformer(str(exported / "whole"), trust_remote_code=True)
-
-
-@pytest.fixture(scope="module")
-def stock(exported):
-    return SentenceTransformer(str(exported / "stock"))
 
 
 def close(found, expected):
@@ -159,6 +126,7 @@ def test_arrays_with_their_rate_are_sounds(wanted, whole):
 def test_a_saved_module_loads_again(wanted, whole, tmp_path):
     whole.save(str(tmp_path / "again"))
     again = SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True)
+    assert (tmp_path / "again" / "sentence_bert_config.json").is_file()
     close(again.encode(["hello"], convert_to_tensor=True), wanted(Item(("hello",))))
 
 
@@ -170,10 +138,11 @@ def test_transformers_load_both(grafted, exported):
     assert all(torch.equal(theirs[name], held[f"backbone.{name}"]) for name in theirs)
 
 
-def test_the_card_says_where_it_comes_from(exported, upstream):
+def test_the_card_says_where_it_comes_from(exported):
     card = (exported / "whole" / "README.md").read_text()
-    for words in ("base_model:", str(upstream / "qwen3_vl"), "| digits | 95.0 |", "trust_remote_code=True", "- state: base"):
+    for words in ("- backbone: qwen3_vl\n", "| digits | 95.0 |", "trust_remote_code=True", "- state: base"):
         assert words in card
+    assert "base_model:" not in card  # a local folder is none that a hub knows
     assert "- audio" not in (exported / "stock" / "README.md").read_text().split("---")[1]
 
 
@@ -232,7 +201,7 @@ def test_pictures_are_turned_and_pages_chosen_as_files_are(wanted, whole, tmp_pa
 
 @pytest.mark.parametrize(("value", "said"), [
     ({"video": {"frames": FRAMES / 255, "fps": 4}}, "Frames must be uint8 of shape"),
-    ({"video": {"frames": FRAMES.transpose(0, 2, 3, 1), "fps": 4}}, "Frames must be uint8 of shape"),
+    ({"video": {"frames": FRAMES[:, :2], "fps": 4}}, "Frames must be uint8 of shape"),
     ({"audio": {"array": [1, 2, 3], "sampling_rate": 16_000}}, "Samples must be floats between -1 and 1"),
     ({"audio": PICTURE}, "A audio must be a path"),
 ])  # fmt: skip
@@ -259,3 +228,35 @@ def test_a_card_may_be_written_on(exported, tmp_path):
         card.write("Trained on our own pictures.\n")
     assert OmniModule.load(str(folder)).get_embedding_dimension() == 64
     assert OmniModule.load(str(folder), model_kwargs={"torch_dtype": "auto"}).model.dtype == torch.float32
+
+
+def test_a_stock_export_keeps_every_setting_of_inputs(grafted, tmp_path):
+    """Each setting decides about one of the inputs, and none is a default."""
+    model, processor, provenance = load_folder(grafted)
+    settings = replace(
+        processor.config,
+        instruction="Say what it is.",
+        query_hint="As a query.",
+        target_hint="As a document.",
+        min_pixels=8192,
+        max_pixels=20 * 1024,
+        video_min_pixels=2048,
+        video_max_pixels=14 * 1024,
+        frame_max_tokens=3,
+        wrap_videos=False,
+        sampling=Sampling(fps=3.0, min_frames=2, max_frames=5),
+    )
+    other = OmniProcessor(processor.tokenizer, settings)
+    folder = save_folder(tmp_path / "folder", model, other, provenance)
+    export_folder(folder, tmp_path / "out", stock=True)
+    stock = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    images = [Media("image", png(side, side), "a.png") for side in (20, 300)]
+    videos = [Media("video", mp4(frames, 100), "a.mp4") for frames in (2, 5, 6, 30)]
+    values = [Image.open(io.BytesIO(media.read())) for media in images]
+    for media in videos:
+        frames = decode_video(media, EVERY_FRAME).frames.numpy()
+        values.append({"array": frames, "video_metadata": {"fps": 4.0, "total_num_frames": len(frames)}})
+    for side, encode in (("query", stock.encode_query), ("target", stock.encode_document)):
+        for media, value in zip([*images, *videos], values, strict=True):
+            with torch.no_grad():
+                close(encode([value], convert_to_tensor=True), model.embed([other(Item((media,)), side)]))

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lightning_conan.embedder import load_folder
 from lightning_conan.embedder.checkpoint import compare_golden, golden
@@ -41,6 +42,23 @@ def test_inputs_that_are_read_differently_are_noticed(base, tmp_path, change, me
     load_folder(copy)
     with pytest.raises(ValueError, match=f"{message} .* No package changed since"):
         load_folder(copy, verify=True)
+
+
+def test_distances_are_of_whole_vectors(base, monkeypatch):
+    model, processor, _ = load_folder(base)
+    there = load_file(base / "golden" / "vectors.safetensors")
+    nudge = torch.zeros_like(there["text"])
+    nudge[:3] = torch.tensor([0.3, -0.4, 0.1])
+    monkeypatch.setattr(golden, "embed_golden", lambda *_: {name: vector + nudge for name, vector in there.items()})
+    off, _ = compare_golden(base, model, processor)
+    assert set(off) == set(there)
+    assert all(value == pytest.approx(0.26**0.5, abs=1e-5) for value in off.values())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_in_training_stays_so(fresh, processor, training):
+    golden.embed_golden(fresh.train(training), processor, draw_files())
+    assert fresh.training is training
 
 
 def test_no_number_is_not_taken_for_a_small_one(base, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_conan.embedder.checkpoint import Spec, TensorFiles, write_shards
-from lightning_conan.embedder.checkpoint.tensors import tensor_paths
+from lightning_conan.embedder.checkpoint.tensors import read_header, save_tensors, tensor_paths
 
 FOUR = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
 
@@ -89,6 +89,29 @@ def test_files_written_tensor_by_tensor_equal_the_librarys(tmp_path, shard_bytes
         index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
         assert index["metadata"]["total_size"] == sum(spec.nbytes for spec in specs.values())
         assert set(index["weight_map"]) == set(values)
+
+
+@pytest.mark.parametrize("letters", range(1, 9))
+def test_tensors_are_aligned_whatever_the_header_is_long(tmp_path, letters):
+    """Files are mapped, and a float that begins between two words is slow to read, or not at all."""
+    values = {
+        f"{kind}{'x' * letters}": torch.ones(3, dtype=dtype)
+        for kind, dtype in {"a": torch.uint8, "b": torch.bfloat16, "c": torch.float32, "d": torch.float64}.items()
+    }
+    save_tensors(tmp_path / "model.safetensors", values)
+    for name, (spec, start) in read_header(tmp_path / "model.safetensors").items():
+        assert start % spec.dtype.itemsize == 0, name
+    assert all(torch.equal(tensor, values[name]) for name, tensor in load_file(tmp_path / "model.safetensors").items())
+
+
+def test_no_file_is_larger_than_asked_for_unless_one_tensor_is(tmp_path):
+    sizes = [10, 40, 25, 30, 200, 5, 60]
+    specs = {f"t{number}": Spec((size,), torch.uint8) for number, size in enumerate(sizes)}
+    write_shards(tmp_path, specs, lambda name: torch.zeros(specs[name].shape, dtype=torch.uint8), 70)
+    found = [[spec.nbytes for spec in TensorFiles([path]).specs.values()] for path in tensor_paths(tmp_path)]
+    assert sorted(size for file in found for size in file) == sorted(sizes)
+    assert all(sum(file) <= 70 or len(file) == 1 for file in found)
+    assert len(found) < len(sizes)
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path):

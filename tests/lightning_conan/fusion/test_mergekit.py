@@ -1,11 +1,13 @@
 import pytest
+import torch
 import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registry
+from mergekit.sparsify import RescaleNorm, bernoulli
 
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
-from lightning_conan.fusion import Dare, Della, Recipe, TaskArithmetic, Ties, read_mergekit
+from lightning_conan.fusion import Dare, Della, IsoC, Recipe, TaskArithmetic, Ties, read_mergekit
 from lightning_conan.fusion.mergekit import mergekit_config
 
 
@@ -39,7 +41,7 @@ def test_a_mergekit_yaml_becomes_a_recipe(folders, tmp_path):
     assert found == Recipe(folders["base"], specialists, {"image": 0.3, "audio": 0.5}, Ties(0.4), dtype="float32")
 
 
-@pytest.mark.parametrize("method", [TaskArithmetic(), Ties(0.3, 0.7), Dare(0.4), Dare(0.4, elect=True)], ids=repr)
+@pytest.mark.parametrize("method", [TaskArithmetic(), Ties(0.3, 0.7)], ids=repr)
 def test_what_is_written_is_read_back_and_is_valid_for_mergekit(folders, tmp_path, method):
     recipe = Recipe(folders["base"], {name: folders[name] for name in ("image", "audio")}, {"image": 0.3, "audio": 0.5}, method)
     written = mergekit_config(recipe)
@@ -61,8 +63,39 @@ def test_what_is_left_out_is_as_mergekit_has_it(folders, tmp_path, name):
     assert read({}) == read(defaults)
 
 
-def test_methods_that_mergekit_lacks_write_none(folders):
-    assert mergekit_config(Recipe(folders["base"], {"audio": folders["audio"]}, {"audio": 1.0}, Della())) is None
+@pytest.mark.parametrize("method", [Dare(0.4), Dare(0.4, elect=True), Della(), IsoC()], ids=repr)
+def test_methods_that_mean_something_else_there_write_none(folders, method):
+    assert mergekit_config(Recipe(folders["base"], {"audio": folders["audio"]}, {"audio": 1.0}, method)) is None
+
+
+def test_dare_is_another_rule_there():
+    """What it keeps grows until the tensor's L1 norm is what it was, which for a few outliers is not 1 / (1 - drop)."""
+    delta = torch.tensor([100.0, *[1.0] * 63])
+    torch.manual_seed(0)
+    kept = bernoulli(delta, 0.5, RescaleNorm.l1)
+    assert abs(float((kept[kept != 0] / delta[kept != 0]).mean()) - 2) > 0.3
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
+def test_methods_of_the_same_name_and_another_rule_are_refused(folders, tmp_path, name):
+    with pytest.raises(ValueError, match=f"got '{name}'. It rescales to each tensor's L1 norm .* Name a recipe.method instead"):
+        read_mergekit(write(tmp_path, config(folders, name, density=0.4)))
+
+
+def test_a_model_without_a_weight_is_refused_as_mergekit_does(folders, tmp_path):
+    unweighted = config(folders)
+    del unweighted["models"][0]["parameters"]["weight"]
+    with pytest.raises(ValueError, match=r"weight in .* must be one number, got None"):
+        read_mergekit(write(tmp_path, unweighted))
+    spec = {each.name: each for each in registry.get("ties").spec.parameters}
+    assert spec["weight"].required
+    assert read_mergekit(write(tmp_path, unweighted | {"parameters": {"weight": 0.2}})).alphas == {"image": 0.2, "audio": 0.5}
+
+
+def test_settings_of_all_models_that_stand_at_one_are_refused(folders, tmp_path):
+    """mergekit would not read them there."""
+    with pytest.raises(ValueError, match=r"those of a model \['density', 'weight'\], got 'normalize'"):
+        read_mergekit(write(tmp_path, config(folders, normalize=False)))
 
 
 @pytest.mark.parametrize(
@@ -73,9 +106,9 @@ def test_methods_that_mergekit_lacks_write_none(folders):
         ({"parameters": {"normalize": False}}, "ties in .* must say normalize: True"),
         ({"parameters": {"rescale": True}}, "rescale: False"),
         ({"parameters": {"densitty": 0.5}}, "may have .*'density'.*, got 'densitty'"),
-        ({"merge_method": "dare_ties"}, "dare_ties in .* must say normalize: True"),
-        ({"merge_method": "dare_linear", "parameters": {"rescale": False}}, "rescale: True"),
-        ({"merge_method": "dare_linear", "parameters": {"normalize": True}}, "normalize: False"),
+        ({"merge_method": "task_arithmetic", "parameters": {"normalize": True}}, "normalize: False"),
+        ({"merge_method": "task_arithmetic", "parameters": {"lambda": 0.5}}, "lambda: 1 but for ties"),
+        ({"parameters": {"lambda": [0.5, 1]}}, "lambda in .* must be one number"),
         ({"dtype": "torch.bfloat16"}, "dtype in .* must be one of"),
         ({"models": [{"weight": 1}]}, "must have a model, the folder"),
     ],

@@ -7,6 +7,7 @@ from mergekit.merge_methods.base import TensorGroup
 from safetensors.torch import save_file
 
 from lightning_conan.fusion import Dare, Della, Fisher, IsoC, Place, RegMean, TaskArithmetic, Ties, TsvM
+from lightning_conan.fusion.method import rank_of
 
 PLACE = Place("backbone.weight", 0)
 ALPHAS = {"a": 0.3, "b": 0.5, "c": 0.4}
@@ -18,12 +19,12 @@ def deltas(request):
     return {name: torch.randn(request.param, generator=generator) for name in ALPHAS}
 
 
-def mergekit(name, deltas, **parameters):
+def mergekit(name, deltas, alphas=ALPHAS, **parameters):
     """mergekit's own merge, from a base of zeros."""
     names = sorted(deltas)
     base = torch.zeros_like(deltas[names[0]])
     group = TensorGroup.from_tensors([base, *(deltas[n] for n in names)], ids=["base", *names], base_index=0)
-    shared = {"int8_mask": False, "rescale": False, "lambda": 1.0, "weight": ALPHAS}
+    shared = {"int8_mask": False, "rescale": False, "lambda": 1.0, "weight": alphas}
     return registry.get(name).merge_group(group, **shared, **parameters)
 
 
@@ -43,6 +44,45 @@ def test_ties_equals_mergekit(deltas, density):
     close(found, mergekit("ties", deltas, normalize=True, density=dict.fromkeys(ALPHAS, density)))
 
 
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.3, 0.3), (0.2, 0.1), (1 / 3, 1 / 3, 1 / 3), (0.3, 0.5, 0.4)], ids=str)
+@pytest.mark.parametrize("density", [0.4, 1.0])
+def test_ties_equals_mergekit_where_coarse_entries_cancel(weights, density):
+    """Differences of bfloat16 weights are multiples of a step: many sums are exactly 0, and a sign is elected all the same."""
+    alphas = dict(zip("abc", weights, strict=False))
+    generator = torch.Generator().manual_seed(0)
+    base = (0.02 * torch.randn(40, 500, generator=generator)).bfloat16().float()
+    moved = {name: (base + 2e-4 * torch.randn(base.shape, generator=generator)).bfloat16().float() for name in alphas}
+    coarse = {name: tensor - base for name, tensor in moved.items()}
+    found = Ties(density)(coarse, alphas, PLACE)
+    wanted = mergekit("ties", coarse, alphas, normalize=True, density=dict.fromkeys(alphas, density))
+    torch.testing.assert_close(found, wanted, atol=1e-7, rtol=0)
+    if density == 1 and weights == (0.5, 0.5):
+        cancelled = (coarse["a"] == -coarse["b"]) & (coarse["a"] != 0)
+        assert cancelled.sum() > 100
+        assert torch.equal(found[cancelled], coarse["a"][cancelled].abs())
+
+
+def test_ties_keeps_an_entry_of_the_smallest_tensor():
+    """As mergekit does: a tenth of three entries is none, and the tensor would be left as it was."""
+    delta = {"a": torch.tensor([0.1, -3.0, 2.0])}
+    found = Ties(0.1)(delta, {"a": 1.0}, PLACE)
+    assert found.tolist() == [0.0, -3.0, 0.0]
+    close(found, mergekit("ties", delta, {"a": 1.0}, normalize=True, density={"a": 0.1}))
+
+
+def test_specialists_drop_entries_of_their_own():
+    """Drawn alike, each entry would stay of both or of none."""
+    ones = torch.ones(20, 50)
+    found = Dare(0.5)({"a": ones, "b": ones}, {"a": 1.0, "b": 10.0}, PLACE)
+    shares = {value: float((found == value).float().mean()) for value in (0.0, 2.0, 20.0, 22.0)}
+    assert all(share == pytest.approx(0.25, abs=0.06) for share in shares.values())
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_what_is_rounding_is_a_matter_of_the_largest_value(size):
+    assert rank_of(size * torch.tensor([1.0, 0.5, 1e-3, 1e-7])) == 3
+
+
 def test_ties_equals_a_loop_over_entries(deltas):
     found = Ties(0.3, scale=2.0)(deltas, ALPHAS, PLACE).flatten()
     flat = {name: delta.flatten().tolist() for name, delta in deltas.items()}
@@ -50,7 +90,7 @@ def test_ties_equals_a_loop_over_entries(deltas):
     for place, value in enumerate(found.tolist()):
         kept = {name: values[place] for name, values in flat.items() if abs(values[place]) >= bar[name]}
         total = sum(ALPHAS[name] * x for name, x in kept.items())
-        same = {name: x for name, x in kept.items() if x * total > 0}
+        same = {name: x for name, x in kept.items() if x and (x > 0) == (total >= 0)}
         weight = sum(ALPHAS[name] for name in same)
         wanted = 2 * sum(ALPHAS[name] * x for name, x in same.items()) / weight if same else 0.0
         assert value == pytest.approx(wanted, abs=1e-5)

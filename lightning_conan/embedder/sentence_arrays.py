@@ -1,0 +1,218 @@
+"""Media that are in memory: PIL images, arrays, tensors and torchcodec's decoders, as sentence-transformers takes them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+from sentence_transformers.base.modality import infer_modality
+from torch import Tensor
+
+from lightning_conan.embedder.processor import Decoded
+from lightning_conan.embedder.processor_config import ProcessorConfig
+from lightning_conan.items import Media, Medium
+from lightning_conan.media import Clip
+from lightning_conan.media.audio import ODDEST, SAMPLE_RATE, resampled
+from lightning_conan.media.image import rgb_tensor
+
+GUESSED_FPS = 24.0
+"""Of frames without metadata: what transformers' video processors take."""
+
+
+def is_image(value: Any) -> bool:
+    """True for what the library takes for an image, and a list of which for the frames of one video."""
+    try:
+        return bool(infer_modality(value) == "image")
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """Turns media in memory into pixels, frames and waveforms, under the limits of files.
+
+    Args:
+        config: Limits and the sampling of frames.
+        sample_frames: False to keep all frames of a video.
+    """
+
+    config: ProcessorConfig
+    sample_frames: bool = True
+
+    def read(self, kind: Medium, content: Any) -> Decoded:
+        """Reads one medium.
+
+        Raises:
+            ValueError: Another type, shape or dtype than is documented, or a medium over a limit.
+        """
+        if kind == "audio":
+            return self.wave(kind, content)
+        if kind == "video":
+            return self.clip(kind, content)
+        return self.image(kind, content)
+
+    def image(self, kind: Medium, content: Any) -> UInt8[Tensor, "3 height width"]:
+        """Pixels of a PIL image, turned as its EXIF says, or of an array."""
+        if isinstance(content, Image.Image):
+            self.config.limits.check_pixels(nameless(kind), *content.size)
+            return rgb_tensor(ImageOps.exif_transpose(content))
+        if not is_array(content):
+            raise refused(kind, content)
+        pixels = pixels_of(content, 3, "An image")
+        self.config.limits.check_pixels(nameless(kind), pixels.shape[2], pixels.shape[1])
+        return pixels
+
+    def wave(self, kind: Medium, content: Any) -> Float[Tensor, " samples"]:
+        """A waveform at 16 kHz; an array without a rate has that one."""
+        rate: Any = SAMPLE_RATE
+        if hasattr(content, "get_all_samples"):
+            self.config.limits.check_seconds(nameless(kind), content.metadata.duration_seconds or 0.0)
+            samples = content.get_all_samples()
+            array, rate = samples.data, samples.sample_rate
+        elif isinstance(content, Mapping) and {"array", "sampling_rate"} <= set(content):
+            array, rate = content["array"], content["sampling_rate"]
+        elif is_array(content):
+            array = content
+        else:
+            raise refused(kind, content)
+        wave, hertz = mono_of(array), hertz_of(rate)
+        self.config.limits.check_seconds(nameless(kind), len(wave) / hertz)
+        return resampled(iter([wave]), hertz)
+
+    def clip(self, kind: Medium, content: Any) -> Clip:
+        """Sampled frames of a video, with the second of each."""
+        if hasattr(content, "get_frames_at"):
+            return self.decoded_clip(kind, content)
+        frames, metadata = content, dict[str, Any]()
+        if isinstance(content, Mapping) and {"frames", "fps"} <= set(content):
+            frames, metadata = content["frames"], {"fps": content["fps"]}
+        elif isinstance(content, Mapping) and "array" in content:
+            frames, metadata = content["array"], dict(content.get("video_metadata") or {})
+        if not is_array(frames) and not isinstance(frames, list | tuple):
+            raise refused(kind, content)
+        pixels = self.frames(kind, frames)
+        wanted, seconds = self.chosen(len(pixels), metadata)
+        return Clip(pixels[wanted], seconds)
+
+    def decoded_clip(self, kind: Medium, decoder: Any) -> Clip:
+        """Frames of torchcodec's decoder, of which only those that are sampled are decoded."""
+        found = decoder.metadata
+        self.check_frames(kind, len(decoder), found.height or 1, found.width or 1)
+        wanted, seconds = self.chosen(len(decoder), {"fps": found.average_fps})
+        return Clip(pixels_of(decoder.get_frames_at(wanted).data, 4, "Frames"), seconds)
+
+    def frames(self, kind: Medium, frames: Any) -> UInt8[Tensor, "frames 3 height width"]:
+        """All frames of an array, or of a list of images.
+
+        Raises:
+            ValueError: None at all, several sizes, or over a limit.
+        """
+        if is_array(frames):
+            pixels = pixels_of(frames, 4, "Frames")
+        else:
+            images = [self.image(kind, frame) for frame in frames]
+            if len({image.shape for image in images}) != 1:
+                raise ValueError(f"Frames must be of one size, got {sorted({tuple(image.shape) for image in images})}.")
+            pixels = torch.stack(images)
+        self.check_frames(kind, len(pixels), pixels.shape[2], pixels.shape[3])
+        return pixels
+
+    def check_frames(self, kind: Medium, count: int, height: int, width: int) -> None:
+        """Refuses videos without frames, and those over the limits of files."""
+        if not 0 < count <= self.config.limits.max_frames:
+            raise ValueError(f"A video must have 1 to {self.config.limits.max_frames} frames, got {count}.")
+        self.config.limits.check_pixels(nameless(kind), width, height)
+
+    def chosen(self, count: int, metadata: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+        """Numbers of the frames to keep, and the second of each, as transformers' video processor chooses them.
+
+        Raises:
+            ValueError: Metadata of another video.
+        """
+        fps = GUESSED_FPS if metadata.get("fps") is None else float(metadata["fps"])
+        if not 0 < fps < float("inf"):
+            raise ValueError(f"fps must be positive, got {fps}.")
+        if not self.sample_frames:
+            found = metadata.get("frames_indices")
+            numbers = list(range(count) if found is None else found)
+            if len(numbers) != count:
+                raise ValueError(f"frames_indices must number each of the {count} frames, got {len(numbers)}.")
+            return list(range(count)), [int(number) / fps for number in numbers]
+        total = int(metadata.get("total_num_frames") or count)
+        if total > count:
+            raise ValueError(
+                f"total_num_frames must be at most the {count} frames that are there, got {total}. Of frames that were sampled "
+                'before, say so: processing_kwargs={"video": {"do_sample_frames": False}}.'
+            )
+        wanted = self.config.sampling.indices(total, fps)
+        return wanted, [number / fps for number in wanted]
+
+
+def is_array(value: Any) -> bool:
+    """True for arrays and tensors."""
+    return isinstance(value, np.ndarray | Tensor)
+
+
+def pixels_of(array: Any, axes: int, what: str) -> UInt8[Tensor, "*frames 3 height width"]:
+    """An array's pixels, channels before rows.
+
+    Raises:
+        ValueError: No uint8, or no three channels: floats may mean 0 to 1 or 0 to 255.
+    """
+    pixels = array.detach().cpu() if isinstance(array, Tensor) else array
+    if str(pixels.dtype).removeprefix("torch.") == "uint8" and pixels.ndim == axes and 3 in (pixels.shape[-3], pixels.shape[-1]):
+        pixels = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.ascontiguousarray(pixels))
+        return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
+    frames = "frames, " if axes == 4 else ""
+    raise ValueError(
+        f"{what} must be uint8 of shape ({frames}3, height, width) or ({frames}height, width, 3), got {pixels.dtype} of "
+        f"{tuple(pixels.shape)}."
+    )
+
+
+def mono_of(array: Any) -> Float[Tensor, " samples"]:
+    """The mean of an array's channels, which are fewer than its samples, whichever axis they are.
+
+    Raises:
+        ValueError: No floats, another number of axes, no samples, or NaN or inf among them.
+    """
+    samples = array if isinstance(array, Tensor) else np.asarray(array)
+    floats = samples.is_floating_point() if isinstance(samples, Tensor) else np.issubdtype(samples.dtype, np.floating)
+    if not floats:
+        raise ValueError(f"Samples must be floats between -1 and 1, got {samples.dtype}. Divide them by what is loudest.")
+    wave = torch.as_tensor(samples, dtype=torch.float32, device="cpu").detach()
+    if wave.ndim == 2 and wave.shape[0] != wave.shape[1]:
+        wave = wave.mean(dim=0 if wave.shape[0] < wave.shape[1] else 1)
+    if wave.ndim != 1 or not len(wave):
+        raise ValueError(f"Samples must be of shape (samples) or (channels, samples), got {tuple(samples.shape)}.")
+    if not bool(wave.isfinite().all()):
+        raise ValueError("Samples must be finite, and there is NaN or inf among them.")
+    return wave
+
+
+def hertz_of(rate: Any) -> int:
+    """A sample rate.
+
+    Raises:
+        ValueError: No positive whole number, or one whose filter would take gigabytes.
+    """
+    hertz = int(rate) if isinstance(rate, int | float | np.number) and math.isfinite(rate) else 0
+    if hertz < 1 or hertz != rate or hertz // math.gcd(hertz, SAMPLE_RATE) > ODDEST:
+        raise ValueError(f"sampling_rate must be a usual rate in Hz, got {rate!r}. Resample to {SAMPLE_RATE} Hz.")
+    return hertz
+
+
+def nameless(kind: Medium) -> Media:
+    """What errors of limits name for a medium that is in memory."""
+    return Media(kind, b"", "in memory")
+
+
+def refused(kind: Medium, content: Any) -> ValueError:
+    """The error for content of another type."""
+    return ValueError(
+        f"A {kind} must be a path, a PIL image, an array with its rate or frames with their fps, got {content!r:.80}."
+    )

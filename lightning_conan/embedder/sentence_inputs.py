@@ -1,0 +1,154 @@
+"""Inputs in sentence-transformers' forms: texts, media, mixtures, pairs and chat messages."""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers.base.modality import infer_modality, is_message_dict
+
+from lightning_conan.embedder.packing import Encoded
+from lightning_conan.embedder.processor import Decoded, OmniProcessor, Turn
+from lightning_conan.embedder.sentence_arrays import ArrayReader, is_image
+from lightning_conan.items import MODALITIES, Media, Medium, Side, parse_media
+
+PAIR_ROLES = ("query", "document")
+HELD = ("url", "path", "base64")
+"""Where a message's part may hold its medium, besides under the name of its type."""
+URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+DATA = re.compile(r"data:(?:[\w.+-]+/([\w.+-]+))?[^,]*;base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class InputReader:
+    """Reads inputs as the library's own ``Transformer`` module does, under the limits of the processor.
+
+    Args:
+        processor: Decodes files and encodes what was decoded.
+        sample_frames: False to keep all frames of a video that is in memory already.
+    """
+
+    processor: OmniProcessor
+    sample_frames: bool = True
+
+    def encode(self, value: Any, prompt: str | None, side: Side) -> Encoded:
+        """Encodes one input; a prompt is a system turn before all others.
+
+        Raises:
+            ValueError: It is of none of the library's forms, or one of its media is invalid or over a limit.
+        """
+        turns = [*([("system", [prompt])] if prompt else []), *self.turns(value)]
+        role, parts = turns[0]
+        if role != "system":
+            return self.processor.encode_turns(turns, None, side)
+        words = [part for part in parts if isinstance(part, str)]
+        if len(turns) > 1 and len(words) == len(parts):
+            return self.processor.encode_turns(turns[1:], "".join(words), side)
+        return self.processor.encode_turns(turns, "", side)
+
+    def turns(self, value: Any) -> list[Turn]:
+        """The turns of a chat: its messages, the two sides of a pair, or a single one of the user."""
+        entries = [value] if is_message_dict(value) else value
+        if isinstance(entries, list | tuple) and entries:
+            if is_message_dict(entries[0]):
+                return [self.turn(message) for message in entries]
+            if len(entries) == len(PAIR_ROLES):
+                return [(role, self.parts(half)) for role, half in zip(PAIR_ROLES, entries, strict=True)]
+        return [("user", self.parts(value))]
+
+    def turn(self, message: Any) -> Turn:
+        """Role and parts of one message."""
+        if not is_message_dict(message) or not isinstance(message["role"], str):
+            raise ValueError(f"A message must be a dictionary with a role, a string, and content, got {message!r:.80}.")
+        content = message["content"]
+        if isinstance(content, str):
+            return message["role"], [content]
+        if not isinstance(content, list | tuple):
+            raise ValueError(f"A message's content must be a string or a list of parts, got {content!r:.80}.")
+        return message["role"], [part for entry in content for part in self.message_part(entry)]
+
+    def message_part(self, entry: Any) -> list[str | Decoded]:
+        """A part of a message, ``{"type": "image", "image": ...}``, as transformers' chat templates take it."""
+        kind = entry.get("type", "text") if isinstance(entry, Mapping) else None
+        if kind == "image_url" and "image_url" in entry:
+            address = entry["image_url"]
+            return self.contents("image", address.get("url") if isinstance(address, Mapping) else address)
+        held = [name for name in (kind, *HELD) if kind in MODALITIES and name in entry]
+        if not held:
+            raise ValueError(
+                f"A message's part must have a type of {[*MODALITIES, 'image_url']} and its content under that name, "
+                f"got {entry!r:.80}."
+            )
+        content = entry[held[0]]
+        bare = held[0] == "base64" and not DATA.match(str(content))
+        return self.contents(kind, f"data:;base64,{content}" if bare else content)
+
+    def parts(self, value: Any) -> list[str | Decoded]:
+        """The parts of an input that is no chat, in their order.
+
+        Raises:
+            ValueError: None of the documented inputs.
+        """
+        if isinstance(value, Mapping) and value and set(value) <= set(MODALITIES):
+            parts = [part for kind, content in value.items() for part in self.contents(kind, content)]
+            if not parts:
+                raise ValueError(f"An input must hold something to embed, got {dict(value)!r:.80}. Leave such rows out.")
+            return parts
+        try:
+            kind = infer_modality(value, list(MODALITIES))
+        except ValueError as error:
+            raise ValueError(
+                f"An input must be a text, a PIL image or a mapping from {list(MODALITIES)} to content, or of another of "
+                f"sentence-transformers' forms, got {value!r:.80} ({error})."
+            ) from error
+        return self.contents(kind, value)
+
+    def contents(self, kind: Any, content: Any) -> list[str | Decoded]:
+        """One or several media or texts of a kind; none for None, as rows of mixed data sets have it."""
+        if content is None:
+            return []
+        if isinstance(content, list | tuple) and kind == "video" and content and all(map(is_image, content)):
+            content = [self.content("image", frame) for frame in content]
+        elif isinstance(content, list | tuple) or getattr(content, "ndim", 0) == 5:  # a batch of videos is of 5 axes
+            return [part for each in content for part in self.contents(kind, each)]
+        return [self.content(kind, content)]
+
+    def content(self, kind: Any, content: Any) -> str | Decoded:
+        """One text or medium.
+
+        Raises:
+            ValueError: Something that is no content of this kind.
+        """
+        if kind == "text":
+            if not isinstance(content, str):
+                raise ValueError(f"A text must be a string, got {content!r:.80}.")
+            return content
+        if isinstance(content, str | Path):
+            return self.processor.decode(media_of(kind, {"path": str(content)}))
+        if isinstance(content, Mapping) and "path" in content and "array" not in content:
+            return self.processor.decode(media_of(kind, content))
+        return ArrayReader(self.processor.config, self.sample_frames).read(kind, content)
+
+
+def media_of(kind: Medium, entry: Mapping[str, Any]) -> Media:
+    """A medium by its local path, with the span of a manifest's entry, or by a data URI.
+
+    Raises:
+        ValueError: Another URL, or an entry that a manifest would not take.
+    """
+    path = str(entry["path"])
+    if found := DATA.match(path):
+        try:
+            return Media(kind, base64.b64decode(path[found.end() :], validate=True), f"data URI.{found[1] or ''}")
+        except binascii.Error as error:
+            raise ValueError(f"A data URI must hold base64, got {path!r:.80} ({error}).") from error
+    if URL.match(path):
+        raise ValueError(
+            f"URLs are not fetched, got {path!r:.200} as {kind}: download it and give its path, or {{'text': ...}} if the "
+            "address itself is what is meant."
+        )
+    whole = Path(path).absolute()
+    return parse_media(kind, {**entry, "path": str(whole)}, Path(whole.anchor))
