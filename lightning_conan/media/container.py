@@ -25,7 +25,7 @@ def open_container(media: Media, kind: str, limits: Limits) -> Iterator[tuple[An
             if not streams:
                 raise MediaError(media, f"holds no {kind} stream")
             announced = (container.duration or 0) / av.time_base
-            if announced > limits.max_seconds and lasts(data, kind, limits.max_seconds):
+            if announced > limits.max_seconds and lasts(data, streams[0].index, limits.max_seconds):
                 limits.check_seconds(media, announced)
             yield container, streams[0]
     except (MediaError, TimeoutError):
@@ -40,11 +40,11 @@ def opened(data: bytes) -> Any:
     return av.open(io.BytesIO(data), "r", options=OPENING, metadata_errors="ignore")
 
 
-def lasts(data: bytes, kind: str, seconds: float) -> bool:
-    """True if the packets, too, take longer: FFmpeg guesses from the first bit rate where no header says how long a file is."""
+def lasts(data: bytes, index: int, seconds: float) -> bool:
+    """True if a track's packets, too, take longer: FFmpeg guesses a length from the first bit rate where no header tells."""
     total, begin, end = 0, math.inf, -math.inf
     with opened(data) as container:
-        stream = getattr(container.streams, kind)[0]
+        stream = container.streams[index]
         limit = seconds / float(stream.time_base)
         for packet in container.demux(stream):
             duration, time = packet.duration or 0, packet.pts

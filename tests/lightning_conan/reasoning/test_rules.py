@@ -42,6 +42,21 @@ def test_each_rule_catches_what_it_is_for(change, reason):
     assert broken(replace(GOOD, **change), rules) == reason
 
 
+@pytest.mark.parametrize(("name", "filler"), [("reasoning", "word"), ("answer", "dress word")])
+def test_the_fewest_and_the_most_tokens_are_allowed(name, filler):
+    least, most = getattr(Rules(), name)
+    for count, reason in {least - 1: "short", least: None, most: None, most + 1: "long"}.items():
+        words = " ".join([*filler.split(), *(f"w{n}" for n in range(count))][:count])
+        assert broken(replace(GOOD, **{name: words})) == (reason and f"{name} too {reason}")
+
+
+def test_a_phrase_may_come_as_often_as_the_rules_say():
+    phrase = "one two three four five six. "
+    for times, reason in {2: None, 3: "repeats itself"}.items():
+        text = " ".join(f"{phrase} then w{n} and v{n}, x{n}." for n in range(times))
+        assert broken(replace(GOOD, reasoning=text)) == reason
+
+
 @pytest.mark.parametrize("words", ["it has an airplane on the left", "it has an aisle seat", "after the prompting of a guide"])
 def test_phrases_are_words_of_their_own(words):
     assert broken(replace(GOOD, reasoning=f"{REASONING} Besides, {words}.")) is None
