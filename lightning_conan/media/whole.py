@@ -195,8 +195,8 @@ def mp3_samples(header: bytes, stream: Any) -> int | None:
             delays = int.from_bytes(header[end + 21 : end + 24], "big")  # LAME's: of the encoder, and what fills the last frame
     if header[36:40] == b"VBRI":
         count = int.from_bytes(header[50:54], "big")
-    frames = max(0, count - 1) * stream.codec_context.frame_size  # some count the table
-    return max(0, frames - (delays >> 12) - (delays & 0xFFF))
+    samples = max(0, count - 1) * int(stream.codec_context.frame_size)  # some count the table
+    return max(0, samples - (delays >> 12) - (delays & 0xFFF))
 
 
 COUNTS: dict[str, Callable[[bytes, Any], int | None]] = {
