@@ -17,6 +17,7 @@ from torchaudio.transforms import Resample
 from lightning_conan.items import Media
 from lightning_conan.media.container import open_container
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
+from lightning_conan.media.whole import announced_samples, check_whole, count_header
 
 SAMPLE_RATE = 16_000
 OPUS_RATE = 32_000
@@ -27,8 +28,6 @@ ODDEST = 2000
 """A rate whose ratio to 16 kHz has larger terms (44,101 Hz) would take gigabytes for the filter; 44,100 Hz has 441."""
 AT_ONCE = 2**20
 """Samples that are resampled together: 22 s at 48 kHz."""
-STREAMED = (0, 0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFFFFF)
-"""What writers that do not know the size put in its place."""
 
 
 def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samples"]:
@@ -37,7 +36,10 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
     Raises:
         MediaError: No sound, undecodable, empty, not finite, or over a limit.
     """
-    check_whole(media, limits.read(media))
+    data = limits.read(media)
+    check_whole(media, data)
+    header = count_header(data)
+    del data  # the container holds its own
     with open_container(media, "audio", limits) as (container, stream):
         rate = int(stream.rate or 0)
         if rate <= 0:
@@ -58,6 +60,9 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
                 yield part
 
         wave = resampled(wanted(), rate)
+        announced = announced_samples(header, stream) or 0
+    if seen < min(announced, stop):
+        raise MediaError(media, f"is cut: its header says {announced} samples, {seen} are there")
     limits.check_seconds(media, seen / rate)
     if not len(wave):
         raise MediaError(media, "holds no samples")
@@ -89,25 +94,6 @@ def resampled(blocks: Iterable[Float[Tensor, " samples"]], rate: int, at_once: i
     if count > before:
         found.append(convert(torch.cat(held))[before // step * made :])
     return torch.cat(found)
-
-
-def check_whole(media: Media, data: bytes) -> None:
-    """Refuses a WAV file that ends before its samples do: FFmpeg would take what is there for all.
-
-    Raises:
-        MediaError: It is cut.
-    """
-    place = 12
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return
-    while place + 8 <= len(data):
-        size = int.from_bytes(data[place + 4 : place + 8], "little")
-        if data[place : place + 4] == b"data":
-            there = len(data) - place - 8
-            if size > there and size not in STREAMED:
-                raise MediaError(media, f"is cut: its header says {size} bytes of samples, {there} are there")
-            return
-        place += 8 + size + size % 2
 
 
 def collect(media: Media, container: Any, stream: Any, stop: int) -> Iterator[Float[Tensor, " samples"]]:

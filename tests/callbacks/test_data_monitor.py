@@ -1,7 +1,8 @@
 import time
+from types import SimpleNamespace
 
 import pytest
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
 
 from callbacks import DataMonitor
 from callbacks.checkpoint_files import CheckpointFiles
@@ -56,6 +57,22 @@ def test_saving_is_not_waiting(base, world, tmp_path, monkeypatch):
     figures = waiting(base, world, tmp_path, 0.0, save_every=1)
     assert figures["data/waiting"] < 0.2
     assert figures["data/pairs_per_second"] > 6
+
+
+def test_scoring_is_neither_waiting_nor_training():
+    """By a clock of its own: twice 1 s of waiting and 2 s of training, and a minute of scoring between."""
+    times, logged = iter([0.0, 1.0, 3.0, 63.0, 63.0, 64.0, 66.0]), {}
+    module, runner, monitor = LightningModule(), object.__new__(Trainer), DataMonitor(every_n_steps=2)
+    module.log_dict = lambda figures, **_: logged.update(figures)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("callbacks.data_monitor.time", SimpleNamespace(perf_counter=lambda: next(times)))
+        monitor.on_train_epoch_start(runner, module)
+        for step in range(2):
+            monitor.on_train_batch_start(runner, module, [0] * 6, step)
+            monitor.on_train_batch_end(runner, module, None, [0] * 6, step)
+            if step == 0:
+                monitor.on_validation_end(runner, module)
+    assert logged == pytest.approx({"data/waiting": 2 / 6, "data/pairs_per_second": 12 / 6})
 
 
 def test_a_period_of_nothing_is_refused():

@@ -14,11 +14,11 @@ SCORES = {1: 1.0, 2: float("nan"), 3: 3.0, 4: 0.25, 5: 2.5, 6: 0.5}
 class Score(Callback):
     """Gives each step a score, and keeps what the model says then."""
 
-    def __init__(self, encoded):
-        self.items, self.said = [encoded["text"]], {}
+    def __init__(self, encoded, scores=SCORES):
+        self.items, self.said, self.scores = [encoded["text"]], {}, scores
 
     def on_validation_epoch_end(self, trainer, pl_module):
-        pl_module.log("val/score", SCORES[trainer.global_step])
+        pl_module.log("val/score", self.scores[trainer.global_step])
         self.said[trainer.global_step] = pl_module.embed(self.items)
 
 
@@ -43,6 +43,13 @@ def test_the_best_step_is_written(base, world, tmp_path, encoded, mode, step, st
         found = model.embed(score.items)
     assert torch.allclose(found, score.said[step], atol=1e-5)
     assert not torch.allclose(found, score.said[5], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_no_number_is_never_the_best(base, world, tmp_path, encoded, mode):
+    """Not even the first: nothing would be better than that."""
+    fit(base, world, tmp_path, 2, Score(encoded, {1: float("nan"), 2: 0.5}), mode=mode)
+    assert load_folder(tmp_path / "out")[2].notes["best"] == {"step": 2, "val/score": 0.5}
 
 
 def test_another_run_in_the_same_root_begins_anew(base, world, tmp_path, encoded):

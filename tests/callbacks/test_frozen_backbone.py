@@ -1,8 +1,13 @@
+import re
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning import Callback
 
 from callbacks import FrozenBackbone
+from callbacks.frozen_backbone import checksum
 from lightning_conan.stages import ProjectorRecovery, Rehearsal
 from runs import QUICK, data, trainer
 
@@ -16,16 +21,43 @@ def test_recovery_moves_the_projector_and_nothing_else(fused, world, tmp_path):
 
 
 class Nudge(Callback):
-    """Moves what must not move."""
+    """Moves what must not move: a tensor's last entry."""
+
+    def __init__(self, name):
+        self.name = name
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        module = pl_module.embedder
         with torch.no_grad():
-            pl_module.embedder.backbone.language_model.norm.weight += 1e-6
+            (dict(module.named_parameters()) | dict(module.named_buffers()))[self.name].view(-1)[-1] += 1e-3
 
 
-def test_a_moved_backbone_is_noticed(fused, world, tmp_path):
-    with pytest.raises(RuntimeError, match=r"1 frozen tensors moved, such as 'backbone\.language_model\.norm\.weight'"):
-        trainer(tmp_path, 2, FrozenBackbone(), Nudge()).fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.language_model.norm.weight",
+        "backbone.language_model.embed_tokens.weight",  # the last of many bytes
+        "backbone.language_model.rotary_emb.inv_freq",  # a buffer, which no folder holds and every vector depends on
+    ],
+)
+def test_a_moved_backbone_is_noticed(fused, world, tmp_path, name):
+    with pytest.raises(RuntimeError, match=f"1 frozen tensors moved, such as '{re.escape(name)}'"):
+        trainer(tmp_path, 2, FrozenBackbone(), Nudge(name)).fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))
+
+
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool]),
+    size=st.integers(1, 5000),
+    data=st.data(),
+)
+def test_a_checksum_sees_every_bit(dtype, size, data):
+    generator = torch.Generator().manual_seed(size)
+    raw = torch.randint(0, 2, (size * dtype.itemsize,), dtype=torch.uint8, generator=generator)
+    place = data.draw(st.integers(0, len(raw) - 1))
+    other = raw.clone()
+    other[place] ^= 1
+    assert checksum(raw.view(dtype)) != checksum(other.view(dtype))
+    assert checksum(raw.view(dtype)) == checksum(raw.clone().view(dtype).view(size, 1))
 
 
 def test_a_resumed_run_without_steps_left_ends_well(fused, world, tmp_path):

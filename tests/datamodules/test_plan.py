@@ -85,6 +85,14 @@ def test_sources_come_equally_often_whatever_their_sizes():
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
+def test_a_source_that_starts_over_is_shuffled_anew():
+    plan = plan_training({"big": {"t": range(100)}, "small": {"t": range(20)}}, 10, 0, 0)
+    small = [number for slot in plan if slot.source == "small" for number in slot.numbers]
+    turns = [small[start : start + 20] for start in range(0, 100, 20)]
+    assert all(sorted(turn) == list(range(20)) for turn in turns)
+    assert len(set(map(tuple, turns))) == 5
+
+
 def test_order_is_a_function_of_seed_and_epoch():
     def plan(seed, epoch):
         return plan_training({"a": {"t": range(100)}}, 10, seed, epoch)

@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -38,6 +39,37 @@ def wav(samples, rate=16_000, kind="<i2", claim=None):
     size = len(body) if claim is None else claim
     parts = [b"RIFF", struct.pack("<I", (36 + size) % 2**32), b"WAVEfmt ", struct.pack("<I", 16), header, b"data"]
     return b"".join([*parts, struct.pack("<I", size), body])
+
+
+def sound(format, codec, bit_rates=(0,), **options):
+    """An audio file of a tone, a second for each bit rate, which some formats may change as they like."""
+    parts = b""
+    for bit_rate in bit_rates:
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format=format, options=options) as container:
+            stream = container.add_stream(codec, rate=16_000, layout="mono")
+            if bit_rate:
+                stream.bit_rate = bit_rate
+            wave = np.sin(np.arange(16_000) / 10) * 9000
+            frame = av.AudioFrame.from_ndarray(wave.astype(np.int16)[None], format="s16", layout="mono")
+            frame.rate, frame.pts, frame.time_base = 16_000, 0, Fraction(1, 16_000)
+            resampler = av.AudioResampler(stream.format, "mono", 16_000, stream.codec_context.frame_size or 1024)
+            for part in [*resampler.resample(frame), *resampler.resample(None)]:
+                container.mux(stream.encode(part))
+            container.mux(stream.encode(None))
+        parts += buffer.getvalue()
+    return parts
+
+
+def half(data):
+    return data[: len(data) // 2]
+
+
+def whole_frames(data):
+    """A file's first half, up to a frame's end: what is left decodes without an error."""
+    with av.open(io.BytesIO(data)) as container:
+        places = [packet.pos for packet in container.demux(audio=0) if packet.size]
+    return data[: places[len(places) // 2]]
 
 
 def picture(mode, format, size=(40, 32), **options):
@@ -83,6 +115,7 @@ def pdf():
     return buffer.getvalue()
 
 
+RATES = (8000, 64_000, 32_000)
 TONE = (np.sin(np.arange(8000) / 10)[:, None] * 9000).astype(np.int16)
 POISON = {
     "cut PNG": lambda: Media("image", png()[:-400], "a.png"),
@@ -105,6 +138,15 @@ POISON = {
     "WAV whose header says 10 hours": lambda: Media("audio", wav(TONE, claim=36_000 * 32_000), "a.wav"),
     "WAV cut in the middle": lambda: Media("audio", wav(TONE)[:8000], "a.wav"),
     "WAV that was streamed, its size unknown": lambda: Media("audio", wav(TONE, claim=0xFFFFFFFF - 36), "a.wav"),
+    "RF64 cut in the middle": lambda: Media("audio", half(sound("wav", "pcm_s16le", rf64="always")), "a.wav"),
+    "AIFF cut in the middle": lambda: Media("audio", half(sound("aiff", "pcm_s16be")), "a.aiff"),
+    "FLAC cut between two frames": lambda: Media("audio", whole_frames(sound("flac", "flac")), "a.flac"),
+    "MP3 with an Info header, cut in the middle": lambda: Media("audio", half(sound("mp3", "libmp3lame")), "a.mp3"),
+    "Opus in Ogg, cut in the middle": lambda: Media("audio", half(sound("ogg", "libopus")), "a.ogg"),
+    "FLAC in Matroska, cut in the middle": lambda: Media("audio", half(sound("matroska", "flac")), "a.mka"),
+    "MP3 of varying bit rate without a header": lambda: Media(
+        "audio", sound("mp3", "libmp3lame", RATES, write_xing="0", id3v2_version="0"), "a.mp3"
+    ),
     "FLAC whose rate changes in the middle": lambda: Media("audio", flac(1.0) + flac(1.0, 8000), "a.flac"),
     "MP4 cut in the middle": lambda: Media("video", mp4()[: len(mp4()) // 2], "a.mp4"),
     "WebM that does not tell how long it is": lambda: Media("video", recording(), "a.webm"),

@@ -60,6 +60,21 @@ def test_the_cache_changes_nothing_but_time(world, processor, monkeypatch):
     assert cached.encode.cached <= cached.encode.cache_bytes
 
 
+def test_the_cache_drops_what_was_unused_for_longest(world, processor):
+    """And keeps what was asked for last, though it is older."""
+    encoder = loader(world / "image", processor, cache=10**9).encode
+    source = next(iter(encoder.sets))
+    sides = encoder.prepare(source, 0, encoder.sets[source].read(0))
+    encoder.cache.clear()
+    encoder.cached = 0
+    encoder.keep((source, 0), sides)
+    encoder.keep((source, 1), sides)
+    list(encoder.read(source, [0]))
+    encoder.cache_bytes = encoder.cached
+    encoder.keep((source, 2), sides)
+    assert [number for _, number in encoder.cache] == [0, 2]
+
+
 def test_negatives_and_hashes_travel_along(tmp_path, processor):
     pairs = [Pair(f"k{row}", "t", "text", Item((f"q{row}",)), Item(("same",)), (Item((f"n{row}",)),)) for row in range(4)]
     write_shards(pairs, tmp_path / "set")

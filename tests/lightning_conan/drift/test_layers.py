@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -25,6 +27,15 @@ def test_a_moved_projector_shows_from_the_first_layer_a_moved_layer_from_its_own
     with torch.no_grad():
         model.audio_projector.linear_2.weight.normal_()
     assert (layer_cosines(reference, token_states(model, items)) < 0.9).all()
+
+
+def test_cosines_are_those_of_each_token_by_itself():
+    """By hand, at sizes that no axis shares with another."""
+    one, other = (torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    for layer, found in enumerate(layer_cosines(one, other).tolist()):
+        pairs = [(one[layer, token].tolist(), other[layer, token].tolist()) for token in range(7)]
+        cosines = [sum(map(math.prod, zip(a, b, strict=True))) / (math.hypot(*a) * math.hypot(*b)) for a, b in pairs]
+        assert found == pytest.approx(sum(cosines) / 7, abs=1e-6)
 
 
 def test_hooks_are_gone_afterwards(tiny, encoded):

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from datamodules.shards import ShardSet
-from lightning_conan.drift import Verdict, examine, holding, measure_drift
+from lightning_conan.drift import Verdict, examine, holding, measure_drift, report, token_states
 from lightning_conan.embedder import Provenance, load_folder, load_processor, save_folder, tiny_embedder
+from lightning_conan.items import Pair
 from lightning_conan.retrieval import PairSet
 
 
@@ -62,6 +63,9 @@ def test_sides_are_told_apart(pairs):
     [
         ((90, 88, 90, 88), "none", "nothing to recover"),
         ((90, 50, 89, 51), "backbone", "44% lost (90.0 -> 50.0); the audio projector is intact"),
+        ((100, 50, 96, 51), "backbone", "50% lost"),  # within a twentieth of the specialist's
+        ((100, 50, 94, 51), "projector", "50% lost"),
+        ((100, 94, 100, 51), "backbone", "6% lost"),
         ((90, 50, 60, 80), "projector", "the audio projector itself changed (with the specialist's backbone 60.0"),
     ],
 )
@@ -111,6 +115,25 @@ def test_sounds_are_followed_where_pictures_ask_for_them(base, items):
     pictures, sounds = [processor(items["image"])] * 80, [processor(items["audio"])] * 80
     found = holding(tiny_embedder(0)[0], [*pictures, *sounds], "audio")
     assert [bool(item.mels) for item in found] == [True] * 80
+
+
+def test_inputs_are_chosen_among_those_that_hold_the_medium(base, items, tmp_path, monkeypatch):
+    """Queries of pictures come first, and are more than are watched."""
+    parent = load_folder(base)[2].fingerprint
+    save_folder(tmp_path / "audio", *tiny_embedder(0), Provenance("specialist", "audio", {"base": parent}))
+    save_folder(tmp_path / "fused", shaken(""), load_processor(base), Provenance("fused"))
+    rows = [Pair(str(row), "t", "audio", items["image"], items["audio"]) for row in range(3)]
+    watched = []
+
+    def spy(model, inputs, modality):
+        watched.append(inputs)
+        return token_states(model, inputs, modality)
+
+    monkeypatch.setattr(report, "WATCHED", 2)
+    monkeypatch.setattr(report, "token_states", spy)
+    sets = {"audio": PairSet.encode(rows, load_processor(base))}
+    measure_drift({"audio": tmp_path / "audio"}, {"fused": tmp_path / "fused"}, sets)
+    assert [[bool(item.mels) for item in inputs] for inputs in watched] == [[True, True]] * 2
 
 
 def test_pairs_with_media_on_both_sides_have_no_side_of_texts(pairs):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,29 @@ def test_a_part_whose_config_names_a_dtype_does_not_overrule_the_folder(tmp_path
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
     before = model.state_dict()
     assert all(torch.equal(tensor, before[name].to(dtype)) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_change_in_any_file_is_refused_by_name(folder):
+    """Not in the weights alone: another tokenizer, config or processor gives other vectors from equal weights."""
+    files = json.loads((folder / "conan.json").read_text())["files"]
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(files) == there - {"conan.json", "README.md"}
+    for name in sorted(files):
+        path = folder / name
+        data = path.read_bytes()
+        path.write_bytes(data + b" ")  # which no reader of JSON would mind
+        with pytest.raises(ValueError, match=f"{re.escape(name)} differs from its hash"):
+            check_folder(folder)
+        path.write_bytes(data)
+    check_folder(folder)
+
+
+def test_fingerprints_are_those_of_the_weights_alone(folder, tiny):
+    """A model card, hints or notes make no other parent of what was trained from a folder."""
+    before = load_folder(folder)[2].fingerprint
+    hinted = OmniProcessor(tiny[1].tokenizer, replace(tiny[1].config, instruction="Find it."))
+    save_folder(folder, tiny[0], hinted, Provenance("base", notes={"steps": 7}))
+    assert load_folder(folder)[2].fingerprint == before
 
 
 def test_a_missing_file_is_refused(folder):

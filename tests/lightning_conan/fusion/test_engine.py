@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.embedder.checkpoint import file_hash, write_shards
 from lightning_conan.fusion import Dare, Recipe, TaskArithmetic, TsvM, dry_run, engine, fuse_folders, write
+from lightning_conan.fusion.geometry import by_group
 
 ALPHAS = {"image": 0.3, "audio": 0.5}
 
@@ -181,6 +182,9 @@ def test_coefficients_by_module(recipe, tmp_path):
     found, base, audio = (tensors(folder) for folder in (tmp_path / "out", recipe.base, recipe.specialists["audio"]))
     assert all(torch.equal(found[name], base[name]) for name in found if ".visual." in name)
     assert all(torch.allclose(found[name], audio[name], atol=1e-6) for name in found if "language_model.layers.3." in name)
+    later = replace(recipe, alphas_by_module=rules | {r"layers\.3\.mlp": {"image": 0.0, "audio": 0.0}})
+    assert later.alphas_of("language_model.layers.3.mlp.up_proj.weight") == {}, "of several that match the last holds"
+    assert later.alphas_of("language_model.layers.3.self_attn.q_proj.weight") == {"audio": 1.0}
     with pytest.raises(ValueError, match="alphas must name the specialists"):
         fuse_folders(replace(recipe, alphas_by_module={"visual": {"image": 1.0}}), tmp_path / "other")
 
@@ -208,10 +212,41 @@ def bfloat16_copies(recipe, root, step):
     return replace(recipe, base=base, specialists={name: root / name for name in ALPHAS})
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_result_is_rounded_once(recipe, tmp_path, dtype):
+    """The exact sum, in float64, to the nearest number of the output: in no step before, and in no dtype between."""
+    model, processor, _ = load_folder(recipe.base, dtype=dtype)
+    base = save_folder(tmp_path / "base", model, processor, Provenance("base"))
+    for seed, name in enumerate(ALPHAS):
+        model = load_folder(base)[0]
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        found = Provenance("specialist", name, {"base": load_folder(base)[2].fingerprint})
+        save_folder(tmp_path / name, model, processor, found)
+    copies = replace(recipe, base=base, specialists={name: tmp_path / name for name in ALPHAS})
+    fuse_folders(copies, tmp_path / "out")
+    whole, parts = tensors(base), {name: tensors(tmp_path / name) for name in ALPHAS}
+    wrong = count = 0
+    for name, tensor in tensors(tmp_path / "out").items():
+        if name.startswith(recipe.owned) or name.endswith("embed_tokens.weight"):
+            continue
+        start = whole[name].double()
+        exact = start + sum(alpha * (parts[key][name].double() - start) for key, alpha in ALPHAS.items())
+        wrong, count = wrong + int((tensor != exact.to(dtype)).sum()), count + tensor.numel()
+    assert wrong / count < 1e-3  # float32's own digits: where the sum lies half-way between two numbers
+
+
 def test_rounding_loss_is_reported_and_float32_avoids_it(recipe, tmp_path):
     """Specialists a step or two of bfloat16 away: 0.8 of a step cannot be written in it."""
     small = bfloat16_copies(recipe, tmp_path, 0.008)
-    assert fuse_folders(small, tmp_path / "half").rounding_loss > 0.05
+    report, exact = fuse_folders(small, tmp_path / "half"), replace(small, dtype="float32")
+    fuse_folders(exact, tmp_path / "exact")
+    start, half, whole = (tensors(folder) for folder in (small.base, tmp_path / "half", tmp_path / "exact"))
+    names = [name for name in report.fused if not name.endswith("embed_tokens.weight")]
+    sums = [sum(float((one[name].double() - whole[name].double()).square().sum()) for name in names) for one in (half, start)]
+    assert report.rounding_loss == pytest.approx((sums[0] / sums[1]) ** 0.5, rel=0.02)
+    assert report.rounding_loss > 0.05
     assert fuse_folders(replace(small, dtype="float32"), tmp_path / "full").rounding_loss == 0
     assert load_folder(tmp_path / "full")[0].dtype == torch.float32
     assert load_folder(tmp_path / "half")[0].dtype == torch.bfloat16
@@ -283,6 +318,19 @@ def test_a_dry_run_says_what_would_become_of_each_tensor(recipe):
 def test_methods_write_folders_that_load(recipe, tmp_path):
     fuse_folders(replace(recipe, method=TsvM(), alphas=dict.fromkeys(ALPHAS, 1.0)), tmp_path / "out")
     assert load_folder(tmp_path / "out")[2].notes["method"] == "TsvM()"
+
+
+def test_a_negative_coefficient_takes_away(recipe, tmp_path):
+    """Forgetting by negation: only 0 leaves a specialist out."""
+    fuse_folders(replace(recipe, alphas={"image": -1.0, "audio": 0.0}), tmp_path / "out")
+    found, base, image = (tensors(folder) for folder in (tmp_path / "out", recipe.base, recipe.specialists["image"]))
+    name = "backbone.language_model.layers.0.mlp.up_proj.weight"
+    assert torch.allclose(found[name], 2 * base[name] - image[name], atol=1e-6)
+
+
+def test_layers_are_reported_in_their_order():
+    grams = {f"layers.{layer}": torch.eye(2, dtype=torch.float64) for layer in (10, 2, 9, 0)}
+    assert list(by_group(["a", "b"], grams)) == ["layers.0", "layers.2", "layers.9", "layers.10"]
 
 
 def test_geometry_by_layer_adds_up(recipe, tmp_path):

@@ -96,6 +96,14 @@ def test_ties_equals_a_loop_over_entries(deltas):
         assert value == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_ties_leaves_something_of_the_smallest_tensors(size):
+    """A fifth of four entries is the largest one, not none."""
+    delta = torch.arange(1.0, size + 1)
+    found = Ties(0.2)({"a": delta}, {"a": 1.0}, PLACE)
+    assert found.tolist() == [0.0] * (size - 1) + [float(size)]
+
+
 def test_dare_keeps_the_mean_and_drops_the_share():
     deltas = {"a": torch.ones(400, 500)}
     found = Dare(drop=0.9)(deltas, {"a": 1.0}, PLACE)
@@ -123,6 +131,13 @@ def test_random_methods_depend_on_seed_tensor_and_specialist_alone(deltas, metho
     assert torch.equal(method(dict(reversed(deltas.items())), ALPHAS, PLACE), once)
     assert not torch.equal(method(deltas, ALPHAS, Place(PLACE.name, 1)), once)
     assert not torch.equal(method(deltas, ALPHAS, Place("another.weight", 0)), once)
+
+
+@pytest.mark.parametrize("method", [Dare(0.5), Della(0.5)], ids=repr)
+def test_random_methods_drop_other_entries_of_each_specialist(method):
+    """Else what one loses all lose, and nothing is left of half the entries."""
+    alone = [method({name: torch.ones(10, 100)}, {name: 1.0}, PLACE) != 0 for name in ("a", "b")]
+    assert 0.4 < (alone[0] == alone[1]).float().mean() < 0.6
 
 
 def test_tsv_of_one_specialist_is_that_specialist():

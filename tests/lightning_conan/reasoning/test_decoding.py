@@ -33,6 +33,16 @@ def queries(model, items):
     return [model[1](item) for item in [*items.values(), *alike, *(Item((text,)) for text in words)]]
 
 
+def embeds_at_once(logits, decoding, emb):
+    """The rule in numbers of its own: none is likelier, or the share is large enough."""
+    if decoding.route != "adaptive":
+        return decoding.route == "direct"
+    mine = logits.double()
+    if decoding.threshold is None:
+        return not bool((mine > mine[emb]).any())
+    return float(1 / (mine - mine[emb]).exp().sum()) >= decoding.threshold
+
+
 @torch.no_grad()
 def one_by_one(model, encoded, decoding):
     """Without a cache: all tokens so far are read anew for each further one."""
@@ -41,7 +51,7 @@ def one_by_one(model, encoded, decoding):
         (chunk,) = pack([ids], 10_000)
         state = model.hidden_states(chunk)[0, -1]
         logits = model.logits(state)
-        if not written and not decoding.embeds_at_once(logits[None], emb)[0]:
+        if not written and not embeds_at_once(logits, decoding, emb):
             logits[emb] = -torch.inf
         elif not written:
             return F.normalize(state, dim=0), [], False
@@ -71,6 +81,26 @@ def test_is_one_query_at_a_time_without_a_cache(model, queries, decoding, budget
         assert found.tokens[row] == written
         assert found.truncated[row] == truncated
         torch.testing.assert_close(found.embeddings[row], vector, atol=1e-5, rtol=0)
+
+
+def test_the_route_is_that_of_the_likeliest_token():
+    """The second likeliest is not enough, however close; of a threshold equality is."""
+    logits = torch.tensor([[3.0, 0.0, 0.0], [0.0, 3.0, 2.9], [0.0, 2.9, 3.0], [0.0, 0.0, -torch.inf]])
+    assert Decoding().embeds_at_once(logits, 1).tolist() == [False, True, False, False]
+    assert Decoding(threshold=0.5).embeds_at_once(logits, 1).tolist() == [False, True, False, True]
+    assert Decoding("direct").embeds_at_once(logits, 1).tolist() == [True] * 4
+    assert Decoding("always").embeds_at_once(logits, 1).tolist() == [False] * 4
+
+
+def test_a_query_that_ends_at_the_limit_by_itself_is_not_truncated(model, queries):
+    """The last token that is allowed may be followed by ``<|emb|>``."""
+    free = encode_queries(model[0], queries, Decoding(max_new_tokens=MOST))
+    rows = [(len(tokens), truncated) for tokens, truncated in zip(free.tokens, free.truncated, strict=True)]
+    ended = {length for length, truncated in rows if length and not truncated}
+    assert ended
+    for limit in ended:
+        found = encode_queries(model[0], queries, Decoding(max_new_tokens=limit))
+        assert found.truncated == [truncated or length > limit for length, truncated in rows]
 
 
 def test_eager_attention_writes_the_same(model, queries):

@@ -63,6 +63,13 @@ def test_a_tenth_of_the_letters_may_be_foreign():
         assert broken(thought, Rules((0, 99), (0, 9), keyword=False)) == reason
 
 
+def test_a_phrase_may_come_as_often_as_the_rules_say():
+    phrase = "one two three four five six. "
+    for times, reason in {2: None, 3: "repeats itself"}.items():
+        text = " ".join(f"{phrase} then w{n} and v{n}, x{n}." for n in range(times))
+        assert broken(replace(GOOD, reasoning=text)) == reason
+
+
 @pytest.mark.parametrize("words", ["it has an airplane on the left", "it has an aisle seat", "after the prompting of a guide"])
 def test_phrases_are_words_of_their_own(words):
     assert broken(replace(GOOD, reasoning=f"{REASONING} Besides, {words}.")) is None

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 import torch
 
-from lightning_conan.retrieval.metric import RetrievalMetric
+from lightning_conan.retrieval.metric import RetrievalMetric, hash_ids
 
 
 def digest(*names):
@@ -33,6 +33,13 @@ def test_mean_of_both_directions():
     assert scores["recall@1"] == (scores["forth/recall@1"] + scores["back/recall@1"]) / 2
     assert scores["forth/recall@1"].item() == pytest.approx(100)
     assert scores["back/recall@1"].item() == pytest.approx(200 / 3)  # the third target is more like the first query
+
+
+def test_identities_of_many_contents_differ():
+    """Sixty bits of a hash: with thirty, a set of this size would hold items that are taken for one."""
+    hashes = [hashlib.sha256(number.to_bytes(4, "big")).hexdigest() for number in range(200_000)]
+    assert len(hash_ids(hashes).unique()) == len(hashes)
+    assert hash_ids(["0" * 14 + "1" + "0" * 49, "0" * 64]).tolist() == [1, 0]
 
 
 def test_nothing_is_no_score():

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from lightning_conan.retrieval.store import EmbeddingStore, Origin, finished_parts, write_part
+from lightning_conan.retrieval.store import EmbeddingStore, Origin, finished_parts, shorten, write_part
 
 ORIGIN = Origin("model", "source", "float32", 4, 3, 2)
 
@@ -30,6 +32,25 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("part-*"))
     assert finished_parts(tmp_path, ORIGIN) == set()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("precision", "error"), [("float32", 0.0), ("float16", 5e-4), ("int8", 0.5 / 127)])
+def test_numbers_come_back_as_near_as_they_are_kept(tmp_path, precision, error):
+    """int8: within half a step of 127 that reach the row's largest entry, whatever its size."""
+    origin = replace(ORIGIN, precision=precision, parts=1, dim=64)
+    found = torch.randn(20, 64, generator=torch.Generator().manual_seed(1)) * torch.logspace(-2, 1, 20)[:, None]
+    write_part(tmp_path, 0, origin, [str(row) for row in range(20)], ["text"] * 20, found)
+    (kept,) = EmbeddingStore(tmp_path).blocks()
+    largest = found.abs().amax(dim=1, keepdim=True)
+    assert ((kept - found).abs() <= (error + 1e-6) * largest).all()
+    assert torch.allclose(kept.abs().amax(dim=1, keepdim=True), largest, rtol=1e-3)
+
+
+def test_shortened_vectors_are_of_unit_length():
+    found = shorten(vectors(5), 2)
+    assert torch.allclose(found.norm(dim=1), torch.ones(5))
+    assert torch.allclose(found[:, 0] / found[:, 1], vectors(5)[:, 0] / vectors(5)[:, 1], rtol=1e-4)
+    assert torch.equal(shorten(vectors(5), 4), vectors(5))
 
 
 def test_rows_keep_their_order_over_parts(tmp_path):

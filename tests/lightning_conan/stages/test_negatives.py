@@ -52,6 +52,15 @@ def test_a_negative_is_replaced_once_it_is_told_apart():
     assert seen(watch, [["a", "b"]], {"b": 0.8}) == ["b"]
 
 
+def test_a_score_that_fell_a_little_is_not_told_apart():
+    """However low it is: 1.2 * 0.65 is not below 0.75."""
+    watch = NegativeWatch(DynamicNegatives())
+    for score in (0.75, 0.65, 0.65):
+        assert seen(watch, [["a", "b"]], {"a": score}) == ["a"]
+    assert seen(watch, [["a", "b"]], {"a": 0.62}) == ["a"]
+    assert seen(watch, [["a", "b"]], {"b": 0.8}) == ["b"]
+
+
 def test_queries_have_each_their_own_and_may_run_out():
     watch = NegativeWatch(DynamicNegatives(keep=2))
     assert seen(watch, [["a", "b", "c"], ["a"]], {"a": 0.1, "b": 0.8, "c": 0.8}) == ["a", "b", "a"]

@@ -40,6 +40,22 @@ def test_muon_moves_matrices_and_adamw_the_rest():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_shrinks_matrices_and_nothing_else(name):
+    """Without a gradient decay is all that moves: norms, biases and scalars stay bit for bit."""
+    model = torch.nn.ModuleList([torch.nn.Linear(6, 8), torch.nn.LayerNorm(8)])
+    scale = torch.nn.Parameter(torch.tensor(3.0))
+    parameters = {**dict(model.named_parameters()), "scale": scale}
+    for parameter in parameters.values():
+        torch.nn.init.uniform_(parameter, 0.5, 1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    before = {key: parameter.detach().clone() for key, parameter in parameters.items()}
+    make_optimizer(parameters.values(), Training(optimizer=name, lr=0.1, weight_decay=0.5)).step()
+    for key, parameter in parameters.items():
+        expected = before[key] * (1 - 0.1 * 0.5) if key == "0.weight" else before[key]
+        assert torch.allclose(parameter.detach(), expected, rtol=1e-6), key
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_loaded_state_goes_on_bit_for_bit(name):
     settings = replace(MUON, optimizer=name)
     straight, halved = net(), net()
@@ -69,11 +85,12 @@ def test_a_run_goes_on_at_another_rate(fused, world, tmp_path):
             rates[trainer.global_step] = optimizer.param_groups[0]["lr"]
 
     slow, fast = (replace(QUICK, lr=lr) for lr in (1e-4, 1e-3))
-    trainer(tmp_path / "slow", 4, Rates()).fit(ProjectorRecovery(fused, slow), data(world, "audio"))
-    expected = [rates[step] for step in (2, 3)]
-    trainer(tmp_path / "run", 4, Stop(2)).fit(ProjectorRecovery(fused, fast), data(world, "audio"))
-    trainer(tmp_path / "run", 4, Rates()).fit(ProjectorRecovery(fused, slow), data(world, "audio"), ckpt_path="last")
-    assert [rates[step] for step in (2, 3)] == pytest.approx(expected)
+    trainer(tmp_path / "slow", 5, Rates()).fit(ProjectorRecovery(fused, slow), data(world, "audio"))
+    expected = [rates.pop(step) for step in (3, 4)]  # of steps whose rate is no longer the first one
+    trainer(tmp_path / "run", 5, Stop(3)).fit(ProjectorRecovery(fused, fast), data(world, "audio"))
+    trainer(tmp_path / "run", 5, Rates()).fit(ProjectorRecovery(fused, slow), data(world, "audio"), ckpt_path="last")
+    assert [rates[step] for step in (3, 4)] == pytest.approx(expected)
+    assert max(expected) < slow.lr
     other = ProjectorRecovery(fused, replace(slow, optimizer="muon"))
     with pytest.raises(ValueError, match=r"began with training\.optimizer adamw, got muon"):
         trainer(tmp_path / "run", 8).fit(other, data(world, "audio"), ckpt_path="last")

@@ -47,13 +47,16 @@ def test_a_projector_that_is_not_there_is_refused(fused, world, tmp_path):
 
 
 def test_with_adapters_the_backbone_moves_too_and_nothing_of_vision(fused, world, tmp_path):
+    """Though images pass by, which adapters on vision would learn from."""
+    mix = RehearsalData({name: world / name for name in ("image", "audio")}, batch_size=6, num_workers=0)
     module = ProjectorRecovery(fused, QUICK, lora=Lora(rank=2, alpha=2))
-    trainer(tmp_path / "run", 2).fit(module, data(world, "audio"))
+    trainer(tmp_path / "run", 4).fit(module, mix)
+    trained = set(module.trained())
     module.write_folder(tmp_path / "out")
     names = moved(module, fused)
     assert any(name.startswith("backbone.language_model.layers") for name in names)
     assert any(name.startswith("audio_projector.") for name in names)
-    assert not any(".visual." in name or name.startswith("audio_encoder.") for name in names)
+    assert not any("visual." in name or "audio_encoder." in name for name in names | trained)
 
 
 def test_one_stage_rehearses_a_fused_folder_with_its_projector(fused, world, tmp_path):
@@ -234,6 +237,15 @@ def test_other_captions_of_a_sound_are_no_negatives(fused, tmp_path):
     read = Encoded(torch.arange(3), torch.arange(3).expand(3, -1))
     batch = Batch("t", "audio", ["a", "b"], [read, read], [read, read], [[], []], ["q", "r"], ["t", "u"], [])
     assert module.enlarged(pairs, batch).negative_ids.tolist() == [13]
+
+
+def test_a_text_of_the_bank_that_is_a_hard_negative_counts_once():
+    rows = F.normalize(torch.randn(4, 8), dim=1)
+    bank = Bank(rows, torch.tensor([10, 11, 12, 13]), torch.empty(0, 2, dtype=torch.long))
+    pairs = PairEmbeddings(rows[:1], rows[:1], rows[2:3], torch.tensor([1]), torch.tensor([10]), torch.tensor([12]))
+    vectors, ids = bank.others(pairs)
+    assert ids.tolist() == [11, 13]
+    assert torch.equal(vectors, rows[[1, 3]])
 
 
 def test_constants_tell_queries_from_targets(fused, world, tmp_path):

@@ -53,7 +53,7 @@ def test_stage_1a_trains_the_new_parts_alone(base, world, tmp_path):
     trainer(tmp_path / "a", 3, Stop(2)).fit(module, data(world, "audio"))
     assert all(tensor.abs().sum() == 0 for name, tensor in module.trained().items() if "lora_B" in name)
     joined = Specialist(base, "audio", QUICK, train_fully=("audio_projector.",), alone_steps=2)
-    trainer(tmp_path / "b", 4).fit(joined, data(world, "audio"))
+    trainer(tmp_path / "b", 3).fit(joined, data(world, "audio"))
     assert any(tensor.abs().sum() > 0 for name, tensor in joined.trained().items() if "lora_B" in name)
 
 
@@ -103,6 +103,8 @@ def test_rehearsal_sees_all_modalities_equally(recovered, world, tmp_path):
     trainer(tmp_path, 8, record).fit(module, mix)
     assert [keys[0].split("-")[0] for keys in record.keys] == [*names, *names]
     assert not any("audio" in name for name in module.trained())
+    assert any("language_model" in name for name in module.trained())
+    assert any("visual.blocks" in name for name in module.trained())
     assert "embedder.audio_projector.linear_1.weight" in prepared(
         Rehearsal(recovered, QUICK, train_projector=True), mix, tmp_path
     )
@@ -210,7 +212,7 @@ def test_a_learned_temperature_stays_in_bounds_and_is_never_stuck(base, world, t
             gradient.fill_(1.0)  # downwards
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            assert float(pl_module.temperature("image").detach()) >= LEAST_TEMPERATURE * (1 - 1e-6)
+            assert float(pl_module.temperature("image").detach()) == pytest.approx(LEAST_TEMPERATURE, rel=1e-5)
 
     trainer(tmp_path, 3, Look()).fit(Specialist(base, "image", settings), data(world))
     assert all(found)
