@@ -85,7 +85,7 @@ class Report:
             lines.append(f"  {len(twins)} images or pages look like another one, such as those of {some}")
         if self.broken:
             lines.append(f"  {len(self.broken)} images or pages cannot be decoded, such as {self.broken[0]}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def look(self, key: str, media: Media) -> None:
         """Notes an image or a page."""

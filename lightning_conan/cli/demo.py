@@ -15,6 +15,8 @@ from typing import Literal
 VISUAL = ("image", "video", "document")
 MODALITIES = (*VISUAL, "audio")
 EVERY = ("--trainer.callbacks.every_n_steps", "10")
+SIGNALLED = 128
+"""Statuses above it tell of a signal: 130 of Ctrl-C, 143 of SIGTERM."""
 EVERYTHING = {name: f"{name}.train" for name in MODALITIES}
 
 
@@ -47,11 +49,14 @@ class Demo:
 
         Raises:
             RuntimeError: It failed.
+            SystemExit: It was ended by a signal, and so is the demo.
         """
         from lightning_conan.cli.main import main
 
         self.say(f"$ conan {shlex.join(words)}")
-        if status := main(words):
+        if (status := main(words)) > SIGNALLED:
+            raise SystemExit(status)
+        if status:
             raise RuntimeError(f"`conan {words[0]}` ended with status {status}, see above.")
 
     def timed(self, name: str, *commands: Sequence[str]) -> None:
@@ -90,11 +95,11 @@ class Demo:
         """Trains a stage from ``folder`` into the folder ``name``, and scores it on ``sets``; ``length`` multiplies its steps."""
         if self.made(name):
             return
-        import yaml
+        from lightning_conan.strict_yaml import read_yaml
 
         configs = [self.configs / "base.yaml", self.configs / "tiny" / f"{config}.yaml"]
         configs += [self.configs / "tiny" / f"{extra}.yaml"] if extra else []
-        settings = [yaml.safe_load(path.read_text()) for path in configs]
+        settings = [read_yaml(path) for path in configs]
         limits = [found.get("trainer", {}).get("max_steps") for found in settings]
         steps = self.steps([limit for limit in limits if limit][-1] * length)
         alone = max(found.get("model", {}).get("init_args", {}).get("alone_steps", 0) for found in settings)

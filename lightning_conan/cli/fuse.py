@@ -14,6 +14,7 @@ def run(args: Sequence[str]) -> None:
 
     from lightning_conan.cli.quiet import quiet_libraries
     from lightning_conan.fusion import Recipe, dry_run, fuse_folders, read_mergekit
+    from lightning_conan.terminal import printable
 
     def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False) -> None:
         """Fuses specialists of one base, tensor by tensor (--mergekit FILE instead of --recipe reads a mergekit YAML of folders).
@@ -26,7 +27,7 @@ def run(args: Sequence[str]) -> None:
         """
         if dry:
             for name, fate, spec in dry_run(recipe):
-                print(f"{fate:<8}{name}  {list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}")
+                print(f"{fate:<8}{printable(name)}  {list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}")
             return
         report = fuse_folders(recipe, out, workers)
         alphas = ", ".join(f"{name} {alpha:g}" for name, alpha in sorted(report.alphas.items()))

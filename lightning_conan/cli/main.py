@@ -5,7 +5,11 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib.metadata import version
+from io import TextIOWrapper
 from pickle import UnpicklingError
+
+from lightning_conan.cli.signals import ended_by_sigterm
+from lightning_conan.terminal import printable
 
 LIGHTNING = {
     "fit": "train a stage",
@@ -48,36 +52,48 @@ def main(args: Sequence[str] | None = None) -> int:
     if verb not in LIGHTNING and verb not in VERBS:
         print(f"conan: there is no verb {verb!r}; it must be among {', '.join([*LIGHTNING, *VERBS])}", file=sys.stderr)
         return 2
-    module = "lightning" if verb in LIGHTNING else verb
     try:
-        importlib.import_module(f"lightning_conan.cli.{module}").run(words if verb in LIGHTNING else rest)
+        with ended_by_sigterm():
+            from lightning_conan.strict_yaml import refuse_duplicate_keys
+
+            refuse_duplicate_keys()
+            module = importlib.import_module(f"lightning_conan.cli.{'lightning' if verb in LIGHTNING else verb}")
+            module.run(words if verb in LIGHTNING else rest)
     except SystemExit as stop:
         return status_of(stop)
-    except ArgumentError as error:
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return report(verb, error)
+    return 0
+
+
+def report(verb: str, error: Exception) -> int:
+    """Prints an error that says what to do about it, and returns the exit status: 1, or 2 for a mistake in the options.
+
+    Raises:
+        Exception: It is none of those.
+    """
+    if isinstance(error, ArgumentError):
         # Lightning's own usage lists a hundred options of the trainer: the error alone helps more.
         where = f"`conan {verb} --help` lists the options"
         if verb in LIGHTNING:
             where += f", `conan {verb} --model.help CLASS` those of a stage (--data.help, --trainer.callbacks.help likewise)"
         print(f"conan {verb}: {plain(error)}\n{where}.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
-    except UnpicklingError:
+    if isinstance(error, UnpicklingError):
         print(
-            f"conan {verb}: The .ckpt must hold plain values only, and holds objects or code: it was not opened. ",
-            end="",
+            f"conan {verb}: The .ckpt must hold plain values only, and holds objects or code: it was not opened. "
+            "No stage wrote it like that. Start from the last folder.",
             file=sys.stderr,
         )
-        print("No stage wrote it like that. Start from the last folder.", file=sys.stderr)
         return 1
-    except Exception as error:
-        # What we raise says rule, value and remedy, and what Lightning does of devices that are not there; the way there helps
-        # only us. Anything else is a fault of ours, which it helps to find.
-        if not isinstance(error, ValueError | OSError | RuntimeError) and type(error).__name__ != "MisconfigurationException":
-            raise
-        print(f"conan {verb}: {plain(error)}", file=sys.stderr)
-        return 1
-    return 0
+    # What we raise says rule, value and remedy, and what Lightning does of devices that are not there; the way there helps
+    # only us. Anything else is a fault of ours, which it helps to find.
+    if not isinstance(error, ValueError | OSError | RuntimeError) and type(error).__name__ != "MisconfigurationException":
+        raise error
+    print(f"conan {verb}: {plain(error)}", file=sys.stderr)
+    return 1
 
 
 def status_of(stop: SystemExit) -> int:
@@ -94,13 +110,16 @@ NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected
 
 
 def plain(error: Exception) -> str:
-    """An error's message, without that wrapping."""
+    """An error's message on one line, without that wrapping; what it quotes cannot steer the terminal."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE)) or str(error)
+    shown = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
+    return printable(shown or str(error))
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script. What no terminal can show, such as half a character of a file's name, is escaped."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())
 
 
