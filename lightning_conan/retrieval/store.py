@@ -96,9 +96,13 @@ def write_part(
 
 def read_origin(path: Path) -> dict[str, str]:
     """What a part says of its origin."""
-    return {
-        name.decode(): value.decode() for name, value in (pq.read_schema(path).metadata or {}).items() if name != b"ARROW:schema"
-    }
+    found = pq.read_schema(mapped(path)).metadata or {}
+    return {name.decode(): value.decode() for name, value in found.items() if name != b"ARROW:schema"}
+
+
+def mapped(path: Path) -> pa.MemoryMappedFile:
+    """A file, memory-mapped, whatever it is called: pyarrow takes a text for UTF-8, and ``a=b`` in it for a column."""
+    return pa.memory_map(os.fsencode(path))
 
 
 def finished_parts(folder: Path, origin: Origin) -> set[int]:
@@ -141,7 +145,7 @@ class EmbeddingStore:
             raise ValueError(
                 f"{folder} is incomplete: {missing[0].name} of {total} parts is missing. Run the same `conan embed` again."
             )
-        self.tables = [pq.read_table(path, memory_map=True) for path in self.paths]
+        self.tables = [pq.read_table(mapped(path)) for path in self.paths]
 
     def __len__(self) -> int:
         return sum(len(table) for table in self.tables)

@@ -96,7 +96,7 @@ def test_a_full_disk_names_the_part(base, odd, tmp_path, capsys):
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("name", ["caf\udce9", "a\nb", "a: b", "{x}", "null", "1", "a b'\"", "[", "#x", "--x"])
+@pytest.mark.parametrize("name", ["caf\udce9", "a\nb", "a: b", "{x}", "null", "1", "a b'\"", "[", "#x", "--x", "a=b"])
 def test_a_folder_may_be_called_anything(base, tmp_path, monkeypatch, name):
     """Options are YAML to jsonargparse."""
     monkeypatch.chdir(tmp_path)
