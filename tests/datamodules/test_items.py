@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import socket
@@ -6,11 +7,12 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import pypdfium2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.items import ItemEncoder, ItemList, unicode_key
+from datamodules.items import EmbedData, ItemEncoder, ItemList, unicode_key
 from datamodules.plan import Slot
 from lightning_conan.items import Item
 from samples import png
@@ -170,3 +172,70 @@ def test_suffixes_of_other_files_do_not_steer_the_terminal(tmp_path, caplog):
     (tmp_path / "b.p\x1b[2Jdf").write_text("x")
     ItemList(tmp_path)
     assert "1 .p\\x1b[2jdf" in caplog.text
+
+
+@pytest.fixture
+def ten(tmp_path):
+    """Ten texts, and pairs whose sides differ in length."""
+    pair = {"task": "t", "modality": "text"}
+    lines = [pair | {"key": f"k{n}", "query": {"text": "q" * (n + 1)}, "target": {"text": "t" * (20 - n)}} for n in range(10)]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "m.jsonl"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_each_part_that_is_left_is_one_ranks(ten, world):
+    data = EmbedData(ten, rows_per_part=3, batch_size=2)
+    data.setup("predict")
+    data.skip = {1}
+    slots = [slot for rank in range(world) for slot in data.slots(rank, world)]
+    assert sorted(number for slot in slots for number in slot.numbers) == [0, 1, 2, 6, 7, 8, 9]
+    assert all(set(slot.numbers) <= set(data.numbers(int(slot.source))) and len(slot.numbers) <= 2 for slot in slots)
+    ranks = [{slot.source for slot in data.slots(rank, world)} for rank in range(world)]
+    assert sum(map(len, ranks)) == len(set().union(*ranks)) == 3
+
+
+def test_items_of_like_size_share_a_batch(ten):
+    """By the side that is embedded: of one the first items are the shortest, of the other the last."""
+    for side, first in (("query", (0, 1)), ("target", (9, 8))):
+        data = EmbedData(ten, side, rows_per_part=10, batch_size=2)
+        data.setup("predict")
+        assert data.slots(0, 1)[0].numbers == first
+
+
+def test_the_fingerprint_is_of_side_size_and_time(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    path, seen = tmp_path / "a.txt", set()
+    for text, time in (("one", 1), ("one", 2), ("more", 2)):
+        path.write_text(text)
+        os.utime(path, ns=(time, time))
+        seen |= {ItemList(tmp_path, side).fingerprint() for side in ("query", "target")}
+    assert len(seen) == 6
+
+
+def test_each_page_of_a_pdf_is_an_item(tmp_path):
+    pdf = pypdfium2.PdfDocument.new()
+    for _ in range(3):
+        pdf.new_page(50, 50)
+    pdf.save(tmp_path / "caf\udce9.PDF")
+    items = ItemList(tmp_path)
+    assert [key for key, _ in items.entries] == [f"caf\\xe9.PDF#page={page}" for page in (1, 2, 3)]
+    assert [items.item(number).media[0].page for number in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("side", ["query", "target"])
+def test_the_processor_is_told_the_side_and_rows_their_kinds(tmp_path, side):
+    (tmp_path / "a.png").write_bytes(png())
+    lines = ['{"key": "a", "text": "x", "image": ["a.png", "a.png"]}', '{"key": "b"}']
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    told = []
+    batch = ItemEncoder(ItemList(tmp_path / "m.jsonl", side), lambda item, role: told.append(role) or item)(Slot("7", (0, 1)))
+    assert (told, batch.side, batch.part) == ([side], side, 7)
+    assert (batch.keys, batch.rows, batch.modalities) == (["a"], [0], ["text+image"])
+    assert json.loads(batch.faults[0])["key"] == "b"
+
+
+@pytest.mark.parametrize("odd", [{"rows_per_part": 0}, {"batch_size": 0}, {"num_workers": -1}])
+def test_numbers_that_make_no_sense_are_refused(tmp_path, odd):
+    with pytest.raises(ValueError, match="must be positive and num_workers not negative"):
+        EmbedData(tmp_path, **odd)
