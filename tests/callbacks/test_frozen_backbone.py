@@ -1,8 +1,8 @@
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from callbacks import FrozenBackbone
@@ -89,8 +89,8 @@ def test_every_byte_of_a_tensor_counts(dtype):
 def test_a_moved_buffer_is_noticed():
     """Such as the statistics of a normalisation that was left in training mode."""
     model = nn.ModuleDict({"audio_projector": nn.Linear(2, 2), "norm": nn.BatchNorm1d(2)})
-    frozen, stage = FrozenBackbone(), SimpleNamespace(embedder=model)
-    steps = SimpleNamespace(global_step=0, optimizers=[])
+    frozen, stage = FrozenBackbone(), Mock(spec=LightningModule, embedder=model)
+    steps = Mock(spec=Trainer, global_step=0, optimizers=[])
     frozen.on_fit_start(steps, stage)
     frozen.on_train_start(steps, stage)
     steps.global_step = 1

@@ -1,8 +1,10 @@
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 
 from callbacks import FolderCheckpoint, ScoreFile
 from callbacks.checkpoint_files import CheckpointFiles, read_hashes
@@ -14,8 +16,8 @@ from lightning_conan.stages import Stage
 
 def test_scores_are_written_by_data_set(tmp_path):
     metrics = {"test/a/recall@1": 12.34567, "test/a/forth/mrr": 1.0, "test/b/mrr": 2.0, "val/a/mrr": 3.0, "test/loss": 4.0}
-    trainer = SimpleNamespace(is_global_zero=True, fast_dev_run=False, callback_metrics=metrics)
-    ScoreFile(tmp_path / "deep" / "scores.json").on_test_end(trainer, None)
+    trainer = Mock(spec=Trainer, is_global_zero=True, fast_dev_run=False, callback_metrics=metrics)
+    ScoreFile(tmp_path / "deep" / "scores.json").on_test_end(trainer, Mock(spec=LightningModule))
     expected = {"a": {"forth/mrr": 1.0, "recall@1": 12.3457}, "b": {"mrr": 2.0}}
     assert json.loads((tmp_path / "deep" / "scores.json").read_text()) == expected
 
@@ -25,7 +27,8 @@ def test_only_a_better_score_is_kept(tmp_path, mode, best):
     """Neither an equal one, nor one that is not a number, be it the first."""
     stage, saves = Stage.__new__(Stage), []
     stage.best = {}
-    trainer = SimpleNamespace(
+    trainer = Mock(
+        spec=Trainer,
         state=SimpleNamespace(fn="fit"),
         sanity_checking=False,
         fast_dev_run=False,

@@ -224,12 +224,13 @@ def test_each_page_of_a_pdf_is_an_item(tmp_path):
 
 
 @pytest.mark.parametrize("side", ["query", "target"])
-def test_the_processor_is_told_the_side_and_rows_their_kinds(tmp_path, side):
+def test_the_processor_is_told_the_side_and_rows_their_kinds(tmp_path, processor, monkeypatch, side):
     (tmp_path / "a.png").write_bytes(png())
     lines = ['{"key": "a", "text": "x", "image": ["a.png", "a.png"]}', '{"key": "b"}']
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
     told = []
-    batch = ItemEncoder(ItemList(tmp_path / "m.jsonl", side), lambda item, role: told.append(role) or item)(Slot("7", (0, 1)))
+    monkeypatch.setattr(type(processor), "__call__", lambda self, item, role: told.append(role) or item)
+    batch = ItemEncoder(ItemList(tmp_path / "m.jsonl", side), processor)(Slot("7", (0, 1)))
     assert (told, batch.side, batch.part) == ([side], side, 7)
     assert (batch.keys, batch.rows, batch.modalities) == (["a"], [0], ["text+image"])
     assert json.loads(batch.faults[0])["key"] == "b"
