@@ -17,6 +17,7 @@ from datamodules.shards import ShardSet
 from lightning_conan.items import Media
 from lightning_conan.media import MediaError, decode_media
 from lightning_conan.media.image import Shrink, resize
+from lightning_conan.terminal import printable
 
 SHOWN = 5
 ALIKE = 4

@@ -3,6 +3,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datamodules.check import Report
 from lightning_conan.cli.main import plain
 from lightning_conan.cli.search import table
 from lightning_conan.terminal import printable
@@ -44,3 +45,11 @@ def test_errors_do_not_steer_the_terminal():
         plain(ValueError("Keys must be unique, a\x1b]0;x\x07\tb stands\ntwice."))
         == r"Keys must be unique, a\x1b]0;x\x07\tb stands twice."
     )
+
+
+def test_a_report_of_packed_pairs_is_one_line_a_finding():
+    """Whatever somebody else's keys hold."""
+    report = Report("folder", 2, queries={"digest": ["a\x1b[2J", "b\nforged"]}, broken=["that of c\x9b: cut"])
+    lines = report.text().split("\n")
+    assert len(lines) == 3
+    assert not any(map(harmful, lines))
