@@ -1,5 +1,7 @@
 """Writes the embeddings of a `predict` as Parquet parts, each once."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from typing_extensions import override
 
 from lightning_conan.embedder import ItemBatch, OmniConfig
 from lightning_conan.embedder.checkpoint import embeds_as
-from lightning_conan.retrieval.store import Origin, Precision, finished_parts, shorten, write_part
+from lightning_conan.files import whole_file
+from lightning_conan.retrieval.store import Origin, Precision, finished_parts, quarantine_of, shorten, write_part
 from lightning_conan.stages import Stage
 from lightning_conan.stages.ranks import total
 
@@ -19,8 +22,8 @@ from lightning_conan.stages.ranks import total
 class EmbeddingParts(Callback):
     """Collects a part's embeddings, in the order of the source, and writes it when it is complete.
 
-    What is broken is listed in ``quarantine/part-NNNNN.jsonl``. A run that was killed goes on with the same command:
-    parts that are there are not embedded again.
+    What is broken is listed in ``OUT.quarantine/part-NNNNN.jsonl``, beside the folder. A run that was killed goes on with the
+    same command: parts that are there are not embedded again.
 
     Args:
         out: The folder.
@@ -46,7 +49,17 @@ class EmbeddingParts(Callback):
         model = embeds_as(pl_module.provenance, pl_module.processor)
         self.origin = Origin(model, source, self.precision, dim, data.rows_per_part, data.parts)
         self.out.mkdir(parents=True, exist_ok=True)
+        self.quarantine = quarantine_of(self.out)
+        if not os.access(self.quarantine if self.quarantine.exists() else self.quarantine.parent, os.W_OK):
+            raise ValueError(
+                f"{self.quarantine}, where broken items are listed, must be writable, and is not. Choose an --out in a folder "
+                "that you may write to."
+            )
+        move_lists(self.out / "quarantine", self.quarantine)
         data.skip = finished_parts(self.out, self.origin)
+        for path in self.quarantine.glob("part-*.jsonl"):
+            if int(path.stem.removeprefix("part-")) not in data.skip:
+                path.unlink(missing_ok=True)  # of a part that is embedded anew; each rank does so before any begins
 
     @override
     def on_predict_batch_end(
@@ -71,11 +84,11 @@ class EmbeddingParts(Callback):
     def write(self, part: int) -> None:
         """Writes the pending part: first what is missing from it, then the part itself."""
         faults = [fault for batch, _ in self.pending for fault in batch.faults]
-        path = self.out / "quarantine" / f"part-{part:05d}.jsonl"
-        path.unlink(missing_ok=True)  # of an earlier run of this part
+        path = self.quarantine / f"part-{part:05d}.jsonl"
         if faults:
             path.parent.mkdir(exist_ok=True)
-            path.write_text("".join(f"{fault}\n" for fault in faults))
+            with whole_file(path) as file:
+                file.write("".join(f"{fault}\n" for fault in faults).encode())
         rows = [row for batch, _ in self.pending for row in batch.rows]
         order = torch.tensor(rows, dtype=torch.int64).argsort()
         keys = [key for batch, _ in self.pending for key in batch.keys]
@@ -84,3 +97,13 @@ class EmbeddingParts(Callback):
         write_part(self.out, part, self.origin, [keys[i] for i in order], [modalities[i] for i in order], vectors)
         self.written, self.broken = self.written + len(rows), self.broken + len(faults)
         self.pending = []
+
+
+def move_lists(old: Path, new: Path) -> None:
+    """Moves the lists that an earlier version wrote among the parts; each rank may try."""
+    for path in old.glob("part-*.jsonl"):
+        new.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.replace(new / path.name)
+    with suppress(OSError):
+        old.rmdir()  # is not there, or holds something else

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_conan.drift import holding, layer_cosines, token_states
 from lightning_conan.embedder import Batch, Encoded, load_folder
+from lightning_conan.files import whole_file
 from lightning_conan.items import Modality
 from lightning_conan.stages import Stage
 from lightning_conan.stages.ranks import most
@@ -86,7 +87,8 @@ class ProjectorDrift(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.path and trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.history) + "\n")
+            with whole_file(self.path) as file:
+                file.write(json.dumps(self.history).encode() + b"\n")
 
     def watch(self, pl_module: LightningModule) -> None:
         """Measures and logs."""

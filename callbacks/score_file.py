@@ -7,6 +7,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from typing_extensions import override
 
+from lightning_conan.files import whole_file
+
 
 class ScoreFile(Callback):
     """After a test, writes ``{data set: {metric: per cent}}`` to a file.
@@ -29,6 +31,5 @@ class ScoreFile(Callback):
             if prefix == "test" and metric:
                 scores.setdefault(data_set, {})[metric] = round(float(value), 4)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_name(f".{self.path.name}.partial")
-        scratch.write_text(json.dumps(scores, indent=2) + "\n")
-        scratch.rename(self.path)
+        with whole_file(self.path) as file:
+            file.write(json.dumps(scores, indent=2).encode() + b"\n")

@@ -17,6 +17,7 @@ from datamodules.shards import ShardSet
 from lightning_conan.items import Media
 from lightning_conan.media import MediaError, decode_media
 from lightning_conan.media.image import Shrink, resize
+from lightning_conan.terminal import printable
 
 SHOWN = 5
 ALIKE = 4
@@ -85,7 +86,7 @@ class Report:
             lines.append(f"  {len(twins)} images or pages look like another one, such as those of {some}")
         if self.broken:
             lines.append(f"  {len(self.broken)} images or pages cannot be decoded, such as {self.broken[0]}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def look(self, key: str, media: Media) -> None:
         """Notes an image or a page."""

@@ -171,12 +171,16 @@ def cells(row: Mapping[str, Any], columns: Mapping[str, str], how: Layout) -> di
 
 
 def from_captions(source: Path, how: Layout) -> Iterator[Line]:
-    """A folder of media, each with its caption in a text file of the same name."""
-    for path in sorted(source.rglob("*")):
+    """A folder of media, each with its caption in a text file of the same name; subfolders that cannot be read are faults."""
+    from datamodules.items import visible
+
+    for path, closed in sorted(visible(source)):
         modality = MODALITY_OF.get(path.suffix.lower().removeprefix("."))
-        if modality is None or modality == "text" or any(part.startswith(".") for part in path.relative_to(source).parts):
-            continue
         name, caption = path.relative_to(source), path.with_suffix(".txt")
+        if closed:
+            yield str(path), Fault(str(path), plain(name.with_suffix("")), "sample", f"{str(name)!r} {closed}")
+        if closed or modality is None or modality == "text":
+            continue
         try:
             text = caption.read_text(encoding="utf-8", errors="strict").strip() if caption.is_file() else ""
         except UnicodeDecodeError as error:

@@ -3,11 +3,15 @@
 import hashlib
 import json
 import logging
+import os
+import re
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning import LightningDataModule
 from typing_extensions import override
@@ -17,9 +21,13 @@ from datamodules.patience import BROKEN, patience
 from datamodules.plan import Slot
 from datamodules.stream import SECONDS, BatchLoader
 from lightning_conan.embedder import ItemBatch, OmniProcessor
-from lightning_conan.items import MODALITY_OF, Item, Media, Side, parse_side
+from lightning_conan.items import MODALITY_OF, Item, Media, Modality, Side, parse_side
+from lightning_conan.terminal import printable
 
 log = logging.getLogger(__name__)
+Entry = Item | Path | ValueError
+"""What a folder holds under one key: media, the file of a text, or why it cannot be embedded."""
+NO_FILE = "is no file, as media must be"
 
 
 class ItemList:
@@ -37,7 +45,7 @@ class ItemList:
         self.source, self.side = source, side
         others: Counter[str] = Counter()
         if source.is_dir():
-            self.entries: list[tuple[str, Any]] = sorted(folder_entries(source, others))
+            self.entries: list[tuple[str, Any]] = sorted(folder_entries(source, others), key=itemgetter(0))
         elif source.is_file():
             self.entries = list(manifest_entries(source))
         else:
@@ -46,7 +54,7 @@ class ItemList:
             raise ValueError(f"{source} must hold at least 1 item to embed, got 0. Files end in {sorted(MODALITY_OF)}.")
         if others:
             kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(others.items()))
-            log.warning("%s holds files of other kinds, which are left out: %s", source, kinds)
+            log.warning("%s holds files of other kinds, which are left out: %s", source, printable(kinds))
         counts = Counter(key for key, _ in self.entries)
         if len(counts) < len(self.entries):
             twice = next(key for key, count in counts.items() if count > 1)
@@ -64,12 +72,15 @@ class ItemList:
 
         Raises:
             ValueError: A field that is missing, unknown or ill-typed.
+            OSError: The file cannot be read.
         """
         value = self.entries[number][1]
+        if isinstance(value, ValueError):
+            raise ValueError(*value.args)  # anew, since one that is raised again keeps what it passed through
         if isinstance(value, Item):
             return value
         if isinstance(value, Path):
-            return Item((value.read_text(errors="strict"),))
+            return Item((value.read_text(encoding="utf-8"),))
         return parse_side(value, self.side, self.source.parent)
 
     def size(self, number: int) -> tuple[str, int]:
@@ -86,10 +97,13 @@ class ItemList:
         digest = hashlib.sha256(f"{self.side}".encode())
         if self.source.is_file():
             digest.update(self.source.read_bytes())
-        for number in range(len(self)):
+        for number, (_, value) in enumerate(self.entries):
+            if isinstance(value, ValueError):
+                digest.update(f"{self.key(number)}:{value};".encode())
             for path in self.files(number):
-                state = path.stat()
-                digest.update(f"{self.key(number)}:{state.st_size}:{state.st_mtime_ns};".encode())
+                with suppress(OSError):  # it has gone since it was found, and is listed when its turn comes
+                    state = path.stat()
+                    digest.update(f"{self.key(number)}:{state.st_size}:{state.st_mtime_ns};".encode())
         return digest.hexdigest()
 
     def files(self, number: int) -> list[Path]:
@@ -103,24 +117,88 @@ class ItemList:
         return []
 
 
-def folder_entries(folder: Path, others: Counter[str]) -> Iterator[tuple[str, Item | Path]]:
-    """Each media file below a folder by its relative path; each page of a PDF apart. Files of other kinds are counted."""
-    for path in folder.rglob("*"):
-        modality = MODALITY_OF.get(path.suffix.lower().removeprefix("."))
-        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
-        if modality is None:
+def folder_entries(folder: Path, others: Counter[str]) -> Iterator[tuple[str, Entry]]:
+    """Each media file below a folder by its relative path, and each page of a PDF; hidden files and folders are no part of it.
+
+    What is called like a medium and is no file that can be read, and a subfolder that is not entered, are entries, too: they are
+    skipped by name. Files of other kinds are counted.
+
+    Raises:
+        ValueError: The folder itself cannot be listed.
+    """
+    for path, reason in visible(folder):
+        key, modality = unicode_key(path.relative_to(folder).as_posix()), modality_of(path)
+        if modality is None and not reason:
             others[path.suffix.lower()] += 1
-            continue
-        key = path.relative_to(folder).as_posix()
-        if modality == "text":
+        elif reason := reason or unreadable(path):
+            yield key, ValueError(f"{key!r} {reason}")
+        elif modality == "text":
             yield key, path
         elif modality == "document":
-            yield from (
-                (f"{key}#page={page}", Item((Media("document", path, key, page=page),))) for page in range(1, pages_of(path) + 1)
-            )
-        else:
+            for page in range(1, pages_of(path) + 1):
+                yield f"{key}#page={page}", Item((Media("document", path, key, page=page),))
+        elif modality is not None:
             yield key, Item((Media(modality, path, key),))
+
+
+def modality_of(path: Path) -> Modality | None:
+    """The modality that a file's suffix tells of."""
+    return MODALITY_OF.get(path.suffix.lower().removeprefix("."))
+
+
+def visible(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Files below a folder, each with an empty reason; and subfolders that are not embedded, with the reason.
+
+    Raises:
+        ValueError: The folder itself cannot be listed.
+    """
+    places = [folder]
+    while places:
+        place = places.pop()
+        try:
+            with os.scandir(place) as found:
+                inside = [(Path(each.path), kind_of(each)) for each in found if not each.name.startswith(".")]
+        except OSError as error:
+            if place == folder:
+                raise ValueError(f"{folder} must be a folder that can be listed, got: {error.strerror}.") from error
+            yield place, f"cannot be listed: {error.strerror}"
+            continue
+        places += [path for path, kind in inside if kind == "folder"]
+        yield from ((path, "") for path, kind in inside if kind == "file")
+        yield from ((path, "is a link to a folder, which is not followed") for path, kind in inside if kind == "link")
+        if place != folder and modality_of(place) and not any(modality_of(path) for path, _ in inside):
+            yield place, NO_FILE
+
+
+def kind_of(entry: os.DirEntry[str]) -> Literal["folder", "link", "file"]:
+    """What stands in a folder: a folder, a link to one, or a file or anything else."""
+    if entry.is_dir(follow_symlinks=False):
+        return "folder"
+    leads = entry.is_symlink() and os.path.isdir(entry.path)  # noqa: PTH112  # Path's raises where it may not look
+    return "link" if leads else "file"
+
+
+def unreadable(path: Path) -> str:
+    """Reason why something is no file that can be read, before it is opened (a pipe would wait for a writer); empty if none."""
+    try:
+        return "" if stat.S_ISREG(path.stat().st_mode) else NO_FILE
+    except OSError as error:
+        link = f", it is a link to {str(path.readlink())!r}" if os.path.islink(path) else ""  # noqa: PTH114  # likewise
+        return f"cannot be read: {error.strerror}{link}"
+
+
+def unicode_key(name: str) -> str:
+    r"""A name as Parquet can hold it: half a character becomes ``\ud83d``, a byte of a file name that is no UTF-8 ``\xe9``.
+
+    Python has such a byte as one of U+DC80 to U+DCFF (PEP 383).
+    """
+    return re.sub("[\ud800-\udfff]", escape, name)
+
+
+def escape(found: re.Match[str]) -> str:
+    """Half a character, or a byte that is no UTF-8, in ASCII."""
+    code = ord(found[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def pages_of(path: Path) -> int:
@@ -130,7 +208,7 @@ def pages_of(path: Path) -> int:
     try:
         with pypdfium2.PdfDocument(path) as pdf:
             return len(pdf)
-    except pypdfium2.PdfiumError:
+    except (pypdfium2.PdfiumError, OSError):
         return 1
 
 
@@ -143,7 +221,7 @@ def manifest_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, value in json_lines(path):
         if not isinstance(value, dict) or not isinstance(value.get("key"), str):
             raise ValueError(f"Each line of a manifest must be an object with a key, got {str(value)[:80]} in {where}.")
-        yield value["key"], value
+        yield unicode_key(value["key"]), value
 
 
 class ItemEncoder:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from threading import Thread
 from typing import Literal, TypeVar
 
@@ -153,14 +153,22 @@ def in_order(work: Callable[[Entry], Made], entries: Iterable[Entry], workers: i
     if not workers:
         yield from map(work, entries)
         return
+    others = active_children()
     with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         waiting: deque[Future[Made]] = deque()
-        for entry in entries:
-            waiting.append(pool.submit(work, entry))
-            if len(waiting) >= 8 * workers:
+        try:
+            for entry in entries:
+                waiting.append(pool.submit(work, entry))
+                if len(waiting) >= 8 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        except BaseException:  # a signal, or nobody wants the rest: a video under way may take a minute
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                if worker not in others:
+                    worker.terminate()
+            raise
 
 
 def prepare(

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from datamodules.index import FORMAT, INDEX, SAMPLES, content_hash, write_samples
 from datamodules.manifest import Fault
 from datamodules.records import encode_pair
+from lightning_conan.files import sync, whole_file, writing
 from lightning_conan.items import Pair
 
 log = logging.getLogger(__name__)
@@ -72,9 +73,7 @@ def write_resumable(
         if not signature or not begun(scratch, signature):
             if signature and scratch.exists():
                 log.warning("%s holds what was begun of other data or options: it is begun anew", scratch)
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            (scratch / PROGRESS).write_text(json.dumps(signature) + "\n")
+            begin(scratch, signature)
         filling = Filling(scratch, pairs_per_shard)
         try:
             filling.add(pairs_from(filling.consumed))
@@ -111,6 +110,17 @@ def lock(path: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         held.release()
+
+
+def begin(scratch: Path, signature: str) -> None:
+    """An empty folder in place of what is there, with a note of what its data will depend on."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        write_whole(scratch / PROGRESS, json.dumps(signature) + "\n")
+    except BaseException:
+        scratch.rmdir()
+        raise
 
 
 def begun(scratch: Path, signature: str) -> bool:
@@ -203,10 +213,9 @@ class Filling:
         self.listed = len(self.faults)
         lost = sorted({pair.key for pair in pairs} - {sample["key"] for sample in shard["samples"]})
         noted = {"consumed": self.consumed, "faults": new, "lost": lost, "missing": missing, "shard": shard}
-        with (self.folder / PROGRESS).open("a") as file:
-            file.write(json.dumps(noted) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(self.folder / PROGRESS), (self.folder / PROGRESS).open("ab") as file:
+            file.write(json.dumps(noted).encode() + b"\n")
+            sync(file)
 
     def finish(self) -> dict[str, Any]:
         """Writes index and quarantine, and returns the summary.
@@ -228,7 +237,8 @@ class Filling:
             "quarantined": len(self.faults),
             "content_hash": content_hash([shard["sha256"] for shard in self.shards]),
         }
-        places = {"samples_sha256": write_samples(self.folder / SAMPLES, self.places()), "shards": self.shards}
+        with writing(self.folder / SAMPLES):
+            places = {"samples_sha256": write_samples(self.folder / SAMPLES, self.places()), "shards": self.shards}
         write_whole(self.folder / INDEX, json.dumps(summary | places) + "\n")
         return summary
 
@@ -240,12 +250,8 @@ def in_memory(pair: Pair) -> int:
 
 def write_whole(path: Path, text: str) -> None:
     """A text file, whole or not at all, even where the power goes."""
-    scratch = path.with_name(f".{path.name}.partial")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(path)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def add_sample(tar: tarfile.TarFile, sample: Mapping[str, Any]) -> None:
@@ -261,21 +267,21 @@ def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault], missing:
     """One tar file; returns its index entry. Pairs whose files cannot be read, or texts written, join the faults, and such files
     those that are missing."""
     written: dict[str, Pair] = {}
-    with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for pair in pairs:
-            try:
-                sample = encode_pair(pair)
-            except (OSError, UnicodeEncodeError) as error:
-                reason = str(error)
-                if isinstance(error, OSError):
-                    reason = f"{error.strerror}: {error.filename}"
-                    missing.append(str(error.filename))
-                faults.append(Fault(pair.key, pair.key, "sample", reason))
-                continue
-            add_sample(tar, sample)
-            written[pair.key] = pair
-    with path.open("rb") as whole:
-        os.fsync(whole.fileno())  # before it is noted as done
+    with writing(path), path.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for pair in pairs:
+                try:
+                    sample = encode_pair(pair)
+                except (OSError, UnicodeEncodeError) as error:
+                    reason = str(error)
+                    if isinstance(error, OSError) and error.filename is not None:
+                        reason = f"{error.strerror}: {error.filename}"
+                        missing.append(str(error.filename))
+                    faults.append(Fault(pair.key, pair.key, "sample", reason))
+                    continue
+                add_sample(tar, sample)
+                written[pair.key] = pair
+        sync(file)  # before it is noted as done
     members: dict[str, dict[str, tuple[int, int, int]]] = {key: {} for key in written}
     with path.open("rb") as whole, mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_READ) as data, tarfile.open(path) as tar:
         for member in tar:

@@ -17,6 +17,8 @@ from lightning_conan.cli.configs import PREFIX, find_config
 VISUAL = ("image", "video", "document")
 MODALITIES = (*VISUAL, "audio")
 EVERY = ("--trainer.callbacks.every_n_steps", "10")
+SIGNALLED = 128
+"""Statuses above it tell of a signal: 130 of Ctrl-C, 143 of SIGTERM."""
 EVERYTHING = {name: f"{name}.train" for name in MODALITIES}
 
 
@@ -49,11 +51,14 @@ class Demo:
 
         Raises:
             RuntimeError: It failed.
+            SystemExit: It was ended by a signal, and so is the demo.
         """
         from lightning_conan.cli.main import main
 
         self.say(f"$ conan {shlex.join(words)}")
-        if status := main(words):
+        if (status := main(words)) > SIGNALLED:
+            raise SystemExit(status)
+        if status:
             raise RuntimeError(f"`conan {words[0]}` ended with status {status}, see above.")
 
     def timed(self, name: str, *commands: Sequence[str]) -> None:
@@ -82,10 +87,9 @@ class Demo:
         where = PREFIX if self.configs is None else f"{self.configs}/"
         return [word for name in names for word in ("--config", f"{where}{name}.yaml")]
 
-    def read(self, name: str) -> str:
-        """Returns the text of a YAML file."""
-        path = find_config(name) if self.configs is None else self.configs / f"{name}.yaml"
-        return path.read_text(encoding="utf-8")
+    def place(self, name: str) -> Path:
+        """Returns the path of a YAML file."""
+        return find_config(name) if self.configs is None else self.configs / f"{name}.yaml"
 
     def fit(
         self,
@@ -102,10 +106,10 @@ class Demo:
         """Trains a stage from ``folder`` into the folder ``name``, and scores it on ``sets``; ``length`` multiplies its steps."""
         if self.made(name):
             return
-        import yaml
+        from lightning_conan.strict_yaml import read_yaml
 
         names = ["base", f"tiny/{config}", *([f"tiny/{extra}"] if extra else [])]
-        settings = [yaml.safe_load(self.read(name)) for name in names]
+        settings = [read_yaml(self.place(name)) for name in names]
         limits = [found.get("trainer", {}).get("max_steps") for found in settings]
         steps = self.steps([limit for limit in limits if limit][-1] * length)
         alone = max(found.get("model", {}).get("init_args", {}).get("alone_steps", 0) for found in settings)

@@ -131,6 +131,7 @@ def examine_folder(folder: Path, record: bool, dtype: str | None, device: str) -
 
     from lightning_conan.embedder import load_folder
     from lightning_conan.embedder.checkpoint import changed_versions, compare_golden, record_golden
+    from lightning_conan.terminal import printable
 
     model, processor, provenance = load_folder(folder, dtype=getattr(torch, dtype) if dtype else None, device=device)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -140,7 +141,7 @@ def examine_folder(folder: Path, record: bool, dtype: str | None, device: str) -
         record_golden(folder, model, processor)
     off, allowed = compare_golden(folder, model, processor)
     for name, value in off.items():
-        print(f"{OK if value <= allowed else FAIL:<5}{name:<10}off by {value:.1e}, allowed {allowed:.0e}")
+        print(f"{OK if value <= allowed else FAIL:<5}{printable(name):<10}off by {value:.1e}, allowed {allowed:.0e}")
     if all(value <= allowed for value in off.values()):
         return 0
     print(changed_versions(folder), file=sys.stderr)

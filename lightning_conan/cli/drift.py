@@ -11,6 +11,7 @@ def run(args: Sequence[str]) -> None:
 
     from lightning_conan.cli.quiet import quiet_libraries
     from lightning_conan.extras import require
+    from lightning_conan.files import sync, whole_file
     from lightning_conan.items import Modality
 
     def drift(
@@ -45,10 +46,13 @@ def run(args: Sequence[str]) -> None:
             raise ValueError("specialists must name a folder by modality at least, got none.")
         sets = read_sets(diagnostic, next(iter(specialists.values())), pairs)
         report = measure_drift(specialists, states, sets, device)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "drift.json").write_text(report.to_json())
         panels = [partial(plot_drift, layers=layers, title=modality) for modality, layers in report.layers.items()]
-        (out / "drift.png").write_bytes(draw(partial(plot_verdicts, verdicts=report.verdicts), *panels))
+        drawn = draw(partial(plot_verdicts, verdicts=report.verdicts), *panels)
+        out.mkdir(parents=True, exist_ok=True)
+        with whole_file(out / "drift.json") as told, whole_file(out / "drift.png") as picture:  # both or neither
+            told.write(report.to_json().encode())
+            sync(told)
+            picture.write(drawn)
         for verdict in report.verdicts.values():
             print(verdict.sentence())
         print(f"{out}: drift.json, drift.png")

@@ -1,13 +1,19 @@
-"""`conan embed`: a manifest or a folder of media to Parquet parts, through `conan predict`."""
+"""`conan embed`: a manifest or a folder of media to Parquet parts, through Lightning's `predict`."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from lightning import Trainer
+
 from callbacks import EmbeddingParts
-from lightning_conan.cli.lightning import run as lightning
+from callbacks.ended_by_sigterm import EndedBySigterm
+from datamodules import EmbedData
+from lightning_conan.cli.quiet import quiet_libraries, show_progress
 from lightning_conan.items import Side
-from lightning_conan.retrieval.store import EmbeddingStore, Precision
+from lightning_conan.retrieval.store import EmbeddingStore, Precision, quarantine_of
+from lightning_conan.stages import Stage, Training
 
 
 def embed(
@@ -25,7 +31,9 @@ def embed(
 ) -> None:
     """Embeds a manifest or a folder of media into Parquet parts with the columns key, modality and embedding.
 
-    The same command again goes on where a killed run stopped. Broken files are left out and listed in OUT/quarantine.
+    The same command again resumes where a killed run stopped. Files that cannot be read or decoded are skipped and listed in
+    OUT.quarantine, beside the parts. The key of a file is its path below the folder, in which bytes that are no UTF-8 are
+    written \\xNN.
 
     Args:
         folder: The checkpoint folder.
@@ -41,22 +49,27 @@ def embed(
         accelerator: cpu, gpu, mps, or auto for what there is.
         devices: How many; each takes parts of its own.
     """
-    words = ["predict", "--return_predictions", "false", "--trainer.logger", "false"]
-    words += ["--trainer.accelerator", accelerator, "--trainer.devices", str(devices)]
-    words += ["--trainer.default_root_dir", str(out), "--model", "lightning_conan.stages.Stage"]
-    words += ["--model.init_args.folder", str(folder), "--model.init_args.training.token_budget", str(token_budget)]
-    words += ["--data", "datamodules.EmbedData", "--data.init_args.source", str(source), "--data.init_args.side", side]
-    words += ["--data.init_args.rows_per_part", str(rows_per_part), "--data.init_args.num_workers", str(num_workers)]
-    words += ["--trainer.callbacks", "callbacks.EmbeddingParts", "--trainer.callbacks.out", str(out)]
-    words += ["--trainer.callbacks.precision", precision, *([] if dim is None else ["--trainer.callbacks.dim", str(dim)])]
-    trainer = lightning(words).trainer
+    quiet_libraries()
+    torch.set_float32_matmul_precision("high")
+    parts = EmbeddingParts(out, precision, dim)
+    trainer = Trainer(  # not by LightningCLI, to which a folder called "a: b" or "null" is YAML
+        accelerator=accelerator,
+        devices=devices,
+        logger=False,
+        default_root_dir=out,
+        enable_progress_bar=show_progress(),
+        enable_model_summary=False,
+        callbacks=[EndedBySigterm(), parts],
+    )
+    data = EmbedData(source, side, rows_per_part, num_workers=num_workers)
+    trainer.predict(Stage(folder, Training(token_budget=token_budget)), datamodule=data, return_predictions=False)
     if not trainer.is_global_zero:
         return
-    (parts,) = [callback for callback in trainer.callbacks if isinstance(callback, EmbeddingParts)]  # type: ignore[attr-defined]
     store = EmbeddingStore(out)
     print(f"{out}: {len(store)} embeddings of {store.dim} entries in {len(store.paths)} parts, {parts.written} of them new")
-    if quarantined := sum(len(path.read_text().splitlines()) for path in out.glob("quarantine/*.jsonl")):
-        print(f"left out {quarantined} broken items, listed in {out / 'quarantine'}", file=sys.stderr)
+    quarantine = quarantine_of(out)
+    if quarantined := sum(len(path.read_text().splitlines()) for path in quarantine.glob("*.jsonl")):
+        print(f"left out {quarantined} broken items, listed in {quarantine}", file=sys.stderr)
 
 
 def run(args: Sequence[str]) -> None:

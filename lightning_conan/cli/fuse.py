@@ -15,6 +15,7 @@ def run(args: Sequence[str]) -> None:
     from lightning_conan import fusion
     from lightning_conan.cli.quiet import quiet_libraries
     from lightning_conan.fusion import Recipe
+    from lightning_conan.terminal import printable
 
     def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False) -> None:
         """Fuses specialists of one base, tensor by tensor (--mergekit FILE instead of --recipe reads a mergekit YAML of folders).
@@ -28,7 +29,7 @@ def run(args: Sequence[str]) -> None:
         quiet_libraries()
         if dry:
             for name, fate, spec in fusion.dry_run(recipe):
-                print(f"{fate:<8}{name}  {list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}")
+                print(f"{fate:<8}{printable(name)}  {list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}")
             return
         report = fusion.fuse_folders(recipe, out, workers)
         alphas = ", ".join(f"{name} {alpha:g}" for name, alpha in sorted(report.alphas.items()))

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from callbacks import FolderCheckpoint, ResumableCheckpoint
+from callbacks.ended_by_sigterm import EndedBySigterm
 from lightning_conan.cli.progress import StepBar, StepLines
 from lightning_conan.cli.quiet import quiet_libraries, show_progress
 from lightning_conan.embedder import read_provenance
@@ -64,6 +65,8 @@ class OmniCLI(LightningCLI):
             trainer.callbacks = [*kept, ResumableCheckpoint()]  # type: ignore[attr-defined]
         if self.subcommand == "fit":
             self.show_steps(trainer)
+        else:
+            callbacks.insert(0, EndedBySigterm())
         return trainer
 
     def show_steps(self, trainer: Trainer) -> None:

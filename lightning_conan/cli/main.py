@@ -7,11 +7,14 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from pickle import UnpicklingError
 
 import lightning_conan
 from lightning_conan.cli.configs import resolve
+from lightning_conan.cli.signals import ended_by_sigterm
+from lightning_conan.terminal import printable
 
 LIGHTNING = {
     "fit": "train a stage",
@@ -56,9 +59,13 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"conan: there is no verb {verb!r}; it must be among {', '.join([*LIGHTNING, *VERBS])}", file=sys.stderr)
         return 2
     try:
-        find_own_packages()
-        module = importlib.import_module(f"lightning_conan.cli.{'lightning' if verb in LIGHTNING else verb}")
-        module.run(resolve(words if verb in LIGHTNING else rest))
+        with ended_by_sigterm():
+            from lightning_conan.strict_yaml import refuse_duplicate_keys
+
+            find_own_packages()
+            refuse_duplicate_keys()
+            module = importlib.import_module(f"lightning_conan.cli.{'lightning' if verb in LIGHTNING else verb}")
+            module.run(resolve(words if verb in LIGHTNING else rest))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         return report(verb, error)
     return 0
@@ -141,13 +148,16 @@ NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected
 
 
 def plain(error: BaseException) -> str:
-    """An error's message, without that wrapping."""
+    """An error's message on one line, without that wrapping; what it quotes cannot steer the terminal."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE)) or str(error)
+    shown = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
+    return printable(shown or str(error))
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script. What no terminal can show, such as half a character of a file's name, is escaped."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())
 
 

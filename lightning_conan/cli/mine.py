@@ -130,9 +130,8 @@ def mine_manifest(
         options: dict[str, Any] = {"folder": folder, "source": manifest, "out": work / side, "side": side, "precision": "float32"}
         options |= {"accelerator": accelerator, "devices": devices}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        # Apart, since ranks are started by running once more what this process runs; it has said what went wrong.
-        if status := subprocess.run([sys.executable, "-P", "-m", "lightning_conan.cli.main", "embed", *words]).returncode:
-            sys.exit(status)
+        if status := apart("embed", *words):
+            sys.exit(status)  # it has said what went wrong
     miner = Miner(manifest, EmbeddingStore(work / "query"), EmbeddingStore(work / "target"))
     what = json.dumps([RULE, asdict(settings), miner.queries.origin, miner.targets.origin], sort_keys=True)
     parts = work / sha256(what.encode()).hexdigest()[:16]  # other settings do not find these
@@ -147,6 +146,20 @@ def mine_manifest(
     write_whole(out, lines(with_negatives(pair, miner.pairs, found) for pair in miner.pairs.values()))
     total, without = sum(map(len, found.values())), sum(not row for row in found.values())
     print(f"{out}: {total} negatives for {len(found)} pairs, {without} of them without any; scores are in {parts}")
+
+
+def apart(*words: str) -> int:
+    """Status of a verb that runs in a process of its own, since ranks are started by running once more what this process runs.
+
+    Raises:
+        SystemExit: A signal ended this process, and the other one before it.
+    """
+    with subprocess.Popen([sys.executable, "-m", "lightning_conan.cli.main", *words]) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            raise
 
 
 def with_negatives(pair: dict[str, Any], pairs: dict[str, dict[str, Any]], found: dict[str, list[str]]) -> dict[str, Any]:

@@ -105,6 +105,7 @@ def check_packed(folders: Sequence[str], looks: bool = False) -> None:
         ValueError: No folder, or one whose shards are not what was packed.
     """
     from datamodules.check import examine, shared
+    from lightning_conan.terminal import printable
 
     if not folders:
         raise ValueError("`conan pack --check` needs at least 1 packed folder, got none.")
@@ -112,4 +113,4 @@ def check_packed(folders: Sequence[str], looks: bool = False) -> None:
     for report in found:
         print(report.text())
     for line in shared(found):
-        print(line)
+        print(printable(line))

@@ -1,5 +1,6 @@
 """A helper process that keeps something loaded between commands, behind a socket that only its user can open."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,14 +10,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any
+
+from filelock import FileLock
 
 import lightning_conan
 
 Answer = Callable[[dict[str, Any]], Any]
+Question = tuple[bytes, Callable[[str], None]]
+"""A request's line, and what takes the answer to it."""
 PATIENCE = 60.0
 """Seconds that a helper waits for a command that has connected and says nothing."""
+LONGEST = 2**28
+"""Bytes of a request at most."""
 
 
 def address(folders: Sequence[Path], *facts: str) -> Path:
@@ -28,7 +38,7 @@ def address(folders: Sequence[Path], *facts: str) -> Path:
     digest = hashlib.sha256(repr((lightning_conan.__version__, sys.prefix, *facts)).encode())
     for path in sorted(path for folder in folders for path in folder.resolve().rglob("*") if path.is_file()):
         state = path.stat()
-        digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path) + f" {state.st_size} {state.st_mtime_ns}\n".encode())
     own = os.environ.get("XDG_RUNTIME_DIR")
     home = Path(own if own and Path(own).is_dir() else tempfile.gettempdir()) / f"conan-{os.getuid()}"
     home.mkdir(mode=0o700, exist_ok=True)
@@ -38,12 +48,14 @@ def address(folders: Sequence[Path], *facts: str) -> Path:
 
 
 def listens(place: Path) -> bool:
-    """Whether a helper is there; what a killed one left is removed."""
+    """True if a helper is there; what a killed one left is removed."""
     with socket.socket(socket.AF_UNIX) as link:
         try:
             link.connect(str(place))
-        except OSError:
+        except ConnectionRefusedError:
             place.unlink(missing_ok=True)
+            return False
+        except OSError:  # nothing is there, or the path is longer than a socket's may be
             return False
     return True
 
@@ -73,10 +85,14 @@ def ask(place: Path, request: dict[str, Any]) -> Any:
 def start(place: Path, module: str, *words: str) -> None:
     """Starts ``python -m MODULE WORDS``, which must call ``serve``, and waits until it listens.
 
+    Of several commands that do so at the same time one starts a helper, and the others wait for it.
+
     Raises:
         ValueError: It ended instead, with what it said.
     """
-    with tempfile.TemporaryFile("w+") as said:
+    with FileLock(place.with_suffix(".lock")), tempfile.TemporaryFile("w+") as said:
+        if listens(place):
+            return
         command = [sys.executable, "-P", "-m", module, *words]
         helper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
         while not place.exists():
@@ -87,38 +103,61 @@ def start(place: Path, module: str, *words: str) -> None:
 
 
 def serve(place: Path, answer: Answer, idle: float) -> None:
-    """Answers one request after the other, until none has come for ``idle`` seconds."""
+    """Answers one request after the other, until none has come for ``idle`` seconds.
+
+    Requests are read and answers sent by a thread for each command: one that says nothing, or does not read, is in nobody's way.
+    ``answer`` is called in this thread alone.
+    """
     beside = place.with_suffix(f".{os.getpid()}")
+    waiting: Queue[Question] = Queue()
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(str(beside))
         door.listen()
         beside.rename(place)  # only now there is something to connect to
         mine = place.stat().st_ino
-        door.settimeout(idle)
+        Thread(target=welcome, args=(door, waiting), daemon=True).start()
         try:
             while True:
-                reply(door.accept()[0], answer)
-        except TimeoutError:
+                request, send = waiting.get(timeout=idle)
+                send(respond(request, answer))
+        except Empty:
             pass
         finally:
             if place.exists() and place.stat().st_ino == mine:  # not that of a helper which came later
                 place.unlink()
+            with suppress(OSError):
+                door.shutdown(socket.SHUT_RDWR)  # ends ``welcome``, which closing the socket would not
 
 
-def reply(link: socket.socket, answer: Answer) -> None:
-    """Answers one command; whatever it does, the helper lives on."""
+def welcome(door: socket.socket, waiting: "Queue[Question]") -> None:
+    """Hands each command that connects to a thread of its own, until the door is shut."""
+    while True:
+        try:
+            link = door.accept()[0]
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
+                return
+            time.sleep(0.1)  # too many have connected: some will leave
+            continue
+        Thread(target=attend, args=(link, waiting), daemon=True).start()
+
+
+def attend(link: socket.socket, waiting: "Queue[Question]") -> None:
+    """Reads a command's request, has it answered, and sends the answer; whatever it does, the helper lives on."""
     link.settimeout(PATIENCE)
-    try:
-        with link, link.makefile("rw", encoding="utf-8") as stream:
-            if line := stream.readline():  # none: it only looked whether somebody listens
-                print(json.dumps(respond(json.loads(line), answer)), file=stream, flush=True)
-    except OSError:
-        pass  # it did not wait for the answer
+    answers: Queue[str] = Queue()
+    with suppress(OSError), link, link.makefile("rwb") as stream:  # OSError: it said nothing, or did not wait for the answer
+        if line := stream.readline(LONGEST):  # none: it only looked whether somebody listens
+            waiting.put((line, answers.put))
+            stream.write(answers.get().encode() + b"\n")
 
 
-def respond(request: dict[str, Any], answer: Answer) -> dict[str, Any]:
-    """The result, or the error that the command is to show."""
+def respond(request: bytes, answer: Answer) -> str:
+    """The result, or the error that the command is to show, as JSON."""
     try:
-        return {"result": answer(request)}
+        asked = json.loads(request)
+        if not isinstance(asked, dict):
+            raise ValueError(f"A request must be a JSON object, got {request[:80]!r}.")
+        return json.dumps({"result": answer(asked)})
     except Exception as error:  # whatever one question meets, the helper lives on
-        return {"error": str(error) or type(error).__name__}
+        return json.dumps({"error": str(error) or type(error).__name__})

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lightning_conan.cli import resident
 from lightning_conan.items import parse_side
+from lightning_conan.terminal import printable
 
 Asked = tuple[str | None, dict[str, Any], str]
 """A query's key, the item or pair, and the folder that its paths are relative to."""
@@ -137,10 +138,10 @@ def open_searcher(folder: Path, index: Path, device: str, keep: float) -> Callab
 
 
 def table(titles: list[str], hits: list[dict[str, Any]]) -> str:
-    """Ranks, cosines, modalities and keys in columns, below the query and what the model wrote about it."""
+    """Ranks, cosines, modalities and keys in columns, below the query and what the model wrote about it; each on one line."""
     width = max((len(hit["modality"]) for hit in hits), default=0)
     lines = [f"{rank:>4}  {hit['score']:.4f}  {hit['modality']:<{width}}  {hit['key']}" for rank, hit in enumerate(hits, start=1)]
-    return "\n".join([*titles, *lines])
+    return "\n".join(map(printable, [*titles, *lines]))
 
 
 def search(

@@ -9,6 +9,7 @@ from lightning_conan.embedder import load_processor
 from lightning_conan.items import Pair
 from lightning_conan.media import MediaError
 from lightning_conan.retrieval import PairSet
+from lightning_conan.terminal import printable
 
 
 def read_pairs(packed: Path, most: int) -> list[Pair]:
@@ -34,5 +35,6 @@ def read_sets(packed: Mapping[Name, Path], folder: Path, most: int) -> dict[Name
         found[name] = PairSet.encode(read_pairs(path, most), processor, broken)
         if broken:
             pair, error = broken[0]
-            print(f"{path}: left out {len(broken)} pairs with broken media, such as {pair.key}: {error}", file=sys.stderr)
+            told = f"{path}: left out {len(broken)} pairs with broken media, such as {pair.key}: {error}"
+            print(printable(told), file=sys.stderr)
     return found

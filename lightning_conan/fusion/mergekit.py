@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from lightning_conan.embedder.checkpoint.provenance import read_provenance
 from lightning_conan.fusion.method import Method
 from lightning_conan.fusion.recipe import OutputType, Recipe
 from lightning_conan.fusion.task_arithmetic import TaskArithmetic
 from lightning_conan.fusion.ties import Ties
+from lightning_conan.strict_yaml import read_yaml
 
 MERGEKIT_CONFIG = "mergekit_config.yml"
 KNOWN = {"merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source"}
@@ -29,10 +28,7 @@ def read_mergekit(path: Path) -> Recipe:
     Raises:
         ValueError: A method, key or setting that means something else here, or nothing.
     """
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} must be YAML: {error}") from error
+    config = read_yaml(path)
     if not isinstance(config, dict) or not {"merge_method", "base_model", "models"} <= set(config) <= KNOWN:
         found = sorted(config) if isinstance(config, dict) else config
         raise ValueError(f"{path} must have merge_method, base_model and models, and may have {sorted(KNOWN)}, got {found}.")

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_conan.files import whole_file
+
 Precision = Literal["float32", "float16", "int8"]
 TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
 
@@ -46,6 +48,16 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
 
 
+def quarantine_of(folder: Path) -> Path:
+    """Where the items that a folder of parts lacks are listed.
+
+    Beside the parts and not among them: readers that take the folder as a data set (pandas, polars, pyarrow) would try to read
+    the lists as Parquet.
+    """
+    whole = Path(os.path.abspath(folder))  # noqa: PTH100  # of a link, beside the link
+    return whole.with_name(f"{whole.name}.quarantine")
+
+
 def shorten(vectors: Float[Tensor, "rows full"], dim: int) -> Float[Tensor, "rows dim"]:
     """The first ``dim`` entries (Matryoshka, arXiv 2205.13147), unit-norm again."""
     if dim == vectors.shape[1]:
@@ -62,6 +74,7 @@ def write_part(
 
     Raises:
         ValueError: Embeddings that are not finite or have no length, by key.
+        OSError: The part cannot be written.
     """
     bad = ~vectors.isfinite().all(dim=1) | ~vectors.any(dim=1)
     if bool(bad.any()):
@@ -77,20 +90,19 @@ def write_part(
     flat = vectors.to(getattr(torch, origin.precision)).flatten().numpy()
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat, TYPES[origin.precision]), origin.dim)
     table = pa.table(columns).replace_schema_metadata(origin.to_metadata())
-    path = part_path(folder, number)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with scratch.open("wb") as file:
+    with whole_file(part_path(folder, number), f".{os.getpid()}") as file:
         pq.write_table(table, file, compression="none", use_dictionary=["modality"])
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.rename(path)
 
 
 def read_origin(path: Path) -> dict[str, str]:
     """What a part says of its origin."""
-    return {
-        name.decode(): value.decode() for name, value in (pq.read_schema(path).metadata or {}).items() if name != b"ARROW:schema"
-    }
+    found = pq.read_schema(mapped(path)).metadata or {}
+    return {name.decode(): value.decode() for name, value in found.items() if name != b"ARROW:schema"}
+
+
+def mapped(path: Path) -> pa.MemoryMappedFile:
+    """A file, memory-mapped, whatever it is called: pyarrow takes a text for UTF-8, and ``a=b`` in it for a column."""
+    return pa.memory_map(os.fsencode(path))
 
 
 def finished_parts(folder: Path, origin: Origin) -> set[int]:
@@ -133,7 +145,7 @@ class EmbeddingStore:
             raise ValueError(
                 f"{folder} is incomplete: {missing[0].name} of {total} parts is missing. Run the same `conan embed` again."
             )
-        self.tables = [pq.read_table(path, memory_map=True) for path in self.paths]
+        self.tables = [pq.read_table(mapped(path)) for path in self.paths]
 
     def __len__(self) -> int:
         return sum(len(table) for table in self.tables)

@@ -1,5 +1,6 @@
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from lightning import Callback, LightningModule, Trainer
@@ -78,3 +79,30 @@ def test_scoring_is_neither_waiting_nor_training():
 def test_a_period_of_nothing_is_refused():
     with pytest.raises(ValueError, match="must be positive"):
         DataMonitor(every_n_steps=0)
+
+
+def test_figures_are_of_the_last_steps_alone(monkeypatch):
+    """By a clock that is set by hand: 1 s of waiting and 3 s of work a step, scoring and saving in between."""
+    now, logged = [0.0], []
+    monkeypatch.setattr("callbacks.data_monitor.time.perf_counter", lambda: now[0])
+    monitor, trainer = DataMonitor(every_n_steps=2), Mock(spec=Trainer)
+    stage = Mock(spec=LightningModule, log_dict=lambda figures, **_: logged.append(figures))
+    monitor.on_train_start(trainer, stage)
+    for number, wait in enumerate([1.0, 1.0, 5.0, 3.0]):
+        now[0] += wait
+        monitor.on_train_batch_start(trainer, stage, range(8), number)
+        now[0] += 3.0
+        monitor.on_train_batch_end(trainer, stage, None, range(8), number)
+        now[0] += 100.0
+        monitor.on_validation_end(trainer, stage)
+    assert logged == [
+        {"data/waiting": 2 / 8, "data/pairs_per_second": 16 / 8},
+        {"data/waiting": 8 / 14, "data/pairs_per_second": 16 / 14},
+    ]
+    monitor.on_save_checkpoint(trainer, stage, {})
+    for number, wait in enumerate([50.0, 1.0]):  # what passes after a save is the save
+        now[0] += wait
+        monitor.on_train_batch_start(trainer, stage, range(8), number)
+        now[0] += 3.0
+        monitor.on_train_batch_end(trainer, stage, None, range(8), number)
+    assert logged[2] == {"data/waiting": 1 / 7, "data/pairs_per_second": 16 / 7}

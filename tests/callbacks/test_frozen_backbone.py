@@ -1,10 +1,12 @@
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning import Callback
+from lightning import Callback, LightningModule, Trainer
+from torch import nn
 
 from callbacks import FrozenBackbone
 from callbacks.frozen_backbone import checksum
@@ -101,3 +103,30 @@ def test_frozen_parts_are_in_eval_mode(fused, world, tmp_path):
             assert not pl_module.embedder.audio_encoder.training
 
     trainer(tmp_path, 2, FrozenBackbone(), Look()).fit(ProjectorRecovery(fused, QUICK), data(world, "audio"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_every_byte_of_a_tensor_counts(dtype):
+    tensor = torch.zeros(100, 100, dtype=dtype)
+    before = checksum(tensor)
+    for place in (0, 5000, 9999):
+        changed = tensor.clone()
+        changed.view(-1)[place] = 1
+        assert checksum(changed) != before
+    assert checksum(tensor.T) == before
+
+
+def test_a_moved_buffer_is_noticed():
+    """Such as the statistics of a normalisation that was left in training mode."""
+    model = nn.ModuleDict({"audio_projector": nn.Linear(2, 2), "norm": nn.BatchNorm1d(2)})
+    frozen, stage = FrozenBackbone(), Mock(spec=LightningModule, embedder=model)
+    steps = Mock(spec=Trainer, global_step=0, optimizers=[])
+    frozen.on_fit_start(steps, stage)
+    frozen.on_train_start(steps, stage)
+    steps.global_step = 1
+    with torch.no_grad():
+        model["audio_projector"].weight += 1
+    frozen.on_train_end(steps, stage)
+    model["norm"].running_var += 1e-6
+    with pytest.raises(RuntimeError, match=r"1 frozen tensors moved, such as 'norm\.running_var'"):
+        frozen.on_train_end(steps, stage)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,31 @@ def test_a_table_with_bytes_as_hugging_face_has_it(tmp_path):
     assert fault.where.endswith("clips.parquet:2")
     write_shards([first, fault, last], tmp_path / "packed")
     assert ShardSet(tmp_path / "packed").read(0).query.media[0].suffix == "flac"
+
+
+def test_captions_below_a_closed_subfolder_are_a_fault(tmp_path, monkeypatch):
+    """Neither what it holds nor what a dangling link or an odd name leads to vanishes."""
+    for name in ("closed/a.png", "caf\udce9.png", "clip.mp4/0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / name).with_suffix(".txt").write_text("a bell")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "gone.txt").write_text("a bell")
+    (tmp_path / "sub").symlink_to(tmp_path / "closed")
+    real = os.scandir
+
+    def denied(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    found = {entry.key: getattr(entry, "reason", "") for entry in read_source(tmp_path, Layout("captions"))}
+    assert found == {
+        "closed": "'closed' cannot be listed: Permission denied",
+        "sub": "'sub' is a link to a folder, which is not followed",
+        **dict.fromkeys(["caf", "clip-mp4-0", "gone"], ""),
+    }
 
 
 def test_media_with_captions_beside_them(tmp_path):

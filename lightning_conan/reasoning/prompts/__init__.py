@@ -4,6 +4,8 @@ from importlib.resources import files
 
 import yaml
 
+from lightning_conan.strict_yaml import load_yaml
+
 
 def read_prompts(name: str) -> dict[str, str]:
     """The prompts of ``NAME.yaml``.
@@ -14,7 +16,7 @@ def read_prompts(name: str) -> dict[str, str]:
     place = files(__name__) / f"{name}.yaml"
     if not place.is_file():
         raise ValueError(f"There are no prompts {name!r} in {files(__name__)}.")
-    found = yaml.safe_load(place.read_text(encoding="utf-8"))
+    found = load_yaml(place.read_text(encoding="utf-8"), yaml.safe_load)
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise ValueError(f"{place} must map names to texts.")
     return found

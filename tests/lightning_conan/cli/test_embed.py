@@ -51,7 +51,8 @@ def test_a_folder_of_media_becomes_one_row_each(base, media, tmp_path, capsys):
     assert sorted(found) == sorted(
         [*(f"{r}.png" for r in range(3)), *(f"sub/{r}.FLAC" for r in range(3)), *(f"note{r}.txt" for r in range(3))]
     )
-    (fault,) = [line for path in (tmp_path / "out" / "quarantine").iterdir() for line in path.read_text().splitlines()]
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".parquet"}
+    (fault,) = [line for path in (tmp_path / "out.quarantine").iterdir() for line in path.read_text().splitlines()]
     assert json.loads(fault)["key"] == "broken.mp4"
     model, processor, _ = load_folder(base)
     with torch.no_grad():

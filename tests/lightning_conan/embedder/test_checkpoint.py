@@ -248,13 +248,6 @@ def test_a_model_of_another_state_is_not_replaced(folder, tiny, state, modality)
     assert file_hash(folder / "conan.json") == before
 
 
-def test_a_specialist_of_another_modality_is_not_replaced(tiny, tmp_path):
-    folder = save_folder(tmp_path / "out", *tiny, Provenance("specialist", "audio"))
-    with pytest.raises(ValueError, match="must be free or hold a specialist model of modality image"):
-        save_folder(folder, *tiny, Provenance("specialist", "image"))
-    assert load_folder(folder)[2].modality == "audio"
-
-
 def test_a_folder_fits_its_hashes_at_every_moment_of_recording(folder, monkeypatch):
     """A process may end there, or another read it."""
     model, processor, _ = load_folder(folder)

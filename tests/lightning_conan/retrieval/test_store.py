@@ -1,7 +1,9 @@
 from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from disk import files_of
 
 from lightning_conan.retrieval.store import EmbeddingStore, Origin, finished_parts, shorten, write_part
 
@@ -60,3 +62,50 @@ def test_rows_keep_their_order_over_parts(tmp_path):
     assert [store.entry(row) for row in (0, 2, 4)] == [("00", "text"), ("02", "image+text"), ("11", "image")]
     torch.testing.assert_close(torch.cat(list(store.blocks(2))), vectors().repeat(2, 1))
     assert len(store) == 6
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_whichever_part_is_missing_the_index_is_incomplete(tmp_path, lost):
+    for part in range(2):
+        write_part(tmp_path, part, ORIGIN, [f"{part}{n}" for n in range(3)], ["text"] * 3, vectors())
+    (tmp_path / f"part-0000{lost}.parquet").unlink()
+    with pytest.raises(ValueError, match=f"incomplete: part-0000{lost}.parquet of 2"):
+        EmbeddingStore(tmp_path)
+
+
+def test_any_rows_come_in_the_order_asked_for(tmp_path):
+    """The first and last of each part among them, and one twice."""
+    for part in range(2):
+        write_part(tmp_path, part, ORIGIN, [f"{part}{n}" for n in range(3)], ["text"] * 3, vectors() * (part + 1))
+    every = torch.cat([vectors(), vectors() * 2])
+    numbers = torch.tensor([5, 0, 3, 2, 0, 4, 1])
+    torch.testing.assert_close(EmbeddingStore(tmp_path).rows(numbers), every[numbers])
+    store = EmbeddingStore(tmp_path)
+    assert [store.entry(row)[0] for row in range(6)] == store.keys() == ["00", "01", "02", "10", "11", "12"]
+    with pytest.raises(IndexError):
+        store.entry(6)
+
+
+def test_int8_rounds_to_the_nearest_step(tmp_path):
+    origin = replace(ORIGIN, precision="int8", parts=1, dim=64)
+    wanted = torch.nn.functional.normalize(torch.randn(50, 64, generator=torch.Generator().manual_seed(1)), dim=-1)
+    write_part(tmp_path, 0, origin, [str(n) for n in range(50)], ["text"] * 50, wanted)
+    step = wanted.abs().amax(dim=1, keepdim=True) / 127
+    assert bool(((torch.cat(list(EmbeddingStore(tmp_path).blocks())) - wanted).abs() <= step * 0.5001).all())
+
+
+def test_a_part_of_an_earlier_version_without_a_fact_is_another(tmp_path):
+    write_part(tmp_path, 0, ORIGIN, "abc", ["text"] * 3, vectors())
+    path = tmp_path / "part-00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(
+        table.replace_schema_metadata({name: value for name, value in table.schema.metadata.items() if name != b"dim"}), path
+    )
+    with pytest.raises(ValueError, match="was made with dim None, and this run has 4"):
+        finished_parts(tmp_path, ORIGIN)
+
+
+def test_a_part_that_cannot_be_written_is_named(tmp_path):
+    with files_of(200), pytest.raises(OSError, match=r"part-00000\.parquet could not be written .*too large"):
+        write_part(tmp_path, 0, ORIGIN, "abc", ["text"] * 3, vectors())
+    assert not list(tmp_path.iterdir())

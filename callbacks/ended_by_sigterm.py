@@ -1,0 +1,33 @@
+"""Ends what is no fit on SIGTERM."""
+
+import signal
+from threading import current_thread, main_thread
+from types import FrameType
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+
+class EndedBySigterm(Callback):
+    """Ends validate, test and predict at once on SIGTERM, by ``SystemExit(143)``, with the processes of the other devices.
+
+    Lightning's own handler only takes a note, which nothing but a fit looks at; with several devices it waits there for ranks
+    that do not know of it. A fit has ``ResumableCheckpoint``.
+    """
+
+    def obey(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Puts a handler in place of Lightning's, and of the one before it while models load."""
+
+        def end(number: int, frame: FrameType | None) -> None:
+            launcher = trainer.strategy.launcher
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                launcher.kill(number)
+                launcher.procs.clear()  # else its observer would kill this process for their end
+            raise SystemExit(128 + number)
+
+        if current_thread() is main_thread():
+            signal.signal(signal.SIGTERM, end)
+
+    setup = on_validation_start = on_test_start = on_predict_start = obey

@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all, and errors that name them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Has a write within the block that fails name its file: a full disk's error does not.
+
+    Raises:
+        OSError: The write failed, for the reason given.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(
+            f"{path} could not be written ({error}). Make room there, or choose another place, and run the same command again."
+        ) from error
+
+
+@contextmanager
+def whole_file(path: Path, mark: str = "") -> Iterator[BinaryIO]:
+    """A file that takes ``path``'s place when the block ends well, and vanishes when it does not.
+
+    Args:
+        path: The file.
+        mark: Distinguishes the scratch file of writers that may write one path at the same time.
+
+    Raises:
+        OSError: It cannot be written; what was there before is untouched.
+    """
+    scratch = path.with_name(f".{path.name}{mark}.partial")
+    try:
+        with writing(path), scratch.open("wb") as file:
+            yield file
+            sync(file)
+        scratch.rename(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def sync(file: BinaryIO) -> None:
+    """Forces what was written to disk."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,15 @@
+"""Text from elsewhere, such as names of files, made safe to print."""
+
+import re
+
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters (a terminal obeys them), line ends, what reverses the reading direction, and halves of characters."""
+
+
+def printable(text: str) -> str:
+    r"""Text on one line whose control characters are escaped: ``\x1b``, ``\n``, ``\u202e``.
+
+    A file may be called anything: printed raw, its name could colour, hide or forge lines of a terminal. Letters of any
+    script, emoji and their joiners stay.
+    """
+    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
