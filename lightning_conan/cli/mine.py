@@ -154,7 +154,7 @@ def apart(*words: str) -> int:
     Raises:
         SystemExit: A signal ended this process, and the other one before it.
     """
-    with subprocess.Popen([sys.executable, "-m", "lightning_conan.cli.main", *words]) as process:
+    with subprocess.Popen([sys.executable, "-P", "-m", "lightning_conan.cli.main", *words]) as process:
         try:
             return process.wait()
         except BaseException:
