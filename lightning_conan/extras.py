@@ -2,7 +2,7 @@
 
 import importlib.util
 
-EXTRAS = {"optuna": "alphas", "scipy": "alphas", "lmdb": "cache", "httpx": "cot", "matplotlib": "plots"}
+EXTRAS = {"optuna": "alphas", "scipy": "alphas", "lmdb": "cache", "matplotlib": "plots"}
 """Extra by module, as in setup.cfg."""
 
 

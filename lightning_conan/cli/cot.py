@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from datamodules.converters import Layout
 from datamodules.manifest import Fault
-from lightning_conan.extras import require
 from lightning_conan.items import Pair
 from lightning_conan.reasoning.cot import Author, Plan
 from lightning_conan.reasoning.endpoint import Endpoint
@@ -55,8 +54,6 @@ def cot(
     from lightning_conan.reasoning.journal import Journal
     from lightning_conan.reasoning.prompts import read_prompts
 
-    if teacher == "endpoint":
-        require("httpx", "Asking an endpoint")
     if out.exists():
         raise ValueError(f"{out} exists already. Choose another folder, or remove it first.")
     entries = [unreadable(source, entry) or entry for entry in read_source(source, read)]
