@@ -236,7 +236,6 @@ def test_limits_of_the_folder_hold(tiny):
         ({"role": "user", "content": [{"type": "image"}]}, "A message's part must have"),
         ({"role": "user", "content": [{"type": "smell", "smell": "rose"}]}, "A message's part must have"),
     ],
-    ids=str,
 )
 def test_what_is_no_form_is_refused_by_name(whole, value, said):
     with pytest.raises(ValueError, match=said):
