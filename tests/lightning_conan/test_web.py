@@ -133,7 +133,8 @@ def test_a_body_that_is_not_what_its_header_says_is_passed_on():
 
 @pytest.mark.parametrize("step", [1, 2**10])
 @pytest.mark.parametrize(("data", "reason"), [
-    (gzip.compress(b"x" * 1000, mtime=0)[:-9], "ends early"), (b"\x1f\x8b", "ends early"), (gzip.compress(b"x", mtime=0) + b"more", "bytes follow"),
+    (gzip.compress(b"x" * 1000, mtime=0)[:-9], "ends early"), (b"\x1f\x8b", "ends early"),
+    (gzip.compress(b"x", mtime=0) + b"more", "bytes follow"),
 ])  # fmt: skip
 def test_a_compressed_body_is_whole(data, reason, step):
     with pytest.raises(OSError, match=reason):
