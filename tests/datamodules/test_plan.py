@@ -157,6 +157,7 @@ def test_shares_are_spread_over_the_epoch():
     places = [place for place, slot in enumerate(plan) if slot.source == "small"]
     gaps = [later - earlier for earlier, later in pairwise(places)]
     assert max(gaps) - min(gaps) <= 1
+    assert min(gaps) >= 4  # of 125 batches every fifth
     assert counts["small"] == 25
 
 

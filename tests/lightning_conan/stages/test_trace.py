@@ -82,6 +82,19 @@ def test_the_embedding_is_the_state_that_predicts_emb(tiny, base):
     torch.testing.assert_close(found[:-1], F.normalize(states[-1], dim=0))
 
 
+def test_lessons_of_unlike_length_are_embedded_where_each_ends(tiny):
+    """Not where the longest one does."""
+    model, processor = tiny
+    processor = OmniProcessor(processor.tokenizer, replace(processor.config, ends=False))
+    taught = [processor.teach(processor(Item(("a red star",))), words) for words in ("blue", "a blue star at the top", "")]
+    with torch.no_grad():
+        together = model(*pack(taught, 1000), writing=generation_loss)
+        alone = {row: model(*pack([item], 1000), writing=generation_loss)[0] for row, item in enumerate(taught)}
+    (chunk,) = pack(taught, 1000)
+    for place, row in enumerate(chunk.rows):
+        torch.testing.assert_close(together[place], alone[row], atol=1e-5, rtol=1e-4)
+
+
 def gradients(folder, reasoned, root, budget, one_pass=False, dropout=0.0):
     """Loss and gradients of one joint step."""
 
