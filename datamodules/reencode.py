@@ -21,7 +21,8 @@ from datamodules.manifest import Fault
 from datamodules.patience import BROKEN, patience
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media import MediaError, decode_media, encode_audio, encode_video
-from lightning_conan.media.video import Resampling, frames_of, timeline
+from lightning_conan.media.timeline import timeline
+from lightning_conan.media.video import Resampling, frames_of
 
 Entry = TypeVar("Entry")
 Made = TypeVar("Made")
