@@ -300,7 +300,8 @@ class Counting:
 
     def demux(self, stream):
         for packet in self.container.demux(stream):
-            yield SimpleNamespace(pts=packet.pts, dts=packet.dts, decode=lambda packet=packet: self.counted(packet.decode()))
+            known = {name: getattr(packet, name) for name in ("pts", "dts", "size", "is_keyframe")}
+            yield SimpleNamespace(**known, decode=lambda packet=packet: self.counted(packet.decode()))
 
     def counted(self, frames):
         self.decoded += len(frames)
