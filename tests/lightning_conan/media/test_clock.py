@@ -45,7 +45,8 @@ def film(tmp_path_factory):
             file.writeframes(beep.astype("<i2").tobytes())
         shift = ("-vf", f"setpts=PTS+{pictures_from}/TB")  # -itsoffset does nothing to a raw stream
         ffmpeg("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x48", "-r", FPS, "-i", "-",
-               "-itsoffset", sound_from, "-i", folder / "a.wav", "-map", "0:v", "-map", "1:a", "-fps_mode", "passthrough", *shift, *FORMS[suffix], *settings,
+               "-itsoffset", sound_from, "-i", folder / "a.wav", "-map", "0:v", "-map", "1:a",
+               "-fps_mode", "passthrough", *shift, *FORMS[suffix], *settings,
                path, given=given)  # fmt: skip
         return path
 
@@ -164,7 +165,7 @@ def test_continued_seconds_ascend_and_keep_what_ascends(steps, discontinuous):
     times = np.cumsum(steps).tolist()
     found = continued([(float(time), 0.5) for time in times], discontinuous)
     assert all(before < after for before, after in pairwise(found))
-    if all(0 < step and (step <= 10 or not discontinuous) for step in steps[1:]):
+    if all(step > 0 and (step <= 10 or not discontinuous) for step in steps[1:]):
         assert found == times
 
 
