@@ -71,7 +71,8 @@ class Reencoding:
 
     def watched(self, media: Media, fps: int) -> Media:
         """A video with fewer frames; sides of an odd length lose a row, which H.264 cannot hold."""
-        from lightning_conan.media.video import Resampling, frames_of, timeline
+        from lightning_conan.media.timeline import timeline
+        from lightning_conan.media.video import Resampling, frames_of
 
         if timeline(media).fps <= fps:
             return media

@@ -15,7 +15,8 @@ from torch import Tensor
 from torchaudio.transforms import Resample
 
 from lightning_conan.items import Media
-from lightning_conan.media.container import open_container
+from lightning_conan.media.clock import SampleClock
+from lightning_conan.media.container import open_source
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 from lightning_conan.media.whole import announced_samples, check_whole, count_header
 
@@ -40,7 +41,8 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
     check_whole(media, data)
     header = count_header(data)
     del data  # the container holds its own
-    with open_container(media, "audio", limits) as (container, stream):
+    with open_source(media, "audio", limits) as source:
+        container, stream = source.container, source.stream
         rate = int(stream.rate or 0)
         if rate <= 0:
             raise MediaError(media, f"sample rate {rate}, must be positive")
@@ -48,22 +50,27 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
             raise MediaError(media, f"sample rate {rate} Hz shares too little with {SAMPLE_RATE}, write it at a usual rate")
         stop = int(min(limits.max_seconds, media.end or limits.max_seconds) * rate) + 1
         first, last = int(media.start * rate), stop if media.end is None else int(media.end * rate)
-        seen = 0
+        clock = SampleClock(rate, source.beginning, source.discontinuous) if media.span else None
+        reached = 0
 
         def wanted() -> Iterator[Tensor]:  # annotated anew in each call: shapes would take 40 us
-            nonlocal seen
-            for block in collect(media, container, stream, stop):
-                part = block[max(0, first - seen) : max(0, last - seen)]
-                seen += len(block)
+            nonlocal reached
+            due = first
+            for place, block in collect(media, container, stream, stop, clock):
+                reached = place + len(block)
+                part = block[max(0, due - place) : max(0, last - place)]
                 if not bool(part.isfinite().all()):
                     raise MediaError(media, "holds samples that are not finite")
+                if len(part):
+                    yield from torch.zeros(1).expand(max(0, place - due)).split(BLOCK)  # the track is silent until here
+                    due = max(due, place) + len(part)
                 yield part
 
         wave = resampled(wanted(), rate)
         announced = announced_samples(header, stream) or 0
-    if seen < min(announced, stop):
-        raise MediaError(media, f"is cut: its header says {announced} samples, {seen} are there")
-    limits.check_seconds(media, seen / rate)
+    if reached < min(announced, stop):
+        raise MediaError(media, f"is cut: its header says {announced} samples, {reached} are there")
+    limits.check_seconds(media, reached / rate)
     if not len(wave):
         raise MediaError(media, "holds no samples")
     return wave
@@ -96,8 +103,12 @@ def resampled(blocks: Iterable[Float[Tensor, " samples"]], rate: int, at_once: i
     return torch.cat(found)
 
 
-def collect(media: Media, container: Any, stream: Any, stop: int) -> Iterator[Float[Tensor, " samples"]]:
-    """Decodes up to ``stop`` samples, some at a time, and averages the channels.
+def collect(
+    media: Media, container: Any, stream: Any, stop: int, clock: SampleClock | None = None
+) -> Iterator[tuple[int, Float[Tensor, " samples"]]]:
+    """Decodes up to ``stop`` samples, some at a time, and averages the channels; with the number of each block's first sample.
+
+    Without a clock samples follow each other, whatever times the file gives them.
 
     Raises:
         MediaError: Samples' format, channels or rate change within the file.
@@ -108,15 +119,18 @@ def collect(media: Media, container: Any, stream: Any, stop: int) -> Iterator[Fl
         first = first or kind
         if kind != first:  # the buffer would read channels that are not there
             raise MediaError(media, f"changes from {first} to {kind} after {samples} samples")
-        frame.pts = None  # samples follow each other, whatever times the file gives them
+        place = samples if clock is None else clock.place(frame.time, samples)
+        if place != samples and fifo.samples:
+            yield samples - fifo.samples, drained(fifo)
+        frame.pts = None  # the buffer would fill gaps in its own way
         fifo.write(frame)
-        samples += frame.samples
+        samples = place + frame.samples
         if samples >= stop:
             break
         if fifo.samples >= BLOCK:
-            yield drained(fifo)
+            yield samples - fifo.samples, drained(fifo)
     if left := fifo.samples:
-        yield drained(fifo)[: left - max(0, samples - stop)]
+        yield samples - left, drained(fifo)[: max(0, left - max(0, samples - stop))]
 
 
 def drained(fifo: av.AudioFifo) -> Float[Tensor, " samples"]:

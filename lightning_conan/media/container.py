@@ -1,7 +1,8 @@
-"""Media files that FFmpeg reads."""
+"""Media files that FFmpeg reads: the track that players take, and the clock that all tracks share."""
 
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,31 +14,168 @@ from lightning_conan.media.limits import Limits, MediaError
 
 OPENING = {"max_probe_packets": "4"}
 """FFmpeg looks whether 16-bit samples in a WAV are DTS in disguise, by default at 128 kB: four times as long as decoding 7 s."""
+GENERATED_TIMES = 0x1
+"""AVFMT_FLAG_GENPTS, which PyAV sets: where a file gives only times of decoding, as AVI, it makes up those of showing."""
+ORDERLY = ("mpeg1video", "mpeg2video")
+"""Codecs of which each packet gives one frame, at once or as the next one comes: generated times are right."""
+DISCONTINUOUS = 0x200
+"""AVFMT_TS_DISCONT: formats in which times may begin anew, as in broadcasts, and whose headers announce no length."""
+TIMELESS = 0x80
+"""AVFMT_NOTIMESTAMPS: raw streams, whose packets have times and key frames that FFmpeg makes up."""
+DEFAULT, COVER, IMPAIRED = 1, 1 << 10, 1 << 7 | 1 << 8
+"""Bits of a track's disposition: its author's choice; a cover picture; made for listeners or viewers with an impairment."""
+MOVES = 5
+"""Packets from which a track counts as one that goes on, as for ``av_find_best_stream``."""
+PRIMING = 1.0
+"""Seconds before 0 that hold what a decoder needs to begin, and nobody hears."""
 
 
-@contextmanager
-def open_container(media: Media, kind: str, limits: Limits) -> Iterator[tuple[Any, Any]]:
-    """A PyAV container and its first stream of a kind; whatever fails inside becomes a MediaError."""
-    data = limits.read(media)
-    try:
-        with opened(data) as container:
-            streams = getattr(container.streams, kind)
-            if not streams:
-                raise MediaError(media, f"holds no {kind} stream")
-            announced = (container.duration or 0) / av.time_base
-            if announced > limits.max_seconds and lasts(data, streams[0].index, limits.max_seconds):
-                limits.check_seconds(media, announced)
-            yield container, streams[0]
-    except (MediaError, TimeoutError):
-        raise
-    except Exception as error:
-        # PyAV's own code stumbles, too: over a stream that begins in mid-file (IndexError), or one that cannot be decoded.
-        raise MediaError(media, f"cannot be decoded ({error})") from error
+class Source:
+    """An open file and its best track of a kind.
+
+    Args:
+        media: The file.
+        kind: ``video`` or ``audio``.
+        data: Its bytes.
+
+    Raises:
+        MediaError: It has no such track.
+    """
+
+    def __init__(self, media: Media, kind: str, data: bytes) -> None:
+        self.media, self.kind, self.data = media, kind, data
+        self.container: Any = opened(data)
+        self.index = self.best()
+        self.stream: Any = track(self.container, self.index)
+
+    def best(self) -> int:
+        """The number of the track that FFmpeg takes by itself: its author's choice, then one that moves, then the largest."""
+        streams = [stream for stream in getattr(self.container.streams, self.kind) if decodable(stream)]
+        if not streams:
+            raise MediaError(self.media, f"holds no {self.kind} stream that can be decoded")
+        counts: Counter[int] = Counter()
+        if len(streams) > 1:
+            with opened(self.data) as container:
+                for packet in container.demux([container.streams[stream.index] for stream in streams]):
+                    counts[packet.stream_index] += packet.size > 0
+                    if all(counts[stream.index] >= MOVES for stream in streams):
+                        break
+        return int(max(streams, key=lambda stream: rank(stream, counts[stream.index])).index)
+
+    def rewind(self) -> None:
+        """Goes back to the beginning; in raw streams, where FFmpeg cannot, by opening the file anew."""
+        if self.timeless:
+            self.reopen()
+            return
+        try:
+            self.container.seek(0)
+        except av.FFmpegError:
+            self.reopen()
+
+    def reopen(self) -> None:
+        """Goes back to the beginning, whatever has been done."""
+        self.container.close()
+        self.container = opened(self.data)
+        self.stream = track(self.container, self.index)
+
+    def frames(self) -> Iterator[Any]:
+        """Decodes all from here; where no header announces anything, packets that were cut at either end give nothing."""
+        begun, failed = False, None
+        self.stream.codec_context.skip_frame = "DEFAULT"
+        for packet in self.container.demux(self.stream):
+            if failed is not None and packet.size:  # not the last one
+                raise failed
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError as error:
+                if self.stream.frames or self.announced:
+                    raise
+                frames, failed = [], error if begun else None
+            begun = begun or bool(frames)
+            yield from frames
+
+    @property
+    def beginning(self) -> float:
+        """The second at which the file's first track begins, from which ``start`` and ``end`` count (as ``ffmpeg -ss``)."""
+        second = (self.container.start_time or 0) / av.time_base
+        return 0.0 if -PRIMING < second < 0 else second
+
+    @property
+    def discontinuous(self) -> bool:
+        """True for formats in which times may begin anew."""
+        return bool(self.container.format.flags & DISCONTINUOUS)
+
+    @property
+    def timeless(self) -> bool:
+        """True for raw streams, which hold no times."""
+        return bool(self.container.format.flags & TIMELESS)
+
+    @property
+    def rate(self) -> float:
+        """Frames a second, as a header says or FFmpeg guesses from the first packets; 0 if neither tells."""
+        told = None if self.timeless else self.stream.average_rate  # of a raw stream FFmpeg says 25, whatever it holds
+        return float(told or self.stream.guessed_rate or 0)
+
+    @property
+    def announced(self) -> float:
+        """Seconds that the header promises; 0 where there is none, or FFmpeg guessed from the packets."""
+        return 0.0 if self.discontinuous else self.estimated
+
+    @property
+    def estimated(self) -> float:
+        """Seconds that the header promises, or that FFmpeg guesses; 0 if neither tells."""
+        return (self.container.duration or 0) / av.time_base
 
 
 def opened(data: bytes) -> Any:
     """A PyAV container."""
     return av.open(io.BytesIO(data), "r", options=OPENING, metadata_errors="ignore")
+
+
+def track(container: Any, index: int) -> Any:
+    """A container's track of a number."""
+    stream = container.streams[index]
+    stream.thread_type = "NONE"  # the data workers are the parallelism
+    if stream.codec_context.name not in ORDERLY:
+        container.flags &= ~GENERATED_TIMES
+    return stream
+
+
+def decodable(stream: Any) -> bool:
+    """True for a track that is no cover picture, and that FFmpeg has a decoder for."""
+    return stream.codec_context is not None and not disposition(stream) & COVER
+
+
+def disposition(stream: Any) -> int:
+    """A track's flags; 0 in a PyAV that does not tell."""
+    return int(getattr(stream, "disposition", 0))
+
+
+def rank(stream: Any, packets: int) -> tuple[int, int, int, int]:
+    """Sorts tracks, the best last."""
+    flags = disposition(stream)
+    size = stream.width * stream.height if stream.type == "video" else stream.channels
+    return (not flags & IMPAIRED) + bool(flags & DEFAULT), min(packets, MOVES), int(size or 0), -stream.index
+
+
+@contextmanager
+def open_source(media: Media, kind: str, limits: Limits) -> Iterator[Source]:
+    """A file's best track of a kind; whatever fails inside becomes a MediaError."""
+    data = limits.read(media)
+    source = None
+    try:
+        source = Source(media, kind, data)
+        if source.announced > limits.max_seconds and lasts(data, source.index, limits.max_seconds):
+            limits.check_seconds(media, source.announced)
+        yield source
+    except (MediaError, TimeoutError):
+        raise
+    except Exception as error:
+        # PyAV's own code stumbles, too: over a stream that begins in mid-file (IndexError), or one that cannot be decoded.
+        raise MediaError(media, f"cannot be decoded ({error})") from error
+    finally:
+        if source is not None:
+            source.container.close()
 
 
 def lasts(data: bytes, index: int, seconds: float) -> bool:

@@ -1,20 +1,23 @@
-"""When a video's frames are shown, from its packets."""
+"""When a video's frames are shown, from its packets, or from its frames where packets are no guide."""
 
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-import av
-
 from lightning_conan.items import Media
+from lightning_conan.media.clock import GAP, ROUNDING, BestGuess, continued
+from lightning_conan.media.container import Source, open_source
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
 
 SLACK = 0.25
 """Seconds that a file without a count of frames may end before its header says."""
 MOMENT = 1e-6
 """Seconds that are rounding."""
+USUAL_RATE = 25.0
+"""Frames a second where nothing tells, as FFmpeg has it."""
 
 
 @dataclass(frozen=True)
@@ -25,50 +28,62 @@ class Timeline:
         total: How many there are.
         fps: Frames a second in the mean.
         times: Each one's packet's time, ascending; empty where packets are no guide: one may hold a field, or have no time.
-        keys: The times of the key frames.
+        keys: When each key frame is shown, and when it is decoded, by which some formats seek.
         seconds: Each frame's second after the first, where frames are not equally long; else empty.
+        begin: The second of the file at which the first is shown.
     """
 
     total: int
     fps: float
     times: list[int] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
+    keys: list[tuple[int, int]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    begin: float = 0.0
 
     @classmethod
-    def read(cls, media: Media, container: Any, stream: Any, limits: Limits = DEFAULT) -> "Timeline":
-        """From the packets, without decoding any; rewinds.
+    def read(cls, source: Source, limits: Limits = DEFAULT) -> "Timeline":
+        """From the packets, without decoding any where they are a guide; rewinds.
 
         Raises:
             MediaError: There are fewer of them than the header announces, or too many.
         """
-        begin, end = 0.0, -math.inf
-        own: list[tuple[int | None, bool, bool]] = []  # not PyAV's packets: a million of them would be gigabytes
-        for packet in sized(container, stream):
-            if packet.pts is not None:
-                begin = min(begin, packet.pts * float(packet.time_base))
-                end = max(end, (packet.pts + (packet.duration or 0)) * float(packet.time_base))
-            if packet.stream_index == stream.index:
-                own.append((packet.pts, packet.is_keyframe, packet.is_discard))
-                if len(own) > 2 * limits.max_frames:  # a packet may hold half a frame
-                    raise MediaError(media, f"more than {limits.max_frames} frames, must be 1 to {limits.max_frames}")
-        container.seek(0)
-        packets = [(time, key) for time, key, discarded in own if not discarded]
-        announced = (container.duration or 0) / av.time_base
-        if len(own) < stream.frames:
-            raise MediaError(media, f"truncated: the header announces {stream.frames} frames, {len(own)} are there")
-        if not stream.frames and -math.inf < end - begin < announced - SLACK:
-            raise MediaError(media, f"truncated: the header announces {announced:.2f} s, {end:.2f} s are there")
-        fps = float(stream.average_rate or 0)
-        times = sorted(time for time, _ in packets if time is not None)
-        fields = not stream.frames and announced > 0 and len(packets) > 1.5 * max(1.0, fps * announced)
-        if not times or len(set(times)) < len(packets) or fields:
-            return cls(stream.frames or int(fps * announced), fps)
-        keys = sorted(time for time, key in packets if key and time is not None)
-        seconds = [(time - times[0]) * float(stream.time_base) for time in times]
-        if not steady(seconds, fps) and seconds[-1] > 0:
-            fps = (len(times) - 1) / seconds[-1]  # a header may say anything
-        return cls(len(times), fps, times, keys, [] if steady(seconds, fps) else seconds)
+        packets = Packets.read(source, limits)
+        source.rewind()
+        packets.check_whole(source)
+        if not packets.guide(source):
+            return cls.decoded(source, limits)
+        times, unit = sorted(time for time in packets.times if time is not None), float(source.stream.time_base)
+        seconds = [(time - times[0]) * unit for time in times]
+        begin = times[0] * unit - source.beginning
+        return cls.of(seconds, source.rate, begin, times=times, keys=sorted(packets.keys))
+
+    @classmethod
+    def decoded(cls, source: Source, limits: Limits = DEFAULT) -> "Timeline":
+        """From the frames, all of which are decoded, as FFmpeg shows them; rewinds.
+
+        Raises:
+            MediaError: There are too many.
+        """
+        stream, guess, found = source.stream, BestGuess(), list[tuple[float | None, float]]()
+        unit, usual = float(stream.time_base), 1 / (source.rate or USUAL_RATE)
+        for frame in source.frames():
+            time, length = guess(frame.pts, frame.dts), getattr(frame, "duration", 0) or 0
+            if source.timeless:
+                time, length = None, 0
+            found.append((None if time is None else time * unit, length * unit or usual))
+            if len(found) > limits.max_frames:
+                raise MediaError(source.media, f"more than {limits.max_frames} frames, must be 1 to {limits.max_frames}")
+        source.reopen()
+        seconds = continued(found, source.discontinuous)
+        begin = found[0][0] - source.beginning if found and found[0][0] is not None else 0.0
+        return cls.of([second - seconds[0] for second in seconds], 1 / found[0][1] if found else 0.0, begin)
+
+    @classmethod
+    def of(cls, seconds: list[float], fps: float, begin: float, **packets: Any) -> "Timeline":
+        """Of each frame's second after the first, and a rate that holds if they keep to it: a header may say anything."""
+        if not steady(seconds, fps):
+            fps = (len(seconds) - 1) / seconds[-1] if seconds and seconds[-1] > 0 else fps or USUAL_RATE
+        return cls(len(seconds), fps, seconds=[] if steady(seconds, fps) else seconds, begin=begin, **packets)
 
     @property
     def length(self) -> float:
@@ -76,18 +91,119 @@ class Timeline:
         return (self.seconds[-1] if self.seconds else (self.total - 1) / self.fps) + 1 / self.fps
 
     def frame_at(self, second: float) -> int:
-        """The frame that is shown at a second before the end."""
+        """The frame that is shown at a second before the end; the first one before it is shown."""
         second += MOMENT
-        return max(0, bisect_right(self.seconds, second) - 1) if self.seconds else int(second * self.fps)
+        return max(0, bisect_right(self.seconds, second) - 1 if self.seconds else math.floor(second * self.fps))
 
     def frame_after(self, second: float) -> int:
         """The first frame that is shown at a second, or later, for the first time."""
         second -= MOMENT
-        return bisect_left(self.seconds, second) if self.seconds else math.ceil(second * self.fps)
+        return bisect_left(self.seconds, second) if self.seconds else max(0, math.ceil(second * self.fps))
 
     def second(self, frame: int) -> float:
         """When a frame is shown."""
         return self.seconds[frame] if self.seconds else frame / self.fps
+
+
+@dataclass
+class Packets:
+    """A video's packets that hold something.
+
+    Args:
+        times: When the frame of each is shown, in the order of decoding; None where the file does not say.
+        keys: When each key frame is shown, and when it is decoded.
+        count: How many there are, with those that are decoded but not shown.
+        begin: The file's first second, or 0 if that is earlier.
+        end: Its last.
+        last: When its last frame ends, in the track's own units.
+        ordered: Whether they are decoded in the order of their times of decoding.
+        delayed: Whether any is shown later than it is decoded.
+    """
+
+    times: list[int | None] = field(default_factory=list)
+    keys: list[tuple[int, int]] = field(default_factory=list)
+    count: int = 0
+    begin: float = 0.0
+    end: float = -math.inf
+    last: int = 0
+    ordered: bool = True
+    delayed: bool = False
+
+    @classmethod
+    def read(cls, source: Source, limits: Limits) -> "Packets":
+        """Reads a file to its end, and keeps no packet: a million of PyAV's would be gigabytes.
+
+        Raises:
+            MediaError: There are too many.
+        """
+        found, decoded = cls(), -math.inf
+        reorders = bool(source.stream.codec_context.has_b_frames)
+        for packet in sized(source.container, source.stream):
+            time, length = shown_at(packet, reorders), packet.duration or 0
+            if time is not None:
+                found.begin = min(found.begin, time * float(packet.time_base))
+                found.end = max(found.end, (time + length) * float(packet.time_base))
+            if packet.stream_index != source.stream.index:
+                continue
+            found.count += 1
+            if found.count > 2 * limits.max_frames:  # a packet may hold half a frame
+                raise MediaError(source.media, f"more than {limits.max_frames} frames, must be 1 to {limits.max_frames}")
+            if packet.dts is not None:
+                found.ordered, decoded = found.ordered and packet.dts >= decoded, packet.dts
+            found.add(time, packet)
+        return found
+
+    def add(self, time: int | None, packet: Any) -> None:
+        """Notes a packet of the video."""
+        self.delayed |= packet.pts is not None and packet.pts != packet.dts
+        self.last = max(self.last, (packet.dts or 0 if time is None else time) + (packet.duration or 0))
+        if packet.is_discard:
+            return
+        self.times.append(time)
+        if packet.is_keyframe and time is not None:
+            self.keys.append((time, time if packet.dts is None else packet.dts))
+
+    def check_whole(self, source: Source) -> None:
+        """Refuses a file that ends before its header says.
+
+        Raises:
+            MediaError: It is cut.
+        """
+        stream, announced = source.stream, source.announced
+        usual = source.rate or USUAL_RATE
+        if self.count < stream.frames and self.last < (stream.duration or math.inf) - 0.5 / usual / stream.time_base:
+            # an AVI counts, too, how often a frame is repeated
+            raise MediaError(source.media, f"truncated: the header announces {stream.frames} frames, {self.count} are there")
+        if not stream.frames and -math.inf < self.end - self.begin < announced - SLACK:
+            raise MediaError(source.media, f"truncated: the header announces {announced:.2f} s, {self.end:.2f} s are there")
+
+    def guide(self, source: Source) -> bool:
+        """True if each packet holds one frame and says when it is shown."""
+        stream, times = source.stream, sorted(time for time in self.times if time is not None)
+        if source.timeless or not times or len(set(times)) < len(self.times) or not self.ordered:
+            return False
+        if stream.codec_context.has_b_frames and not self.delayed:
+            return False  # frames that are reordered, by times that say none is
+        if source.discontinuous and any(after - before > GAP / stream.time_base for before, after in pairwise(times)):
+            return False
+        seconds, usual = source.estimated, source.rate
+        fields = not stream.frames and seconds and usual and len(times) > 1.5 * max(1.0, usual * seconds)
+        return not fields
+
+
+def shown_at(unit: Any, reorders: bool = False) -> int | None:
+    """When a packet's or a decoded frame is shown; where a file does not say, as AVI, when it is decoded, in order of showing."""
+    return unit.dts if unit.pts is None and not reorders else unit.pts  # type: ignore[no-any-return]
+
+
+def timeline(media: Media, limits: Limits = DEFAULT) -> Timeline:
+    """When a video's frames are shown.
+
+    Raises:
+        MediaError: No video, or one that is truncated.
+    """
+    with open_source(media, "video", limits) as source:
+        return Timeline.read(source, limits)
 
 
 def sized(container: Any, stream: Any) -> Iterator[Any]:
@@ -97,5 +213,6 @@ def sized(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def steady(seconds: list[float], fps: float) -> bool:
-    """Whether every frame is shown within half a frame's time of where equally long ones would be."""
-    return fps > 0 and all(abs(second - index / fps) < 0.5 / fps for index, second in enumerate(seconds))
+    """Whether every frame is shown where equally long ones would be, but for rounding."""
+    off = min(ROUNDING, 0.1 / fps) if fps > 0 else 0.0
+    return fps > 0 and all(abs(second - index / fps) < off for index, second in enumerate(seconds))

@@ -8,27 +8,36 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import av
 import numpy as np
 import torch
+from av.sidedata.sidedata import Type
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_conan.items import Media
-from lightning_conan.media.container import open_container
+from lightning_conan.media.container import Source, open_source
 from lightning_conan.media.image import resize, rgb_tensor
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
-from lightning_conan.media.timeline import MOMENT, Timeline
+from lightning_conan.media.timeline import MOMENT, Timeline, shown_at
 
 Check = Callable[[int, int], None]
 FrameSize = Callable[[int, int, int], tuple[int, int]]
 """From the number of frames, their height and width to the height and width that are wanted."""
 SPARSE = 16
 """Frames that would be decoded for each wanted one, from which looking for key frames pays."""
+
+SKIPPING = frozenset(("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"))
+"""Decoders that read ``skip_frame`` anew for each packet, where it saves most; libdav1d reads it once, when it opens."""
+
+
+class Misled(LookupError):
+    """The packets' times do not tell which frames there are."""
 
 
 @dataclass(frozen=True)
@@ -104,30 +113,48 @@ def frames_of(
     Raises:
         MediaError: As ``decode_video``, once that is found.
     """
-    with open_container(media, "video", limits) as (container, stream):
-        limits.check_pixels(media, stream.width, stream.height)
-        if stream.frames > limits.max_frames:
-            raise MediaError(media, f"{stream.frames} frames, must be 1 to {limits.max_frames}")
-        shown = Timeline.read(media, container, stream, limits)
-        total, fps = shown.total, shown.fps
-        if not 0 < total <= limits.max_frames or fps <= 0:
-            raise MediaError(media, f"{total} frames at {fps:g} a second, must be 1 to {limits.max_frames}")
-        if container.duration is None:
-            limits.check_seconds(media, shown.length)
-        end = shown.length if media.end is None else min(media.end, shown.length)
-        wanted = sampling.choose(shown, media.start, end) if media.start < end else []
-        if not wanted:
-            raise MediaError(media, f"no frames between {media.start} s and {media.end} s, the file has {shown.length:.2f} s")
-        left, shape = Counter(wanted), torch.Size()
-        opening = shown.second(wanted[0]) if media.start else 0.0  # a part has a clock of its own, as if it had been cut out
-        for index, pixels in pick(container, stream, shown, set(wanted), partial(limits.check_pixels, media)):
-            shape = shape or pixels.shape
-            if pixels.shape != shape:
-                raise MediaError(media, "frames of several sizes, must be of one")
-            second = shown.second(index) - opening
-            yield from [(second, pixels if size is None else resized(media, pixels, size, len(wanted)))] * left.pop(index)
-    if left:
-        raise MediaError(media, f"truncated: the header announces {total} frames, frame {min(left)} is not there")
+    with open_source(media, "video", limits) as source:
+        limits.check_pixels(media, source.stream.width, source.stream.height)
+        if source.stream.frames > limits.max_frames:
+            raise MediaError(media, f"{source.stream.frames} frames, must be 1 to {limits.max_frames}")
+        given = 0
+        try:
+            for shot in shots(source, Timeline.read(source, limits), sampling, limits, size):
+                yield shot
+                given += 1
+        except Misled:
+            source.reopen()
+            yield from islice(shots(source, Timeline.decoded(source, limits), sampling, limits, size), given, None)
+
+
+def shots(
+    source: Source, shown: Timeline, sampling: Sampling, limits: Limits, size: FrameSize | None
+) -> Iterator[tuple[float, UInt8[Tensor, "3 height width"]]]:
+    """The frames that ``sampling`` asks for, of those that a timeline tells.
+
+    Raises:
+        MediaError: There are none, too many, or of several sizes.
+        Misled: Its times are no guide.
+    """
+    media = source.media
+    if not 0 < shown.total <= limits.max_frames:
+        raise MediaError(media, f"{shown.total} frames, must be 1 to {limits.max_frames}")
+    if not source.announced:
+        limits.check_seconds(media, shown.length)
+    opening = media.start - shown.begin if media.span else 0.0
+    end = shown.length if media.end is None else min(media.end - shown.begin, shown.length)
+    wanted = sampling.choose(shown, opening, end) if end > max(0.0, opening) else []
+    if not wanted:
+        last = shown.begin + shown.length
+        raise MediaError(media, f"no frames between {media.start} s and {media.end} s, the file has {last:.2f} s")
+    left, shape = Counter(wanted), torch.Size()
+    for index, pixels in pick(source, shown, set(wanted), partial(limits.check_pixels, media)):
+        shape = shape or pixels.shape
+        if pixels.shape != shape:
+            raise MediaError(media, "frames of several sizes, must be of one")
+        second = max(0.0, shown.second(index) - opening)  # what is on screen when the part begins is its first frame
+        yield from [(second, pixels if size is None else resized(media, pixels, size, len(wanted)))] * left.pop(index)
+    assert not left, f"{media.name!r} has {shown.total} frames, but frame {min(left)} did not come"
 
 
 def resized(media: Media, pixels: UInt8[Tensor, "3 _ _"], size: FrameSize, count: int) -> UInt8[Tensor, "3 _ _"]:
@@ -142,70 +169,104 @@ def resized(media: Media, pixels: UInt8[Tensor, "3 _ _"], size: FrameSize, count
         raise MediaError(media, str(error)) from error
 
 
-def timeline(media: Media, limits: Limits = DEFAULT) -> Timeline:
-    """When a video's frames are shown.
-
-    Raises:
-        MediaError: No video, or one that is truncated.
-    """
-    with open_container(media, "video", limits) as (container, stream):
-        return Timeline.read(media, container, stream, limits)
-
-
-def pick(container: Any, stream: Any, shown: Timeline, wanted: set[int], check: Check) -> Iterator[tuple[int, Tensor]]:
+def pick(source: Source, shown: Timeline, wanted: set[int], check: Check) -> Iterator[tuple[int, Tensor]]:
     """Yields the wanted frames, decoding little else; where times are no guide, all from the beginning.
 
     ``check`` gets each one's width and height, before its pixels are made: they may differ from the header's.
+
+    Raises:
+        Misled: A frame is not where its packet's time is.
     """
-    stream.thread_type = "NONE"  # the data workers are the parallelism
-    left = set(wanted)
     if shown.times:
-        for index, pixels in by_times(container, stream, shown, sorted(wanted), check):
-            left.discard(index)
-            yield index, pixels
-        if not left:
-            return
-        stream.codec_context.skip_frame = "DEFAULT"
-        container.seek(0)
-    last = max(left)
-    for index, frame in enumerate(container.decode(stream)):
-        if index in left:
+        yield from by_times(source, shown, sorted(wanted), check)
+        return
+    last = max(wanted)
+    for index, frame in enumerate(source.frames()):
+        if index in wanted:
             yield index, rgb(frame, check)
         if index >= last:
             return
 
 
-def by_times(container: Any, stream: Any, shown: Timeline, wanted: list[int], check: Check) -> Iterator[tuple[int, Tensor]]:
-    """Yields wanted frames as far as the packets' times tell where they are, from the last key frame before each if that pays."""
+def by_times(source: Source, shown: Timeline, wanted: list[int], check: Check) -> Iterator[tuple[int, Tensor]]:
+    """Yields wanted frames by their packets' times, from the last key frame before each if that pays.
+
+    Raises:
+        Misled: One is not there.
+    """
     due = {shown.times[index] for index in wanted}
-    frames = decode(container, stream, due)
+    frames = decode(source, due)
     stands = shown.times[0] - 1 if wanted[-1] >= SPARSE * len(wanted) else math.inf
     for index in wanted:
         time = shown.times[index]
-        key = shown.keys[max(0, bisect_right(shown.keys, time) - 1)] if shown.keys else -math.inf
-        if key > stands:  # nearer than where decoding stands
-            container.seek(key, stream=stream)
-            frames = decode(container, stream, due)
-        frame = next((frame for frame in frames if frame.pts is not None and frame.pts >= time), None)
-        if frame is None or frame.pts != time:
-            return
+        key = shown.keys[max(0, bisect_right(shown.keys, (time, math.inf)) - 1)] if shown.keys else (time, time)
+        if stands < key[0] <= time and seek(source, key):  # nearer than where decoding stands
+            frames = decode(source, due, key[0])
+        frame = next((frame for frame in frames if (at := shown_at(frame)) is not None and at >= time), None)
+        if frame is None or shown_at(frame) != time:
+            raise Misled(f"no frame has the time {time}")
         stands = max(stands, time)
         yield index, rgb(frame, check)
 
 
-def decode(container: Any, stream: Any, due: set[int]) -> Iterator[Any]:
-    """Frames from here on, without those that are not due at their times and that no other frame is made from."""
-    for packet in container.demux(stream):
-        stream.codec_context.skip_frame = "DEFAULT" if packet.pts in due else "NONREF"
-        yield from packet.decode()
+def seek(source: Source, key: tuple[int, int]) -> bool:
+    """Goes to a key frame, or before it; False in formats in which FFmpeg cannot."""
+    shown, decoded = key
+    try:
+        source.container.seek(decoded if source.discontinuous else shown, stream=source.stream)
+    except av.FFmpegError:
+        return False
+    return True
+
+
+def decode(source: Source, due: set[int], key: int | None = None) -> Iterator[Any]:
+    """Frames from here on, without those that are not due at their times and that no other frame is made from.
+
+    Args:
+        source: Where to decode.
+        due: Times of the frames that are wanted.
+        key: When the key frame is shown from which to begin; what FFmpeg finds before it was made from frames that are missing.
+
+    Raises:
+        Misled: A packet cannot be decoded.
+    """
+    codec, begun = source.stream.codec_context, key is None
+    for packet in source.container.demux(source.stream):
+        time = shown_at(packet)
+        begun = begun or (packet.is_keyframe and time is not None and time <= (key or 0))
+        if not begun and packet.size:
+            continue
+        if codec.name in SKIPPING:
+            codec.skip_frame = "DEFAULT" if time in due else "NONREF"
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError as error:
+            raise Misled(str(error)) from error
+        yield from frames
 
 
 def rgb(frame: Any, check: Check) -> UInt8[Tensor, "3 height width"]:
-    """A frame's pixels, turned upright as players show it."""
+    """A frame's pixels, turned and mirrored as players show it."""
     check(frame.width, frame.height)
     pixels = opaque(frame)
-    turns = round(frame.rotation / 90) % 4
-    return pixels.rot90(turns, (1, 2)) if turns else pixels
+    right_x, right_y, down_x, down_y = orientation(frame)
+    if abs(right_x) + abs(down_y) < abs(right_y) + abs(down_x):  # what ran to the right runs down or up
+        pixels, right_x, down_y = pixels.transpose(1, 2), down_x, right_y
+    flips = [axis for axis, step in ((1, down_y), (2, right_x)) if step < 0]
+    return pixels.flip(flips) if flips else pixels
+
+
+def orientation(frame: Any) -> tuple[int, int, int, int]:
+    """Steps (to the right, down) on the screen for one pixel to the right in a frame, and for one down: the display matrix."""
+    try:
+        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    except ValueError:  # PyAV before 19 does not know all kinds of side data
+        turns = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)]  # counterclockwise
+        return turns[int(round(frame.rotation / 90)) % 4]
+    if matrix is None:
+        return 1, 0, 0, 1
+    found = np.frombuffer(bytes(matrix), np.int32)
+    return int(found[0]), int(found[1]), int(found[3]), int(found[4])
 
 
 def opaque(frame: Any) -> UInt8[Tensor, "3 height width"]:

@@ -109,6 +109,43 @@ def empty_mp4():
     return buffer.getvalue()
 
 
+def film(format, codec="libx264", still=False):
+    """Twenty frames of noise, two seconds."""
+    buffer, generator = io.BytesIO(), np.random.default_rng(0)
+    with av.open(buffer, "w", format=format) as container:
+        first = container.add_stream("mjpeg", rate=10) if still else None
+        stream = container.add_stream(codec, rate=10, options={"g": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        if first:
+            first.width, first.height, first.pix_fmt = 64, 48, "yuvj420p"
+            container.mux(first.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+            container.mux(first.encode(None))
+        for _ in range(20):
+            pixels = generator.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def late():
+    """A Matroska file of two tracks, of which each begins alone: pictures at 1 s, a sound at 2 s, another one at 0 s."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sounds = [container.add_stream("pcm_s16le", rate=16_000, layout=layout) for layout in ("stereo", "mono")]
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        frame.pts, frame.time_base = 1000, Fraction(1, 1000)
+        packets = [*stream.encode(frame), *stream.encode(None)]
+        for sound, begin in zip(sounds, (2, 0), strict=True):
+            channels = 1 + (sound.layout.name == "stereo")
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1600 * channels), np.int16), format="s16", layout=sound.layout.name)
+            frame.rate, frame.pts, frame.time_base = 16_000, begin * 16_000, Fraction(1, 16_000)
+            packets += [*sound.encode(frame), *sound.encode(None)]
+        container.mux(sorted(packets, key=lambda packet: packet.pts * packet.time_base))
+    return buffer.getvalue()
+
+
 def pdf():
     buffer = io.BytesIO()
     Image.new("RGB", (100, 80)).save(buffer, "PDF")
@@ -151,6 +188,12 @@ POISON = {
     "MP4 cut in the middle": lambda: Media("video", mp4()[: len(mp4()) // 2], "a.mp4"),
     "WebM that does not tell how long it is": lambda: Media("video", recording(), "a.webm"),
     "video whose frames change their size": lambda: Media("video", call(64, 128), "a.ts"),
+    "MPEG-TS that begins between key frames": lambda: Media("video", film("mpegts")[188 * 20 :], "a.ts"),
+    "ASF that names no rate": lambda: Media("video", film("asf", "mpeg4"), "a.wmv"),
+    "raw H.264, without times": lambda: Media("video", film("h264"), "a.h264"),
+    "video whose first track is a still": lambda: Media("video", film("matroska", still=True), "a.mkv"),
+    "part of a video before its pictures begin": lambda: Media("video", late(), "a.mkv", start=0.2, end=0.8),
+    "part of a sound before it begins": lambda: Media("audio", late(), "a.mkv", start=0.2, end=0.8),
     "MP4 without frames": lambda: Media("video", empty_mp4(), "a.mp4"),
     "MP4 without sound, asked for its sound": lambda: Media("audio", mp4(), "a.mp4"),
     "PDF of nonsense": lambda: Media("document", b"%PDF-1.7 nonsense", "a.pdf"),

@@ -27,9 +27,10 @@ from lightning_conan.media import (
     video,
 )
 from lightning_conan.media.audio import BLOCK, resampled, resampler
+from lightning_conan.media.container import Source
 from lightning_conan.media.image import resize
 from lightning_conan.media.timeline import Timeline
-from lightning_conan.media.video import pick
+from lightning_conan.media.video import Misled, Resampling, Sampling, pick
 from samples import EVERY_FRAME, call, flac, mp4, png, recording
 
 
@@ -299,10 +300,8 @@ class Counting:
 
     def demux(self, stream):
         for packet in self.container.demux(stream):
-            yield SimpleNamespace(pts=packet.pts, decode=lambda packet=packet: self.counted(packet.decode()))
-
-    def decode(self, stream):
-        pytest.fail("scanned from the beginning")
+            known = {name: getattr(packet, name) for name in ("pts", "dts", "size", "is_keyframe")}
+            yield SimpleNamespace(**known, decode=lambda packet=packet: self.counted(packet.decode()))
 
     def counted(self, frames):
         self.decoded += len(frames)
@@ -324,11 +323,10 @@ def test_jumping_and_leaving_out_find_the_frames_that_scanning_finds(codec, gop,
         needed = len(list(container.decode(video=0)))
     assert needed < 0.7 * 60 or not b_frames
     for wanted in ([0], [59], [7, 8, 9, 31], [12, 40, 41, 58], list(range(60)), [19, 20, 21]):
-        with av.open(io.BytesIO(data)) as container:
-            counting = Counting(container)
-            stream = container.streams.video[0]
-            shown = Timeline.read(Media("video", data, "a"), container, stream)
-            found = dict(pick(counting, stream, shown, set(wanted), lambda *_: None))
+        source = Source(Media("video", data, "a"), "video", data)
+        shown = Timeline.read(source)
+        source.container = counting = Counting(source.container)
+        found = dict(pick(source, shown, set(wanted), lambda *_: None))
         assert sorted(found) == wanted
         assert all(np.array_equal(found[index].permute(1, 2, 0).numpy(), scanned[index]) for index in wanted)
         if sparse == 0:
@@ -336,42 +334,14 @@ def test_jumping_and_leaving_out_find_the_frames_that_scanning_finds(codec, gop,
         assert counting.decoded <= needed + len(wanted)
 
 
-class Odd:
-    """Ten packets, of which the fifth holds a frame that is never shown: times are no guide."""
-
-    def __init__(self):
-        self.start = 0
-
-    def seek(self, time, stream=None):
-        self.start = time
-
-    def demux(self, stream):
-        return (SimpleNamespace(pts=n, decode=lambda n=n: self.frames(n, n)) for n in range(self.start, 10))
-
-    def decode(self, stream):
-        assert stream.codec_context.skip_frame == "DEFAULT"
-        return self.frames(self.start, 9)
-
-    def frames(self, first, last):
-        return [
-            SimpleNamespace(
-                pts=n,
-                rotation=0,
-                width=1,
-                height=1,
-                format=av.VideoFormat("rgb24", 1, 1),
-                to_ndarray=lambda n=n, **_: np.full((1, 1, 3), n, np.uint8),
-            )
-            for n in range(first, last + 1)
-            if n != 4
-        ]
-
-
-def test_frames_are_counted_where_their_times_are_no_guide(monkeypatch):
-    monkeypatch.setattr(video, "SPARSE", 0)
-    stream = SimpleNamespace(codec_context=SimpleNamespace())
-    found = dict(pick(Odd(), stream, Timeline(10, 1.0, list(range(10)), [0]), {4, 7}, lambda *_: None))
-    assert {index: int(pixels[0]) for index, pixels in found.items()} == {4: 5, 7: 8}
+def test_a_wrong_timeline_is_noticed():
+    data = movie()
+    for wanted in ({3, 5}, {59}):
+        source = Source(Media("video", data, "a"), "video", data)
+        shown = Timeline.read(source)
+        shown.times[5], shown.times[59] = shown.times[5] - 1, shown.times[59] + 1
+        with pytest.raises(Misled):
+            list(pick(source, shown, wanted, lambda *_: None))
 
 
 def film(format, codec, moments, rate, sound=0.0, tallest=0):
@@ -460,7 +430,7 @@ def test_a_span_has_every_frame_that_is_on_screen_in_it(moments, start, end, sho
     """Of a frame a second, all of the same length or not."""
     data = film("mp4", "libx264", moments, 1000)
     clip = decode_video(Media("video", data, "a.mp4", start=start, end=end), EVERY_FRAME)
-    assert clip.seconds == pytest.approx([second - shown[0] for second in shown], abs=0.002)  # as if it had been cut out
+    assert clip.seconds == pytest.approx([max(0, second - start) for second in shown], abs=0.002)  # as if it had been cut out
     assert numbers(clip) == shown
 
 
@@ -519,6 +489,43 @@ def test_a_film_that_was_held_upright_stands_upright():
     upright = decode_video(Media("video", bytes(data), "a.mp4")).frames[3]
     assert torch.equal(upright, lying.rot90(-1, (1, 2)))  # a quarter clockwise: what was above is right now
     assert upright[:, :, 48:].float().mean() < 5 < upright[:, :, :16].float().mean()
+
+
+RATES = [1, 2, 10, 12.5, 15, 24_000 / 1001, 24, 25, 30_000 / 1001, 30, 50, 60_000 / 1001, 60, 120]
+
+
+@pytest.mark.parametrize("fps", RATES)
+@pytest.mark.parametrize("even", [True, False])
+def test_a_frame_is_shown_at_its_own_second(fps, even):
+    """However that second is rounded: a part that begins or ends there has or lacks just this frame."""
+    shown = Timeline(1500, fps, seconds=[] if even else [n / fps for n in range(1500)])
+    for frame in range(1500):
+        for second in (frame / fps, frame * (1 / fps), float(f"{frame / fps:.7f}")):
+            assert shown.frame_at(second) == shown.frame_after(second) == frame
+    middle = [shown.frame_at((frame + 0.5) / fps) for frame in range(1500)]
+    assert middle == list(range(1500))
+
+
+def test_a_part_that_ends_where_a_frame_begins_lacks_it():
+    data = encode_video(torch.zeros(40, 3, 48, 48, dtype=torch.uint8), 10)
+    for first, last in ((3, 6), (7, 9), (11, 29), (0, 3)):
+        clip = decode_video(Media("video", data, "a.mp4", start=first / 10, end=last / 10), EVERY_FRAME)
+        assert len(clip.seconds) == last - first
+
+
+@pytest.mark.parametrize(
+    ("total", "rate", "fps", "count"),
+    [(15, 4, 2, 7), (19, 10, 2, 4), (99, 10, 2, 19), (100, 10, 2, 20), (59, 30, 3, 5), (7, 4, 2, 4)],
+)
+def test_a_last_fraction_of_a_frame_is_not_counted(total, rate, fps, count):
+    """As upstream's processor floors."""
+    assert len(Sampling(fps=fps).indices(total, rate)) == count
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(2.0, 4), (2.0000001, 4), (2.1, 5), (1.9999999, 4), (1.6, 4)])
+def test_resampled_frames_are_those_of_multiples_within(seconds, count):
+    shown = Timeline(100, 25.0)
+    assert len(Resampling(2.0).choose(shown, 0.5, 0.5 + seconds)) == count
 
 
 def test_a_span_of_a_video():
