@@ -262,7 +262,7 @@ def orientation(frame: Any) -> tuple[int, int, int, int]:
         matrix = frame.side_data.get(Type.DISPLAYMATRIX)
     except ValueError:  # PyAV before 19 does not know all kinds of side data
         turns = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)]  # counterclockwise
-        return turns[int(round(frame.rotation / 90)) % 4]
+        return turns[round(float(frame.rotation) / 90) % 4]
     if matrix is None:
         return 1, 0, 0, 1
     found = np.frombuffer(bytes(matrix), np.int32)
