@@ -147,8 +147,9 @@ def decodable(stream: Any) -> bool:
 
 
 def disposition(stream: Any) -> int:
-    """A track's flags; 0 in a PyAV that does not tell."""
-    return int(getattr(stream, "disposition", 0))
+    """A track's flags; 0 in a PyAV that does not tell. Before 17 they are no integer."""
+    found = getattr(stream, "disposition", 0)
+    return int(getattr(found, "value", found))
 
 
 def rank(stream: Any, packets: int) -> tuple[int, int, int, int]:
