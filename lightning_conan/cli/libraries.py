@@ -72,9 +72,9 @@ def explain(error: BaseException) -> str | None:
 
 
 def from_import(trace: TracebackType | None) -> bool:
-    """True if a traceback passes through an import statement."""
-    imports = 0
+    """True if a traceback passes through a module's own code, which runs while it is imported."""
     while trace is not None:
-        imports += trace.tb_frame.f_code.co_filename == "<frozen importlib._bootstrap>"
+        if trace.tb_frame.f_code.co_name == "<module>":
+            return True
         trace = trace.tb_next
-    return imports > 0
+    return False

@@ -131,7 +131,7 @@ def said(error: BaseException) -> str | None:
             "No stage wrote it like that. Start from the last folder."
         )
     expected = isinstance(error, ValueError | OSError | RuntimeError) or type(error).__name__ == "MisconfigurationException"
-    return explain(error) or (plain(error) if expected else None)
+    return explain(error) or (plain(error) or type(error).__name__ if expected else None)
 
 
 def status_of(stop: SystemExit) -> int:

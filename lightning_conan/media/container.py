@@ -118,8 +118,8 @@ class Source:
 
     @property
     def announced(self) -> float:
-        """Seconds that the header promises; 0 where there is none, or FFmpeg guessed from the packets."""
-        return 0.0 if self.discontinuous else self.estimated
+        """Seconds that the header promises; 0 where there is none, FFmpeg guessed, or writers add a late beginning (ASF)."""
+        return 0.0 if self.discontinuous or self.container.format.name == "asf" else self.estimated
 
     @property
     def estimated(self) -> float:

@@ -27,7 +27,7 @@ from lightning_conan.cli.main import main
 from lightning_conan.cli.pack import state_of
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media import decode_media, encode_audio, encode_video
-from lightning_conan.media.video import timeline
+from lightning_conan.media.timeline import timeline
 from samples import EVERY_FRAME, flac, mp4, png
 
 

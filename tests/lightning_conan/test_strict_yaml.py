@@ -69,7 +69,7 @@ def test_errors_name_the_file(tmp_path):
         read_mergekit(path)
 
 
-@pytest.mark.parametrize("verb", ["fit", "test", *VERBS])
+@pytest.mark.parametrize("verb", ["fit", "test", *(verb for verb in VERBS if verb != "configs")])  # which reads none
 def test_every_verb_refuses_a_config_with_a_key_twice(verb, tmp_path, capsys):
     """Whatever the key: the file is not looked into further."""
     config = tmp_path / "odd.yaml"
