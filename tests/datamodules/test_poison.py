@@ -248,5 +248,5 @@ def test_half_a_character_is_left_out_when_packed(tmp_path):
 
 @pytest.mark.parametrize("name", ["pipe:cat /etc/passwd", "https://example.org/set"])
 def test_a_url_is_no_packed_folder(name):
-    with pytest.raises(ValueError, match="is not a packed data set|A URL must be text"):
+    with pytest.raises(ValueError, match=r"is not a packed data set|A URL must be text"):
         ShardSet(Path(name))
