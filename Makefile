@@ -33,10 +33,10 @@ demo: $(VENV)/.installed
 	$(BIN)/conan demo --out $(DEMO)
 
 test: $(VENV)/.installed-dev
-	$(VENV)/$(PYTEST)
+	OMP_NUM_THREADS=1 $(VENV)/$(PYTEST)
 
 test-lowest: $(LOWEST)/.installed-dev
-	$(LOWEST)/$(PYTEST)
+	OMP_NUM_THREADS=1 $(LOWEST)/$(PYTEST)
 
 # The wheel in an empty environment of the lowest releases, and the line in small from it, with no checkout near.
 smoke-lowest: wheel
