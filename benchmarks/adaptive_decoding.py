@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import Qwen3VLForConditionalGeneration
 
 from datamodules.toy_world import draw_composed
-from lightning_conan.cli.quiet import quiet_libraries
+from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import Encoded, OmniEmbedder, OmniProcessor, load_folder, pack, tiny_embedder
 from lightning_conan.embedder.vision import patchify
 from lightning_conan.objectives import generation_loss

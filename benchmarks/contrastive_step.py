@@ -32,7 +32,7 @@ from common import report, reset_peak, resident_mb
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_conan.cli.quiet import quiet_libraries
+from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import Encoded, OmniConfig, OmniEmbedder, blank, pack, pad, tiny_embedder
 from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, one_pass_backward, symmetric_info_nce
 

@@ -11,7 +11,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from upstream import write_qwen3_omni, write_qwen3_vl
 
-from lightning_conan.cli.quiet import quiet_libraries
+from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import ProcessorConfig, export_folder, graft_folder, load_folder, pack
 from lightning_conan.items import Item, Media
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from upstream import tokenizer, write_qwen3_omni, write_qwen3_vl
 
-from lightning_conan.cli.quiet import quiet_libraries
+from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import ProcessorConfig, Provenance, graft_folder, read_provenance
 from lightning_conan.embedder.checkpoint.folder import file_hash, replace_provenance
 from lightning_conan.fusion import Recipe, fuse_folders

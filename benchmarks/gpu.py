@@ -27,9 +27,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.initialization import no_init_weights
 
 from datamodules import SpecialistData
+from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
-from datamodules.writing import write_shards
-from lightning_conan.cli.quiet import quiet_libraries
+from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import (
     OmniEmbedder,
     OmniProcessor,
@@ -43,7 +43,8 @@ from lightning_conan.embedder import (
 from lightning_conan.embedder.attention import grouped_attention, segment_attention
 from lightning_conan.embedder.published import published_config
 from lightning_conan.embedder.tiny import tiny_tokenizer
-from lightning_conan.stages import Specialist, Training
+from lightning_conan.stages import Specialist
+from lightning_conan.training import Training
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

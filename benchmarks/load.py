@@ -9,7 +9,7 @@ import torch
 from common import options, report, reset_peak, resident_mb, timed
 from upstream import write_qwen3_omni, write_qwen3_vl
 
-from lightning_conan.cli.quiet import quiet_libraries
+from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import ProcessorConfig, graft_folder, load_folder
 from lightning_conan.embedder.checkpoint import TensorFiles
 from lightning_conan.embedder.checkpoint.tensors import tensor_paths, write_shards

@@ -10,11 +10,12 @@ from common import bare_trainer, options, report
 from lightning import Callback
 
 from datamodules import SpecialistData
+from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
-from datamodules.writing import write_shards
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
-from lightning_conan.stages import ProjectorRecovery, Specialist, Training
-from lightning_conan.stages.stage import Stage
+from lightning_conan.stages import ProjectorRecovery, Specialist
+from lightning_conan.training import Training
+from lightning_conan.training.stage import Stage
 
 SETTINGS = Training(lr=1e-3, warmup_steps=1, temperature=0.05, token_budget=8192)
 

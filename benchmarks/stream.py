@@ -68,7 +68,7 @@ def draw(modality: str, count: int) -> Iterator[Sample]:
 
 def write_ours(folder: Path, modality: str, samples: Iterable[Sample]) -> None:
     """A packed folder."""
-    from datamodules.writing import write_shards
+    from datamodules.shards.write import write_shards
 
     def pair(key: str, data: bytes, caption: str) -> Pair:
         return Pair(key, "caption", modality, Item((Media(modality, data, f"a.{SUFFIX[modality]}"),)), Item((caption,)))  # type: ignore[arg-type]

@@ -21,15 +21,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from datamodules import TraceData
-from lightning_conan.cli.quiet import quiet_libraries
-from lightning_conan.cli.sets import read_pairs
+from lightning_conan.cli.common.logging import quiet_libraries
+from lightning_conan.cli.common.pair_sets import read_pairs
 from lightning_conan.embedder import IGNORED, Encoded, OmniProcessor, load_folder
 from lightning_conan.items import Item, Pair, Side
 from lightning_conan.reasoning import Decoding, Written, encode_queries
 from lightning_conan.retrieval.ranking import pair_scores
-from lightning_conan.stages import Trace, Training
-from lightning_conan.stages.scoring import Effort
+from lightning_conan.stages import Trace
 from lightning_conan.stages.trace import MERGERS
+from lightning_conan.training import Training
+from lightning_conan.training.scoring import Effort
 
 SETTINGS = Training(lr=1e-3, warmup_steps=20, temperature=0.05)
 """Those of configs/tiny/trace.yaml."""

@@ -16,11 +16,11 @@ from pathlib import Path
 from common import report
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.plan import Slot
-from datamodules.shards import ShardSet
-from datamodules.stream import BatchLoader, Encoder
+from datamodules.loading.plan import Slot
+from datamodules.loading.stream import BatchLoader, Encoder
+from datamodules.shards.read import ShardSet
+from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
-from datamodules.writing import write_shards
 from lightning_conan.embedder import Batch, tiny_embedder
 
 BATCHES, STEP = 6, 1.0

@@ -10,8 +10,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from typing_extensions import override
 
+from lightning_conan.embedder.checkpoint.atomic import sync
 from lightning_conan.embedder.checkpoint.provenance import file_hash
-from lightning_conan.embedder.checkpoint.whole import sync
 
 log = logging.getLogger(__name__)
 PREVIOUS = "previous.ckpt"

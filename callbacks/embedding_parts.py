@@ -15,8 +15,8 @@ from lightning_conan.embedder import ItemBatch, OmniConfig
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.files import whole_file
 from lightning_conan.retrieval.store import Origin, Precision, finished_parts, quarantine_of, shorten, write_part
-from lightning_conan.stages import Stage
-from lightning_conan.stages.ranks import total
+from lightning_conan.training import Stage
+from lightning_conan.training.collectives import total
 
 
 class EmbeddingParts(Callback):

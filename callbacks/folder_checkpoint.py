@@ -9,9 +9,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from typing_extensions import override
 
-from lightning_conan.stages import Stage
-from lightning_conan.stages.adapters import check_modules
-from lightning_conan.stages.weights import Form
+from lightning_conan.training import Stage
+from lightning_conan.training.adapters import check_modules
+from lightning_conan.training.weights import Form
 
 log = logging.getLogger(__name__)
 

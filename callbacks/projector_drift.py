@@ -13,9 +13,9 @@ from lightning_conan.drift import holding, layer_cosines, token_states
 from lightning_conan.embedder import Batch, Encoded, load_folder
 from lightning_conan.files import whole_file
 from lightning_conan.items import Modality
-from lightning_conan.stages import Stage
-from lightning_conan.stages.ranks import most
-from lightning_conan.stages.sharding import whole_weights
+from lightning_conan.training import Stage
+from lightning_conan.training.collectives import most
+from lightning_conan.training.sharding import whole_weights
 
 
 class ProjectorDrift(Callback):

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from callbacks.checkpoint_files import CheckpointFiles
-from lightning_conan.stages.ranks import most
+from lightning_conan.training.collectives import most
 
 
 class ResumableCheckpoint(ModelCheckpoint):

@@ -1,4 +1,4 @@
-from .items import EmbedData
+from .embed import EmbedData
 from .rehearsal import RehearsalData
 from .specialist import SpecialistData
 from .trace import TraceData

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from datamodules.base import PairData
-from datamodules.plan import Mixture
-from datamodules.shards import Reading
+from datamodules.loading.base import PairData
+from datamodules.loading.plan import Mixture
+from datamodules.shards.read import Reading
 
 
 class RehearsalData(PairData):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from datamodules.base import PairData
-from datamodules.shards import Reading
+from datamodules.loading.base import PairData
+from datamodules.shards.read import Reading
 
 
 class SpecialistData(PairData):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from typing_extensions import override
 
+from datamodules.loading.stream import Encoder
 from datamodules.rehearsal import RehearsalData
-from datamodules.shards import Reading
-from datamodules.stream import Encoder
+from datamodules.shards.read import Reading
 
 
 class TraceData(RehearsalData):

@@ -13,9 +13,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parents[1], 
 import pytest
 import torch
 
+from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
-from datamodules.writing import write_shards
-from lightning_conan.cli.quiet import quiet_libraries
+from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import Encoded, OmniEmbedder, OmniProcessor, Provenance, save_folder, tiny_embedder
 from lightning_conan.items import Item, Media
 from samples import flac, mp4, png

@@ -9,7 +9,7 @@ from callbacks import ResumableCheckpoint
 from datamodules import SpecialistData
 from lightning_conan.embedder import Provenance, read_provenance, save_folder, tiny_embedder
 from lightning_conan.fusion import Recipe
-from lightning_conan.stages import Training
+from lightning_conan.training import Training
 
 QUICK = Training(lr=1e-3, warmup_steps=2, token_budget=4000)
 

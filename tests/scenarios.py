@@ -11,19 +11,9 @@ from callbacks import FolderCheckpoint
 from datamodules import RehearsalData, SpecialistData, TraceData
 from lightning_conan.embedder import load_folder
 from lightning_conan.objectives import cached_backward, one_pass_backward
-from lightning_conan.stages import (
-    DynamicNegatives,
-    Fused,
-    Lora,
-    ProjectorRecovery,
-    Rehearsal,
-    Specialist,
-    Stage,
-    Trace,
-    Training,
-    stage,
-)
-from lightning_conan.stages.sharding import whole
+from lightning_conan.stages import Fused, ProjectorRecovery, Rehearsal, Specialist, Trace
+from lightning_conan.training import DynamicNegatives, Lora, Stage, Training, stage
+from lightning_conan.training.sharding import whole
 from runs import QUICK, Record, data, trainer
 
 

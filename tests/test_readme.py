@@ -14,9 +14,9 @@ import pytest
 import torch
 from upstream import write_qwen3_omni, write_qwen3_vl
 
+from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_composed
 from datamodules.toy_world.write import write_composed
-from datamodules.writing import write_shards
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import OmniProcessor, Provenance, read_provenance, save_folder, tiny_embedder
 from samples import CONFIGS, flac, png

@@ -9,13 +9,13 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and searches."""
     from jsonargparse import auto_cli
 
-    from lightning_conan.cli.quiet import quiet_libraries
-    from lightning_conan.cli.sets import read_sets
+    from lightning_conan.cli.common.logging import quiet_libraries
+    from lightning_conan.cli.common.pair_sets import read_sets
     from lightning_conan.embedder.checkpoint import check_apart, check_replaceable
     from lightning_conan.extras import require
     from lightning_conan.fusion import Recipe, Search, fuse_folders, search_alphas
+    from lightning_conan.fusion.coefficients import check_searchable
     from lightning_conan.fusion.plots import plot_trials
-    from lightning_conan.fusion.search import check_searchable
 
     def alphas(
         recipe: Recipe,

@@ -11,8 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.converters import Layout
-from datamodules.manifest import Fault
+from datamodules.sources.layout import Layout
+from datamodules.sources.manifest import Fault
 from lightning_conan.items import Pair
 from lightning_conan.reasoning.cot import Author, Plan
 from lightning_conan.reasoning.endpoint import Endpoint
@@ -49,7 +49,7 @@ def cot(
     """
     from tqdm import tqdm
 
-    from datamodules.converters import read_source
+    from datamodules.sources.layout import read_source
     from lightning_conan.reasoning.cot import ask_all, count, taught
     from lightning_conan.reasoning.journal import Journal
     from lightning_conan.reasoning.prompts import read_prompts
@@ -112,7 +112,7 @@ async def make_author(
 ) -> Author:
     """Who asks whom, their connections open."""
     from lightning_conan.reasoning.endpoint import Client
-    from lightning_conan.reasoning.truth import TruthTeacher
+    from lightning_conan.reasoning.toy_teacher import TruthTeacher
 
     if teacher == "toy":
         return Author(plan, TruthTeacher(source.with_suffix(".truth.jsonl")))
@@ -124,7 +124,7 @@ def write(
     out: Path, kept: Sequence[Any], faults: Sequence[Any], dropped: dict[str, str], summary: dict[str, Any], pairs_per_shard: int
 ) -> None:
     """The packed folder, with the counts and what was dropped beside its shards."""
-    from datamodules.writing import write_shards
+    from datamodules.shards.write import write_shards
 
     lines = "".join(json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in dropped.items())
     files = {"cot.json": json.dumps(summary, indent=2) + "\n", "dropped.jsonl": lines}

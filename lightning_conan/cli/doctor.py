@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from lightning_conan.cli.libraries import LIBRARIES, misfits
+from lightning_conan.cli.common.libraries import LIBRARIES, misfits
 
 OK, SLOW, FAIL = "ok", "slow", "FAIL"
 DECODERS = {"video": ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4"), "audio": ("flac", "mp3float", "aac", "vorbis", "opus")}
@@ -152,7 +152,7 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and examines."""
     from jsonargparse import ArgumentParser
 
-    from lightning_conan.cli.quiet import quiet_libraries
+    from lightning_conan.cli.common.logging import quiet_libraries
 
     parser = ArgumentParser(
         prog="conan doctor",

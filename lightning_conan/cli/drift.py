@@ -9,7 +9,7 @@ def run(args: Sequence[str]) -> None:
     """Parses the options, measures and draws."""
     from jsonargparse import auto_cli
 
-    from lightning_conan.cli.quiet import quiet_libraries
+    from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.extras import require
     from lightning_conan.files import sync, whole_file
     from lightning_conan.items import Modality
@@ -36,7 +36,7 @@ def run(args: Sequence[str]) -> None:
             pairs: Pairs that are used of each data set.
             device: Where to compute.
         """
-        from lightning_conan.cli.sets import read_sets
+        from lightning_conan.cli.common.pair_sets import read_sets
         from lightning_conan.drift import measure_drift, plot_drift, plot_verdicts
         from lightning_conan.fusion.plots import draw
 

@@ -10,10 +10,10 @@ from lightning import Trainer
 from callbacks import EmbeddingParts
 from callbacks.ended_by_sigterm import EndedBySigterm
 from datamodules import EmbedData
-from lightning_conan.cli.quiet import quiet_libraries, show_progress
+from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.items import Side
 from lightning_conan.retrieval.store import EmbeddingStore, Precision, quarantine_of
-from lightning_conan.stages import Stage, Training
+from lightning_conan.training import Stage, Training
 
 
 def embed(

@@ -10,7 +10,7 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and exports."""
     from jsonargparse import ArgumentParser
 
-    from lightning_conan.cli.quiet import quiet_libraries
+    from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.embedder import export_folder
 
     parser = ArgumentParser(

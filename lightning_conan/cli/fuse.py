@@ -13,7 +13,7 @@ def run(args: Sequence[str]) -> None:
     from jsonargparse import auto_cli
 
     from lightning_conan import fusion
-    from lightning_conan.cli.quiet import quiet_libraries
+    from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.fusion import Recipe
     from lightning_conan.terminal import printable
 

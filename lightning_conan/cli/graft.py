@@ -8,7 +8,7 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and grafts."""
     from jsonargparse import auto_cli
 
-    from lightning_conan.cli.quiet import quiet_libraries
+    from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.embedder.processor_config import ProcessorConfig
 
     def graft(

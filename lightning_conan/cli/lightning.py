@@ -14,10 +14,10 @@ from typing_extensions import override
 
 from callbacks import FolderCheckpoint, ResumableCheckpoint
 from callbacks.ended_by_sigterm import EndedBySigterm
-from lightning_conan.cli.progress import StepBar, StepLines
-from lightning_conan.cli.quiet import quiet_libraries, show_progress
+from lightning_conan.cli.common.logging import quiet_libraries, show_progress
+from lightning_conan.cli.common.progress import StepBar, StepLines
 from lightning_conan.embedder import read_provenance
-from lightning_conan.stages import Stage
+from lightning_conan.training import Stage
 
 EFFORT = ("reasoned", "truncated", "tokens", "queries_per_second")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import lightning_conan
+from lightning_conan.cli.common.signals import ended_by_sigterm
 from lightning_conan.cli.configs import resolve
-from lightning_conan.cli.signals import ended_by_sigterm
 from lightning_conan.terminal import printable
 
 LIGHTNING = {
@@ -40,6 +40,15 @@ VERBS = {
 }
 
 
+PLACES = {"demo": "lightning_conan.demo.line", **dict.fromkeys(LIGHTNING, "lightning_conan.cli.lightning")}
+"""Modules of the verbs that have no file of their own name here; the demo stands above this package, since it calls it."""
+
+
+def module_of(verb: str) -> str:
+    """Returns the name of the module whose ``run`` parses a verb's options."""
+    return PLACES.get(verb, f"lightning_conan.cli.{verb}")
+
+
 def usage() -> str:
     """The overview that `conan --help` prints."""
     rows = "\n".join(f"  {verb:<10}{what}" for verb, what in {**LIGHTNING, **VERBS}.items() if verb != "predict")
@@ -64,8 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
             find_own_packages()
             refuse_duplicate_keys()
-            module = importlib.import_module(f"lightning_conan.cli.{'lightning' if verb in LIGHTNING else verb}")
-            module.run(resolve(words if verb in LIGHTNING else rest))
+            importlib.import_module(module_of(verb)).run(resolve(words if verb in LIGHTNING else rest))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         return report(verb, error)
     return 0
@@ -123,7 +131,7 @@ def said(error: BaseException) -> str | None:
 
     What we raise says rule, value and remedy, and what Lightning does of devices that are not there; the way there helps only us.
     """
-    from lightning_conan.cli.libraries import explain
+    from lightning_conan.cli.common.libraries import explain
 
     if isinstance(error, UnpicklingError):
         return (

@@ -9,13 +9,13 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and counts."""
     from jsonargparse import auto_cli
 
-    from lightning_conan.cli.quiet import quiet_libraries
+    from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.embedder import OmniConfig
     from lightning_conan.embedder.published import published_config
     from lightning_conan.items import Modality
-    from lightning_conan.stages.memory import Plan, memory_need
-    from lightning_conan.stages.settings import TOWERS, Lora
     from lightning_conan.stages.trace import MERGERS
+    from lightning_conan.training.memory import Plan, memory_need
+    from lightning_conan.training.settings import TOWERS, Lora
 
     def memory(
         model: str = "qwen3-vl-8b",

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.manifest import json_lines
-from datamodules.writing import write_whole
+from datamodules.shards.write import write_whole
+from datamodules.sources.manifest import json_lines
 from lightning_conan.cli.embed import embed
 from lightning_conan.retrieval.mining import Mining, mine
 from lightning_conan.retrieval.store import EmbeddingStore

@@ -6,8 +6,8 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from datamodules.converters import Layout
-from datamodules.reencode import Reencoding
+from datamodules.shards.reencode import Reencoding
+from datamodules.sources.layout import Layout
 
 
 def pack(
@@ -36,10 +36,10 @@ def pack(
     """
     from tqdm import tqdm
 
-    from datamodules.converters import read_source
-    from datamodules.manifest import Fault
-    from datamodules.reencode import prepare
-    from datamodules.writing import write_resumable
+    from datamodules.shards.reencode import prepare
+    from datamodules.shards.write import write_resumable
+    from datamodules.sources.layout import read_source
+    from datamodules.sources.manifest import Fault
     from lightning_conan.items import MODALITIES, Pair
 
     if modality is not None and modality not in MODALITIES:
@@ -104,7 +104,7 @@ def check_packed(folders: Sequence[str], looks: bool = False) -> None:
     Raises:
         ValueError: No folder, or one whose shards are not what was packed.
     """
-    from datamodules.check import examine, shared
+    from datamodules.shards.check import examine, shared
     from lightning_conan.terminal import printable
 
     if not folders:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_conan.cli import resident
+from lightning_conan.cli.common import daemon
 from lightning_conan.items import parse_side
 from lightning_conan.terminal import printable
 
@@ -76,7 +76,7 @@ class Searcher:
     """
 
     def __init__(self, folder: Path, index: Path, device: str) -> None:
-        from lightning_conan.cli.quiet import quiet_libraries
+        from lightning_conan.cli.common.logging import quiet_libraries
         from lightning_conan.embedder import OmniConfig, load_folder
         from lightning_conan.embedder.checkpoint import embeds_as, stored_dtype
         from lightning_conan.retrieval.store import EmbeddingStore
@@ -121,14 +121,14 @@ class Searcher:
 
 def open_searcher(folder: Path, index: Path, device: str, keep: float) -> Callable[[list[Asked], int], list[dict[str, Any]]]:
     """A searcher in this process, or a helper that has one loaded; one is started to stay for ``keep`` minutes."""
-    place = resident.address([folder, index], device)
-    if keep and not resident.listens(place):
-        resident.start(place, __name__, str(folder), str(index), device, str(place), str(keep * 60))
+    place = daemon.address([folder, index], device)
+    if keep and not daemon.listens(place):
+        daemon.start(place, __name__, str(folder), str(index), device, str(place), str(keep * 60))
     here: Searcher | None = None
 
     def find(asked: list[Asked], k: int) -> list[dict[str, Any]]:
         nonlocal here
-        found = resident.ask(place, {"asked": asked, "k": k}) if here is None else None
+        found = daemon.ask(place, {"asked": asked, "k": k}) if here is None else None
         if found is None:  # no helper, or it has just left
             here = here or Searcher(folder, index, device)
             found = here(asked, k)
@@ -205,7 +205,7 @@ def run(args: Sequence[str]) -> None:
 def main(folder: str, index: str, device: str, place: str, idle: str) -> None:
     """The helper process."""
     searcher = Searcher(Path(folder), Path(index), device)
-    resident.serve(Path(place), lambda request: searcher(request["asked"], request["k"]), float(idle))
+    daemon.serve(Path(place), lambda request: searcher(request["asked"], request["k"]), float(idle))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+from .coefficients import Found, Search, Trial, search_alphas
 from .dare import Dare
 from .della import Della
 from .engine import FusionReport
@@ -5,7 +6,6 @@ from .iso_c import IsoC
 from .mergekit import read_mergekit
 from .method import Method, Place
 from .recipe import Recipe
-from .search import Found, Search, Trial, search_alphas
 from .statistics import Fisher, RegMean
 from .task_arithmetic import TaskArithmetic
 from .ties import Ties

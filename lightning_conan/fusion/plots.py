@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_conan.fusion.search import Found
+from lightning_conan.fusion.coefficients import Found
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from lightning_conan.items import Media
 from lightning_conan.media.clock import SampleClock
 from lightning_conan.media.container import open_source
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
-from lightning_conan.media.whole import announced_samples, check_whole, count_header
+from lightning_conan.media.truncation import announced_samples, check_whole, count_header
 
 SAMPLE_RATE = 16_000
 OPUS_RATE = 32_000

@@ -1,9 +1,9 @@
 """Losses, and the step that computes them over more pairs than memory holds."""
 
+from lightning_conan.objectives.contrastive import Contrast, PairEmbeddings, symmetric_info_nce
 from lightning_conan.objectives.generation import generation_loss
 from lightning_conan.objectives.gradient_cache import cached_backward, one_pass_backward
 from lightning_conan.objectives.info_nce import equal_targets, info_nce
-from lightning_conan.objectives.symmetric import Contrast, PairEmbeddings, symmetric_info_nce
 from lightning_conan.objectives.tiles import in_tiles
 
 __all__ = [

@@ -1,7 +1,7 @@
 from .decoding import Decoding, Written, encode_queries
 from .endpoint import Endpoint
-from .engine import encode_by_engine
 from .prompts import hints, read_prompts
 from .reasoner import Reasoner
+from .serving import encode_by_engine
 
 __all__ = ["Decoding", "Endpoint", "Reasoner", "Written", "encode_by_engine", "encode_queries", "hints", "read_prompts"]

@@ -1,5 +1,15 @@
-"""The LightningModules: one a stage."""
+"""The LightningModules, one a stage."""
+
+from typing import Any
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from lightning_conan import training
+
+find, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+MOVED = ("DynamicNegatives", "Lora", "Stage", "Training")
+"""Names of 0.1.0 that stand in ``lightning_conan.training`` now, and stay readable here: YAML files name them."""
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(training, name) if name in MOVED else find(name)

@@ -18,10 +18,10 @@ from lightning_conan.fusion import Recipe, TaskArithmetic, fuse_folders, fused_m
 from lightning_conan.fusion.engine import Fusion
 from lightning_conan.fusion.geometry import group_of
 from lightning_conan.fusion.plots import plot_learning
-from lightning_conan.stages.ranks import total
-from lightning_conan.stages.settings import Training
-from lightning_conan.stages.stage import Stage
-from lightning_conan.stages.weights import Form
+from lightning_conan.training.collectives import total
+from lightning_conan.training.settings import Training
+from lightning_conan.training.stage import Stage
+from lightning_conan.training.weights import Form
 
 WHOLE = "all"
 """The one group, when coefficients are not learned by layer."""

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from lightning_conan.embedder import State
-from lightning_conan.stages.stage import Stage
+from lightning_conan.training.stage import Stage
 
 
 class Pretraining(Stage):

@@ -16,10 +16,10 @@ from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.items import Item, Modality, Side
 from lightning_conan.objectives import PairEmbeddings
 from lightning_conan.retrieval.metric import hash_ids
-from lightning_conan.stages.constants import Constants
-from lightning_conan.stages.ranks import most, world_size
-from lightning_conan.stages.settings import Lora, Training
-from lightning_conan.stages.stage import Stage
+from lightning_conan.training.collectives import most, world_size
+from lightning_conan.training.frozen_cache import Constants
+from lightning_conan.training.settings import Lora, Training
+from lightning_conan.training.stage import Stage
 
 AUDIO_PROJECTOR = "audio_projector."
 BANK_BLOCK = 1024

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from lightning_conan.embedder import State
-from lightning_conan.stages.settings import Lora, Training
-from lightning_conan.stages.stage import Stage
+from lightning_conan.training.settings import Lora, Training
+from lightning_conan.training.stage import Stage
 
 
 class Rehearsal(Stage):

@@ -7,8 +7,8 @@ from typing_extensions import override
 
 from lightning_conan.embedder import Batch, State
 from lightning_conan.items import Modality
-from lightning_conan.stages.settings import TOWERS, Lora, Training
-from lightning_conan.stages.stage import Stage
+from lightning_conan.training.settings import TOWERS, Lora, Training
+from lightning_conan.training.stage import Stage
 
 
 class Specialist(Stage):

@@ -12,9 +12,9 @@ from typing_extensions import override
 from lightning_conan.embedder import Batch, Chunk, Encoded, OmniProcessor, State
 from lightning_conan.objectives import Contrast, generation_loss
 from lightning_conan.reasoning import Decoding, hints
-from lightning_conan.stages.ranks import most, total
-from lightning_conan.stages.settings import Lora, Training
-from lightning_conan.stages.stage import Stage
+from lightning_conan.training.collectives import most, total
+from lightning_conan.training.settings import Lora, Training
+from lightning_conan.training.stage import Stage
 
 MERGERS = ("backbone.visual.merger.", "backbone.visual.deepstack_merger_list.")
 LOSSES = ("generation", "retrieval")

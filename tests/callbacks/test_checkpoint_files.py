@@ -11,7 +11,8 @@ from ranks import warm_context
 from scenarios import fit_until_killed
 
 from callbacks.checkpoint_files import PREVIOUS, CheckpointFiles
-from lightning_conan.stages import Lora, Specialist
+from lightning_conan.stages import Specialist
+from lightning_conan.training import Lora
 from runs import QUICK, Record, data, state, trainer
 
 

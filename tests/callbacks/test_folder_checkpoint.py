@@ -5,7 +5,8 @@ from lightning import Callback
 from callbacks import FolderCheckpoint
 from datamodules import SpecialistData
 from lightning_conan.embedder import load_folder
-from lightning_conan.stages import Lora, Specialist
+from lightning_conan.stages import Specialist
+from lightning_conan.training import Lora
 from runs import QUICK, Stop, trainer
 
 SCORES = {1: 1.0, 2: float("nan"), 3: 3.0, 4: 0.25, 5: 2.5, 6: 0.5}

@@ -9,7 +9,8 @@ from callbacks import FolderCheckpoint, FrozenBackbone, ProjectorDrift
 from datamodules import RehearsalData
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.fusion import Recipe, fuse_folders
-from lightning_conan.stages import Lora, ProjectorRecovery, Specialist
+from lightning_conan.stages import ProjectorRecovery, Specialist
+from lightning_conan.training import Lora
 from runs import QUICK, data, trainer
 
 

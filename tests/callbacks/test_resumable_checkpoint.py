@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import ScoreFile
 from datamodules import SpecialistData
-from lightning_conan.stages import Lora, Specialist, Stage
+from lightning_conan.stages import Specialist
+from lightning_conan.training import Lora, Stage
 from runs import QUICK, Record, Stop, data, state, trainer
 
 

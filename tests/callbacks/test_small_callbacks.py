@@ -11,7 +11,7 @@ from callbacks.checkpoint_files import CheckpointFiles, read_hashes
 from callbacks.embedding_parts import EmbeddingParts
 from lightning_conan.embedder import ItemBatch
 from lightning_conan.retrieval.store import EmbeddingStore, Origin
-from lightning_conan.stages import Stage
+from lightning_conan.training import Stage
 
 
 def test_scores_are_written_by_data_set(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from datamodules.manifest import read_manifest
+from datamodules.sources.manifest import read_manifest
 from datamodules.toy_world import DRAW, draw_pairs, write_world
 from lightning_conan.items import Media, Pair
 from lightning_conan.media import decode_media

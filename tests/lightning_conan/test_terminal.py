@@ -3,7 +3,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.check import Report
+from datamodules.shards.check import Report
 from lightning_conan.cli.main import plain
 from lightning_conan.cli.search import table
 from lightning_conan.terminal import printable

@@ -1,4 +1,5 @@
 from .adapter import Adapter
+from .atomic import check_apart, check_replaceable, whole_folder
 from .delta import DELTA, write_delta_config
 from .export import export_folder
 from .folder import (
@@ -19,7 +20,6 @@ from .golden import changed_versions, compare_golden
 from .graft import GraftReport, graft_folder
 from .provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_provenance
 from .tensors import STEM, Spec, TensorFiles, Tensors, check_specs, write_order, write_shards
-from .whole import check_apart, check_replaceable, whole_folder
 
 __all__ = [
     "CONFIG",

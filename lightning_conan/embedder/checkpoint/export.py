@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_conan.embedder.checkpoint.atomic import check_apart, whole_folder
 from lightning_conan.embedder.checkpoint.card import write_card
 from lightning_conan.embedder.checkpoint.folder import check_folder, load_processor, open_tensors, write_sidecars
 from lightning_conan.embedder.checkpoint.provenance import GOLDEN, Provenance
 from lightning_conan.embedder.checkpoint.publish import publishable
 from lightning_conan.embedder.checkpoint.tensors import Spec, finite, write_shards
-from lightning_conan.embedder.checkpoint.whole import check_apart, whole_folder
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OmniProcessor

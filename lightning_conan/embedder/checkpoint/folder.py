@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from transformers.initialization import no_init_weights
 
 from lightning_conan.embedder.checkpoint.adapter import ADAPTER_CONFIG, Adapter, AdapterTensors, is_adapter
+from lightning_conan.embedder.checkpoint.atomic import sync, whole_folder
 from lightning_conan.embedder.checkpoint.delta import DELTA, DELTA_CONFIG, DeltaTensors, is_delta
 from lightning_conan.embedder.checkpoint.golden import check_golden, write_golden
 from lightning_conan.embedder.checkpoint.provenance import (
@@ -25,7 +26,6 @@ from lightning_conan.embedder.checkpoint.provenance import (
     read_provenance,
 )
 from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, check_specs, tensor_paths
-from lightning_conan.embedder.checkpoint.whole import sync, whole_folder
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OmniProcessor

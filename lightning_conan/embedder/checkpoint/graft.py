@@ -12,12 +12,12 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lightning_conan.embedder.audio import ENCODERS, audio_encoder_of
+from lightning_conan.embedder.checkpoint.atomic import check_apart, whole_folder
 from lightning_conan.embedder.checkpoint.folder import read_model, write_sidecars
 from lightning_conan.embedder.checkpoint.golden import write_golden
 from lightning_conan.embedder.checkpoint.provenance import Provenance
 from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, check_specs, finite, tensor_paths, write_shards
 from lightning_conan.embedder.checkpoint.upstream import Upstream, read_json
-from lightning_conan.embedder.checkpoint.whole import check_apart, whole_folder
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OWN_TOKENS, OmniProcessor

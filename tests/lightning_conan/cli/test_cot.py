@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from stand_in import completion, server, text_of
 
-from datamodules.shards import ShardSet
+from datamodules.shards.read import ShardSet
 from datamodules.toy_world import draw_composed
 from datamodules.toy_world.write import write_pairs, write_truths
 from lightning_conan.cli.main import main

@@ -5,7 +5,8 @@ import pytest
 from disk import files_of
 
 from lightning_conan import drift as package
-from lightning_conan.cli import drift, sets
+from lightning_conan.cli import drift
+from lightning_conan.cli.common import pair_sets
 from lightning_conan.fusion import plots
 
 
@@ -14,7 +15,7 @@ def measured(monkeypatch):
     """A report that need not be measured."""
     report = SimpleNamespace(to_json=lambda: json.dumps({"verdicts": {}}), layers={}, verdicts={})
     monkeypatch.setattr(package, "measure_drift", lambda *_: report)
-    monkeypatch.setattr(sets, "read_sets", lambda *_: {})
+    monkeypatch.setattr(pair_sets, "read_sets", lambda *_: {})
     monkeypatch.setattr(plots, "draw", lambda *_: b"x" * 2000)
 
 

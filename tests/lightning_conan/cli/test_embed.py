@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from callbacks import EmbeddingParts
-from lightning_conan.cli import resident
+from lightning_conan.cli.common import daemon
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.items import Item, Media
@@ -189,7 +189,7 @@ def test_a_kept_helper_answers_as_the_command_itself_does(base, media, tmp_path,
     words = ["search", "--folder", str(base), "--index", str(index), "--text", "a red circle"]
     assert main(words) == 0
     alone = capsys.readouterr().out
-    place = resident.address([base, index], "cpu")
+    place = daemon.address([base, index], "cpu")
     place.write_bytes(b"")  # what a killed helper leaves
     assert main([*words, "--keep", "1"]) == 0
     assert capsys.readouterr().out == alone
@@ -200,16 +200,16 @@ def test_a_kept_helper_answers_as_the_command_itself_does(base, media, tmp_path,
         assert main([*words[:-2], "--image", str(media / "missing.png")]) == 1
         assert "missing.png" in capsys.readouterr().err
     (index / "more").write_text("")  # another state of the folder: the old helper must not answer for it
-    assert not resident.address([base, index], "cpu").exists()
+    assert not daemon.address([base, index], "cpu").exists()
     (index / "more").unlink()
     assert place.exists()
 
 
 def test_a_helper_ends_when_nothing_comes(tmp_path):
     place = tmp_path / "door"
-    resident.serve(place, lambda request: request, idle=0.05)
+    daemon.serve(place, lambda request: request, idle=0.05)
     assert not place.exists()
-    assert resident.ask(place, {}) is None
+    assert daemon.ask(place, {}) is None
 
 
 def test_a_helper_that_cannot_start_says_why(base, tmp_path, monkeypatch, capsys):
@@ -221,11 +221,11 @@ def test_a_helper_that_cannot_start_says_why(base, tmp_path, monkeypatch, capsys
 
 def test_a_helper_keeps_to_its_user(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    home = resident.address([], "cpu").parent
+    home = daemon.address([], "cpu").parent
     assert home.stat().st_mode & 0o077 == 0
     home.chmod(0o755)
     with pytest.raises(ValueError, match="must belong to you alone"):
-        resident.address([], "cpu")
+        daemon.address([], "cpu")
 
 
 def test_search_refuses_what_makes_no_sense(base, media, tmp_path, capsys):

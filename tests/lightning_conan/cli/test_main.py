@@ -12,11 +12,12 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_conan.cli.common.progress import StepBar
 from lightning_conan.cli.main import main
-from lightning_conan.cli.progress import StepBar
 from lightning_conan.embedder import read_provenance
 from lightning_conan.embedder.checkpoint.provenance import file_hash
-from lightning_conan.stages import Specialist, Stage
+from lightning_conan.stages import Specialist
+from lightning_conan.training import Stage
 from runs import QUICK, data, trainer
 from samples import CONFIGS, mp4
 

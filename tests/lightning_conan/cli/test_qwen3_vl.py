@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from upstream import write_qwen3_omni, write_qwen3_vl
 
-from datamodules.shards import ShardSet
-from datamodules.writing import write_shards
+from datamodules.shards.read import ShardSet
+from datamodules.shards.write import write_shards
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import load_folder, read_provenance
 from lightning_conan.fusion import Recipe

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datamodules.shards import ShardSet
+from datamodules.shards.read import ShardSet
 from lightning_conan.drift import Verdict, examine, holding, measure_drift, report, token_states
 from lightning_conan.embedder import Provenance, load_folder, load_processor, save_folder, tiny_embedder
 from lightning_conan.items import Pair

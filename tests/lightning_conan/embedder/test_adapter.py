@@ -10,7 +10,8 @@ from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_
 from lightning_conan.embedder.checkpoint import file_hash
 from lightning_conan.embedder.checkpoint.folder import base_of
 from lightning_conan.fusion import Recipe, fuse_folders
-from lightning_conan.stages import Lora, Specialist
+from lightning_conan.stages import Specialist
+from lightning_conan.training import Lora
 from runs import QUICK, data, trainer
 
 

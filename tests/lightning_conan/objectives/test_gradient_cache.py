@@ -14,8 +14,8 @@ from lightning_conan.objectives import (
     symmetric_info_nce,
 )
 from lightning_conan.objectives.gradient_cache import arriving
-from lightning_conan.stages import Lora
-from lightning_conan.stages.adapters import Adapters
+from lightning_conan.training import Lora
+from lightning_conan.training.adapters import Adapters
 from samples import flac, mp4, png
 
 MAKE = {

@@ -10,7 +10,8 @@ from datamodules import SpecialistData
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import load_folder, read_provenance, save_folder
 from lightning_conan.fusion import Ties, fuse_folders
-from lightning_conan.stages import Fused, Stage, Training
+from lightning_conan.stages import Fused
+from lightning_conan.training import Stage, Training
 from runs import Record, Stop, data, noisy_recipe, trainer
 from samples import CONFIGS
 

@@ -7,15 +7,16 @@ from torch.nn import functional as F
 
 from callbacks import FrozenBackbone
 from datamodules import RehearsalData, SpecialistData
+from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
-from datamodules.writing import write_shards
 from lightning_conan.embedder import Batch, Encoded, OmniEmbedder, OmniProcessor, load_folder, save_folder, tiny_embedder
 from lightning_conan.items import Item, Pair
 from lightning_conan.objectives import Contrast, PairEmbeddings, symmetric_info_nce
 from lightning_conan.retrieval.metric import hash_ids
-from lightning_conan.stages import Lora, ProjectorRecovery, Rehearsal, Specialist
-from lightning_conan.stages.constants import Constants
+from lightning_conan.stages import ProjectorRecovery, Rehearsal, Specialist
 from lightning_conan.stages.recovery import Bank
+from lightning_conan.training import Lora
+from lightning_conan.training.frozen_cache import Constants
 from runs import QUICK, Record, data, state, trainer
 
 MERGER = "backbone.visual.merger."

@@ -11,15 +11,16 @@ from torch.nn import functional as F
 
 from callbacks import FolderCheckpoint
 from datamodules import RehearsalData, SpecialistData
+from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
-from datamodules.writing import write_shards
 from lightning_conan.embedder import Provenance, load_folder, pack, save_folder, tiny_embedder
 from lightning_conan.items import Item, Media
-from lightning_conan.objectives import Contrast, PairEmbeddings, info_nce, symmetric, symmetric_info_nce
+from lightning_conan.objectives import Contrast, PairEmbeddings, contrastive, info_nce, symmetric_info_nce
 from lightning_conan.retrieval.metric import hash_ids
-from lightning_conan.stages import Lora, Rehearsal, Specialist, Stage, Training, memory
-from lightning_conan.stages.adapters import Adapters
-from lightning_conan.stages.settings import LEAST_TEMPERATURE
+from lightning_conan.stages import Rehearsal, Specialist
+from lightning_conan.training import Lora, Stage, Training, memory
+from lightning_conan.training.adapters import Adapters
+from lightning_conan.training.settings import LEAST_TEMPERATURE
 from runs import QUICK, Record, Stop, data, trainer
 from samples import png
 
@@ -129,8 +130,8 @@ def test_nan_loss_stops_with_the_samples(base, world, tmp_path):
 
 
 def test_too_many_broken_samples_stop_the_run(base, tmp_path):
+    from datamodules.shards.write import write_shards
     from datamodules.toy_world import draw_pairs
-    from datamodules.writing import write_shards
     from lightning_conan.items import Item, Media, Pair
 
     pairs = draw_pairs("image", 90, 0)
@@ -235,14 +236,14 @@ def test_the_loss_is_float32_under_bfloat16(base, world, tmp_path, monkeypatch):
         seen.append((args[0] @ args[1].T).dtype)
         return info_nce(*args, **named)
 
-    monkeypatch.setattr(symmetric, "info_nce", watched)
+    monkeypatch.setattr(contrastive, "info_nce", watched)
     trainer(tmp_path, 1, precision="bf16-mixed").fit(Specialist(base, "image", QUICK), data(world))
     assert seen
     assert set(seen) == {torch.float32}
 
 
 def test_nothing_but_broken_samples_is_an_error(base, tmp_path):
-    from datamodules.writing import write_shards
+    from datamodules.shards.write import write_shards
     from lightning_conan.items import Item, Media, Pair
 
     cut = Item((Media("image", png()[:100], "cut.png"),))

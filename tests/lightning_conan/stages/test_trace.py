@@ -13,16 +13,17 @@ from sentence_transformers import SentenceTransformer
 from torch.nn import functional as F
 
 from datamodules import TraceData
-from datamodules.shards import ShardSet
+from datamodules.shards.read import ShardSet
+from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_composed
-from datamodules.writing import write_shards
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import IGNORED, Encoded, OmniProcessor, load_folder, pack, save_folder
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.objectives import generation_loss, one_pass_backward
 from lightning_conan.reasoning import Decoding, Reasoner, encode_queries, hints
 from lightning_conan.retrieval import EmbeddingStore, PairSet
-from lightning_conan.stages import Lora, Stage, Trace, Training, stage
+from lightning_conan.stages import Trace
+from lightning_conan.training import Lora, Stage, Training, stage
 from runs import Record, Stop, state, trainer
 from samples import png
 

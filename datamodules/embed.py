@@ -1,0 +1,106 @@
+"""Items for `predict`: a manifest or a folder of media, in parts that are each embedded once."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule
+from typing_extensions import override
+
+from datamodules.loading.plan import Slot
+from datamodules.loading.stream import SECONDS, BatchLoader
+from datamodules.sources.items import ItemList
+from datamodules.sources.manifest import Fault
+from datamodules.time_limit import BROKEN, patience
+from lightning_conan.embedder import ItemBatch, OmniProcessor
+from lightning_conan.items import Side
+
+
+class ItemEncoder:
+    """Encodes the items of a slot; broken ones are left out and listed.
+
+    Args:
+        items: What there is.
+        processor: Encodes one.
+    """
+
+    def __init__(self, items: ItemList, processor: OmniProcessor) -> None:
+        self.items, self.processor = items, processor
+
+    def __call__(self, slot: Slot) -> ItemBatch:
+        batch = ItemBatch(int(slot.source), self.items.side, rows=[], keys=[], modalities=[], items=[], faults=[])
+        for number in slot.numbers:
+            try:
+                with patience(SECONDS, f"Item {self.items.key(number)!r}"):
+                    item = self.items.item(number)
+                    encoded = self.processor(item, self.items.side)
+            except BROKEN as error:
+                batch.faults.append(Fault(str(self.items.source), self.items.key(number), "sample", str(error)).to_json())
+                continue
+            kinds = dict.fromkeys("text" if isinstance(part, str) else part.modality for part in item.parts)
+            batch.rows.append(number)
+            batch.keys.append(self.items.key(number))
+            batch.modalities.append("+".join(kinds))
+            batch.items.append(encoded)
+        return batch
+
+
+class EmbedData(LightningDataModule):
+    """Streams the items of a manifest or a folder to `predict`, part by part.
+
+    Args:
+        source: A manifest (JSONL) of pairs or of single items, or a folder of media files.
+        side: Which side of a pair to embed.
+        rows_per_part: Items of a part: what a killed run repeats at most, on each device.
+        batch_size: Items that are encoded and packed together.
+        num_workers: Processes that decode; 0 decodes in the main process.
+    """
+
+    def __init__(
+        self, source: Path, side: Side = "target", rows_per_part: int = 4096, batch_size: int = 256, num_workers: int = 0
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer parts left than devices
+        if rows_per_part < 1 or batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                "rows_per_part and batch_size must be positive and num_workers not negative, "
+                f"got {rows_per_part}, {batch_size} and {num_workers}."
+            )
+        self.source, self.side, self.num_workers = Path(source), side, num_workers
+        self.rows_per_part, self.batch_size = rows_per_part, batch_size
+        self.skip: set[int] = set()
+        self.items: ItemList
+
+    @override
+    def setup(self, stage: str) -> None:
+        self.items = ItemList(self.source, self.side)
+
+    @property
+    def parts(self) -> int:
+        """Number of parts."""
+        return -(-len(self.items) // self.rows_per_part)
+
+    def numbers(self, part: int) -> range:
+        """The items of a part."""
+        return range(part * self.rows_per_part, min((part + 1) * self.rows_per_part, len(self.items)))
+
+    def slots(self, rank: int, world: int) -> list[Slot]:
+        """Batches of the parts that a rank still has to embed; items of like size share a batch."""
+        todo = [part for part in range(self.parts) if part not in self.skip][rank::world]
+        slots = []
+        for part in todo:
+            order = sorted(self.numbers(part), key=self.items.size)
+            slots += [
+                Slot(str(part), tuple(order[start : start + self.batch_size])) for start in range(0, len(order), self.batch_size)
+            ]
+        return slots
+
+    @override
+    def predict_dataloader(self) -> BatchLoader[ItemBatch]:
+        assert self.trainer is not None, "loaders are made by a trainer"
+        slots = self.slots(self.trainer.global_rank, self.trainer.world_size)
+        encoder = ItemEncoder(self.items, self.trainer.lightning_module.processor)  # type: ignore[arg-type]
+        return BatchLoader(lambda: slots, len(slots), encoder, self.num_workers)
+
+    @override
+    def transfer_batch_to_device(self, batch: ItemBatch, device: Any, dataloader_idx: int) -> ItemBatch:
+        return batch  # the model moves each chunk when it is due

@@ -1,0 +1,246 @@
+"""What both data modules share: loaders, exact resuming, the quarantine."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
+
+from datamodules.loading.plan import Mixture, Slot, Window, of_rank, plan_scoring, plan_training
+from datamodules.loading.stream import BatchLoader, Encoder
+from datamodules.shards.read import Reading, ShardSet
+from datamodules.time_limit import BROKEN
+from lightning_conan.embedder import Batch
+from lightning_conan.items import Item, Side
+
+log = logging.getLogger(__name__)
+QUARANTINE = "quarantine.jsonl"
+
+
+class PairData(LightningDataModule):
+    """Streams packed pairs to a stage: deterministic, resumable, broken samples left out and listed.
+
+    Batches are encoded with the processor of the stage that trains, so inputs and weights always match.
+
+    Args:
+        train: Packed folders to train on, or their URLs (https, s3, gs, hf), by source; sources are seen equally often.
+        val: Packed folders to validate on, by name.
+        test: Packed folders to score, by name.
+        batch_size: Pairs of a global batch, all ranks together.
+        num_workers: Processes that decode; 0 decodes in the training process.
+        seed: Fixes the order, together with the epoch.
+        max_bad_rate: The run stops when a larger share of the samples that came by is broken, of 100 or more.
+        cache_gb: Memory for encoded samples, so that small sets are decoded once (without workers).
+        reading: What is shuffled together, and where shards are kept that lie elsewhere.
+
+    Attributes:
+        epoch: Whose batches are under way.
+        overcount: By how much Lightning's count of epochs is higher: after a run it counts the last one as done, even if
+            ``max_steps`` cut it short, and a checkpoint that is saved by hand then goes on with the rest.
+    """
+
+    def __init__(
+        self,
+        train: dict[str, str | Path],
+        val: dict[str, str | Path],
+        test: dict[str, str | Path],
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        max_bad_rate: float,
+        cache_gb: float,
+        reading: Reading,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0 or not 0 <= max_bad_rate < 1 or cache_gb < 0:
+            raise ValueError(
+                f"batch_size must be positive, num_workers and cache_gb not negative and max_bad_rate in [0, 1), "
+                f"got {batch_size}, {num_workers}, {cache_gb} and {max_bad_rate}."
+            )
+        if odd := [name for name in [*val, *test] if "/" in name]:
+            raise ValueError(f"The names of data sets to score must hold no slash, which parts name and score, got {odd[0]!r}.")
+        self.folders = {"fit": train, "validate": val, "test": test}
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.max_bad_rate, self.cache_bytes = max_bad_rate, int(cache_gb * 2**30)
+        self.sets: dict[str, dict[str, ShardSet]] = {}
+        self.mixture, self.reading = Mixture(), reading
+        self.resume: dict[str, Any] = {}
+        self.epoch = self.overcount = 0
+        self.seen = self.broken = 0
+        self.listed: set[str] | None = None
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage == "predict":
+            raise ValueError("Stages predict nothing. Write embeddings with `conan embed`, scores with `conan test`.")
+        self.seen = self.broken = 0  # each run counts, and lists in a folder of its own
+        self.listed = None
+        wanted = ("fit", "validate") if stage == "fit" else (stage,)
+        for name in wanted:
+            cache = self.reading.shard_cache
+            self.sets[name] = {source: ShardSet(folder, cache) for source, folder in self.folders[name].items()}
+        if not self.sets[stage]:
+            option = {"fit": "train", "validate": "val"}.get(stage, stage)
+            raise ValueError(
+                f"`{stage}` needs packed folders under data.init_args.{option}, got none. Make some with `conan pack`."
+            )
+        if stage == "fit":
+            self.epoch, self.overcount = self.trainer.current_epoch if self.trainer else 0, 0
+            self.reading.check_room(self.sets["fit"].values())
+
+    @property
+    def world(self) -> tuple[int, int]:
+        """This rank and the number of ranks."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def tasks(self, stage: str) -> dict[str, Mapping[str, Sequence[int]]]:
+        """Sample numbers by source and task."""
+        return {source: shards.tasks for source, shards in self.sets[stage].items()}
+
+    def encoder(self, stage: str) -> Encoder:
+        """Encodes with the running stage's processor."""
+        assert self.trainer is not None, "loaders are made by a trainer"
+        return Encoder(self.sets[stage], self.trainer.lightning_module.processor, self.cache_bytes)  # type: ignore[arg-type]
+
+    def texts(self) -> Iterator[tuple[Side, Item, str | None]]:
+        """Every side without media in the training data: which, the item, and the content hash of what it is right for.
+
+        A pair's target is right for its query and the other way round; a hard negative is right for nothing.
+        """
+        for shards in self.sets["fit"].values():
+            for number in range(len(shards)):
+                shards.bring([number])
+                found: list[tuple[Side, Item, str | None]] = []
+                with suppress(*BROKEN):  # the stream lists it when its turn comes
+                    pair = shards.read(number)
+                    found = [
+                        ("query", pair.query, pair.target.content_hash()),
+                        ("target", pair.target, pair.query.content_hash()),
+                    ]
+                    found += [("target", item, None) for item in pair.negatives]
+                yield from (text for text in found if not text[1].media)
+
+    def plan(self, epoch: int, ranks: int) -> list[Slot]:
+        """An epoch's global batches."""
+        return plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, ranks, self.mixture, self.windows())
+
+    def windows(self) -> dict[str, Window]:
+        """What is shuffled together, of the sources that are not shuffled whole."""
+        sizes = {source: self.reading.window_of(shards) for source, shards in self.sets["fit"].items()}
+        return {
+            source: Window([shard.numbers for shard in self.sets["fit"][source].shards.values()], size)
+            for source, size in sizes.items()
+            if size is not None
+        }
+
+    def training_slots(self, epoch: int) -> list[Slot]:
+        """An epoch's batches for this rank."""
+        rank, world = self.world
+        again = getattr(self.trainer, "overfit_batches", 0)  # Lightning looks for a sampler only
+        return of_rank(self.plan(0 if again else epoch, world), rank, world)
+
+    @override
+    def train_dataloader(self) -> BatchLoader[Batch]:
+        def remaining() -> list[Slot]:
+            assert self.trainer is not None
+            self.epoch, start = self.trainer.current_epoch - self.overcount, 0
+            if self.resume:
+                self.epoch, start = self.resume["epoch"], self.resume["batch"]
+                if start >= self.trainer.num_training_batches:
+                    self.epoch, start = self.epoch + 1, 0
+                self.overcount, self.resume = self.trainer.current_epoch - self.epoch, {}
+            return self.training_slots(self.epoch)[start:]
+
+        encoder = self.encoder("fit")
+        return BatchLoader(remaining, len(self.training_slots(0)), encoder, self.num_workers, encoder.ahead)
+
+    def scoring_loaders(self, stage: str) -> list[BatchLoader[Batch]]:
+        """One loader a data set, in the order of their names in the configuration."""
+        rank, world = self.world
+        encoder = self.encoder(stage)
+        loaders = []
+        for source, shards in self.sets[stage].items():
+            slots = plan_scoring(shards.tasks, source, self.batch_size, rank, world)
+            planned: Callable[[], list[Slot]] = lambda slots=slots: slots  # type: ignore[misc]  # noqa: E731
+            loaders.append(BatchLoader(planned, len(slots), encoder, self.num_workers, encoder.ahead))
+        return loaders
+
+    @override
+    def val_dataloader(self) -> list[BatchLoader[Batch]]:
+        return self.scoring_loaders("validate")
+
+    @override
+    def test_dataloader(self) -> list[BatchLoader[Batch]]:
+        return self.scoring_loaders("test")
+
+    @override
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch  # a stage moves each chunk when it is due
+
+    @override
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        self.seen += len(batch) + len(batch.faults)
+        self.broken += len(batch.faults)
+        if batch.faults:
+            self.report(batch.faults)
+        return batch
+
+    def report(self, faults: list[str]) -> None:
+        """Lists faults in ``quarantine.jsonl`` under the trainer's root, and stops the run when they are too many.
+
+        Raises:
+            ValueError: More than ``max_bad_rate`` of at least 100 samples are broken.
+        """
+        assert self.trainer is not None
+        rank, world = self.world
+        path = Path(self.trainer.default_root_dir) / (QUARANTINE if world == 1 else f"{rank}.{QUARANTINE}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.listed is None:  # by the run that this one goes on with
+            self.listed = set(path.read_text().splitlines()) if path.exists() else set()
+        new = dict.fromkeys(fault for fault in faults if fault not in self.listed)
+        self.listed.update(new)
+        with path.open("a") as file:
+            file.writelines(fault + "\n" for fault in new)
+        log.warning("left out %d broken samples of %d so far, listed in %s", self.broken, self.seen, path)
+        if self.seen >= 100 and self.broken > self.max_bad_rate * self.seen:
+            raise ValueError(
+                f"At most {self.max_bad_rate:.1%} of the samples may be broken, got {self.broken} of {self.seen}. "
+                f"See {path}; mend the data, or raise data.init_args.max_bad_rate. The last: {faults[-1]}"
+            )
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return {}
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        counts = {"seen": self.seen, "broken": self.broken}
+        return {"epoch": self.epoch, "batch": done, "order": self.order(), "ranks": self.world[1], **counts}
+
+    def order(self) -> str:
+        """What fixes the order of samples, besides the epoch: data, seed and batch size."""
+        contents = {source: shards.content_hash for source, shards in self.sets["fit"].items()}
+        windows = {source: window.samples for source, window in self.windows().items()}
+        more = [*([] if self.mixture == Mixture() else [self.mixture]), *([{"window": windows}] if windows else [])]
+        return repr((contents, self.seed, self.batch_size, *more))
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            if state_dict["order"] != self.order():
+                raise ValueError(
+                    f"Resuming needs the same data, seed and batch size, {state_dict['order']}, "
+                    f"got {self.order()}. Restore them, or start a new run from the last folder."
+                )
+            before, now = (self.plan(state_dict["epoch"], ranks) for ranks in (state_dict["ranks"], self.world[1]))
+            if before != now:
+                raise ValueError(
+                    f"Resuming on {self.world[1]} ranks instead of {state_dict['ranks']} needs the same batches, and a task's "
+                    "last one is too small for every rank. Resume with as many ranks, or start a new run from the last folder."
+                )
+            self.resume, self.epoch = state_dict, state_dict["epoch"]
+            self.seen, self.broken = state_dict["seen"], state_dict["broken"]

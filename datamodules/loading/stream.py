@@ -1,0 +1,196 @@
+"""From planned batches to encoded ones: a WebDataset pipeline that any number of workers runs alike."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, islice
+from typing import Generic, TypeVar
+
+import webdataset as wds
+from torch.utils.data import get_worker_info
+
+from datamodules.loading.plan import Slot
+from datamodules.loading.worker_transfer import Parcel, join
+from datamodules.shards.read import ShardSet
+from datamodules.shards.remote import Ahead
+from datamodules.sources.manifest import Fault
+from datamodules.time_limit import BROKEN, patience
+from lightning_conan.embedder import Batch, Encoded, OmniProcessor
+from lightning_conan.items import Item, Pair
+
+Made = TypeVar("Made")
+SECONDS = 60.0
+"""No decoder needs so long for a sample within the limits."""
+Sides = list[tuple[str, Encoded, str]]
+"""A pair's encoded sides: name, encoded, content hash."""
+Found = Sides | Pair | Exception
+"""What was encoded before, what was read, or what is wrong with it."""
+
+
+def split_by_worker(slots: Iterable[Slot]) -> Iterator[Slot]:
+    """Every n-th slot for each of n workers: the loader asks them in turn, so the order never depends on n."""
+    worker = get_worker_info()
+    start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+    for index, slot in enumerate(slots):
+        if index % step == start:
+            yield slot
+
+
+class Encoder:
+    """Reads and encodes a slot's samples; broken ones are left out and listed.
+
+    Args:
+        sets: The packed data sets by source.
+        processor: Encodes an item.
+        cache_bytes: Encoded samples are kept up to this size in memory (useful without workers).
+        seconds: A sample that takes longer is broken.
+        teach: Whether queries carry what the model should write about them.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, ShardSet],
+        processor: OmniProcessor,
+        cache_bytes: int = 0,
+        seconds: float = SECONDS,
+        teach: bool = False,
+    ) -> None:
+        self.sets, self.processor, self.cache_bytes, self.seconds = sets, processor, cache_bytes, seconds
+        self.teach = teach
+        self.cache: OrderedDict[tuple[str, int], tuple[Sides, int]] = OrderedDict()
+        self.cached = 0
+
+    def __call__(self, slot: Slot) -> Batch:
+        """A batch of the slot's usable samples; of none, if all are broken."""
+        shards = self.sets[slot.source]
+        shards.bring(slot.numbers)  # before the clock runs
+        keys, sides, faults = [], [], []
+        for number, found in self.read(slot.source, slot.numbers):
+            key = shards.samples.key(number)
+            try:
+                with patience(self.seconds, f"Sample {key!r}"):
+                    ready = self.prepare(slot.source, number, found)
+                sides.append(ready)
+                keys.append(key)
+            except BROKEN as error:
+                faults.append(Fault(shards.place(shards.samples.shard(number)), key, "sample", str(error)).to_json())
+        modality, task = shards.samples.group(next(iter(slot.numbers), 0))
+        return collate(modality, task, keys, sides, faults)
+
+    def ahead(self, slots: Iterable[Slot]) -> Iterator[Slot]:
+        """The slots, while the shards of those to come are fetched, if they lie elsewhere."""
+        listed = list(slots)
+        wanted = [self.sets[slot.source].elsewhere(slot.numbers) for slot in listed]
+        if not any(wanted):
+            yield from listed
+            return
+        with Ahead(next(iter(self.sets.values())).cache, wanted) as fetching:
+            for fetching.position, slot in enumerate(listed):
+                yield slot
+
+    def read(self, source: str, numbers: Sequence[int]) -> Iterator[tuple[int, Found]]:
+        """Samples from the cache or from their shards, and what is wrong with them."""
+        held = {number: self.cache[source, number][0] for number in numbers if (source, number) in self.cache}
+        for number in held:
+            self.cache.move_to_end((source, number))
+        others = self.sets[source].each([number for number in numbers if number not in held])
+        return ((number, held[number] if number in held else next(others)) for number in numbers)
+
+    def prepare(self, source: str, number: int, found: Found) -> Sides:
+        """One pair's encoded sides, from what was read."""
+        if isinstance(found, Exception):
+            raise found
+        if isinstance(found, list):
+            return found
+        sides = [(name, self.encode(found, name, item), item.content_hash()) for name, item in found.sides()]
+        if self.cache_bytes:
+            self.keep((source, number), sides)
+        return sides
+
+    def encode(self, pair: Pair, name: str, item: Item) -> Encoded:
+        """One side of a pair, encoded."""
+        if name != "query":
+            return self.processor(item, "target")
+        encoded = self.processor(item, "query")
+        return self.processor.teach(encoded, pair.reasoning) if self.teach else encoded
+
+    def keep(self, place: tuple[str, int], sides: Sides) -> None:
+        """Adds to the cache and drops what was unused for longest."""
+        size = sum(encoded.nbytes for _, encoded, _ in sides)
+        self.cache[place] = sides, size
+        self.cached += size
+        while self.cached > self.cache_bytes:
+            self.cached -= self.cache.popitem(last=False)[1][1]
+
+
+def collate(modality: str, task: str, keys: list[str], sides: list[Sides], faults: list[str]) -> Batch:
+    """A batch of prepared pairs, which share modality and task."""
+    named = [{name: (encoded, digest) for name, encoded, digest in entry} for entry in sides]
+    negatives = [[value for name, value in entry.items() if name.startswith("negative")] for entry in named]
+    return Batch(
+        task=task,
+        modality=modality,  # type: ignore[arg-type]  # checked when the pair was packed
+        keys=keys,
+        queries=[entry["query"][0] for entry in named],
+        targets=[entry["target"][0] for entry in named],
+        negatives=[[encoded for encoded, _ in row] for row in negatives],
+        query_hashes=[entry["query"][1] for entry in named],
+        target_hashes=[entry["target"][1] for entry in named],
+        negative_hashes=[digest for row in negatives for _, digest in row],
+        faults=faults,
+    )
+
+
+def apart(worker: int) -> None:
+    """Gives a worker a process group of its own: torchrun, `timeout` and Ctrl-C on a terminal signal a whole group, and a run
+    whose workers are gone cannot finish its step and save."""
+    os.setpgid(0, 0)
+
+
+class BatchLoader(Generic[Made]):
+    """Iterates over encoded batches; each iteration asks anew which ones (epoch and position).
+
+    Args:
+        slots: Gives the batches that are still to come; with workers, pieces of each are made at the same time.
+        length: Batches of a whole epoch.
+        encode: From a slot to a batch, a dataclass of lists; runs in the workers.
+        num_workers: Worker processes; 0 encodes in this one.
+        ahead: Passes a worker's slots on, and may look at those to come.
+    """
+
+    def __init__(
+        self,
+        slots: Callable[[], list[Slot]],
+        length: int,
+        encode: Callable[[Slot], Made],
+        num_workers: int,
+        ahead: Callable[[Iterable[Slot]], Iterator[Slot]] = iter,
+    ) -> None:
+        self.slots, self.length, self.encode, self.num_workers, self.ahead = slots, length, encode, num_workers, ahead
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Made]:
+        slots = self.slots()
+        if not self.num_workers:
+            yield from wds.DataPipeline(partial(iter, slots), self.ahead, wds.map(self.encode))
+            return
+        # All workers make one batch together: one whole batch, or two, for each would fill the host's memory.
+        pieces = [slot.cut(self.num_workers) for slot in slots]
+        whole = partial(iter, list(chain.from_iterable(pieces)))
+        pipeline = wds.DataPipeline(whole, split_by_worker, self.ahead, wds.map(self.encode), wds.map(Parcel.of))
+        settings = {"num_workers": self.num_workers, "prefetch_factor": 2, "worker_init_fn": apart}
+        parcels = iter(wds.WebLoader(pipeline, batch_size=None, **settings))
+        for cut in pieces:
+            yield join([parcel.open() for parcel in islice(parcels, len(cut))])
+
+
+def check_items(processor: OmniProcessor) -> Callable[[Item], None]:
+    """A check that an item can be encoded, for packing."""
+
+    def check(item: Item) -> None:
+        processor(item)
+
+    return check

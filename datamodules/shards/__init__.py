@@ -1,0 +1,1 @@
+"""The packed format: records, index, writing, reading, remote sets, checks."""

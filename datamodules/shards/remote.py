@@ -1,0 +1,279 @@
+"""Shards that lie elsewhere: fetched whole into a bounded folder, checked against their index, the least used given up first."""
+
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+
+from datamodules.shards.download import blocks_of, stays, trouble
+from lightning_conan.web import check_host, redact, secrets_of, without_secrets
+
+Found = TypeVar("Found")
+PROTOCOLS = ("https", "http", "s3", "gs", "hf")
+"""What may stand before ``://``; others, chains of them (``::``) and commands (``pipe:``) are refused."""
+ATTEMPTS, PAUSE = 3, 1.0
+"""Tries of a transfer, and seconds before the second; they double."""
+BLOCK = 2**22
+INDEX_LIMIT = 2**26
+"""Bytes of an index: 64 MiB list half a million shards."""
+STALE = 300.0
+"""Seconds without a byte after which a transfer that was left half-way is taken for dead."""
+AHEAD, LOOK = 0.7, 8
+"""The share of the cache that a worker's shards in use and to come may take, as others are elsewhere in the epoch, and how many
+shards are looked at for one to fetch."""
+
+
+class UnreachableError(RuntimeError):
+    """Data that lies elsewhere cannot be had. No sample is broken by that: the run stops, and can go on from there."""
+
+
+def is_remote(folder: str | Path) -> bool:
+    """True if a data set is named by a URL.
+
+    Raises:
+        ValueError: A path that was a URL: it has lost a slash.
+    """
+    if isinstance(folder, Path) and folder.parts and folder.parts[0].removesuffix(":") in PROTOCOLS and ":" in folder.parts[0]:
+        raise ValueError(f"A URL must be text, got the path {without_secrets(str(folder))!r}. Write it without Path.")
+    return isinstance(folder, str) and "://" in folder
+
+
+def check_url(url: str) -> None:
+    """Refuses what is not a plain URL of a known protocol.
+
+    Raises:
+        ValueError: With the rule.
+    """
+    if url.split("://")[0] not in PROTOCOLS or "::" in re.sub(r"\[[0-9a-fA-F:.]*\]", "", without_secrets(url)):  # but for IPv6
+        raise ValueError(f"A remote data set must be a URL of {', '.join(PROTOCOLS)}, got {without_secrets(url)!r}.")
+    check_host(url)
+
+
+def persistently(work: Callable[[], Found], url: str) -> Found:
+    """The result of a transfer that is tried a few times.
+
+    Raises:
+        UnreachableError: It failed each time, may not be read, or needs a package that is not there.
+    """
+    reason: Exception | None = None
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        try:
+            return work()
+        except Exception as error:  # each file system has errors of its own
+            reason = error
+            if stays(error):
+                break
+    assert reason is not None, "it has failed"
+    told = trouble(reason, redact(str(reason), *secrets_of(url)), ATTEMPTS)
+    raise UnreachableError(f"{without_secrets(url)} {told}") from None  # its cause would show them, also in a worker's traceback
+
+
+def read_remote(url: str, limit: int | None = None) -> bytes:
+    """A small file, such as an index.
+
+    Args:
+        url: The file's.
+        limit: Its largest size in bytes, also of what a compressed body inflates to; ``INDEX_LIMIT`` by default.
+
+    Raises:
+        ValueError: It is larger.
+        UnreachableError: It cannot be had.
+    """
+    most = INDEX_LIMIT if limit is None else limit
+
+    def work() -> bytearray:
+        found = bytearray()
+        with closing(blocks_of(url, BLOCK)) as blocks:
+            for block in blocks:
+                found += block
+                if len(found) > most:
+                    break
+        return found
+
+    found = persistently(work, url)
+    if len(found) > most:
+        raise ValueError(f"{without_secrets(url)} must have at most {most:,} bytes, got more. Look at the URL, or pack it again.")
+    return bytes(found)
+
+
+@dataclass(frozen=True)
+class RemoteShard:
+    """A shard that lies elsewhere: where, and what it must be."""
+
+    url: str = field(repr=False)
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """A folder on disk for shards that lie elsewhere, shared by all processes of a machine.
+
+    Args:
+        root: The folder.
+        limit: Its largest size in bytes.
+    """
+
+    root: Path
+    limit: int
+
+    def fetch(self, shard: RemoteShard, wait: bool = True) -> Path | None:
+        """The file that a shard is kept in, fetched if it is not there; one process fetches, others wait for it or get None.
+
+        Raises:
+            ValueError: It is larger than the cache.
+            UnreachableError: It cannot be had, or is not what its index says, each time that it was tried.
+        """
+        path = self.root / f"{shard.sha256}.tar"
+        if self.use(shard):
+            return path
+        if shard.size > self.limit:
+            raise ValueError(
+                f"reading.cache_gb must hold {without_secrets(shard.url)} of {shard.size:,} bytes, got {self.limit:,} bytes."
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.lock(shard.sha256[:3], wait):  # not one for each: they stay
+                if not self.use(shard) and not self.fill(path, shard, wait):
+                    return None
+        except Timeout:
+            return None
+        except PermissionError as error:
+            raise UnreachableError(f"reading.cache must be a folder that you may write to, got {self.root} ({error}).") from error
+        return path
+
+    def lock(self, name: str, wait: bool = True) -> FileLock:
+        """A lock of all processes, of whichever user."""
+        return FileLock(self.root / f"{name}.lock", mode=0o666, blocking=wait)
+
+    def forget(self, shard: RemoteShard) -> None:
+        """Gives up a shard whose file was damaged where it is kept."""
+        (self.root / f"{shard.sha256}.tar").unlink(missing_ok=True)
+
+    def use(self, shard: RemoteShard) -> bool:
+        """Whether a shard is there; if so, it counts as used now."""
+        path = self.root / f"{shard.sha256}.tar"
+        try:
+            if path.stat().st_size == shard.size:
+                with suppress(OSError):  # another user's, or on a disk to read only: it counts as used when it was fetched
+                    os.utime(path)
+                return True
+        except FileNotFoundError:  # another process may give it up at any moment
+            pass
+        return False
+
+    def fill(self, path: Path, shard: RemoteShard, wait: bool) -> bool:
+        """Fetches a shard, whole or not at all; False where transfers that are under way leave no room and nobody waits."""
+        scratch = path.with_suffix(".part")
+        try:
+            while True:
+                while not self.reserve(scratch, shard.size):
+                    if not wait:
+                        return False
+                    time.sleep(PAUSE / 4)
+                persistently(lambda: transfer(shard, scratch), shard.url)
+                with self.lock("room"):  # else who looks for room at this moment may see neither name
+                    if scratch.exists():  # it stalled, was taken for dead, and went on otherwise
+                        scratch.replace(path)
+                        return True
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def reserve(self, scratch: Path, size: int) -> bool:
+        """Makes an empty file as large as what is to come, and gives up what was unused for longest to have the room.
+
+        False if there is no room yet, as others' transfers take it.
+        """
+        with self.lock("room"):
+            kept = []
+            for path in self.root.iterdir():
+                with suppress(FileNotFoundError):  # a transfer that failed, or a shard that was damaged
+                    if path.suffix in (".tar", ".part") and path != scratch:
+                        kept.append((path.stat().st_mtime, path.stat().st_size, path))
+            room = self.limit - size - sum(entry[1] for entry in kept)
+            for moment, length, path in sorted(kept):
+                if room < 0 and (path.suffix == ".tar" or moment < time.time() - STALE):
+                    path.unlink(missing_ok=True)  # who reads it goes on: the file lives while it is open
+                    room += length
+            if room < 0:
+                return False
+            with scratch.open("wb") as file:
+                file.truncate(size)
+        return True
+
+
+def transfer(shard: RemoteShard, scratch: Path) -> None:
+    """Copies a shard into a file, no more of it than it should have.
+
+    Raises:
+        ValueError: It is not the one that the index names.
+    """
+    digest, got = hashlib.sha256(), 0
+    scratch.touch()  # not dead, and there again where it was taken for that
+    with closing(blocks_of(shard.url, BLOCK)) as blocks, scratch.open("r+b") as sink:
+        for block in blocks:
+            got += len(block)
+            if got > shard.size:
+                break
+            digest.update(block)
+            sink.write(block)
+            sink.flush()  # its time says that it goes on
+        os.fsync(sink.fileno())  # else a power cut may leave a file of the right size and of zeros
+    if got != shard.size or digest.hexdigest() != shard.sha256:
+        found = f"{got:,}" if got <= shard.size else "more"
+        raise ValueError(f"it must have {shard.size:,} bytes and the index's SHA-256, got {found} bytes")
+
+
+class Ahead:
+    """Fetches the shards of coming batches by a thread while earlier ones are read, as many as the cache holds.
+
+    Args:
+        cache: Where to.
+        wanted: The shards of each batch to come.
+    """
+
+    def __init__(self, cache: ShardCache, wanted: Sequence[Sequence[RemoteShard]]) -> None:
+        self.cache, self.position, self.done = cache, 0, threading.Event()
+        first: dict[RemoteShard, int] = {}
+        last: dict[RemoteShard, int] = {}
+        for number, shards in enumerate(wanted):
+            for shard in shards:
+                first.setdefault(shard, number)
+                last[shard] = number
+        self.coming, self.last = list(first), last
+        self.thread = threading.Thread(target=self.work, daemon=True)
+
+    def __enter__(self) -> "Ahead":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+
+    def work(self) -> None:
+        """The thread: on a fault it ends, and who needs the shard meets the same fault and says so."""
+        with suppress(Exception):
+            fetched: list[RemoteShard] = []
+            while self.coming and not self.done.is_set():
+                fetched, self.coming = (
+                    [shard for shard in shards if self.last[shard] >= self.position] for shards in (fetched, self.coming)
+                )
+                room = AHEAD * self.cache.limit - sum(shard.size for shard in fetched)
+                near = [shard for shard in self.coming[:LOOK] if shard.size <= room]
+                # Another worker may be fetching the first: then the next one's turn is now.
+                found = next((shard for shard in near if self.cache.fetch(shard, wait=False)), None)
+                if found is None:
+                    self.done.wait(PAUSE / 4)
+                else:
+                    self.coming.remove(found)
+                    fetched.append(found)

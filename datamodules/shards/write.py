@@ -1,0 +1,295 @@
+"""Writes shards: pairs as tar files that WebDataset reads, with an index beside them."""
+
+import hashlib
+import io
+import json
+import logging
+import mmap
+import os
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from filelock import FileLock, Timeout
+
+from datamodules.shards.index import FORMAT, INDEX, SAMPLES, content_hash, write_samples
+from datamodules.shards.records import encode_pair
+from datamodules.sources.manifest import Fault
+from lightning_conan.files import sync, whole_file, writing
+from lightning_conan.items import Pair
+
+log = logging.getLogger(__name__)
+PROGRESS = "progress.jsonl"
+HELD = 2**30
+"""Bytes of media in memory, such as re-encoded ones, that end a shard before it has all its pairs."""
+
+
+def write_shards(
+    pairs: Iterable[Pair | Fault], out: Path, pairs_per_shard: int = 1000, files: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Writes ``out``: shards, their index and, if any pair was left out, ``quarantine.jsonl``.
+
+    Whole or not at all: written beside and renamed, with further text files where ``files`` names some.
+
+    Returns:
+        The index's summary: counts by task, modality and cause.
+
+    Raises:
+        ValueError: ``out`` exists already, or no pair was left to write.
+    """
+    return write_resumable(lambda done: islice(pairs, done, None), out, "", pairs_per_shard, files)
+
+
+def write_resumable(
+    pairs_from: Callable[[int], Iterable[Pair | Fault]],
+    out: Path,
+    signature: str,
+    pairs_per_shard: int = 1000,
+    files: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """As ``write_shards``; after a kill the shards that were whole are kept, and the same call goes on behind them.
+
+    Args:
+        pairs_from: The pairs from a number on.
+        out: The folder to write.
+        signature: What the pairs depend on: what was begun with another is begun anew, as is what has none.
+        pairs_per_shard: Pairs in one tar file.
+        files: Further text files, by name.
+    """
+    if pairs_per_shard < 1:
+        raise ValueError(f"pairs_per_shard must be 1 or more, got {pairs_per_shard}.")
+    if out.exists():
+        raise ValueError(f"{out} exists already. Choose another folder, or remove it first.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.parent / f".{out.name}.partial"
+    with lock(out.parent / f".{out.name}.lock"):
+        if not signature or not begun(scratch, signature):
+            if signature and scratch.exists():
+                log.warning("%s holds what was begun of other data or options: it is begun anew", scratch)
+            begin(scratch, signature)
+        filling = Filling(scratch, pairs_per_shard)
+        try:
+            filling.add(pairs_from(filling.consumed))
+            summary = filling.finish()
+            for name, text in (files or {}).items():
+                write_whole(scratch / name, text)
+            scratch.rename(out)
+            (out / PROGRESS).unlink()
+        except BaseException:
+            if signature and filling.tasks.total():
+                log.warning(
+                    "%d shards of %s are kept in %s: the same call goes on behind them", len(filling.shards), out, scratch
+                )
+            else:
+                shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    return summary
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Keeps a second process from the same folder.
+
+    Raises:
+        ValueError: One is at it.
+    """
+    held = FileLock(path, blocking=False)
+    try:
+        held.acquire()
+    except Timeout as error:
+        raise ValueError(f"Another process is writing what {path} locks. Wait for it, or choose another folder.") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        held.release()
+
+
+def begin(scratch: Path, signature: str) -> None:
+    """An empty folder in place of what is there, with a note of what its data will depend on."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        write_whole(scratch / PROGRESS, json.dumps(signature) + "\n")
+    except BaseException:
+        scratch.rmdir()
+        raise
+
+
+def begun(scratch: Path, signature: str) -> bool:
+    """Whether a killed run with the same signature left something."""
+    try:
+        first = (scratch / PROGRESS).read_text().split("\n")[0]
+    except FileNotFoundError:
+        return False
+    return first == json.dumps(signature)
+
+
+class Filling:
+    """A folder that is being filled, from where its ``progress.jsonl`` says that it stands.
+
+    Args:
+        folder: The folder.
+        pairs_per_shard: Pairs in one tar file.
+    """
+
+    def __init__(self, folder: Path, pairs_per_shard: int) -> None:
+        self.folder, self.pairs_per_shard = folder, pairs_per_shard
+        self.shards: list[dict[str, Any]] = []
+        self.tasks: Counter[str] = Counter()
+        self.modalities: Counter[str] = Counter()
+        self.keys: set[str] = set()
+        self.faults: list[Fault] = []
+        self.consumed = 0
+        with (folder / PROGRESS).open("rb") as file:
+            taken = len(file.readline())
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # killed while it was written
+                found = json.loads(line)
+                path = folder / found["shard"]["file"]
+                if not path.is_file() or path.stat().st_size != found["shard"]["bytes"]:
+                    break
+                if any(os.access(missing, os.R_OK) for missing in found.get("missing", ())):
+                    break  # what could not be read is there now
+                self.count(found["shard"])
+                self.keys.update(found["lost"])
+                self.faults += [Fault(**fault) for fault in found["faults"]]
+                self.consumed = found["consumed"]
+                taken += len(line)
+        os.truncate(folder / PROGRESS, taken)  # what is not taken must not come back
+        self.listed = len(self.faults)
+
+    def count(self, shard: dict[str, Any]) -> None:
+        """Takes note of a shard, but for where its members lie."""
+        samples = shard["samples"]
+        self.shards.append({name: shard[name] for name in ("file", "bytes", "sha256")} | {"pairs": len(samples)})
+        for sample in samples:
+            self.keys.add(sample["key"])
+            self.tasks[sample["task"]] += 1
+            self.modalities[sample["modality"]] += 1
+
+    def places(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Each shard's name, and where the members of its samples lie."""
+        with (self.folder / PROGRESS).open("rb") as file:
+            file.readline()
+            for line in file:
+                shard = json.loads(line)["shard"]
+                yield shard["file"], shard["samples"]
+
+    def add(self, pairs: Iterable[Pair | Fault]) -> None:
+        """Writes pairs; faults, and pairs whose key came before, are listed."""
+        pending: list[Pair] = []
+        held = 0
+        for entry in pairs:
+            self.consumed += 1
+            if isinstance(entry, Fault):
+                self.faults.append(entry)
+            elif entry.key in self.keys:
+                self.faults.append(Fault(entry.key, entry.key, "sample", f"key {entry.key!r} must be unique, it came before"))
+            else:
+                self.keys.add(entry.key)
+                pending.append(entry)
+                held += in_memory(entry)
+                if len(pending) == self.pairs_per_shard or held >= HELD:
+                    self.flush(pending)
+                    pending, held = [], 0
+        if pending:
+            self.flush(pending)
+
+    def flush(self, pairs: list[Pair]) -> None:
+        """Writes one shard and notes it."""
+        missing: list[str] = []
+        shard = write_shard(self.folder / f"{len(self.shards):06d}.tar", pairs, self.faults, missing)
+        self.count(shard)
+        new = [asdict(fault) for fault in self.faults[self.listed :]]
+        self.listed = len(self.faults)
+        lost = sorted({pair.key for pair in pairs} - {sample["key"] for sample in shard["samples"]})
+        noted = {"consumed": self.consumed, "faults": new, "lost": lost, "missing": missing, "shard": shard}
+        with writing(self.folder / PROGRESS), (self.folder / PROGRESS).open("ab") as file:
+            file.write(json.dumps(noted).encode() + b"\n")
+            sync(file)
+
+    def finish(self) -> dict[str, Any]:
+        """Writes index and quarantine, and returns the summary.
+
+        Raises:
+            ValueError: There is not a single pair.
+        """
+        if not (pairs := self.tasks.total()):
+            hint = " Look at the source, and at what a split or a modality leaves of it."
+            first = f" The first fault: {self.faults[0].where}: {self.faults[0].reason}" if self.faults else hint
+            raise ValueError(f"There must be at least 1 pair to pack, got 0 and {len(self.faults)} broken ones.{first}")
+        if self.faults:
+            write_whole(self.folder / "quarantine.jsonl", "".join(fault.to_json() + "\n" for fault in self.faults))
+        summary = {
+            "format": FORMAT,
+            "pairs": pairs,
+            "tasks": dict(sorted(self.tasks.items())),
+            "modalities": dict(sorted(self.modalities.items())),
+            "quarantined": len(self.faults),
+            "content_hash": content_hash([shard["sha256"] for shard in self.shards]),
+        }
+        with writing(self.folder / SAMPLES):
+            places = {"samples_sha256": write_samples(self.folder / SAMPLES, self.places()), "shards": self.shards}
+        write_whole(self.folder / INDEX, json.dumps(summary | places) + "\n")
+        return summary
+
+
+def in_memory(pair: Pair) -> int:
+    """Bytes of media that are in no file."""
+    return sum(len(media.source) for _, item in pair.sides() for media in item.media if isinstance(media.source, bytes))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text file, whole or not at all, even where the power goes."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def add_sample(tar: tarfile.TarFile, sample: Mapping[str, Any]) -> None:
+    """Adds a sample's members to a tar file, byte for byte as ``webdataset.TarWriter(file, mtime=0)`` does, which needs torch."""
+    for name in sorted(name for name in sample if not name.startswith("_")):
+        member = tarfile.TarInfo(f"{sample['__key__']}.{name}")
+        member.size, member.mode, member.mtime = len(sample[name]), 0o444, 0
+        member.uname = member.gname = "bigdata"
+        tar.addfile(member, io.BytesIO(sample[name]))
+
+
+def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault], missing: list[str]) -> dict[str, Any]:
+    """One tar file; returns its index entry. Pairs whose files cannot be read, or texts written, join the faults, and such files
+    those that are missing."""
+    written: dict[str, Pair] = {}
+    with writing(path), path.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for pair in pairs:
+                try:
+                    sample = encode_pair(pair)
+                except (OSError, UnicodeEncodeError) as error:
+                    reason = str(error)
+                    if isinstance(error, OSError) and error.filename is not None:
+                        reason = f"{error.strerror}: {error.filename}"
+                        missing.append(str(error.filename))
+                    faults.append(Fault(pair.key, pair.key, "sample", reason))
+                    continue
+                add_sample(tar, sample)
+                written[pair.key] = pair
+        sync(file)  # before it is noted as done
+    members: dict[str, dict[str, tuple[int, int, int]]] = {key: {} for key in written}
+    with path.open("rb") as whole, mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_READ) as data, tarfile.open(path) as tar:
+        for member in tar:
+            key, _, name = member.name.partition(".")
+            start, size = member.offset_data, member.size
+            members[key][name] = (start, size, xxhash.xxh3_64_intdigest(data[start : start + size]))
+        size, digest = len(data), hashlib.sha256(data).hexdigest()
+    samples = [
+        {"key": key, "task": pair.task, "modality": pair.modality, "members": members[key]} for key, pair in written.items()
+    ]
+    return {"file": path.name, "bytes": size, "sha256": digest, "samples": samples}

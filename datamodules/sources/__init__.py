@@ -1,0 +1,1 @@
+"""Sources of pairs and items: manifests, tables, published data sets, folders of media."""

@@ -1,0 +1,143 @@
+"""Data sets in their publishers' layouts, as pairs; ``layouts/`` holds a file for each."""
+
+import csv
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import pyarrow as pa
+
+from datamodules.sources import layouts
+from datamodules.sources.manifest import Fault, read_manifest
+from lightning_conan.items import MEDIA, MODALITIES, Modality, Pair, parse_pair
+
+SPLIT = ("manifest", "table", "msrvtt")
+"""Layouts whose entries name a split; the others have a file for each."""
+LAYOUTS = tuple(sorted(found.name for found in iter_modules(layouts.__path__)))
+"""Names of the modules of ``layouts/``, each with a ``read`` from a source and its ``Layout`` to lines."""
+TABLES = (".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to read a source.
+
+    Args:
+        layout: manifest, table (CSV, TSV or Parquet), captions (media with a .txt of the same name beside each), or a published
+            data set's own: audiocaps, clotho, msrvtt, vidore, mmeb, mbeir.
+        split: Keep only this split, where the source has splits.
+        task: The pairs' task; by default the source's name.
+        query: A table's columns that make the query, by what they hold: {text: caption}.
+        target: A table's columns that make the target: {image: file}.
+        key: A table's column with a key; the row's number by default.
+        media: Where media lie: a folder beside the source; for audiocaps a pattern such as wav/{youtube_id}.wav.
+        candidates: mbeir: the candidate pool.
+        instructions: mbeir: the instructions' TSV, whose first prompt is taken; none by default.
+    """
+
+    layout: str = "manifest"
+    split: str | None = None
+    task: str | None = None
+    query: dict[str, str] = field(default_factory=dict)
+    target: dict[str, str] = field(default_factory=dict)
+    key: str | None = None
+    media: str = ""
+    candidates: Path | None = None
+    instructions: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("manifest", *LAYOUTS):
+            raise ValueError(f"layout must be among {['manifest', *LAYOUTS]}, got {self.layout!r}.")
+        if self.split is not None and self.layout not in SPLIT:
+            raise ValueError(f"split chooses among the splits of a source, which {self.layout} has none of, got {self.split!r}.")
+        if self.layout == "table" and not (self.query and self.target):
+            raise ValueError('A table needs columns for both sides, such as --read.query \'{"text": "caption"}\', got none.')
+        if odd := sorted({*self.query, *self.target} - set(MODALITIES)):
+            raise ValueError(f"A table's columns hold one of {list(MODALITIES)}, got {odd[0]!r}.")
+
+
+def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
+    """The pairs of a source; what cannot be one comes as a Fault.
+
+    Raises:
+        ValueError: The source does not exist, or is none of the layout.
+    """
+    if not source.exists():
+        raise ValueError(f"{source} does not exist. Name a manifest, a table or a folder.")
+    if how.layout == "manifest":
+        if source.suffix.lower() in TABLES:
+            raise ValueError(f"A manifest must be JSONL, {source} is a table. Read it by --read.layout table.")
+        yield from read_manifest(source, how.split)
+        return
+    seen: set[str] = set()
+    for where, line in lines_of(source, how):
+        if isinstance(line, Fault):
+            yield line
+            continue
+        try:
+            pair = parse_pair(line, source if source.is_dir() else source.parent)
+            if pair.key in seen:
+                raise ValueError(f"key {pair.key!r} must be unique, it stands in an earlier row too.")
+            seen.add(pair.key)
+            yield pair
+        except ValueError as error:
+            yield Fault(where, str(line.get("key", "")), "sample", str(error))
+
+
+def lines_of(source: Path, how: Layout) -> Iterator["Line"]:
+    """What a layout makes of a source.
+
+    Raises:
+        ValueError: The source lacks a column or a field that the layout has, is not UTF-8, or is damaged.
+    """
+    try:
+        yield from importlib.import_module(f"{layouts.__name__}.{how.layout}").read(source, how)
+    except KeyError as error:
+        raise ValueError(
+            f"{source} must be of the layout {how.layout}, but has no {error}. Name another --read.layout."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} must be UTF-8, got {error}. Convert it, such as by iconv -f latin1 -t utf-8.") from error
+    except pa.ArrowException as error:
+        raise ValueError(f"{source} must be Parquet, got {error}. Copy it again.") from error
+    except (TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{source} must be of the layout {how.layout}, but is not: {error}. Name another --read.layout."
+        ) from error
+
+
+Line = tuple[str, dict[str, Any] | Fault]
+"""Where something stands, and the manifest line that it makes (media may be in memory already), or why it makes none."""
+
+
+def plain(name: object) -> str:
+    """A name that may be a key."""
+    return re.sub(r"[\s./\\]+", "-", "".join(char if char.isprintable() else "-" for char in str(name))).strip("-")
+
+
+def owner(*sides: Mapping[str, Any]) -> Modality:
+    """The modality that a pair belongs to: its media's, or text."""
+    return next((name for side in sides for name in MEDIA if name in side), "text")
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a CSV, TSV or Parquet file, and where each stands."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        rows = (row for batch in pq.ParquetFile(path).iter_batches(256) for row in batch.to_pylist())
+        yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, start=1))
+    elif path.suffix in (".csv", ".tsv"):
+        csv.field_size_limit(2**31 - 1)  # a cell may be a book; 131,072 characters by default
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            before = reader.line_num  # of the line that a row ends on, where a cell holds several
+            for row in reader:
+                before, first = reader.line_num, before + 1
+                yield f"{path}:{first}", row
+    else:
+        raise ValueError(f"A table must end in one of {TABLES}, got {path}.")

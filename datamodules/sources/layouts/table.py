@@ -1,0 +1,39 @@
+"""Any table: CSV, TSV or Parquet."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from datamodules.sources.layout import Layout, Line, owner, plain, read_rows
+from lightning_conan.items import Media
+
+
+def read(source: Path, how: Layout) -> Iterator[Line]:
+    """Any table: a column holds text, a path, or (Parquet) bytes, or a struct of them and a path as Hugging Face has it."""
+    for number, (where, row) in enumerate(read_rows(source)):
+        if how.split is not None and row.get("split") != how.split:
+            continue
+        asked = {*how.query.values(), *how.target.values(), *([how.key] if how.key else [])}
+        if missing := sorted(asked - set(row)):
+            raise ValueError(f"{source} has the columns {sorted(map(str, row))}, and {missing[0]!r} is asked for.")
+        key = plain(row[how.key]) if how.key else f"{number:08d}"
+        made = {"query": cells(row, how.query, how), "target": cells(row, how.target, how)}
+        line = {"key": key, "task": how.task or plain(source.stem), "modality": owner(how.target, how.query)}
+        yield where, line | made
+
+
+def cells(row: Mapping[str, Any], columns: Mapping[str, str], how: Layout) -> dict[str, Any]:
+    """An item of a row's cells, media first."""
+    found: dict[str, Any] = {}
+    for kind, column in sorted(columns.items(), key=lambda entry: entry[0] == "text"):
+        value = row[column]
+        if kind == "text" or value is None:
+            found[kind] = value
+        elif isinstance(value, bytes):
+            found[kind] = Media(kind, value, "")  # type: ignore[arg-type]
+        elif isinstance(value, dict):
+            name, data = value.get("path") or "", value.get("bytes")
+            found[kind] = str(Path(how.media) / name) if data is None else Media(kind, data, name)  # type: ignore[arg-type]
+        else:
+            found[kind] = str(Path(how.media) / str(value))
+    return found

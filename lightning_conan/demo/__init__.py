@@ -1,0 +1,1 @@
+"""The whole method in small, its studies, and the report."""

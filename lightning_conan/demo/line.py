@@ -1,0 +1,244 @@
+"""`conan demo`: every stage, on the tiny configuration and the toy world."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from lightning_conan.cli.configs import PREFIX, find_config
+from lightning_conan.cli.main import main
+
+VISUAL = ("image", "video", "document")
+MODALITIES = (*VISUAL, "audio")
+EVERY = ("--trainer.callbacks.every_n_steps", "10")
+SIGNALLED = 128
+"""Statuses above it tell of a signal: 130 of Ctrl-C, 143 of SIGTERM."""
+EVERYTHING = {name: f"{name}.train" for name in MODALITIES}
+
+
+@dataclass
+class Demo:
+    """Calls the other verbs, one after the other, and keeps the time.
+
+    Args:
+        out: Where everything is written.
+        configs: A folder with the YAML files; those of the package where it is None.
+        seed: Of the world, of the random start and of every stage.
+        steps_scale: Factor on every stage's number of steps.
+        pairs: Training pairs a task.
+        keep: Whether what an earlier call made and scored is kept, instead of made again.
+    """
+
+    out: Path
+    configs: Path | None
+    seed: int
+    steps_scale: float
+    pairs: int
+    keep: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def conan(self, *words: str) -> None:
+        """Prints and runs one command.
+
+        Raises:
+            RuntimeError: It failed.
+            SystemExit: It was ended by a signal, and so is the demo.
+        """
+        self.say(f"$ conan {shlex.join(words)}")
+        if (status := main(words)) > SIGNALLED:
+            raise SystemExit(status)
+        if status:
+            raise RuntimeError(f"`conan {words[0]}` ended with status {status}, see above.")
+
+    def timed(self, name: str, *commands: Sequence[str]) -> None:
+        """Runs the commands of a step and adds up their time."""
+        start = time.perf_counter()
+        for words in commands:
+            self.conan(*words)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 1)
+        self.say(f"# {name}: {self.seconds[name]:.0f} s")
+
+    def made(self, name: str) -> bool:
+        """Whether a folder was made and scored before, and is to be kept."""
+        return self.keep and (self.out / "scores" / f"{name}.json").is_file()
+
+    def clear(self) -> None:
+        """Starts with an empty folder."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir(parents=True)
+
+    def steps(self, number: float) -> int:
+        """A stage's number of steps, scaled."""
+        return max(1, round(number * self.steps_scale))
+
+    def configured(self, *names: str) -> list[str]:
+        """Returns the options that name YAML files."""
+        where = PREFIX if self.configs is None else f"{self.configs}/"
+        return [word for name in names for word in ("--config", f"{where}{name}.yaml")]
+
+    def place(self, name: str) -> Path:
+        """Returns the path of a YAML file."""
+        return find_config(name) if self.configs is None else self.configs / f"{name}.yaml"
+
+    def fit(
+        self,
+        name: str,
+        config: str,
+        folder: str,
+        train: dict[str, str],
+        *options: str,
+        extra: str = "",
+        length: float = 1.0,
+        sets: Sequence[str] = MODALITIES,
+        scoring: Sequence[str] = (),
+    ) -> None:
+        """Trains a stage from ``folder`` into the folder ``name``, and scores it on ``sets``; ``length`` multiplies its steps."""
+        if self.made(name):
+            return
+        from lightning_conan.strict_yaml import read_yaml
+
+        names = ["base", f"tiny/{config}", *([f"tiny/{extra}"] if extra else [])]
+        settings = [read_yaml(self.place(name)) for name in names]
+        limits = [found.get("trainer", {}).get("max_steps") for found in settings]
+        steps = self.steps([limit for limit in limits if limit][-1] * length)
+        alone = max(found.get("model", {}).get("init_args", {}).get("alone_steps", 0) for found in settings)
+        words = ["fit", *self.configured(*names)]
+        words += ["--seed_everything", str(self.seed), "--trainer.default_root_dir", str(self.out / "work" / name)]
+        words += ["--trainer.max_steps", str(steps), "--trainer.callbacks.out", str(self.out / name)]
+        words += ["--model.init_args.alone_steps", str(int(alone * self.steps_scale))] if alone else []
+        words += ["--model.init_args.folder", str(self.out / folder), "--data.init_args.seed", str(self.seed)]
+        packed = {source: str(self.out / "packed" / part) for source, part in train.items()}
+        data = packed.get("train") or json.dumps(packed)
+        words += ["--data.init_args.train", data, *options]
+        self.timed(name, words)
+        self.test(name, *scoring, sets=sets)
+
+    def test(self, name: str, *options: str, sets: Sequence[str] = MODALITIES, scores: str = "") -> None:
+        """Scores a folder on packed sets ``PART.test``, by default on every modality, into ``scores/NAME.json``."""
+        test = {Path(part).name: str(self.out / "packed" / f"{part}.test") for part in sets}
+        words = ["test", *self.configured("base", "tiny/test")]
+        words += ["--trainer.default_root_dir", str(self.out / "work" / "test"), "--data.init_args.test", json.dumps(test)]
+        words += ["--trainer.callbacks.path", str(self.out / "scores" / f"{scores or name}.json")]
+        words += ["--model.init_args.folder", str(self.out / name), *options]
+        self.timed("test", words)
+
+    def world(self) -> None:
+        """Draws the toy world and packs it."""
+        whole = self.out / "packed" / ".whole"
+        if self.keep and whole.is_file():
+            return
+        for part in ("world", "packed"):
+            shutil.rmtree(self.out / part, ignore_errors=True)
+        words = [sys.executable, "-P", "-m", "datamodules.toy_world", "--out", str(self.out / "world")]
+        words += ["--pairs", str(self.pairs), "--seed", str(self.seed)]
+        self.say(f"$ {shlex.join(['python', *words[2:]])}")
+        start = time.perf_counter()
+        subprocess.run(words, check=True, stdout=sys.stderr)
+        self.seconds["world"] = round(time.perf_counter() - start, 1)
+        manifests = sorted((self.out / "world").glob("*.jsonl"))
+        self.timed("world", *(["pack", str(path), "--out", str(self.out / "packed" / path.stem)] for path in manifests))
+        whole.touch()
+
+    def make_base(self) -> None:
+        """World and base."""
+        self.world()
+        if not (self.keep and (self.out / "start" / "conan.json").is_file()):
+            self.timed("start", ["graft", "--tiny", "true", "--seed", str(self.seed), "--out", str(self.out / "start")])
+        self.fit("base", "base", "start", {name: f"{name}.base" for name in VISUAL})
+
+    def prepare(self) -> None:
+        """World, base and specialists: what most studies start from."""
+        self.make_base()
+        for name in MODALITIES:
+            options = ("--model.init_args.modality", name) if name in VISUAL else ()
+            self.fit(name, "specialist", "base", {"train": f"{name}.train"}, *options, extra="" if name in VISUAL else "audio")
+
+    def fuse(self, name: str, *options: str) -> None:
+        """Fuses the specialists into the folder ``name``, and scores it."""
+        if self.made(name):
+            return
+        specialists = {name: str(self.out / name) for name in MODALITIES}
+        words = ["fuse", *self.configured("tiny/fuse"), "--recipe.base", str(self.out / "base")]
+        words += ["--recipe.specialists", json.dumps(specialists), "--out", str(self.out / name), *options]
+        self.timed(name, words)
+        self.test(name)
+
+    def run(self) -> None:
+        """All stages, in the papers' order."""
+        from lightning_conan.demo.trace import run_trace
+
+        self.prepare()
+        self.fuse("fused")
+        self.fit("recovered", "recovery", "fused", {"train": "audio.train"}, *self.watched("recovered"))
+        self.fit("final", "rehearsal", "recovered", EVERYTHING, *self.watched("final"))
+        run_trace(self, "final")
+
+    def watched(self, name: str) -> list[str]:
+        """Options that have a stage note how far the audio tokens have turned."""
+        words = ["--trainer.callbacks+", "callbacks.ProjectorDrift", "--trainer.callbacks.specialist", str(self.out / "audio")]
+        return [*words, "--trainer.callbacks.path", str(self.out / "work" / name / "drift.json"), *EVERY]
+
+
+def demo(
+    out: Path | None = None,
+    seed: int = 0,
+    pairs: int = 3072,
+    steps_scale: float = 1.0,
+    configs: Path | None = None,
+    study: Literal["fusion", "alpha", "recovery", "trace"] | None = None,
+    seeds: int = 3,
+) -> None:
+    """Runs the whole method in small: base, four specialists, fusion, drift, recovery, rehearsal; then reports.
+
+    Takes about eleven minutes on two CPU cores and prints each command that it runs. With --study it compares variants of one
+    stage over several seeds instead, in about half an hour; studies in one folder share what they start from, and one that was
+    stopped goes on.
+
+    Args:
+        out: Where everything is written, runs/demo or, of studies, runs/studies; what an earlier demo left there is replaced.
+        seed: Of the world, of the random start and of every stage; the first of a study's.
+        pairs: Training pairs a task.
+        steps_scale: Factor on every stage's number of steps, for a quick look.
+        configs: A folder with your own copies of the YAML files; those of the package by default.
+        study: Compare methods of fusion, coefficients, ways of recovery, or embedders that reason with one that does not.
+        seeds: How many seeds a study takes.
+    """
+    out = out or Path("runs/studies" if study else "runs/demo")
+    if configs is not None and not (configs / "tiny").is_dir():
+        raise ValueError(f"--configs must name a folder with tiny/*.yaml, as the package's is, got {configs}.")
+    if out.exists() and any(out.iterdir()) and not (out / ".demo").is_file():
+        raise ValueError(f"{out} exists and no demo made it. Choose another folder with --out, or remove it first.")
+    if study == "alpha":
+        from lightning_conan.fusion.coefficients import check_searchable
+
+        check_searchable()  # not after minutes of training
+    if study:
+        from lightning_conan.demo.study import run_study
+
+        make = partial(Demo, configs=configs, steps_scale=steps_scale, pairs=pairs, keep=True)
+        print(run_study(study, {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}, out))
+        return
+    from lightning_conan.demo.report import write_report
+
+    line = Demo(out, configs, seed, steps_scale, pairs)
+    line.clear()
+    (out / ".demo").touch()
+    line.run()
+    print(write_report(out, line.seconds, seed))
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the options and runs the demo."""
+    from jsonargparse import auto_cli
+
+    auto_cli(demo, args=list(args), prog="conan demo", as_positional=False)

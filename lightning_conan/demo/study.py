@@ -1,0 +1,176 @@
+"""`conan demo --study`: variants of one stage, over several seeds, from the same specialists."""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_conan.demo.line import EVERYTHING, MODALITIES, Demo
+from lightning_conan.demo.trace import MOST_TOKENS, SETS, TASKS, TWO_STAGES, VARIANTS, collect_trace, run_trace, trace_means
+
+Study = Literal["fusion", "alpha", "recovery", "trace"]
+LONGER = 2.0
+"""Steps of the study of reasoning, by the demo's, which has to be short: to write without a slip takes longer than to route."""
+Scores = dict[str, dict[str, float]]
+"""Recall@1 by row of the table and modality."""
+METHODS = {
+    "task arithmetic": ("TaskArithmetic", {}, (0.3, 0.5)),
+    "TIES": ("Ties", {}, (1.0, 1.0)),
+    "DARE": ("Dare", {}, (0.3, 0.5)),
+    "DARE with TIES": ("Dare", {"elect": True}, (1.0, 1.0)),
+    "DELLA": ("Della", {}, (0.3, 0.5)),
+    "TSV-M": ("TsvM", {}, (1.0, 1.0)),
+    "Iso-C": ("IsoC", {}, (1.0, 1.0)),
+}
+"""Class, settings, and coefficients of vision and audio: those of each paper."""
+
+
+def alphas(visual: float, audio: float) -> list[str]:
+    """The option that sets the coefficients."""
+    return ["--recipe.alphas", json.dumps({name: audio if name == "audio" else visual for name in MODALITIES})]
+
+
+def compare_fusion(demo: Demo) -> dict[str, str]:
+    """Every method, before and after recovery."""
+    rows: dict[str, str] = {}
+    for label, (name, settings, (visual, audio)) in METHODS.items():
+        folder = f"fused_{label.replace(' ', '_')}"
+        method = {"class_path": f"lightning_conan.fusion.{name}", "init_args": settings}
+        demo.fuse(folder, "--recipe.method", json.dumps(method), *alphas(visual, audio))
+        demo.fit(f"{folder}_recovered", "recovery", folder, {"train": "audio.train"})
+        rows |= {label: folder, f"{label}, recovered": f"{folder}_recovered"}
+    return rows
+
+
+def compare_alphas(demo: Demo) -> dict[str, str]:
+    """Audio's coefficient, vision's, and those that were learned or searched on diagnostic pairs."""
+    rows = {}
+    for visual, audio in [(0.3, 0.1), (0.3, 0.3), (0.3, 0.5), (0.3, 0.7), (0.3, 0.9), (0.1, 0.5), (0.5, 0.5), (0.7, 0.5)]:
+        folder = f"fused_{visual}_{audio}"
+        demo.fuse(folder, *alphas(visual, audio))
+        rows[f"vision {visual}, audio {audio}"] = folder
+    specialists = json.dumps({name: str(demo.out / name) for name in MODALITIES})
+    recipe = ["--recipe.base", str(demo.out / "base"), "--recipe.specialists", specialists]
+    packed = json.dumps({name: str(demo.out / "packed" / f"{name}.diagnostic") for name in MODALITIES})
+    for aim in ("worst", "mean"):
+        folder = f"searched_{aim}"
+        words = ["alphas", *recipe, "--diagnostic", packed, "--search.aim", aim, "--search.seed", str(demo.seed)]
+        if not demo.made(folder):
+            demo.timed(folder, [*words, "--pairs", "192", "--search.trials", "30", "--out", str(demo.out / folder)])
+            demo.test(folder)
+        rows[f"searched, {aim} kept"] = folder
+    words = ["fit", *demo.configured("base", "tiny/coefficients")]
+    words += ["--seed_everything", str(demo.seed), "--data.init_args.seed", str(demo.seed), "--data.init_args.train", packed]
+    words += ["--trainer.default_root_dir", str(demo.out / "work" / "learned"), "--trainer.max_steps", str(demo.steps(60))]
+    words += [word.replace("--recipe", "--model.init_args.recipe") for word in recipe]
+    if not demo.made("learned"):
+        demo.timed("learned", [*words, "--trainer.callbacks.out", str(demo.out / "learned")])
+        demo.test("learned")
+    return rows | {"learned": "learned"}
+
+
+def compare_recovery(demo: Demo) -> dict[str, str]:
+    """What trains after fusion, on what, and how long (the paper's Table 4)."""
+    demo.fuse("fused")
+    audio = {"train": "audio.train"}
+    adamw = ("--model.init_args.training.optimizer", "adamw", "--model.init_args.training.lr", "8e-3")
+    demo.fit("recovered", "recovery", "fused", audio)
+    demo.fit("recovered_adamw", "recovery", "fused", audio, *adamw)
+    demo.fit("recovered_adamw_long", "recovery", "fused", audio, *adamw, length=3.0)
+    demo.fit("recovered_lora", "recovery_lora", "fused", audio)
+    demo.fit("recovered_two", "recovery_two", "fused", EVERYTHING)
+    demo.fit("joint", "recovery_joint", "fused", EVERYTHING)
+    demo.fit("final", "rehearsal", "recovered", EVERYTHING)
+    return {
+        "direct fusion": "fused",
+        "projector only (Muon, 100 steps)": "recovered",
+        "projector only (AdamW, 100 steps)": "recovered_adamw",
+        "projector only (AdamW, 300 steps)": "recovered_adamw_long",
+        "projector and LoRA on the backbone (100 steps)": "recovered_lora",
+        "audio projector and vision's merger, all data (200 steps)": "recovered_two",
+        "one stage, projector and LoRA, all data (300 steps)": "joint",
+        "two stages: projector, then LoRA on all data (100 + 200 steps)": "final",
+    }
+
+
+STUDIES: dict[Study, Callable[[Demo], dict[str, str]]] = {
+    "fusion": compare_fusion,
+    "alpha": compare_alphas,
+    "recovery": compare_recovery,
+}
+
+
+def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
+    """Runs a study for each seed and writes ``STUDY.json`` and ``STUDY.md`` into ``out``; returns the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / ".demo").touch()
+    if study == "trace":
+        return study_trace(demos, out)
+    found: dict[str, Scores] = {}
+    for seed, demo in demos.items():
+        prepare(demo)
+        rows = {name: name for name in MODALITIES} | STUDIES[study](demo)
+        found[str(seed)] = {label: scores_of(demo, folder) for label, folder in rows.items()}
+    own = {seed: {f"{name} specialist": scores.pop(name) for name in MODALITIES} for seed, scores in found.items()}
+    found = {seed: own[seed] | scores for seed, scores in found.items()}
+    (out / f"{study}.json").write_text(json.dumps(found, indent=2) + "\n")
+    text = f"{table(found)}\n\nrecall@1, %, mean and standard deviation over seeds {', '.join(found)}.\n"
+    (out / f"{study}.md").write_text(text)
+    return f"{text}\n{out / study}.json holds each seed's scores."
+
+
+def study_trace(demos: Mapping[int, Demo], out: Path) -> str:
+    """From each seed's base: a plain embedder, one that always reasons, one of two stages, and TRACE."""
+    found = {}
+    for seed, demo in demos.items():
+        check_prepared(demo)
+        demo.make_base()
+        run_trace(demo, "base", LONGER, VARIANTS)
+        train = {task: f"trace/{task}.train" for task in TASKS}
+        options: dict[str, Any] = {"sets": SETS, "scoring": MOST_TOKENS}
+        demo.fit("trace_write", "trace", "writer", train, extra="trace_write", length=LONGER / 2, **options)
+        demo.fit("trace_retrieve", "trace", "trace_write", train, extra="trace_retrieve", length=LONGER / 2, **options)
+        found[str(seed)] = collect_trace(demo.out, VARIANTS | TWO_STAGES)
+    (out / "trace.json").write_text(json.dumps(found, indent=2) + "\n")
+    means = trace_means(list(found.values()), VARIANTS | TWO_STAGES)
+    text = f"{means}\n\nmean and standard deviation over seeds {', '.join(found)}.\n"
+    (out / "trace.md").write_text(text)
+    return f"{text}\n{out / 'trace'}.json holds each seed's scores."
+
+
+def prepare(demo: Demo) -> None:
+    """World, base and specialists, as far as no earlier study left them."""
+    check_prepared(demo)
+    demo.prepare()
+
+
+def check_prepared(demo: Demo) -> None:
+    """An empty folder, or one that was prepared for the same.
+
+    Raises:
+        ValueError: It left others than are asked for.
+    """
+    note = demo.out / "prepared.json"
+    wanted = {"seed": demo.seed, "pairs": demo.pairs, "steps_scale": demo.steps_scale}
+    if not note.is_file():
+        demo.clear()
+        note.write_text(json.dumps(wanted) + "\n")
+    if (found := json.loads(note.read_text())) != wanted:
+        raise ValueError(f"{demo.out} must be prepared with {wanted}, it was with {found}. Choose another --out.")
+
+
+def scores_of(demo: Demo, folder: str) -> dict[str, float]:
+    """Recall@1 by modality, of a folder that was tested."""
+    scores = json.loads((demo.out / "scores" / f"{folder}.json").read_text())
+    return {name: scores[name]["recall@1"] for name in MODALITIES}
+
+
+def table(found: Mapping[str, Scores]) -> str:
+    """Mean and standard deviation over the seeds, as Markdown."""
+    lines = [f"| | {' | '.join(MODALITIES)} |", "|---" * (1 + len(MODALITIES)) + "|"]
+    for label in next(iter(found.values())):
+        values = {name: [scores[label][name] for scores in found.values()] for name in MODALITIES}
+        cells = [f"{statistics.mean(row):.1f} ± {statistics.stdev(row) if len(row) > 1 else 0:.1f}" for row in values.values()]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,123 @@
+"""TRACE in the demo: a plain embedder, one that always reasons and one that decides, from one start and in as many steps."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_conan.demo.line import Demo
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TASKS = ("composed", "simple")
+SETS = tuple(f"trace/{task}" for task in TASKS)
+SHORT = {"trace_plain": "plain embedder", "trace": "TRACE"}
+VARIANTS = SHORT | {"trace_always": "always reasons"}
+"""Folders, and what tables call them: those of the demo, which has to be short, and those of the study."""
+TWO_STAGES = {"trace_retrieve": "two stages: writing, then retrieval"}
+ROUTES = {
+    "direct": ("route", "direct"),
+    "always": ("route", "always"),
+    **{str(p): ("threshold", str(p)) for p in (0.1, 0.5, 0.9)},
+}
+"""Other ways of decoding with the TRACE folder: its name among the scores, and the option."""
+RULES = {"rules": {"repeats": 0, "keyword": False, "reasoning": [2, 256]}, "verify": True}
+"""A scene that hardly changes repeats its words, and the words of a change are not those of a picture."""
+MOST_TOKENS = ("--model.init_args.decoding.max_new_tokens", "120")
+SHOWN = 4
+EFFORT = {"reasoned": 0, "tokens": 1, "queries_per_second": 0}
+"""What is shown besides recall, and its digits."""
+
+
+def run_trace(demo: Demo, start: str, length: float = 1.0, variants: Mapping[str, str] = SHORT) -> None:
+    """Writes the reasoning data, teaches a small model to write, then trains the variants and scores every route."""
+    rooms = {"trace": "rule"} | ({"always": "always"} if "trace_always" in variants else {})
+    for folder, by in rooms.items():
+        for task in ("composed", "simple", "caption") if by == "rule" else TASKS:
+            out = demo.out / "packed" / folder / f"{task}.train"
+            if not out.exists():
+                words = ["cot", "--source", str(demo.out / "world" / "trace" / f"{task}.train.jsonl"), "--out", str(out)]
+                demo.timed("cot", [*words, "--teacher", "toy", "--plan", json.dumps(RULES | {"by": by})])
+    for task in TASKS:
+        out = demo.out / "packed" / "trace" / f"{task}.test"
+        if not out.exists():
+            demo.timed("cot", ["pack", str(demo.out / "world" / "trace" / f"{task}.test.jsonl"), "--out", str(out)])
+    demo.fit(
+        "writer", "writer", start, {name: f"trace/{name}.train" for name in ("caption", "simple")}, sets=SETS, scoring=MOST_TOKENS
+    )
+    for name in variants:
+        room = "always" if name == "trace_always" else "trace"
+        train = {task: f"{room}/{task}.train" for task in TASKS}
+        demo.fit(
+            name, "trace", "writer", train, extra="" if name == "trace" else name, length=length, sets=SETS, scoring=MOST_TOKENS
+        )
+    for name, (option, value) in ROUTES.items():
+        if not demo.made(f"trace.{name}"):
+            demo.test("trace", f"--model.init_args.decoding.{option}", value, *MOST_TOKENS, sets=SETS, scores=f"trace.{name}")
+
+
+def collect_trace(out: Path, variants: Mapping[str, str] = SHORT) -> dict[str, Any]:
+    """Scores of every variant and route by task, and some of what was written."""
+    names = [*variants, *(f"trace.{name}" for name in ROUTES)]
+    return {name: json.loads((out / "scores" / f"{name}.json").read_text()) for name in names} | {"written": examples(out)}
+
+
+def examples(out: Path) -> list[dict[str, str]]:
+    """Some queries of the test set, and what the model writes about them."""
+    from lightning_conan.cli.common.pair_sets import read_pairs
+    from lightning_conan.embedder import load_folder
+    from lightning_conan.reasoning import Decoding, Reasoner
+
+    model, processor, _ = load_folder(out / "trace")
+    reasoner = Reasoner(model, processor, Decoding(max_new_tokens=120))
+    pairs = [pair for task in TASKS for pair in read_pairs(out / "packed" / "trace" / f"{task}.test", SHOWN // 2)]
+    texts = reasoner.texts(reasoner.encode_queries([pair.query for pair in pairs]))
+    asked = ["".join(part if isinstance(part, str) else f"[{part.modality}] " for part in pair.query.parts) for pair in pairs]
+    return [{"query": query, "written": text} for query, text in zip(asked, texts, strict=True)]
+
+
+def trace_table(found: Mapping[str, Any], variants: Mapping[str, str] = SHORT) -> str:
+    """Each variant on each task, and what TRACE's folder does when every query has to be reasoned about, as Markdown."""
+    lines = [
+        "| | task | recall@1 | recall@5 | reasoned, % | tokens a query | queries a second |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, label in {**variants, "trace.always": "TRACE, made to reason"}.items():
+        for task in TASKS:
+            scores = found[name][task]
+            recalls = [f"{scores[f'forth/recall@{k}']:.1f}" for k in (1, 5)]
+            effort = [f"{scores[key]:.{digits}f}" for key, digits in EFFORT.items()]
+            lines.append(f"| {label} | {task} | " + " | ".join([*recalls, *effort]) + " |")
+    return "\n".join(lines)
+
+
+def trace_means(seeds: Sequence[Mapping[str, Any]], variants: Mapping[str, str]) -> str:
+    """Mean and standard deviation of each variant and route over the seeds, as Markdown."""
+    head = "| | task | recall@1 | recall@5 | reasoned, % | tokens a query |"
+    lines = [head, "|---" * 6 + "|"]
+    for name, label in {**variants, **{f"trace.{route}": f"TRACE, {route}" for route in ("direct", "always")}}.items():
+        for task in TASKS:
+            cells = []
+            for key in ("forth/recall@1", "forth/recall@5", "reasoned", "tokens"):
+                values = [found[name][task][key] for found in seeds]
+                cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}")
+            lines.append(f"| {label} | {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot_routes(axes: "Axes", report: Mapping[str, Any], rows: Mapping[str, str]) -> None:
+    """Points: accuracy against speed of each way of decoding, over as many simple as composed queries."""
+    found, markers = report["trace"], iter("osD^vx")
+    for name in ("trace", *(f"trace.{name}" for name in ROUTES)):
+        scores = found[name]
+        recall = sum(scores[task]["forth/recall@1"] for task in TASKS) / len(TASKS)
+        seconds = sum(1 / scores[task]["queries_per_second"] for task in TASKS) / len(TASKS)
+        label = "the first token decides" if name == "trace" else name.removeprefix("trace.")
+        label = f"at once from {label} on" if label[0].isdigit() else label
+        axes.plot(1 / seconds, recall, marker=next(markers), markersize=11, markerfacecolor="none", linestyle="", label=label)
+    axes.set_xlabel("queries a second")
+    axes.set_ylabel("recall@1, %")
+    axes.set_ylim(0, 105)
+    axes.legend(frameon=False)

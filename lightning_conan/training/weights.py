@@ -1,0 +1,262 @@
+"""A stage's weights: what is loaded, what of it trains, and what is written in the end."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_conan.embedder import (
+    STATES,
+    Provenance,
+    State,
+    load_folder,
+    save_adapter_folder,
+    save_folder,
+)
+from lightning_conan.embedder.checkpoint import check_apart, check_replaceable, open_tensors
+from lightning_conan.items import Modality
+from lightning_conan.reasoning import Decoding
+from lightning_conan.training.adapters import Adapters
+from lightning_conan.training.scoring import PRECISIONS, Scoring
+from lightning_conan.training.settings import Lora, Training
+from lightning_conan.training.sharding import is_sharded, shard, whole_on_first
+
+Form = Literal["dense", "float32", "adapter"]
+ALARM = 0.05
+"""A larger share of what training changes, lost to rounding, is told."""
+log = logging.getLogger(__name__)
+
+
+class Weights(Scoring):
+    """A folder's model, some of whose parameters train, and that becomes another folder."""
+
+    accepts: ClassVar[tuple[State, ...]] = STATES
+    """States that a folder may have for this stage to train it; scoring takes any."""
+    writes: ClassVar[State | None] = None
+    modality: Modality | None = None
+
+    def __init__(self, folder: Path, training: Training, decoding: Decoding) -> None:
+        super().__init__(folder, training, decoding)
+        self.adapters: Adapters | None = None
+        self.trained_names: frozenset[str] = frozenset()
+
+    # What a subclass decides
+
+    @property
+    def lora(self) -> Lora | None:
+        """Adapters, if any."""
+        return None
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Beginnings of the names of modules whose linear layers get adapters."""
+        return ()
+
+    @property
+    def full(self) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that train fully."""
+        return ()
+
+    def notes(self) -> dict[str, Any]:
+        """What the folder records of the training."""
+        return {}
+
+    # Loading
+
+    @override
+    def configure_model(self) -> None:
+        fitting = self.trainer.training or self.trainer.state.fn == "fit"
+        if hasattr(self, "embedder") and not fitting:
+            return
+        if self.trained_names:  # its adapters may be merged by now, its constants closed
+            raise ValueError("A stage trains once, and this one has. Make a new one, of the folder that it began with or wrote.")
+        self.load_model(fitting)  # anew, too, after it was scored
+        if fitting:
+            self.prepare()
+        self.share_out()
+
+    def load_model(self, fitting: bool) -> None:
+        """Reads the folder's model.
+
+        Raises:
+            ValueError: It is to train, and in a state that this stage does not take.
+        """
+        self.embedder, _, self.provenance = load_folder(self.folder, self.accepts if fitting else STATES)
+        self.stored = self.embedder.dtype
+
+    def share_out(self) -> None:
+        """Under FSDP2, leaves each rank its share of the weights."""
+        if self.device_mesh is not None:
+            shard(self.embedder, self.device_mesh["data_parallel"])
+
+    def prepare(self) -> None:
+        """Adds adapters and freezes what does not train.
+
+        Raises:
+            ValueError: Nothing would train, or not all that is asked for.
+        """
+        if self.writes is None:
+            raise ValueError(f"{type(self).__name__} trains nothing: it can only be tested. Fit one of the other stages.")
+        self.set_up()
+        names = [name for name, _ in self.embedder.named_parameters()]
+        if odd := [prefix for prefix in self.full if not any(name.startswith(prefix) for name in names)]:
+            raise ValueError(
+                f"What trains fully must be beginnings of parameters' names, got {odd[0]!r}. They look like {names[0]!r}."
+            )
+        for name, parameter in self.embedder.named_parameters():
+            parameter.requires_grad_(name.startswith(self.full))
+        if self.lora is not None:
+            self.adapters = Adapters(self.embedder, self.lora, self.adapted, self.full)
+        self.trained_names = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        for tensor in self.trained().values():  # steps are too small for bfloat16, whatever the frozen weights are
+            tensor.data = tensor.data.float()
+        mixed = any(name.startswith("embedder.backbone.") and "lora_" not in name for name in self.trained_names)
+        if mixed and self.stored != torch.float32 and self.trainer.precision == PRECISIONS[0]:
+            raise ValueError(
+                f"What trains fully within a {self.stored} backbone is float32: set trainer.precision to {PRECISIONS[1]}."
+            )
+        if not any(name.startswith("embedder.") for name in self.trained_names):
+            raise ValueError(f"{type(self).__name__} would train nothing: lora is off and no parameter starts with {self.full}.")
+
+    def set_up(self) -> None:
+        """Makes the model compute as the settings say.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        settings, width = self.training_settings, self.embedder.config.dim
+        if settings.matryoshka_dims and max(settings.matryoshka_dims) > width:
+            raise ValueError(
+                f"training.matryoshka_dims must be at most the embedding's {width} dimensions, got {settings.matryoshka_dims}."
+            )
+        self.embedder.train()
+        self.embedder.switch(settings.attention, settings.compile)
+        if settings.checkpoint_activations:
+            self.embedder.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that train, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if name in self.trained_names}
+
+    def made_with(self) -> dict[str, Any]:
+        """What the weights would not be the same model without, though it is none of them."""
+        lora = {"its lora.rank": self.lora.rank, "its lora.alpha": self.lora.alpha} if self.lora is not None else {}
+        return {**lora, "its inputs' settings (hints, sizes, tokenizer)": self.processor.fingerprint}
+
+    def check_resumable(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a .ckpt whose weights would be another model here.
+
+        Raises:
+            ValueError: It is of another folder, of other parameters, or was made with something else.
+        """
+        if not self.trained_names:
+            verb = getattr(self.trainer.state.fn, "value", "")
+            raise ValueError(f"A .ckpt resumes `conan fit`; `conan {verb}` reads folders. Leave --ckpt_path out.")
+        if checkpoint.get("folder") != self.provenance.fingerprint:
+            raise ValueError(f"This .ckpt resumes a run that started from another folder than {self.folder}. Name that one.")
+        if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
+            raise ValueError(
+                f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}. It only resumes the "
+                "`conan fit` that wrote it, with the same stage; score the folder that callbacks.FolderCheckpoint wrote."
+            )
+        now = self.made_with()
+        before = checkpoint.get("made_with", now)  # not in those of earlier versions
+        if changed := [name for name in now if before[name] != now[name]]:
+            name = changed[0]
+            raise ValueError(
+                f"A run must go on with {name}, and began with {before[name]}, got {now[name]}. Leave it, or start anew."
+            )
+
+    # Writing
+
+    def check_out(self, out: Path, form: Form) -> None:
+        """Refuses, before anything is trained, what could not be written in the end.
+
+        Raises:
+            ValueError: ``out`` is read from, or holds something else than this stage would write there; or an adapter is asked
+                for and there is none.
+        """
+        check_apart(out, self.folder)
+        if self.writes is not None:  # prepare() refuses such a stage
+            check_replaceable(out, self.writes, self.modality)
+        if form == "adapter" and (self.lora is None or self.writes != "specialist"):
+            raise ValueError(f"Only a specialist with LoRA can be written as an adapter, got {type(self).__name__}.")
+
+    def write_folder(self, out: Path, form: Form = "dense") -> None:
+        """Writes the trained model, its adapters merged into dense weights (of the dtype that it started with, or float32) or
+        left as they are.
+
+        Every rank has to call; the first one writes.
+
+        Raises:
+            ValueError: ``adapter`` is asked for and there is none.
+        """
+        assert self.writes is not None, "prepare() refused such a stage"
+        with self.whole_model():
+            if self.global_rank == 0:
+                self.write_whole(out, form)
+
+    def write_whole(self, out: Path, form: Form) -> None:
+        """Writes the model as it stands."""
+        assert self.writes is not None, "prepare() refused such a stage"
+        self.embedder.switch("sdpa", None)  # golden vectors are made on the CPU, as whoever loads the folder may make them
+        parents = dict(self.provenance.parents) if self.writes != "specialist" else {}
+        source = self.provenance
+        parents[str(source.modality) if source.state == "specialist" else source.state] = source.fingerprint
+        provenance = Provenance(self.writes, self.modality, parents, self.notes())
+        if form == "adapter":
+            assert self.adapters is not None, "check_out refused such a stage"
+            adapter = self.adapters.export(self.embedder, self.folder, self.full)
+            save_adapter_folder(out, self.embedder, self.processor, provenance, adapter)
+            return
+        if form == "float32":
+            self.stored = torch.float32
+            self.embedder.float()
+        lost, changed = self.rounding()
+        if self.adapters is not None:
+            more, adapted = self.adapters.merge(self.stored)
+            lost, changed, self.adapters = lost + more, changed + adapted, None
+        if lost > ALARM**2 * changed:
+            share = 100 * (lost / changed) ** 0.5
+            log.warning("Rounding to %s took %.0f %% of what training changed. Write form: float32.", self.stored, share)
+        if self.embedder.emb_rows is not None:
+            self.embedder.settle_emb_rows()
+        for parameter in self.embedder.parameters():  # not buffers: rounded frequencies would give other golden vectors
+            parameter.data = parameter.data.to(self.stored)
+        save_folder(out, self.embedder, self.processor, provenance)
+
+    def rounding(self) -> tuple[float, float]:
+        """Of what trained fully: the squared length of what rounding takes of the weights, and of what training changed."""
+        lost = changed = 0.0
+        if self.stored == torch.float32:
+            return lost, changed
+        before = open_tensors(self.folder)
+        for name, tensor in self.trained().items():
+            if (own := name.removeprefix("embedder.")) in before.specs:  # adapters are not
+                exact = tensor.detach().float().cpu()
+                lost += float((exact - exact.to(self.stored).float()).square().sum())
+                changed += float((exact - before[own].float()).square().sum())
+        return lost, changed
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Within the block the first rank's model is whole: one in shards is made anew, of its folder and what trained."""
+        if not is_sharded(self.embedder):
+            yield
+            return
+        found = whole_on_first(self.trained())
+        sharded, adapters = self.embedder, self.adapters
+        try:
+            if self.global_rank == 0:
+                self.embedder, _, _ = load_folder(self.folder, self.accepts)
+                self.prepare()
+                for name, tensor in self.trained().items():
+                    tensor.data.copy_(found[name])
+            yield
+        finally:
+            self.embedder, self.adapters = sharded, adapters

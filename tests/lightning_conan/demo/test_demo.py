@@ -1,0 +1,208 @@
+"""The whole line, a few steps of everything, through the real command: what no unit test can promise."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from lightning_conan.cli.main import main
+from lightning_conan.demo.study import table
+from lightning_conan.embedder import read_provenance
+from samples import CONFIGS
+
+STATES = {
+    "base": "base",
+    "image": "specialist",
+    "video": "specialist",
+    "document": "specialist",
+    "audio": "specialist",
+    "fused": "fused",
+    "recovered": "recovered",
+    "final": "rehearsed",
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """One demo run of a step or two a stage, and the commands that it printed."""
+    out = tmp_path_factory.mktemp("demo") / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        commands = []
+        patch.setattr("lightning_conan.demo.line.Demo.say", lambda self, line: commands.append(line))
+        assert main(["demo", "--out", str(out), "--pairs", "16", "--steps_scale", "0.01"]) == 0
+    return out, commands
+
+
+def test_report_holds_every_score(demo):
+    report = json.loads((demo[0] / "report.json").read_text())
+    for state in STATES:
+        for modality in ("image", "video", "document", "audio"):
+            scores = report["stages"][state][modality]
+            assert {"recall@1", "ndcg@10"} <= set(scores)
+            assert all(0 <= value <= 100 for value in scores.values())
+    assert report["seconds"].keys() >= {"world", "test", *STATES}
+    assert len(report["drift"]["audio"]["fused"]) == len(report["drift"]["image"]["fused"]) == 5
+    assert report["drift_by_step"]["recovered"][0][0] == 0
+    assert report["verdicts"].keys() == {"image", "video", "document", "audio"}
+    assert report["visual_embeddings_identical"] is True
+
+
+def test_report_pages_show_it(demo):
+    page, table = (demo[0] / "report.html").read_text(), (demo[0] / "report.md").read_text()
+    assert page.count("data:image/png;base64,") == 6
+    assert "http" not in page
+    assert table.count("\n| ") >= len(STATES)
+
+
+def words_for(demo, names):
+    """JSON options for a verb: folders, and diagnostic pairs."""
+    folders = {name: str(demo[0] / name) for name in names}
+    packed = {name: str(demo[0] / "packed" / f"{name}.diagnostic") for name in names}
+    return json.dumps(folders), json.dumps(packed)
+
+
+def test_drift_is_told_and_drawn(demo, tmp_path, capsys):
+    specialists, packed = words_for(demo, ["image", "audio"])
+    states = json.dumps({name: str(demo[0] / name) for name in ("fused", "recovered")})
+    words = ["drift", "--specialists", specialists, "--states", states, "--diagnostic", packed, "--out", str(tmp_path)]
+    assert main([*words, "--pairs", "8"]) == 0
+    said = capsys.readouterr()
+    assert "audio: " in said.out
+    assert json.loads((tmp_path / "drift.json").read_text())["verdicts"].keys() == {"image", "audio"}
+    assert (tmp_path / "drift.png").stat().st_size > 10_000
+
+
+def test_alphas_writes_a_fused_folder_with_the_trade_off(demo, tmp_path, capsys):
+    specialists, packed = words_for(demo, ["image", "audio"])
+    words = ["alphas", "--recipe.base", str(demo[0] / "base"), "--recipe.specialists", specialists, "--diagnostic", packed]
+    words += ["--recipe.alphas", '{"image": 0.3, "audio": 0.5}', "--search.trials", "2", "--pairs", "12"]
+    status = main([*words, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert "best of 2" in said.out
+    best = json.loads((tmp_path / "out" / "alphas.json").read_text())["best"]["alphas"]
+    assert json.loads((tmp_path / "out" / "fusion.json").read_text())["alphas"] == best
+    assert "alphas.png" in read_provenance(tmp_path / "out").files
+    assert main([*words, "--out", str(demo[0] / "base")]) == 1
+    assert "out must differ" in capsys.readouterr().err
+
+
+STUDIES = {"fusion": 18, "alpha": 15, "recovery": 12}
+"""How many rows each table has."""
+
+
+@pytest.fixture(scope="module")
+def studies(demo, tmp_path_factory):
+    """A folder of studies whose specialists are the demo's."""
+    out = tmp_path_factory.mktemp("studies")
+    shutil.copytree(demo[0], out / "seed0")
+    (out / "seed0" / "prepared.json").write_text(json.dumps({"seed": 0, "pairs": 16, "steps_scale": 0.01}))
+    (out / ".demo").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_conan.demo.line.Demo.say", lambda self, line: demo[1].append(line))
+        for study in (*STUDIES, "trace"):
+            words = ["demo", "--out", str(out), "--pairs", "16", "--steps_scale", "0.01", "--seeds", "1", "--study", study]
+            assert main(words) == 0
+    return out
+
+
+def test_the_study_of_reasoning_scores_every_variant_and_route(studies):
+    scores = json.loads((studies / "trace.json").read_text())["0"]
+    assert {"trace_plain", "trace_always", "trace_retrieve", "trace", "trace.direct", "trace.always", "trace.0.5"} <= set(scores)
+    assert scores["trace.direct"]["composed"]["tokens"] == 0
+    assert scores["trace.always"]["simple"]["reasoned"] == 100
+    assert (studies / "trace.md").read_text().count("\n| ") == 12
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_scores_every_variant(studies, study):
+    scores = json.loads((studies / f"{study}.json").read_text())["0"]
+    assert len(scores) == STUDIES[study]
+    assert all(0 <= value <= 100 for row in scores.values() for value in row.values())
+    assert (studies / f"{study}.md").read_text().count("\n| ") == STUDIES[study]
+
+
+def test_a_study_that_was_stopped_goes_on(studies, demo, capsys):
+    """What was scored is not made again; what was not is."""
+    before = {path: path.stat().st_mtime_ns for path in (studies / "seed0").glob("*/conan.json")}
+    (studies / "seed0" / "scores" / "joint.json").unlink()
+    words = ["demo", "--out", str(studies), "--pairs", "16", "--steps_scale", "0.01", "--seeds", "1", "--study", "recovery"]
+    assert main(words) == 0
+    assert (studies / "recovery.md").read_text() in capsys.readouterr().out
+    changed = {path.parent.name for path, moment in before.items() if path.stat().st_mtime_ns != moment}
+    assert changed == {"joint"}
+
+
+def test_studies_never_mix_preparations(studies, capsys):
+    assert main(["demo", "--out", str(studies), "--pairs", "8", "--seeds", "1", "--study", "recovery"]) == 1
+    assert "must be prepared with" in capsys.readouterr().err
+
+
+def test_a_table_gives_mean_and_spread():
+    row = dict.fromkeys(("image", "video", "document", "audio"), 10.0)
+    found = {"0": {"fused": row}, "1": {"fused": {**row, "audio": 30.0}}}
+    assert table(found).splitlines()[-1] == "| fused | 10.0 ± 0.0 | 10.0 ± 0.0 | 10.0 ± 0.0 | 20.0 ± 14.1 |"
+
+
+def test_folders_hold_their_states(demo):
+    for name, state in STATES.items():
+        assert read_provenance(demo[0] / name).state == state
+    recovered = read_provenance(demo[0] / "recovered")
+    assert recovered.parents["fused"] == read_provenance(demo[0] / "fused").fingerprint
+
+
+def test_recovery_moved_the_projector_and_nothing_else(demo):
+    fused, recovered = (load_file(demo[0] / name / "model.safetensors") for name in ("fused", "recovered"))
+    moved = {name for name in fused if not fused[name].equal(recovered[name])}
+    assert moved
+    assert all(name.startswith("audio_projector.") for name in moved)
+
+
+def test_a_specialist_moved_its_own_towers_only(demo):
+    base, image, audio = (load_file(demo[0] / name / "model.safetensors") for name in ("base", "image", "audio"))
+    moved = {name for name in base if not base[name].equal(image[name])}
+    assert any(name.startswith("backbone.visual") for name in moved)
+    assert not any(name.startswith("audio_") for name in moved)
+    assert any(not base[name].equal(audio[name]) for name in base if name.startswith("audio_encoder."))
+
+
+def test_every_yaml_took_part(demo, studies):
+    """A config that nothing runs is a config that does not work."""
+    used = {word.removeprefix("conan:") for line in demo[1] for word in line.split() if word.endswith(".yaml")}
+    elsewhere = {"wandb.yaml"}  # test_main.py
+    elsewhere |= {
+        f"{room}/{path.name}" for room in ("qwen3_vl", "trainer") for path in (CONFIGS / room).iterdir()
+    }  # test_qwen3_vl.py
+    assert used | elsewhere == {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")}
+
+
+def test_a_demo_replaces_only_demos(demo, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert main(["demo", "--out", str(tmp_path)]) == 1
+    assert "no demo made it" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_say_why_they_are(path):
+    assert path.read_text().startswith("# ")
+    assert yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("verb", ["demo", "alphas"])
+def test_a_search_without_optuna_is_refused_before_anything_is_trained(verb, demo, tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "optuna" else find(name, *rest))
+    words = ["demo", "--study", "alpha", "--out", str(tmp_path / "out")]
+    if verb == "alphas":
+        monkeypatch.setattr("lightning_conan.cli.common.pair_sets.read_sets", lambda *_: pytest.fail("it reads"))
+        words = ["alphas", "--config", str(CONFIGS / "tiny" / "fuse.yaml"), "--out", str(tmp_path / "out"), "--diagnostic", "{}"]
+        words += ["--recipe.base", str(demo[0] / "base")]
+        folders = {name: str(demo[0] / name) for name in ("image", "video", "document", "audio")}
+        words += ["--recipe.specialists", json.dumps(folders)]
+    assert main(words) == 1
+    assert "needs optuna" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
