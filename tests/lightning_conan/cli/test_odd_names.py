@@ -3,6 +3,9 @@ import os
 import shutil
 from pathlib import Path
 
+import duckdb
+import pandas
+import polars
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
@@ -42,13 +45,13 @@ def test_odd_names_are_embedded_and_what_cannot_be_read_is_listed(odd):
 
 def test_readers_take_the_folder_as_a_data_set(odd):
     """By nothing but its name, although items are missing from it."""
-    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
     assert pyarrow.dataset.dataset(odd / "out").to_table()["key"].to_pylist() == KEYS
     assert pq.read_table(odd / "out")["key"].to_pylist() == KEYS
     assert pandas.read_parquet(odd / "out")["key"].tolist() == KEYS
     frame = polars.read_parquet(odd / "out")
     assert sorted(frame["key"]) == sorted(KEYS)
     assert frame.schema["embedding"].shape == (128,)
+    assert sorted(row[0] for row in duckdb.sql(f"select key from '{odd / 'out'}/*.parquet'").fetchall()) == sorted(KEYS)
 
 
 def test_search_shows_odd_names_on_a_line_each(base, odd, capsys):
