@@ -127,9 +127,13 @@ class Source:
         return (self.container.duration or 0) / av.time_base
 
 
+TOLERANT = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+"""Option for metadata in another encoding than UTF-8, which PyAV refused to open before 19, and replaces since."""
+
+
 def opened(data: bytes) -> Any:
     """A PyAV container."""
-    return av.open(io.BytesIO(data), "r", options=OPENING, metadata_errors="ignore")
+    return av.open(io.BytesIO(data), "r", options=OPENING, **TOLERANT)
 
 
 def track(container: Any, index: int) -> Any:

@@ -545,7 +545,9 @@ def test_truncated_video_is_refused(keep):
 
 
 def test_a_recording_whose_stream_goes_on_under_another_number_names_its_file():
-    """PyAV stumbles over a stream that begins in mid-file, with an error of Python's own."""
+    """PyAV stumbles over a stream that begins in mid-file, with an error of Python's own; from 19 on it reads the first alone,
+    as FFmpeg does.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mpegts") as container:
         stream = container.add_stream("mpeg2video", rate=10)
@@ -557,6 +559,10 @@ def test_a_recording_whose_stream_goes_on_under_another_number_names_its_file():
     for place in range(0, len(after), 188):
         if (after[place + 1] & 31) << 8 | after[place + 2] == 256:
             after[place + 1 : place + 3] = bytes([after[place + 1] & 0xE0 | 1, 44])  # 300
+    if int(av.__version__.partition(".")[0]) >= 19:
+        first, both = (decode_video(Media("video", 5 * before + rest, "a.ts")) for rest in (b"", bytes(after)))
+        assert both.frames.equal(first.frames)
+        return
     with pytest.raises(MediaError, match=r"video 'a\.ts'"):
         decode_video(Media("video", 5 * before + bytes(after), "a.ts"))
 
