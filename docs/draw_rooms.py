@@ -28,7 +28,7 @@ SAYS = {
     "datamodules": "manifests, shards, batches",
     "callbacks": "checkpoints, checksums, score files",
     "cli": "the conan command: one file a verb",
-    "demo": "the whole line in small, studies",
+    "demo": "the whole pipeline in small, and studies",
     "serving": "HTTP server and its page",
     "boards": "mteb, MMEB, M-BEIR: one file a board",
 }
