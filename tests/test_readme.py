@@ -225,3 +225,17 @@ def test_python_for_using_a_model(home, capsys):
     assert [rows.shape for rows in added] == [(2, 128)]
     exec(library, scope)
     assert scope["vectors"].shape == (3, 128)
+
+
+def test_a_loss_is_chosen_and_written(home, world, monkeypatch, capsys):
+    pytest.importorskip("lightning_conan.objectives.objective")
+    for page, language in (("stages.md", "yaml"), ("stages.md", "python")):
+        (block,) = blocks(page, language)
+        (home / re.search(r"# (\S+)", block)[1]).write_text(block)
+    monkeypatch.syspath_prepend(home)
+    demo = "conan fit --config conan:base.yaml --config conan:tiny/specialist.yaml"
+    short = ["--trainer.max_steps", "1", "--data.init_args.train", str(world / "image")]
+    run(f"{demo} --config sigmoid.yaml", capsys, *short)
+    assert json.loads((home / "runs" / "demo" / "image" / "conan.json").read_text())
+    run(f"{demo} --trainer.callbacks.out other --model.init_args.training.objective my_loss.Hinge", capsys, *short)
+    assert (home / "other" / "conan.json").is_file()
