@@ -237,5 +237,6 @@ def test_a_loss_is_chosen_and_written(home, world, monkeypatch, capsys):
     short = ["--trainer.max_steps", "1", "--data.init_args.train", str(world / "image")]
     run(f"{demo} --config sigmoid.yaml", capsys, *short)
     assert json.loads((home / "runs" / "demo" / "image" / "conan.json").read_text())
+    short += ["--model.init_args.training.temperature", "0.02"]  # its default, since Hinge uses none
     run(f"{demo} --trainer.callbacks.out other --model.init_args.training.objective my_loss.Hinge", capsys, *short)
     assert (home / "other" / "conan.json").is_file()
