@@ -9,7 +9,7 @@ INSTALL := bin/pip install -q --disable-pip-version-check --no-compile
 # One process a core, tests of one group (a shared, expensive fixture) in one of them.
 PYTEST := bin/pytest -n auto --maxprocesses 4 --dist loadgroup --durations 10
 
-.PHONY: demo test test-lowest smoke-lowest check lint types wheel clean
+.PHONY: demo test test-lowest smoke-lowest check lint types docs wheel clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,9 +43,9 @@ smoke-lowest: wheel
 	PYTHON=$(PYTHON) .ci/smoke dist lowest
 
 wheel: $(VENV)/.installed-dev
-	rm -rf build dist
+	rm -rf build/lib build/bdist* dist
 	$(BIN)/python -m build --no-isolation > /dev/null
-	rm -rf build
+	rm -rf build/lib build/bdist*
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -53,6 +53,11 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+# The API reference; a warning is an error.
+docs: $(VENV)/.installed-dev
+	rm -rf build/docs
+	$(BIN)/python docs/reference.py build/docs
 
 check: lint types test
 

@@ -1,4 +1,4 @@
-"""README's commands work as they stand there, in a folder that looks like a user's."""
+"""The commands and the code of README and docs/ work as they stand there, in a folder that looks like a user's."""
 
 import csv
 import json
@@ -22,12 +22,34 @@ from lightning_conan.embedder import OmniProcessor, Provenance, read_provenance,
 from samples import CONFIGS, flac, png
 
 ROOT = Path(__file__).parents[1]
-README, GUIDE = (ROOT / "README.md").read_text(), (ROOT / "docs" / "guide.md").read_text()
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+VERBS = {
+    "README.md": ["pack", "pack", "fit", "test"],
+    "embed.md": ["embed", "search", "export", "doctor"],
+    "reasoning.md": ["cot", "test"],
+    "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
+    "stages.md": ["fit", "alphas", "drift"],
+    "training.md": ["fit"] * 4,
+}
+"""What each page has in its blocks of commands: one that is added needs a test below."""
 
 
-def commands(page: str = README) -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("conan ")]
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], flags=re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    return [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("conan ")]
+
+
+def run(command: str, capsys, *short: str) -> None:
+    """Runs a page's command, with options that shorten it."""
+    assert main([*shlex.split(command)[1:], *short]) == 0, capsys.readouterr().err
+
+
+def test_every_command_is_run_below():
+    found = {page: [command.split()[1] for command in commands(page)] for page in PAGES}
+    assert {page: verbs for page, verbs in found.items() if verbs} == VERBS
 
 
 @pytest.fixture
@@ -47,22 +69,17 @@ def home(base, tmp_path, monkeypatch):
     return tmp_path
 
 
-OWN_DATA, DRIFT = ["pack", "pack", "fit", "test"], ["drift"]
-USE, REASON, REAL = ["embed", "search", "export", "doctor"], ["cot", "test"], ["memory", "graft", "fit", "fit"]
-
-
 def test_commands_for_ones_own_data(home, capsys):
-    found = commands()
-    assert [command.split()[1] for command in found] == [*OWN_DATA, *DRIFT, *USE, *REASON, *REAL]
-    for command in found[: len(OWN_DATA)]:
+    for command in commands("README.md"):
         short = ["--trainer.max_steps", "2", "--model.init_args.alone_steps", "1"] if command.startswith("conan fit") else []
-        assert main([*shlex.split(command)[1:], *short]) == 0, capsys.readouterr().err
+        run(command, capsys, *short)
     assert "digits" in capsys.readouterr().out
     assert "digits" in json.loads((home / "runs" / "digits" / "scores.json").read_text())
 
 
-def test_the_command_for_drift(home, world, capsys):
-    """On specialists that moved at random."""
+@pytest.fixture
+def specialists(home, world):
+    """What the demo leaves of its stages: specialists, fused and recovered models that moved at random, and their data."""
     demo = home / "runs" / "demo"
     (demo / "packed").mkdir()
     parent = read_provenance(demo / "base").fingerprint
@@ -75,17 +92,25 @@ def test_the_command_for_drift(home, world, capsys):
         save_folder(demo / name, model, processor, state)
         if seed < 4:
             (demo / "packed" / f"{name}.diagnostic").symlink_to(world / name)
-    (command,) = [command for command in commands() if " drift " in command]
-    assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
-    assert (demo / "drift" / "drift.png").is_file()
+    return demo
+
+
+def test_commands_for_coefficients_and_drift(specialists, capsys):
+    learned, searched, drift = commands("stages.md")
+    run(learned, capsys, "--trainer.max_steps", "1")
+    run(searched, capsys, "--search.trials", "2")
+    run(drift, capsys)
+    assert (specialists / "learned" / "conan.json").is_file()
+    assert (specialists.parent / "searched" / "alphas.png").is_file()
+    assert (specialists / "drift" / "drift.png").is_file()
 
 
 def test_commands_for_using_a_model(home, capsys):
     shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
     (home / "photos").mkdir()
     (home / "photos" / "a.jpg").write_bytes(png(format="JPEG"))
-    for command in commands()[len(OWN_DATA) + 1 : -len(REASON + REAL)]:
-        assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    for command in commands("embed.md"):
+        run(command, capsys)
     assert "a.jpg" in capsys.readouterr().out
     assert (home / "exported" / "modules.json").is_file()
 
@@ -95,25 +120,21 @@ def test_commands_for_real_checkpoints(home, world, capsys):
     write_qwen3_vl(home / "Qwen" / "Qwen3-VL-2B-Instruct")
     write_qwen3_omni(home / "Qwen" / "Qwen3-Omni-30B-A3B-Instruct")
     (home / "packed").mkdir()
-    for name in ("image", "audio"):
+    for name in ("image", "video", "document", "audio"):
         (home / "packed" / f"{name}.train").symlink_to(world / name)
-    for command in commands()[-len(REAL) :]:
-        command = command.replace("--model qwen3-vl-2b", "--folder runs/demo/base")
-        options = ["--trainer.max_steps", "1", "--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0"]
-        options += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
-        options += ["--model.init_args.alone_steps", "0"] if "audio.yaml" in command else []
-        assert main([*shlex.split(command)[1:], *(options if " fit " in command else [])]) == 0, capsys.readouterr().err
+    memory, graft, image, audio, fuse = commands("scale.md")
+    run(memory.replace("--model qwen3-vl-2b", "--folder runs/demo/base"), capsys)
+    run(graft, capsys)
+    short = ["--trainer.max_steps", "1", "--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0"]
+    short += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true"]
+    (video,) = re.findall(r"`(--model\.init_args\.modality video [^`]+)`", PAGES["scale.md"])
+    for own in ("", video, video.replace("video", "document")):
+        run(f"{image} {own}", capsys, *short)
+    run(audio, capsys, *short, "--model.init_args.alone_steps", "0")
+    run(fuse, capsys)
     for name in ("image", "audio"):
         assert (home / "runs" / "qwen3_vl" / name / "adapter_model.safetensors").is_file()
-
-
-def test_files_that_it_names_exist():
-    names = re.findall(r"(?:configs|docs|notebooks)/[\w./-]+\.(?:yaml|md|ipynb)", README + GUIDE)
-    packaged = re.findall(r"conan:([\w/]+\.yaml)", README + GUIDE)
-    assert names
-    assert packaged
-    names += [f"configs/{name}" for name in packaged]
-    assert not [name for name in names if not (ROOT / name).is_file()]
+    assert (home / "runs" / "qwen3_vl" / "fused" / "fusion.json").is_file()
 
 
 def test_nothing_names_a_file_that_only_its_authors_have():
@@ -128,11 +149,11 @@ def test_nothing_names_a_file_that_only_its_authors_have():
     assert not [name for name, text in pages.items() if odd.search(text)]
 
 
-def test_its_manifest_line_is_valid(tmp_path):
+def test_lines_of_manifests_are_valid(tmp_path):
     from lightning_conan.items import parse_pair
 
-    for page in (README, (ROOT / "docs" / "manifest.md").read_text()):
-        for line in re.findall(r'^\{"key".*\}$', page, flags=re.MULTILINE):
+    for page in ("README.md", "manifest.md"):
+        for line in re.findall(r'^\{"key".*\}$', PAGES[page], flags=re.MULTILINE):
             assert parse_pair(json.loads(line), tmp_path).modality == "audio"
 
 
@@ -147,31 +168,37 @@ def reasoning(home, tiny):
     write_shards(draw_composed("composed", 4, 0)[0], demo / "packed" / "trace" / "composed.test")
 
 
-def test_commands_for_reasoning(home, reasoning, capsys):
-    short = {"test": ["--model.init_args.decoding.max_new_tokens", "2"]}
-    for command in commands()[-len(REASON + REAL) : -len(REAL)]:
-        words = shlex.split(command)[1:]
-        assert main([*words, *short.get(words[0], [])]) == 0, capsys.readouterr().err
+def test_commands_and_python_for_reasoning(home, reasoning, capsys):
+    cot, test = commands("reasoning.md")
+    run(cot, capsys)
+    run(test, capsys, "--model.init_args.decoding.max_new_tokens", "2")
     assert "reasoned about" in capsys.readouterr().out
-
-
-def test_its_python_works(home, reasoning):
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    code = "\n".join(blocks).replace("runs/demo/final", "runs/demo/base")
-    (home / "photo.jpg").write_bytes(png(format="JPEG"))
     scope: dict = {}
-    exec(code, scope)
-    assert scope["vectors"].shape == (2, 128)
+    exec("".join(blocks("reasoning.md", "python")), scope)
+    assert scope["written"].embeddings.shape == (1, 128)
 
 
-def test_a_run_is_watched_as_the_guide_says(home, capsys):
-    for command in commands()[:2]:
-        assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
-    (home / "watch.yaml").write_text("".join(re.findall(r"```yaml\n(.*?)```", GUIDE, flags=re.DOTALL)))
-    (command,) = commands(GUIDE)
+def test_readmes_python_prints_similarities(capsys):
+    (code,) = blocks("README.md", "python")
+    exec(code, scope := {})
+    assert scope["vectors"].shape == (3, 128)
+    assert "1.0000" in capsys.readouterr().out
+
+
+def test_options_of_classes_are_explained(capsys):
+    for command in [line for line in commands("training.md") if ".help" in line]:
+        run(command, capsys)
+        name = command.split(".")[-1]
+        assert name in capsys.readouterr().out
+    assert main(["fuse", "--recipe.method.help", "lightning_conan.fusion.Ties"]) == 0
+
+
+def test_a_run_is_watched(home, capsys):
+    for command in commands("README.md")[:2]:
+        run(command, capsys)
+    (home / "watch.yaml").write_text("".join(blocks("training.md", "yaml")))
     short = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"]
-    short += ["--model.init_args.alone_steps", "2"]
-    assert main([*shlex.split(command)[1:], *short]) == 0, capsys.readouterr().err
+    run(commands("training.md")[-1], capsys, *short, "--model.init_args.alone_steps", "2")
     assert (home / "runs" / "digits" / "watched" / "conan.json").is_file()
     rows = csv.DictReader((home / "runs/digits/lightning_logs/version_0/metrics.csv").open())
     names = {name for row in rows for name, value in row.items() if value}
@@ -179,20 +206,37 @@ def test_a_run_is_watched_as_the_guide_says(home, capsys):
     assert {"val/digits/forth/recall@50", "val/digits/back/ndcg@5"} <= names
 
 
-def test_the_guides_python_works(home, capsys):
+def test_python_for_using_a_model(home, capsys):
     shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
     (home / "photos").mkdir()
     for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
         (home / name).write_bytes(png(seed=len(name), format="JPEG"))
     (home / "clip.flac").write_bytes(flac())
-    embed, _, export, _ = commands()[len(OWN_DATA) + 1 : -len(REASON + REAL)]
-    for command in (embed, export):
-        assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    embed, _, export, _ = commands("embed.md")
+    run(embed, capsys)
+    run(export, capsys)
     added = []
     scope: dict = {"stand_in": SimpleNamespace(IndexFlatIP=lambda dim: SimpleNamespace(add=added.append))}
-    code = "\n".join(re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL))
-    exec(code.replace("import faiss", "faiss = stand_in"), scope)
+    first, faiss, library = blocks("embed.md", "python")
+    exec(first, scope)
+    assert scope["vectors"].shape == (2, 128)
+    exec(faiss.replace("import faiss", "faiss = stand_in"), scope)
     assert scope["keys"] == ["a.jpg", "b.jpg"]
     assert [rows.shape for rows in added] == [(2, 128)]
+    exec(library, scope)
     assert scope["vectors"].shape == (3, 128)
-    assert main(["fuse", "--recipe.method.help", "lightning_conan.fusion.Ties"]) == 0
+
+
+def test_a_loss_is_chosen_and_written(home, world, monkeypatch, capsys):
+    pytest.importorskip("lightning_conan.objectives.objective")
+    for page, language in (("stages.md", "yaml"), ("stages.md", "python")):
+        (block,) = blocks(page, language)
+        (home / re.search(r"# (\S+)", block)[1]).write_text(block)
+    monkeypatch.syspath_prepend(home)
+    demo = "conan fit --config conan:base.yaml --config conan:tiny/specialist.yaml"
+    short = ["--trainer.max_steps", "1", "--data.init_args.train", str(world / "image")]
+    run(f"{demo} --config sigmoid.yaml", capsys, *short)
+    assert json.loads((home / "runs" / "demo" / "image" / "conan.json").read_text())
+    short += ["--model.init_args.training.temperature", "0.02"]  # its default, since Hinge uses none
+    run(f"{demo} --trainer.callbacks.out other --model.init_args.training.objective my_loss.Hinge", capsys, *short)
+    assert (home / "other" / "conan.json").is_file()
