@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_conan.embedder import STATES, Batch, State
+from lightning_conan.embedder import STATES, Batch, ChunkOutput, State
 from lightning_conan.embedder.checkpoint import check_apart
 from lightning_conan.extras import require
 from lightning_conan.fusion import Recipe, TaskArithmetic, fuse_folders, fused_model
@@ -65,6 +65,11 @@ class Fused(Stage):
             raise ValueError(f"Coefficients are learned for TaskArithmetic, got {self.recipe.method}. Leave recipe.method out.")
         if self.training_settings.learn_temperature:
             raise ValueError("Coefficients are all that is learned, got training.learn_temperature=true. Leave it out.")
+        if self.objective_scalars is not None:
+            raise ValueError(
+                f"Coefficients are all that is learned, got an objective that learns {', '.join(self.objective_scalars)}. "
+                "Choose another (learn_bias: false for PairwiseSigmoid)."
+            )
         if self.training_settings.optimizer == "muon":
             raise ValueError(
                 "Coefficients are no matrix that Muon could make orthogonal, got training.optimizer=muon. Use adamw."
@@ -108,8 +113,8 @@ class Fused(Stage):
         self.alphas.grad = gradient
 
     @override
-    def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
-        value = super().loss(batch, embeddings)
+    def loss(self, batch: Batch, output: ChunkOutput) -> Float[Tensor, ""]:
+        value = super().loss(batch, output)
         self.losses.setdefault(batch.modality, []).append((self.global_step + 1, float(total(value.detach()))))
         return value
 

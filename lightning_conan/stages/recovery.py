@@ -17,7 +17,7 @@ from lightning_conan.items import Item, Modality, Side
 from lightning_conan.objectives import PairEmbeddings
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.training.collectives import most, world_size
-from lightning_conan.training.frozen_cache import Constants
+from lightning_conan.training.frozen_cache import FrozenOutputs
 from lightning_conan.training.settings import Lora, Training
 from lightning_conan.training.stage import Stage
 
@@ -93,7 +93,7 @@ class ProjectorRecovery(Stage):
         self.with_bank = bank
         self.banks: dict[Side, Bank] = {}
         self.constants_folder, self.constants_gb = constants, constants_gb
-        self.constants: Constants | None = None
+        self.constants: FrozenOutputs | None = None
 
     @property
     @override
@@ -102,12 +102,12 @@ class ProjectorRecovery(Stage):
 
     @property
     @override
-    def adapted(self) -> tuple[str, ...]:
+    def lora_prefixes(self) -> tuple[str, ...]:
         return ("backbone.language_model.",)
 
     @property
     @override
-    def full(self) -> tuple[str, ...]:
+    def trainable_prefixes(self) -> tuple[str, ...]:
         return self.projectors
 
     @override
@@ -124,7 +124,7 @@ class ProjectorRecovery(Stage):
                 self.trainer.strategy.root_device.type,
             )
             maker = ":".join([made_by, *map(str, arithmetic)])
-            self.constants = Constants(self.constants_folder, maker, self.constants_gb)
+            self.constants = FrozenOutputs(self.constants_folder, maker, self.constants_gb)
 
     @override
     def on_train_start(self) -> None:
@@ -165,7 +165,7 @@ class ProjectorRecovery(Stage):
         return self.constants.fetch(f"embedding.{side}", digests, make)
 
     @override
-    def enlarged(self, pairs: PairEmbeddings, batch: Batch) -> PairEmbeddings:
+    def add_negatives(self, pairs: PairEmbeddings, batch: Batch) -> PairEmbeddings:
         if not self.banks:
             return pairs
         flipped = bool(batch.targets) and all(item.mels for item in batch.targets)
@@ -184,8 +184,8 @@ class ProjectorRecovery(Stage):
         return replace(pairs, negative=negative, negative_ids=negative_ids)
 
     @override
-    def teaches(self, batch: Batch) -> bool:
-        return bool(most(len(batch), self.device)) if self.banks else super().teaches(batch)
+    def has_contrast(self, batch: Batch) -> bool:
+        return bool(most(len(batch), self.device)) if self.banks else super().has_contrast(batch)
 
     @override
     def teardown(self, stage: str) -> None:
@@ -194,7 +194,7 @@ class ProjectorRecovery(Stage):
             self.constants = None
 
     @override
-    def inputs(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
+    def split_cached(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
         items, digests = list(batch.items()), batch.hashes()
         heard = [row for row, item in enumerate(items) if item.mels]
         if self.constants is None or not heard:

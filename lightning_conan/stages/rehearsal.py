@@ -37,9 +37,9 @@ class Rehearsal(Stage):
         return self.lora_settings
 
     @property
-    def adapted(self) -> tuple[str, ...]:
+    def lora_prefixes(self) -> tuple[str, ...]:
         return ("backbone.",)
 
     @property
-    def full(self) -> tuple[str, ...]:
+    def trainable_prefixes(self) -> tuple[str, ...]:
         return ("audio_projector.",) if self.train_projector else ()

@@ -50,11 +50,11 @@ class Specialist(Stage):
         return self.lora_settings
 
     @property
-    def adapted(self) -> tuple[str, ...]:
+    def lora_prefixes(self) -> tuple[str, ...]:
         return TOWERS[self.modality]  # type: ignore[index]  # set in __init__
 
     @property
-    def full(self) -> tuple[str, ...]:
+    def trainable_prefixes(self) -> tuple[str, ...]:
         return self.train_fully
 
     @override

@@ -19,7 +19,7 @@ OPEN: dict[Path, Any] = {}
 """By folder: LMDB refuses to open one twice in a process, and a fit that failed has closed nothing."""
 
 
-class Constants:
+class FrozenOutputs:
     """Tensors by the content that they were made of and the weights that made them.
 
     An LMDB: memory-mapped, safe under several ranks and against being killed, never larger than asked for.

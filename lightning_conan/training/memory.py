@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 from lightning_conan.embedder import Chunk, Encoded, OmniConfig, OmniEmbedder, blank, pack, pad
 from lightning_conan.items import Modality
 from lightning_conan.objectives.generation import AT_ONCE, generation_loss
+from lightning_conan.objectives.gradient_cache import tensors_of
 from lightning_conan.training.adapters import Adapters
 from lightning_conan.training.settings import Lora
 from lightning_conan.training.sharding import whole_weights
@@ -185,7 +186,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def fitting_budget(
-    embedder: OmniEmbedder, embed: Callable[[Chunk], Tensor], modality: Modality, device: torch.device, moments: int
+    embedder: OmniEmbedder, embed: Callable[[Chunk], object], modality: Modality, device: torch.device, moments: int
 ) -> int:
     """The padded tokens whose forward and backward pass fit into the device, by measuring a few; of three binary digits, so that
     a little more or less free memory finds the same.
@@ -229,7 +230,7 @@ def trained_bytes(embedder: OmniEmbedder) -> int:
 
 
 def measured_bytes(
-    embedder: OmniEmbedder, embed: Callable[[Chunk], Tensor], item: Encoded, device: torch.device
+    embedder: OmniEmbedder, embed: Callable[[Chunk], object], item: Encoded, device: torch.device
 ) -> tuple[int, int]:
     """Memory of what a forward pass over an item, twice, keeps; and the peak of both passes and their gradients, of which none
     are left. On the host what autograd keeps, and half as much for what it does not.
@@ -256,7 +257,8 @@ def measured_bytes(
     return graph, peak
 
 
-def learn(found: Tensor) -> None:
-    """A backward pass, if anything that trains takes part: texts have nothing to tell an audio projector."""
-    if found.requires_grad:
-        found.sum().backward()
+def learn(output: object) -> None:
+    """Runs a backward pass, if any trainable parameter affects the output: an audio projector alone does not affect texts."""
+    sums = [part.sum() for part in tensors_of(output) if part.requires_grad]
+    if sums:
+        torch.stack(sums).sum().backward()
