@@ -140,8 +140,8 @@ class Training:
             default = setting.default if setting.default is not MISSING else {}  # of temperatures
             if setting.name in unused and (value := getattr(self, setting.name)) != default:
                 raise ValueError(
-                    f"training.{setting.name} must be {default} with {type(self.objective).__name__}, an objective that does not use "
-                    f"it, got {value}. Leave it out, or choose another objective."
+                    f"training.{setting.name} must be {default} with {type(self.objective).__name__}, which does not use it, "
+                    f"got {value}. Leave it out, or choose another training.objective."
                 )
 
     def temperature_of(self, modality: Modality) -> float:
