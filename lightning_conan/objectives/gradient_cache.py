@@ -49,7 +49,12 @@ class ChunkStep(Generic[OutputT]):
 
 
 def each(change: Callable[[Tensor], Tensor], output: OutputT) -> OutputT:
-    """Changes every tensor of an output."""
+    """Changes every tensor of an output.
+
+    Args:
+        change: From one tensor to another.
+        output: A tensor, or a named tuple of tensors.
+    """
     changed: OutputT = tree_map(lambda part: change(part) if isinstance(part, Tensor) else part, output)
     return changed
 
@@ -92,7 +97,13 @@ class RandomStates:
 
 
 def arriving(chunks: Sequence[Chunk], numbers: Sequence[int], device: torch.device) -> Iterator[tuple[int, Chunk]]:
-    """Some chunks by their numbers, on the device; while one is computed, a thread brings the next."""
+    """Yields chunks with their numbers, on the device; while one is computed, a thread transfers the next.
+
+    Args:
+        chunks: All chunks, on the host.
+        numbers: The chunks to yield, in this order.
+        device: Where they are computed.
+    """
     if device.type == "cpu" or not numbers:
         yield from ((number, chunks[number]) for number in numbers)
         return
@@ -201,6 +212,10 @@ def embed_without_graph(
 def output_gradients(step: ChunkStep[OutputT], outputs: OutputT) -> tuple[Float[Tensor, ""], list[Tensor]]:
     """The loss of all outputs and its gradient with respect to each; other tensors that the loss depends on, such as a
     temperature, get their gradients here.
+
+    Args:
+        step: Loss and backward.
+        outputs: Outputs of all items, without a graph.
     """
     leaves = [part.requires_grad_() for part in tensors_of(outputs)]
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The contrastive loss."""
+"""InfoNCE, the contrastive loss in one direction."""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor

@@ -19,12 +19,23 @@ LossOfRows = Callable[[Tensor, Tensor, PairEmbeddings, Contrast, slice], Tensor]
 
 
 def slices_of(start: int, stop: int, at_once: int) -> list[slice]:
-    """Consecutive slices of at most ``at_once`` rows."""
+    """Consecutive slices of at most ``at_once`` rows.
+
+    Args:
+        start: The first row.
+        stop: The row after the last one.
+        at_once: Rows of a slice.
+    """
     return [slice(first, min(first + at_once, stop)) for first in range(start, stop, at_once)]
 
 
 def rows_at_once(pairs: PairEmbeddings, at_once: int | None) -> int:
-    """Rows of a slice: those asked for, or the default for the embeddings' width."""
+    """Rows of a slice.
+
+    Args:
+        pairs: Their width sets the default.
+        at_once: Another number; None for the default.
+    """
     return at_once or max(ROWS, pairs.query.shape[1] // 2)
 
 
@@ -34,7 +45,12 @@ def connected_zero(pairs: PairEmbeddings) -> Float[Tensor, ""]:
 
 
 def leading(parts: list[Tensor], dims: tuple[int, ...]) -> Iterator[list[Tensor]]:
-    """The parts' leading dimensions, unit length again, for each of ``dims``; the parts unchanged if there are none."""
+    """Yields the leading dimensions of embeddings for each of ``dims``, unit length again.
+
+    Args:
+        parts: Embeddings, (rows, dim).
+        dims: Numbers of leading dimensions; empty yields the parts unchanged, once.
+    """
     if not dims:
         yield parts
     for dim in dims:

@@ -23,7 +23,7 @@ from lightning_conan.training.stage import Stage
 
 AUDIO_PROJECTOR = "audio_projector."
 BANK_BLOCK = 1024
-"""Texts that are embedded and kept at once."""
+"""Texts that are embedded and cached at once."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class ProjectorRecovery(Stage):
 
     Args:
         folder: The fused folder.
-        training: How it trains.
-        projectors: Beginnings of the names of their parameters; ``backbone.visual.merger.`` is that of vision. Several
-            want data of all their modalities (``datamodules.RehearsalData``).
+        training: Settings of training.
+        projectors: Parameter name prefixes of the projectors; ``backbone.visual.merger.`` is that of vision. Several
+            need data of all their modalities (``datamodules.RehearsalData``).
         lora: Adapters on the language backbone besides: the paper's other variant, which moves every other modality too.
-        constants: A folder where the embeddings of texts and the audio encoder's frames are kept, by content and weights. With
+        constants: A folder that caches embeddings of texts and the audio encoder's frames, by content and weights. With
             all but the audio projector frozen they never change: from the second epoch on only projector and backbone run,
             on audio alone.
-        constants_gb: The folder's largest size.
-        bank: Every text of the training data is a negative at every step, not those of the batch alone, but for those that the
-            data holds to be right for one of the batch's sounds; needs ``constants``.
+        constants_gb: The folder's largest size in GiB.
+        bank: Makes every text of the training data a negative at every step, except those that the data names as right for one
+            of the batch's audio clips; needs ``constants``.
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("fused",)
@@ -141,7 +141,13 @@ class ProjectorRecovery(Stage):
             self.banks = {side: self.make_bank(side, texts[side], right[side]) for side in texts if texts[side]}
 
     def make_bank(self, side: Side, texts: dict[str, Item], right: list[tuple[str, str]]) -> Bank:
-        """Embeds a side's texts, by their digests; ranks share the work of what is not kept yet."""
+        """Embeds a side's texts; ranks share the work of those that are not cached yet.
+
+        Args:
+            side: The side of a pair.
+            texts: Its texts by content hash.
+            right: Content hashes of other sides, each with that of a text that is right for it.
+        """
         assert self.constants is not None, "__init__ refused such a stage"
         digests = sorted(texts)
         own = digests[self.global_rank :: world_size()]
@@ -155,7 +161,13 @@ class ProjectorRecovery(Stage):
         return Bank(torch.stack([row.to(self.device) for row in found]), hash_ids(digests).to(self.device), known.to(self.device))
 
     def fetch_texts(self, side: Side, digests: list[str], encode: Callable[[str], Encoded]) -> list[Tensor]:
-        """Embeddings of texts by their digests, kept or made."""
+        """Embeddings of texts, from the cache or computed.
+
+        Args:
+            side: The side of a pair on which they stand.
+            digests: Their content hashes.
+            encode: From a content hash to the encoded text.
+        """
         assert self.constants is not None, "without them texts are embedded like everything else"
         budget = self.training_settings.inference_budget
 
@@ -219,7 +231,7 @@ class ProjectorRecovery(Stage):
         return items, texts
 
     def frames_of(self, items: list[Encoded]) -> Sequence[Tensor]:
-        """What the audio encoder makes of each item's sounds, so many at once as the budget holds."""
+        """The audio encoder's frames of each item, as many items at once as the budget holds."""
         groups: list[list[Encoded]] = [[]]
         for item in items:
             if groups[-1] and sum(other.heard for other in groups[-1]) + item.heard > self.training_settings.inference_budget:

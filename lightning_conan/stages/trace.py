@@ -22,15 +22,15 @@ MERGERS = ("backbone.visual.merger.", "backbone.visual.deepstack_merger_list.")
 class Trace(Stage):
     """Teaches an embedder to write its reasoning first where a query needs it: lambda_gen * L_gen + lambda_ret * L_ret.
 
-    A query is followed by what should be written about it (``Pair.reasoning``, nothing for an easy one) and ``<|emb|>``, all of
-    which L_gen asks for; its embedding is the state that predicts ``<|emb|>``, and L_ret is InfoNCE from it to the targets, which
-    never reason. Its data is ``datamodules.TraceData``.
+    A query is followed by its generation target (``Pair.reasoning``, empty for an easy one) and ``<|emb|>``, and L_gen is the
+    cross-entropy of both; its embedding is the state that predicts ``<|emb|>``, and L_ret is ``training.objective`` from it to
+    the targets, which never reason. Its data is ``datamodules.TraceData``.
 
     Args:
         folder: An embedder's folder, of any state but a specialist's.
-        training: How it trains.
+        training: Settings of training.
         lora: Adapters on the language model; null for none.
-        train_fully: Beginnings of the names of parameters that train without adapters, besides the rows of ``<|emb|>``: the
+        train_fully: Name prefixes of parameters that train without adapters, besides the rows of ``<|emb|>``: the
             vision tower's mergers by default.
         lambda_gen: Weight of L_gen; 0 trains a plain embedder, on data without reasoning (``teach: false``).
         lambda_ret: Weight of L_ret; 0 teaches to write only.
@@ -38,7 +38,7 @@ class Trace(Stage):
         query_hint: Ends the instruction of queries; by default that of ``reasoning/prompts/trace.yaml``, or the folder's if it
             reasons already.
         target_hint: Ends the instruction of targets, likewise.
-        decoding: How it writes when it is scored.
+        decoding: Settings of writing, when it is scored.
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("base", "fused", "recovered", "rehearsed", "reasoning")

@@ -1,4 +1,4 @@
-"""What a stage takes of a device's memory: counted from the config, activations measured on one layer."""
+"""Memory need of a stage: counted from the config, activations measured on one layer."""
 
 import copy
 import os
@@ -21,7 +21,7 @@ from lightning_conan.training.settings import Lora
 from lightning_conan.training.sharding import whole_weights
 
 TOKENS = 64, 256
-"""How many tokens are measured; from the one to the other activations grow in proportion, and what else is kept does not."""
+"""Numbers of tokens that are measured: the difference is that of activations, which grow in proportion; the rest does not."""
 PROBES, SHARE, MOST = (256, 768), 0.8, 2**17
 """Tokens of each of the two rows that find a budget, the share of free memory that a chunk may take, and tokens beyond which no
 chunk is faster."""
@@ -29,22 +29,22 @@ chunk is faster."""
 
 @dataclass(frozen=True)
 class Plan:
-    """What trains, and on how much at once.
+    """A stage whose memory need is estimated.
 
     Args:
-        modality: What passes through the model.
-        adapted: Beginnings of the names of modules that get adapters.
-        full: Beginnings of the names of parameters that train fully.
+        modality: The modality that passes through the model.
+        lora_prefixes: Name prefixes of modules whose linear layers get adapters.
+        trainable_prefixes: Name prefixes of parameters that train fully.
         lora: The adapters; None for none.
         token_budget: Padded tokens of a chunk.
-        checkpoint_activations: Whether only layers' inputs are kept.
+        checkpoint_activations: Keeps only layers' inputs.
         batch_size: Pairs of this device's share of a batch.
-        writes: Whether texts are lessons too, as TRACE's are, all of whose tokens are asked for.
+        writes: Computes a generation loss of all tokens of texts, as TRACE does.
     """
 
     modality: Modality
-    adapted: tuple[str, ...] = ()
-    full: tuple[str, ...] = ()
+    lora_prefixes: tuple[str, ...] = ()
+    trainable_prefixes: tuple[str, ...] = ()
     lora: Lora | None = None
     token_budget: int = 16_384
     checkpoint_activations: bool = False
@@ -53,7 +53,12 @@ class Plan:
 
 
 def memory_need(config: OmniConfig, plan: Plan) -> dict[str, int]:
-    """Bytes by part: frozen weights in bfloat16; what trains, its gradients and AdamW's moments in float32."""
+    """Bytes by part: frozen weights in bfloat16; trained ones, their gradients and AdamW's moments in float32.
+
+    Args:
+        config: The model's config.
+        plan: The stage.
+    """
     with torch.device("meta"), no_init_weights():
         model = prepared(config, plan)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -73,20 +78,30 @@ def memory_need(config: OmniConfig, plan: Plan) -> dict[str, int]:
 
 
 def prepared(config: OmniConfig, plan: Plan) -> OmniEmbedder:
-    """A model of which the right parameters train."""
+    """The model with adapters added and frozen parameters frozen.
+
+    Args:
+        config: The model's config.
+        plan: The stage.
+    """
     model = OmniEmbedder(config)
     model.train()
     if plan.writes:
         model.free_emb_rows()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(plan.full))
+        parameter.requires_grad_(name.startswith(plan.trainable_prefixes))
     if plan.lora is not None:
-        Adapters(model, plan.lora, plan.adapted, plan.full)
+        Adapters(model, plan.lora, plan.lora_prefixes, plan.trainable_prefixes)
     return model
 
 
 def activation_bytes(config: OmniConfig, plan: Plan) -> int:
-    """What the backward pass keeps of a chunk: measured with a layer more and less of each tower, and extended to all."""
+    """Bytes of a chunk's activations: measured with a layer more and less of each tower, and extended to all.
+
+    Args:
+        config: The model's config.
+        plan: The stage.
+    """
     least = saved_bytes(shallow(config, 2, 1), plan)  # the language model's last layer keeps less than the others
     language = saved_bytes(shallow(config, 3, 1), plan) - least
     tower = saved_bytes(shallow(config, 2, 2), plan) - least
@@ -101,20 +116,35 @@ def activation_bytes(config: OmniConfig, plan: Plan) -> int:
 
 
 def inference_bytes(config: OmniConfig, plan: Plan) -> int:
-    """Without gradients: a layer's widest tensors, input, gate, up and output, at a time."""
+    """Bytes of a chunk without gradients: a layer's widest tensors, input, gate, up and output, at a time.
+
+    Args:
+        config: The model's config.
+        plan: The stage, of which nothing trains.
+    """
     text = config.get_text_config()
     return 6 * plan.token_budget * (int(text.hidden_size) + int(text.intermediate_size))
 
 
 def tower_depth(config: OmniConfig, modality: Modality) -> int:
-    """Layers of the tower that a modality passes before the language model."""
+    """Layers of the tower that a modality passes before the language model.
+
+    Args:
+        config: The model's config.
+        modality: The modality.
+    """
     if modality == "audio":
         return int(config.audio_config.encoder_layers)
     return 0 if modality == "text" else int(config.backbone_config.vision_config.depth)
 
 
 def tower_inputs(config: OmniConfig, modality: Modality) -> int:
-    """Numbers that enter a layer of that tower, for each token of the language model."""
+    """Numbers that enter a layer of that tower, for each token of the language model.
+
+    Args:
+        config: The model's config.
+        modality: The modality.
+    """
     if modality == "audio":
         return int(config.audio_config.d_model)
     vision = config.backbone_config.vision_config
@@ -123,7 +153,13 @@ def tower_inputs(config: OmniConfig, modality: Modality) -> int:
 
 
 def shallow(config: OmniConfig, layers: int, depth: int) -> OmniConfig:
-    """The config with few layers and a small vocabulary, all widths as they are."""
+    """The config with few layers and a small vocabulary, all widths unchanged.
+
+    Args:
+        config: The model's config.
+        layers: Layers of the language model.
+        depth: Layers of each tower.
+    """
     small = copy.deepcopy(config)
     text, vision = small.get_text_config(), small.backbone_config.vision_config
     text.num_hidden_layers, text.vocab_size = layers, 64
@@ -137,7 +173,12 @@ def shallow(config: OmniConfig, layers: int, depth: int) -> OmniConfig:
 
 
 def saved_bytes(config: OmniConfig, plan: Plan) -> float:
-    """What autograd keeps of a token for the backward pass, weights left out."""
+    """Bytes that autograd keeps of a token for the backward pass, without weights.
+
+    Args:
+        config: A shallow config.
+        plan: The stage.
+    """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -178,7 +219,7 @@ def counted(weights: set[int]) -> Iterator[dict[int, int]]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What a device can still hold; of the host's memory, this process's part."""
+    """Free bytes of a device; of the host's memory, this process's part."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
@@ -193,9 +234,9 @@ def fitting_budget(
 
     Args:
         embedder: The model; gradients of what trains count as taken, and none are left.
-        embed: How a stage embeds a chunk with it, whose every token has a lesson.
-        modality: What passes through it, besides texts.
-        device: Where.
+        embed: A stage's ``embed_chunk``; every token of the chunk is a generation target.
+        modality: The modality that passes through it, besides texts.
+        device: Where chunks are embedded.
         moments: Bytes that an optimizer will take.
 
     Raises:
@@ -234,6 +275,12 @@ def measured_bytes(
 ) -> tuple[int, int]:
     """Memory of what a forward pass over an item, twice, keeps; and the peak of both passes and their gradients, of which none
     are left. On the host what autograd keeps, and half as much for what it does not.
+
+    Args:
+        embedder: The model.
+        embed: A stage's ``embed_chunk``.
+        item: The item.
+        device: Where chunks are embedded.
     """
     chunk = pad([item] * 2, [0, 1]).to(device)  # torch.compile makes another form for a single row
     if device.type == "cuda":

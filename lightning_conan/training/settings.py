@@ -164,7 +164,12 @@ class Training:
         return 16_384 if self.token_budget == "auto" else self.token_budget
 
     def scale(self, step: int, total: int) -> float:
-        """The share of ``lr`` at a step."""
+        """The factor of ``lr`` at a step.
+
+        Args:
+            step: Steps so far.
+            total: Steps of the run.
+        """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, total - self.warmup_steps)

@@ -28,7 +28,7 @@ from lightning_conan.training.sharding import is_sharded, shard, whole_on_first
 
 Form = Literal["dense", "float32", "adapter"]
 ALARM = 0.05
-"""A larger share of what training changes, lost to rounding, is told."""
+"""Share of the update's norm that rounding may remove before a warning is logged."""
 log = logging.getLogger(__name__)
 
 
@@ -146,7 +146,7 @@ class Weights(Scoring):
         return {name: parameter for name, parameter in self.named_parameters() if name in self.trained_names}
 
     def made_with(self) -> dict[str, Any]:
-        """What the weights would not be the same model without, though it is none of them."""
+        """Settings that, besides the weights, determine the model."""
         lora = {"its lora.rank": self.lora.rank, "its lora.alpha": self.lora.alpha} if self.lora is not None else {}
         return {**lora, "its inputs' settings (hints, sizes, tokenizer)": self.processor.fingerprint}
 
@@ -179,6 +179,10 @@ class Weights(Scoring):
     def check_out(self, out: Path, form: Form) -> None:
         """Refuses, before anything is trained, what could not be written in the end.
 
+        Args:
+            out: The checkpoint folder that will be written.
+            form: See ``write_folder``.
+
         Raises:
             ValueError: ``out`` is read from, or holds something else than this stage would write there; or an adapter is asked
                 for and there is none.
@@ -190,10 +194,12 @@ class Weights(Scoring):
             raise ValueError(f"Only a specialist with LoRA can be written as an adapter, got {type(self).__name__}.")
 
     def write_folder(self, out: Path, form: Form = "dense") -> None:
-        """Writes the trained model, its adapters merged into dense weights (of the dtype that it started with, or float32) or
-        left as they are.
+        """Writes the trained model as a checkpoint folder. Every rank has to call; the first one writes.
 
-        Every rank has to call; the first one writes.
+        Args:
+            out: The folder.
+            form: ``dense`` merges adapters into weights of the dtype that the stage started with, ``float32`` into float32 ones;
+                ``adapter`` writes the adapters alone.
 
         Raises:
             ValueError: ``adapter`` is asked for and there is none.
@@ -204,7 +210,12 @@ class Weights(Scoring):
                 self.write_whole(out, form)
 
     def write_whole(self, out: Path, form: Form) -> None:
-        """Writes the model as it stands."""
+        """Writes a model whose weights are not in shards.
+
+        Args:
+            out: The folder.
+            form: See ``write_folder``.
+        """
         assert self.writes is not None, "prepare() refused such a stage"
         self.embedder.switch("sdpa", None)  # golden vectors are made on the CPU, as whoever loads the folder may make them
         parents = dict(self.provenance.parents) if self.writes != "specialist" else {}
@@ -233,7 +244,7 @@ class Weights(Scoring):
         save_folder(out, self.embedder, self.processor, provenance)
 
     def rounding(self) -> tuple[float, float]:
-        """Of what trained fully: the squared length of what rounding takes of the weights, and of what training changed."""
+        """Squared norms, of what trained fully, of the rounding error of the weights and of the whole update."""
         lost = changed = 0.0
         if self.stored == torch.float32:
             return lost, changed
