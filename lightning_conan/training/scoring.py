@@ -56,7 +56,7 @@ class Effort:
         self.seconds += seconds
 
     def rates(self, device: torch.device) -> dict[str, Tensor]:
-        """Rates over all ranks: per cent of queries reasoned about and truncated, tokens per query, queries per second and rank."""
+        """Rates over all ranks: per cent of queries reasoned about and truncated, tokens a query, queries a second and rank."""
         mine = [self.queries, self.reasoned, self.truncated, self.tokens, self.seconds]
         queries, reasoned, truncated, tokens, seconds = total(torch.tensor(mine, device=device))
         shares = {"reasoned": 100 * reasoned / queries, "truncated": 100 * truncated / queries, "tokens": tokens / queries}
