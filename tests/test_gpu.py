@@ -13,7 +13,7 @@ from lightning_conan.embedder.attention import segment_attention
 from lightning_conan.objectives import ChunkStep, cached_backward, gradient_cache, one_pass_backward
 from lightning_conan.training import Lora
 from lightning_conan.training.adapters import Adapters
-from lightning_conan.training.memory import fitting_budget, trained_bytes
+from lightning_conan.training.probing import fitting_budget, trained_bytes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 GPU = torch.device("cuda")

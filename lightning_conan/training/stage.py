@@ -22,9 +22,9 @@ from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.training.budgets import TokenBudgets, pack_chunks
 from lightning_conan.training.collectives import gather_pairs, leave_gradients_alone, sum_gradients, total
 from lightning_conan.training.guard import StepGuard
-from lightning_conan.training.memory import fitting_budget, trained_bytes
 from lightning_conan.training.negatives import NegativeWatch
 from lightning_conan.training.optimizers import go_on_with, make_optimizer, optimizer_settings
+from lightning_conan.training.probing import fitting_budget, trained_bytes
 from lightning_conan.training.settings import TOWERS, Training
 from lightning_conan.training.sharding import clip_gradients, sync_gradients
 from lightning_conan.training.temperatures import LogTemperatures

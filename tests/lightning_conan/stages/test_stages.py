@@ -18,7 +18,7 @@ from lightning_conan.items import Item, Media
 from lightning_conan.objectives import Contrast, PairEmbeddings, contrastive, info_nce, symmetric_info_nce
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages import Rehearsal, Specialist
-from lightning_conan.training import Lora, Stage, Training, memory
+from lightning_conan.training import Lora, Stage, Training, probing
 from lightning_conan.training.adapters import Adapters
 from lightning_conan.training.settings import LEAST_TEMPERATURE
 from runs import QUICK, Record, Stop, data, trainer
@@ -275,14 +275,14 @@ def test_a_step_without_a_finite_gradient_is_left_out_and_counted(base, world, t
 
 
 def test_a_budget_is_found_once_and_kept_in_the_checkpoint(base, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 200_000_000)
+    monkeypatch.setattr(probing, "free_bytes", lambda device: 200_000_000)
     auto = replace(QUICK, token_budget="auto")
     module, straight = Specialist(base, "image", auto), Record()
     trainer(tmp_path / "a", 4, straight).fit(module, data(world))
     assert set(module.budgets.measured) == {"image"}
     assert 256 <= module.budgets.measured["image"] <= 2**17
     trainer(tmp_path / "b", 4, Stop(2)).fit(Specialist(base, "image", auto), data(world))
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1)  # what is free now does not matter
+    monkeypatch.setattr(probing, "free_bytes", lambda device: 1)  # what is free now does not matter
     again, resumed = Specialist(base, "image", auto), Record()
     trainer(tmp_path / "b", 4, resumed).fit(again, data(world), ckpt_path="last")
     assert again.budgets.measured == module.budgets.measured
