@@ -45,7 +45,7 @@ def taught_to_route(steps: int = 250) -> tuple[OmniEmbedder, OmniProcessor]:
     for _ in range(steps):
         rows = torch.randint(len(lessons), (24,), generator=generator).tolist()
         chunks = pack([lessons[row] for row in rows], 100_000)
-        loss = torch.cat([model(chunk, writing=generation_loss)[:, -1] for chunk in chunks]).mean()
+        loss = torch.cat([model(chunk, writing=generation_loss).generation_losses for chunk in chunks]).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

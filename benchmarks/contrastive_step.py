@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import Encoded, OmniConfig, OmniEmbedder, blank, pack, pad, tiny_embedder
-from lightning_conan.objectives import Contrast, PairEmbeddings, cached_backward, one_pass_backward, symmetric_info_nce
+from lightning_conan.objectives import ChunkStep, Contrast, PairEmbeddings, cached_backward, one_pass_backward, symmetric_info_nce
 
 BUDGET, TEMPERATURE = 1024, 0.05
 """256 pairs fill chunks of so many tokens, so that more pairs make more chunks and not larger ones."""
@@ -119,9 +119,8 @@ def our_step(embedder: OmniEmbedder, texts: list[Encoded], media: list[Encoded],
         value.backward()
 
     chunks = pack([*texts, *media], BUDGET)
-    if one_pass:
-        return one_pass_backward(embedder, chunks, loss, backward, CPU)
-    return cached_backward(embedder, chunks, 2 * len(texts), loss, backward, CPU)
+    parts = ChunkStep(embedder, loss, backward, CPU)
+    return one_pass_backward(parts, chunks) if one_pass else cached_backward(parts, chunks, 2 * len(texts))
 
 
 def step(way: str, embedder: OmniEmbedder, texts: list[Encoded], media: list[Encoded]) -> float:

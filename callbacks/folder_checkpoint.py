@@ -41,7 +41,7 @@ class FolderCheckpoint(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.form == "adapter" and isinstance(pl_module, Stage):
-            check_modules(pl_module.embedder, pl_module.full)
+            check_modules(pl_module.embedder, pl_module.trainable_prefixes)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -191,10 +191,7 @@ def fit_with_constants(folder, packed, root):
 def fit_in_one_pass(kind, folder, packed, root, training):
     """The same chunks, their graphs all in memory together."""
 
-    def one_pass(embed, chunks, items, loss, backward, device, learns):
-        return one_pass_backward(embed, chunks, loss, backward, device)
-
-    stage.cached_backward = one_pass
+    stage.cached_backward = lambda step, chunks, items: one_pass_backward(step, chunks)
     try:
         return fit(kind, folder, packed, root, **training)
     finally:

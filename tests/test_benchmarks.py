@@ -52,7 +52,7 @@ def test_the_ablation_learns_to_write_the_same(own_state):
     for encoded in (closed, taught):
         (chunk,) = pack([encoded], 1000)
         with torch.no_grad():
-            losses.append(model(chunk, writing=generation_loss)[0, -1])
+            losses.append(model(chunk, writing=generation_loss).generation_losses[0])
     torch.testing.assert_close(*losses)
     words = own.tokenizer("blue star")["input_ids"]
     written = own.close(own(item), words)

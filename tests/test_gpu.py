@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import load_folder, pack, tiny_embedder
 from lightning_conan.embedder.attention import segment_attention
-from lightning_conan.objectives import cached_backward, gradient_cache, one_pass_backward
+from lightning_conan.objectives import ChunkStep, cached_backward, gradient_cache, one_pass_backward
 from lightning_conan.training import Lora
 from lightning_conan.training.adapters import Adapters
-from lightning_conan.training.memory import fitting_budget, trained_bytes
+from lightning_conan.training.probing import fitting_budget, trained_bytes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 GPU = torch.device("cuda")
@@ -80,13 +80,10 @@ def test_cached_gradients_are_those_of_one_pass(encoded, monkeypatch, half, comp
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
         model.switch("sdpa", compiled)
-        arguments = (lambda rows: (rows @ rows.T).logsumexp(1).mean(), lambda value, last: value.backward(), GPU)
+        step = ChunkStep(model, lambda rows: (rows @ rows.T).logsumexp(1).mean(), lambda value, last: value.backward(), GPU)
         torch.manual_seed(1)
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
-            if way == "one pass":
-                value = one_pass_backward(model, chunks, *arguments)
-            else:
-                value = cached_backward(model, chunks, len(items), *arguments)
+            value = one_pass_backward(step, chunks) if way == "one pass" else cached_backward(step, chunks, len(items))
         found.append((value, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
     (one, expected), (other, gradients), (again, same) = found
     limit = HALF if half else EXACT

@@ -17,6 +17,7 @@ from .checkpoint import (
 from .config import OmniConfig
 from .dummy import blank
 from .model import OmniEmbedder
+from .output import ChunkOutput
 from .packing import IGNORED, Chunk, Chunks, Encoded, pack, pad
 from .processor import OmniProcessor
 from .processor_config import ProcessorConfig
@@ -28,6 +29,7 @@ __all__ = [
     "Adapter",
     "Batch",
     "Chunk",
+    "ChunkOutput",
     "Chunks",
     "Encoded",
     "GraftReport",

@@ -16,6 +16,7 @@ from lightning_conan.embedder.attention import use_grouped_attention
 from lightning_conan.embedder.audio import audio_encoder_of
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.language import taken, use_faster_layers
+from lightning_conan.embedder.output import ChunkOutput
 from lightning_conan.embedder.packing import Chunk, Encoded, pack
 from lightning_conan.embedder.projector import AudioProjector
 from lightning_conan.embedder.vision import PatchProduct, encode_pixels
@@ -137,13 +138,15 @@ class OmniEmbedder(PreTrainedModel):
         names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
         return any(all(used for tower, used in towers.items() if name.startswith(tower)) for name in names)
 
-    def forward(self, chunk: Chunk, past: Past | None = None, writing: Writing | None = None) -> Float[Tensor, "rows _"]:
-        """Unit-norm float32 embeddings of a chunk's rows, in order; with ``writing``, each row's loss as a last column.
+    def forward(
+        self, chunk: Chunk, past: Past | None = None, writing: Writing | None = None
+    ) -> Float[Tensor, "rows dim"] | ChunkOutput:
+        """Unit-norm float32 embeddings of a chunk's rows, in order; with ``writing``, each row's generation loss besides.
 
         Args:
             chunk: The rows.
             past: Keys and values of a prefix that all rows share and the chunk leaves out.
-            writing: What becomes of the states of rows that have a lesson; 0 for those that have none.
+            writing: Computes the loss of rows with a generation target; others have 0.
         """
         taught = writing is not None and chunk.labels is not None
         options = prefix_options(past, *chunk.input_ids.shape) if past else {}
@@ -153,7 +156,7 @@ class OmniEmbedder(PreTrainedModel):
         if writing is None:
             return embeddings
         losses = writing(states, chunk.labels, self.logits) if taught else embeddings.new_zeros(len(embeddings))  # type: ignore[arg-type]
-        return torch.cat([embeddings, losses[:, None]], dim=1)
+        return ChunkOutput(embeddings, losses)
 
     def output_matrix(self) -> Float[Tensor, "vocabulary dim"]:
         """What turns states into logits: a head of its own, or the token embeddings."""

@@ -1,4 +1,4 @@
-"""The loss of what a model should write."""
+"""The loss of generated tokens."""
 
 from collections.abc import Callable
 
@@ -20,15 +20,15 @@ def generation_loss(
     logits: Callable[[Float[Tensor, "tokens dim"]], Float[Tensor, "tokens vocabulary"]],
     at_once: int = AT_ONCE,
 ) -> Float[Tensor, " rows"]:
-    """Each row's mean cross-entropy of the tokens that it should write; 0 where it should write none.
+    """Mean cross-entropy of each row's target tokens; 0 for a row without any.
 
     L_gen of TRACE (https://arxiv.org/abs/2603.02929), a mean for each sample, so that long reasonings do not outweigh ``<|emb|>``
     alone. Logits are computed some tokens at a time, and again in the backward pass.
 
     Args:
         states: The language model's last states.
-        labels: What should follow each token, ``IGNORED`` where nothing is asked.
-        logits: From states to logits.
+        labels: The token that should follow each token, ``IGNORED`` where none is asked for.
+        logits: Computes logits from states.
         at_once: Tokens whose logits are in memory at once.
     """
     asked = labels != IGNORED

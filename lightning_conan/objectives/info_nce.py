@@ -1,6 +1,5 @@
-"""The contrastive loss."""
+"""InfoNCE, the contrastive loss in one direction."""
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,17 +35,3 @@ def info_nce(
     if ignore is not None:
         scores = scores.masked_fill_(ignore, float("-inf"))  # in place: no gradient needs what they were
     return F.cross_entropy(scores, positive)
-
-
-def equal_targets(
-    wanted: Int[Tensor, " batch"], found: Int[Tensor, " world"], positive: Int[Tensor, " batch"]
-) -> Bool[Tensor, "batch world"]:
-    """Targets that equal a query's positive without being it: they must not count as negatives.
-
-    Args:
-        wanted: The identity of each query's positive.
-        found: The identity of each target.
-        positive: The row of each query's positive among the targets, which stays.
-    """
-    equal = wanted[:, None] == found[None, :]
-    return equal & (torch.arange(len(found), device=found.device)[None, :] != positive[:, None])

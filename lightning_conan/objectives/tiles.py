@@ -1,4 +1,4 @@
-"""A loss over many rows, some rows at a time: the scores of all never stand in memory together."""
+"""Computes a loss over many rows some rows at a time, so that the scores of all never stand in memory together."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +16,12 @@ def in_tiles(loss: RowLoss, slices: Sequence[slice], sides: Sequence[Tensor], wh
 
     The gradient of each slice is taken as soon as its loss is known, so that nothing is computed twice and memory holds one
     slice's graph; ``backward`` only scales it.
+
+    Args:
+        loss: A slice's share of the loss.
+        slices: Rows that are computed at once.
+        sides: Tensors of which a slice needs its own rows.
+        whole: Tensors that every slice needs.
     """
     tensors = [*sides, *whole]
     if len(slices) == 1 or not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_conan.embedder import STATES, Batch, State
+from lightning_conan.embedder import STATES, Batch, ChunkOutput, State
 from lightning_conan.embedder.checkpoint import check_apart
 from lightning_conan.extras import require
 from lightning_conan.fusion import Recipe, TaskArithmetic, fuse_folders, fused_model
@@ -24,7 +24,7 @@ from lightning_conan.training.stage import Stage
 from lightning_conan.training.weights import Form
 
 WHOLE = "all"
-"""The one group, when coefficients are not learned by layer."""
+"""Name of the only group, when coefficients are not learned by layer."""
 
 
 class Fused(Stage):
@@ -36,8 +36,8 @@ class Fused(Stage):
     specialist has seen: on their own training pairs all coefficients look too good.
 
     Args:
-        recipe: What is fused, and with which coefficients to start.
-        training: How coefficients train; a rate of 1e-3 to 1e-2 suits them.
+        recipe: Base, specialists and initial coefficients.
+        training: Settings of training; a learning rate of 1e-3 to 1e-2 suits coefficients.
         by_layer: Learn a coefficient for each layer or module of each specialist, instead of one for each specialist.
     """
 
@@ -65,6 +65,11 @@ class Fused(Stage):
             raise ValueError(f"Coefficients are learned for TaskArithmetic, got {self.recipe.method}. Leave recipe.method out.")
         if self.training_settings.learn_temperature:
             raise ValueError("Coefficients are all that is learned, got training.learn_temperature=true. Leave it out.")
+        if self.objective_scalars is not None:
+            raise ValueError(
+                f"Coefficients are all that is learned, got an objective that learns {', '.join(self.objective_scalars)}. "
+                "Choose another (learn_bias: false for PairwiseSigmoid)."
+            )
         if self.training_settings.optimizer == "muon":
             raise ValueError(
                 "Coefficients are no matrix that Muon could make orthogonal, got training.optimizer=muon. Use adamw."
@@ -89,11 +94,16 @@ class Fused(Stage):
         self.trained_names = frozenset({"alphas"})
 
     def group(self, name: str) -> str:
-        """Which coefficients a tensor takes."""
+        """Name of the group of coefficients that a tensor belongs to."""
         return group_of(name) if self.by_layer else WHOLE
 
     def start(self, group: str, names: list[str]) -> dict[str, float]:
-        """The recipe's coefficients of a group."""
+        """The recipe's coefficients of a group.
+
+        Args:
+            group: The group.
+            names: All fused tensors.
+        """
         return self.recipe.alphas_of(next(name for name in names if self.group(name) == group))
 
     @override
@@ -108,8 +118,8 @@ class Fused(Stage):
         self.alphas.grad = gradient
 
     @override
-    def loss(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> Float[Tensor, ""]:
-        value = super().loss(batch, embeddings)
+    def loss(self, batch: Batch, output: ChunkOutput) -> Float[Tensor, ""]:
+        value = super().loss(batch, output)
         self.losses.setdefault(batch.modality, []).append((self.global_step + 1, float(total(value.detach()))))
         return value
 
@@ -119,7 +129,7 @@ class Fused(Stage):
         self.apply_alphas()
 
     def bring_vectors(self) -> None:
-        """Task vectors are no parameters, so nobody else brings them to the device."""
+        """Moves the task vectors to the device; they are no parameters, so Lightning does not."""
         device = self.alphas.device
         need = sum(anchor.nbytes + deltas.nbytes for anchor, deltas in self.vectors.values())
         if device.type == "cuda" and need > (free := torch.cuda.mem_get_info(device)[0]):
@@ -130,7 +140,7 @@ class Fused(Stage):
         self.vectors = {name: (anchor.to(device), deltas.to(device)) for name, (anchor, deltas) in self.vectors.items()}
 
     def apply_alphas(self) -> None:
-        """Makes the weights what the coefficients say."""
+        """Sets the weights to the base plus the weighted task vectors."""
         parameters = dict(self.embedder.named_parameters())
         with torch.no_grad():
             for name, (anchor, deltas) in self.vectors.items():
@@ -145,7 +155,7 @@ class Fused(Stage):
         self.apply_alphas()  # a resumed run brings other coefficients than the recipe's
 
     def learned(self) -> Recipe:
-        """The recipe with what was learned."""
+        """The recipe with the learned coefficients."""
         rows = [dict(zip(self.names, row, strict=True)) for row in self.alphas.detach().tolist()]
         if not self.by_layer:
             return replace(self.recipe, alphas=rows[0], alphas_by_module={})

@@ -13,5 +13,5 @@ class Pretraining(Stage):
     writes: ClassVar[State | None] = "base"
 
     @property
-    def full(self) -> tuple[str, ...]:
+    def trainable_prefixes(self) -> tuple[str, ...]:
         return ("backbone.",)

@@ -17,13 +17,13 @@ from lightning_conan.items import Item, Modality, Side
 from lightning_conan.objectives import PairEmbeddings
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.training.collectives import most, world_size
-from lightning_conan.training.frozen_cache import Constants
+from lightning_conan.training.frozen_cache import FrozenOutputs
 from lightning_conan.training.settings import Lora, Training
 from lightning_conan.training.stage import Stage
 
 AUDIO_PROJECTOR = "audio_projector."
 BANK_BLOCK = 1024
-"""Texts that are embedded and kept at once."""
+"""Texts that are embedded and cached at once."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class ProjectorRecovery(Stage):
 
     Args:
         folder: The fused folder.
-        training: How it trains.
-        projectors: Beginnings of the names of their parameters; ``backbone.visual.merger.`` is that of vision. Several
-            want data of all their modalities (``datamodules.RehearsalData``).
+        training: Settings of training.
+        projectors: Parameter name prefixes of the projectors; ``backbone.visual.merger.`` is that of vision. Several
+            need data of all their modalities (``datamodules.RehearsalData``).
         lora: Adapters on the language backbone besides: the paper's other variant, which moves every other modality too.
-        constants: A folder where the embeddings of texts and the audio encoder's frames are kept, by content and weights. With
+        constants: A folder that caches embeddings of texts and the audio encoder's frames, by content and weights. With
             all but the audio projector frozen they never change: from the second epoch on only projector and backbone run,
             on audio alone.
-        constants_gb: The folder's largest size.
-        bank: Every text of the training data is a negative at every step, not those of the batch alone, but for those that the
-            data holds to be right for one of the batch's sounds; needs ``constants``.
+        constants_gb: The folder's largest size in GiB.
+        bank: Makes every text of the training data a negative at every step, except those that the data names as right for one
+            of the batch's audio clips; needs ``constants``.
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("fused",)
@@ -93,7 +93,7 @@ class ProjectorRecovery(Stage):
         self.with_bank = bank
         self.banks: dict[Side, Bank] = {}
         self.constants_folder, self.constants_gb = constants, constants_gb
-        self.constants: Constants | None = None
+        self.constants: FrozenOutputs | None = None
 
     @property
     @override
@@ -102,12 +102,12 @@ class ProjectorRecovery(Stage):
 
     @property
     @override
-    def adapted(self) -> tuple[str, ...]:
+    def lora_prefixes(self) -> tuple[str, ...]:
         return ("backbone.language_model.",)
 
     @property
     @override
-    def full(self) -> tuple[str, ...]:
+    def trainable_prefixes(self) -> tuple[str, ...]:
         return self.projectors
 
     @override
@@ -124,7 +124,7 @@ class ProjectorRecovery(Stage):
                 self.trainer.strategy.root_device.type,
             )
             maker = ":".join([made_by, *map(str, arithmetic)])
-            self.constants = Constants(self.constants_folder, maker, self.constants_gb)
+            self.constants = FrozenOutputs(self.constants_folder, maker, self.constants_gb)
 
     @override
     def on_train_start(self) -> None:
@@ -141,7 +141,13 @@ class ProjectorRecovery(Stage):
             self.banks = {side: self.make_bank(side, texts[side], right[side]) for side in texts if texts[side]}
 
     def make_bank(self, side: Side, texts: dict[str, Item], right: list[tuple[str, str]]) -> Bank:
-        """Embeds a side's texts, by their digests; ranks share the work of what is not kept yet."""
+        """Embeds a side's texts; ranks share the work of those that are not cached yet.
+
+        Args:
+            side: The side of a pair.
+            texts: Its texts by content hash.
+            right: Content hashes of other sides, each with that of a text that is right for it.
+        """
         assert self.constants is not None, "__init__ refused such a stage"
         digests = sorted(texts)
         own = digests[self.global_rank :: world_size()]
@@ -155,7 +161,13 @@ class ProjectorRecovery(Stage):
         return Bank(torch.stack([row.to(self.device) for row in found]), hash_ids(digests).to(self.device), known.to(self.device))
 
     def fetch_texts(self, side: Side, digests: list[str], encode: Callable[[str], Encoded]) -> list[Tensor]:
-        """Embeddings of texts by their digests, kept or made."""
+        """Embeddings of texts, from the cache or computed.
+
+        Args:
+            side: The side of a pair on which they stand.
+            digests: Their content hashes.
+            encode: From a content hash to the encoded text.
+        """
         assert self.constants is not None, "without them texts are embedded like everything else"
         budget = self.training_settings.inference_budget
 
@@ -165,7 +177,7 @@ class ProjectorRecovery(Stage):
         return self.constants.fetch(f"embedding.{side}", digests, make)
 
     @override
-    def enlarged(self, pairs: PairEmbeddings, batch: Batch) -> PairEmbeddings:
+    def add_negatives(self, pairs: PairEmbeddings, batch: Batch) -> PairEmbeddings:
         if not self.banks:
             return pairs
         flipped = bool(batch.targets) and all(item.mels for item in batch.targets)
@@ -184,8 +196,8 @@ class ProjectorRecovery(Stage):
         return replace(pairs, negative=negative, negative_ids=negative_ids)
 
     @override
-    def teaches(self, batch: Batch) -> bool:
-        return bool(most(len(batch), self.device)) if self.banks else super().teaches(batch)
+    def has_contrast(self, batch: Batch) -> bool:
+        return bool(most(len(batch), self.device)) if self.banks else super().has_contrast(batch)
 
     @override
     def teardown(self, stage: str) -> None:
@@ -194,7 +206,7 @@ class ProjectorRecovery(Stage):
             self.constants = None
 
     @override
-    def inputs(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
+    def split_cached(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
         items, digests = list(batch.items()), batch.hashes()
         heard = [row for row, item in enumerate(items) if item.mels]
         if self.constants is None or not heard:
@@ -219,7 +231,7 @@ class ProjectorRecovery(Stage):
         return items, texts
 
     def frames_of(self, items: list[Encoded]) -> Sequence[Tensor]:
-        """What the audio encoder makes of each item's sounds, so many at once as the budget holds."""
+        """The audio encoder's frames of each item, as many items at once as the budget holds."""
         groups: list[list[Encoded]] = [[]]
         for item in items:
             if groups[-1] and sum(other.heard for other in groups[-1]) + item.heard > self.training_settings.inference_budget:

@@ -14,9 +14,9 @@ class Rehearsal(Stage):
     Args:
         folder: The recovered folder; a fused one to rehearse without recovery, or with it in one stage (``train_projector``); a
             base for joint training, what the paper holds its fusion against.
-        training: How it trains.
+        training: Settings of training.
         lora: The adapters.
-        train_projector: Whether the audio projector trains along, fully.
+        train_projector: Trains the audio projector too, fully.
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("recovered", "fused", "base")
@@ -37,9 +37,9 @@ class Rehearsal(Stage):
         return self.lora_settings
 
     @property
-    def adapted(self) -> tuple[str, ...]:
+    def lora_prefixes(self) -> tuple[str, ...]:
         return ("backbone.",)
 
     @property
-    def full(self) -> tuple[str, ...]:
+    def trainable_prefixes(self) -> tuple[str, ...]:
         return ("audio_projector.",) if self.train_projector else ()

@@ -16,13 +16,13 @@ class Specialist(Stage):
 
     Args:
         folder: The base folder.
-        modality: What it specialises in; its data must hold nothing else.
-        training: How it trains.
+        modality: The modality to specialise in; the data must hold no other.
+        training: Settings of training.
         lora: Adapters; null trains only what ``train_fully`` names.
-        train_fully: Beginnings of the names of parameters that train without adapters. The audio projector starts at
+        train_fully: Name prefixes of parameters that train without adapters. The audio projector starts at
             random, where low-rank changes are meaningless, so it stands here for audio. Add ``audio_encoder.`` when
             the encoder starts at random too.
-        alone_steps: For so many steps only ``train_fully`` trains, before the adapters join (stage 1a).
+        alone_steps: Number of first steps in which only ``train_fully`` trains, before the adapters join (stage 1a).
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("base",)
@@ -50,11 +50,11 @@ class Specialist(Stage):
         return self.lora_settings
 
     @property
-    def adapted(self) -> tuple[str, ...]:
+    def lora_prefixes(self) -> tuple[str, ...]:
         return TOWERS[self.modality]  # type: ignore[index]  # set in __init__
 
     @property
-    def full(self) -> tuple[str, ...]:
+    def trainable_prefixes(self) -> tuple[str, ...]:
         return self.train_fully
 
     @override

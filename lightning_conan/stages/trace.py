@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conan.embedder import Batch, Chunk, Encoded, OmniProcessor, State
+from lightning_conan.embedder import Batch, Chunk, ChunkOutput, Encoded, OmniProcessor, State
 from lightning_conan.objectives import Contrast, generation_loss
 from lightning_conan.reasoning import Decoding, hints
 from lightning_conan.training.collectives import most, total
@@ -17,29 +17,28 @@ from lightning_conan.training.settings import Lora, Training
 from lightning_conan.training.stage import Stage
 
 MERGERS = ("backbone.visual.merger.", "backbone.visual.deepstack_merger_list.")
-LOSSES = ("generation", "retrieval")
 
 
 class Trace(Stage):
     """Teaches an embedder to write its reasoning first where a query needs it: lambda_gen * L_gen + lambda_ret * L_ret.
 
-    A query is followed by what should be written about it (``Pair.reasoning``, nothing for an easy one) and ``<|emb|>``, all of
-    which L_gen asks for; its embedding is the state that predicts ``<|emb|>``, and L_ret is InfoNCE from it to the targets, which
-    never reason. Its data is ``datamodules.TraceData``.
+    A query is followed by its generation target (``Pair.reasoning``, empty for an easy one) and ``<|emb|>``, and L_gen is the
+    cross-entropy of both; its embedding is the state that predicts ``<|emb|>``, and L_ret is ``training.objective`` from it to
+    the targets, which never reason. Its data is ``datamodules.TraceData``.
 
     Args:
         folder: An embedder's folder, of any state but a specialist's.
-        training: How it trains.
+        training: Settings of training.
         lora: Adapters on the language model; null for none.
-        train_fully: Beginnings of the names of parameters that train without adapters, besides the rows of ``<|emb|>``: the
+        train_fully: Name prefixes of parameters that train without adapters, besides the rows of ``<|emb|>``: the
             vision tower's mergers by default.
         lambda_gen: Weight of L_gen; 0 trains a plain embedder, on data without reasoning (``teach: false``).
         lambda_ret: Weight of L_ret; 0 teaches to write only.
-        back: Whether targets must find their queries, too.
+        back: Adds the loss of finding each target's query, if the objective has two directions.
         query_hint: Ends the instruction of queries; by default that of ``reasoning/prompts/trace.yaml``, or the folder's if it
             reasons already.
         target_hint: Ends the instruction of targets, likewise.
-        decoding: How it writes when it is scored.
+        decoding: Settings of writing, when it is scored.
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("base", "fused", "recovered", "rehearsed", "reasoning")
@@ -63,6 +62,9 @@ class Trace(Stage):
             raise ValueError(f"lambda_gen and lambda_ret must not be negative, nor both 0, got {lambda_gen} and {lambda_ret}.")
         if not lambda_ret and training.dynamic_negatives is not None:
             raise ValueError("training.dynamic_negatives must be null where lambda_ret is 0: nothing is told apart.")
+        if back and "back" not in training.objective.uses:
+            name = type(training.objective).__name__
+            raise ValueError(f"back must be false, since {name} has no second direction, got true. Leave it out.")
         self.lora_settings, self.train_fully, self.back = lora, train_fully, back
         self.lambda_gen, self.lambda_ret = lambda_gen, lambda_ret
         config = self.processor.config
@@ -78,12 +80,12 @@ class Trace(Stage):
 
     @property
     @override
-    def adapted(self) -> tuple[str, ...]:
+    def lora_prefixes(self) -> tuple[str, ...]:
         return ("backbone.language_model.",)
 
     @property
     @override
-    def full(self) -> tuple[str, ...]:
+    def trainable_prefixes(self) -> tuple[str, ...]:
         return (*self.train_fully, "emb_rows")
 
     @override
@@ -92,36 +94,38 @@ class Trace(Stage):
         super().prepare()
 
     @override
-    def inputs(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
+    def split_cached(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
         taught = any(query.labels is not None for query in batch.queries)
         if batch.queries and taught != bool(self.lambda_gen):
             raise ValueError(
                 f"Queries must carry their reasoning exactly if lambda_gen is positive, got lambda_gen={self.lambda_gen} and "
                 f"queries with{'' if taught else 'out'} it. Set data.init_args.teach of datamodules.TraceData."
             )
-        return super().inputs(batch)
+        return super().split_cached(batch)
 
     @override
-    def teaches(self, batch: Batch) -> bool:
-        return bool(most(len(batch), self.device)) if self.lambda_gen else super().teaches(batch)
+    def has_contrast(self, batch: Batch) -> bool:
+        return bool(most(len(batch), self.device)) if self.lambda_gen else super().has_contrast(batch)
 
     @override
-    def embed_chunk(self, chunk: Chunk) -> Float[Tensor, "rows _"]:
-        found: Tensor = self.embedder(chunk, writing=generation_loss)
+    def embed_chunk(self, chunk: Chunk) -> ChunkOutput:
+        found: ChunkOutput = self.embedder(chunk, writing=generation_loss)
         return found
 
     @override
-    def loss(self, batch: Batch, embeddings: Float[Tensor, "items _"]) -> Float[Tensor, ""]:
-        """This rank's share: of L_gen the mean over all ranks' queries."""
-        count = total(torch.tensor(float(len(batch)), device=embeddings.device))
-        written, found = embeddings[: len(batch), -1].sum() / count, embeddings.new_zeros(())
+    def loss(self, batch: Batch, output: ChunkOutput) -> Float[Tensor, ""]:
+        """This rank's share of both losses; L_gen is the mean over all ranks' queries."""
+        assert output.generation_losses is not None, "embed_chunk computes them"
+        count = total(torch.tensor(float(len(batch)), device=output.embeddings.device))
+        generation = output.generation_losses[: len(batch)].sum() / count
+        retrieval = output.embeddings.new_zeros(())
         if self.lambda_ret:
-            found = super().loss(batch, embeddings[:, :-1])
+            retrieval = super().loss(batch, output)
         else:
             self.seen[f"{batch.modality}/{batch.task}"] += int(count)
-        for name, value in zip(LOSSES, (written, found), strict=True):
-            self.log(f"train/{name}_loss", total(value))
-        return self.lambda_gen * written + self.lambda_ret * found
+        self.log("train/generation_loss", total(generation))
+        self.log("train/retrieval_loss", total(retrieval))
+        return self.lambda_gen * generation + self.lambda_ret * retrieval
 
     @override
     def contrast(self, batch: Batch) -> Contrast:

@@ -18,24 +18,26 @@ class Adapters:
     Args:
         embedder: Its linear layers get adapters, in place.
         lora: Rank, scale and dropout.
-        adapted: Beginnings of the names of modules that get adapters.
-        full: Beginnings of the names of parameters that train fully, and so need none.
+        lora_prefixes: Name prefixes of modules whose linear layers get adapters.
+        trainable_prefixes: Name prefixes of parameters that train fully, and so need none.
 
     Raises:
-        ValueError: No linear layer starts with ``adapted``.
+        ValueError: No linear layer's name starts with one of ``lora_prefixes``.
     """
 
-    def __init__(self, embedder: OmniEmbedder, lora: Lora, adapted: tuple[str, ...], full: tuple[str, ...]) -> None:
+    def __init__(
+        self, embedder: OmniEmbedder, lora: Lora, lora_prefixes: tuple[str, ...], trainable_prefixes: tuple[str, ...]
+    ) -> None:
         from peft import LoraConfig, LoraModel  # takes a second to import, and most commands do without
         from peft.tuners.lora import LoraLayer
 
         names = [
             name
             for name, module in embedder.named_modules()
-            if isinstance(module, nn.Linear) and name.startswith(adapted) and not name.startswith(full)
+            if isinstance(module, nn.Linear) and name.startswith(lora_prefixes) and not name.startswith(trainable_prefixes)
         ]
         if not names:
-            raise ValueError(f"Adapters need linear layers that start with {adapted}, got none.")
+            raise ValueError(f"Adapters need linear layers that start with {lora_prefixes}, got none.")
         self.config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
         trained = [parameter for parameter in embedder.parameters() if parameter.requires_grad]
         self.model = LoraModel(embedder, {"default": self.config}, "default")
@@ -63,28 +65,37 @@ class Adapters:
         self.model.merge_and_unload()
         return lost, change
 
-    def export(self, embedder: OmniEmbedder, base: Path, full: tuple[str, ...]) -> Adapter:
-        """What was trained, as an adapter on ``base``.
+    def export(self, embedder: OmniEmbedder, base: Path, trainable_prefixes: tuple[str, ...]) -> Adapter:
+        """Collects the trained parameters as an adapter on ``base``.
+
+        Args:
+            embedder: The adapted model.
+            base: The folder that the adapter belongs to.
+            trainable_prefixes: Name prefixes of what trained fully besides.
 
         Raises:
-            ValueError: Something that trained fully is no whole module, which adapter folders cannot say.
+            ValueError: Something that trained fully is no whole module, which adapter folders cannot express.
         """
-        check_modules(embedder, full)
+        check_modules(embedder, trainable_prefixes)
         named = dict(embedder.named_parameters())
         factors = {name.replace(".default.", "."): tensor for name, tensor in named.items() if ".lora_" in name}
-        whole = {name: tensor for name, tensor in named.items() if name.startswith(full)}
+        whole = {name: tensor for name, tensor in named.items() if name.startswith(trainable_prefixes)}
         config = self.config.to_dict() | {"base_model_name_or_path": str(base.resolve())}
-        return Adapter(factors, whole, [name.removesuffix(".") for name in full], config)
+        return Adapter(factors, whole, [name.removesuffix(".") for name in trainable_prefixes], config)
 
 
-def check_modules(embedder: OmniEmbedder, full: tuple[str, ...]) -> None:
-    """Refuses what an adapter folder cannot say.
+def check_modules(embedder: OmniEmbedder, trainable_prefixes: tuple[str, ...]) -> None:
+    """Refuses what an adapter folder cannot express.
+
+    Args:
+        embedder: The model.
+        trainable_prefixes: Name prefixes of what trains fully.
 
     Raises:
         ValueError: Something that trains fully is no whole module.
     """
     modules = {name for name, _ in embedder.named_modules()}
-    if odd := [name for name in full if name.removesuffix(".") not in modules]:
+    if odd := [name for name in trainable_prefixes if name.removesuffix(".") not in modules]:
         raise ValueError(f"An adapter folder takes whole modules besides LoRA, got {odd[0]!r}. Write a dense folder instead.")
 
 
@@ -114,5 +125,9 @@ class OneProduct:
 def cast_input(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """An adapter's input in its weights' dtype, in place of peft's own way: under autocast, which casts by itself, each adapter's
     input would be widened and narrowed again, and a copy of it kept for each.
+
+    Args:
+        value: The input.
+        dtype: The dtype of the adapter's weights.
     """
     return value if value is None or torch.is_autocast_enabled(value.device.type) else value.to(dtype)

@@ -1,4 +1,4 @@
-"""What ranks tell each other: embeddings with their gradients, sums of gradients, whether somebody has to stop."""
+"""Collective operations across ranks: gathered embeddings with exact gradients, sums of gradients, chunks in step."""
 
 from collections.abc import Iterable, Sequence
 from itertools import compress
@@ -18,19 +18,19 @@ from lightning_conan.objectives import PairEmbeddings
 
 
 def world_size() -> int:
-    """How many ranks there are; 1 without distribution."""
+    """Number of ranks; 1 without distribution."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_pairs(embeddings: Float[Tensor, "items dim"], ids: Int[Tensor, " items"], pairs: int) -> tuple[PairEmbeddings, slice]:
-    """Every rank's pairs, and where this rank's stand among them; their numbers may differ.
+    """Gathers every rank's pairs, whose numbers may differ; returns them and the slice of this rank's.
 
-    Gradients are exact: what any rank's loss says of an item comes back, summed, to the rank that embedded it.
+    Gradients are exact: the gradient of any rank's loss with respect to an item returns, summed, to the rank that embedded it.
 
     Args:
         embeddings: This rank's queries, then its targets, then its negatives.
         ids: Equal for items of equal content, in the same order.
-        pairs: How many queries there are.
+        pairs: Number of queries.
     """
     counts = gather_counts([len(embeddings), pairs], embeddings.device)
     items, per_rank = [count[0] for count in counts], [count[1] for count in counts]
@@ -49,7 +49,12 @@ def gather_pairs(embeddings: Float[Tensor, "items dim"], ids: Int[Tensor, " item
 
 
 def gather_counts(numbers: list[int], device: torch.device) -> list[list[int]]:
-    """Each rank's numbers."""
+    """Each rank's numbers.
+
+    Args:
+        numbers: This rank's, equally many on every rank.
+        device: Where ranks communicate.
+    """
     if world_size() == 1:
         return [numbers]
     found = [torch.zeros(len(numbers), dtype=torch.long, device=device) for _ in range(world_size())]
@@ -58,7 +63,7 @@ def gather_counts(numbers: list[int], device: torch.device) -> list[list[int]]:
 
 
 class Gather(torch.autograd.Function):
-    """Every rank's rows, one rank after the other; the gradient of all that is made of them, summed."""
+    """Concatenates every rank's rows; the backward pass sums their gradients over the ranks and takes this rank's."""
 
     @staticmethod
     @override
@@ -101,16 +106,16 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def in_step(chunks: Sequence[Chunk], items: Sequence[Encoded], config: OmniConfig, device: torch.device) -> list[Chunk]:
-    """The chunks with blank rows and blank chunks added, so that every rank runs the same towers in the same order.
+    """Adds dummy rows and dummy chunks, so that every rank runs the same towers in the same order.
 
     Weights in shards are gathered by all ranks together: one that had nothing to run would leave the others waiting. A
-    chunk's blank rows come after those that ``Chunk.rows`` names.
+    chunk's dummy rows come after those that ``Chunk.rows`` names.
 
     Args:
         chunks: This rank's.
         items: What they were packed from.
         config: The model's.
-        device: Where ranks talk.
+        device: Where ranks communicate.
     """
     towers = torch.zeros(most(len(chunks), device), 2, dtype=torch.long, device=device)
     for number, chunk in enumerate(chunks):
@@ -130,7 +135,12 @@ def in_step(chunks: Sequence[Chunk], items: Sequence[Encoded], config: OmniConfi
 
 
 def most(number: int, device: torch.device) -> int:
-    """The largest of the ranks' numbers."""
+    """The largest of the ranks' numbers.
+
+    Args:
+        number: This rank's.
+        device: Where ranks communicate.
+    """
     if world_size() == 1:
         return number
     found = torch.tensor([number], device=device)

@@ -1,4 +1,4 @@
-"""What frozen parts of a model make of an input, kept on disk: it never changes, so it is computed once."""
+"""On-disk cache of frozen encoders' outputs, which never change and so are computed once."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ OPEN: dict[Path, Any] = {}
 """By folder: LMDB refuses to open one twice in a process, and a fit that failed has closed nothing."""
 
 
-class Constants:
-    """Tensors by the content that they were made of and the weights that made them.
+class FrozenOutputs:
+    """Tensors keyed by input content and by the weights that computed them.
 
     An LMDB: memory-mapped, safe under several ranks and against being killed, never larger than asked for.
 
     Args:
         folder: Where they are kept; several models may share it.
-        maker: What fixes the values besides the content: the weights' fingerprint and the arithmetic.
+        maker: Everything that determines the values besides the content: the weights' fingerprint and the arithmetic.
         gigabytes: Once it is full, nothing is added.
     """
 
@@ -43,22 +43,37 @@ class Constants:
         self.maker, self.full, self.error = maker, False, lmdb.MapFullError
 
     def close(self) -> None:
-        """Lets the folder go."""
+        """Closes the LMDB."""
         OPEN.pop(Path(self.store.path()).resolve(), None)
         self.store.close()
 
     def key(self, kind: str, digest: str) -> bytes:
-        """An entry's key; LMDB takes 511 bytes."""
+        """An entry's key; LMDB allows 511 bytes.
+
+        Args:
+            kind: Name of the kind of tensor, such as ``frames``.
+            digest: Content hash.
+        """
         return f"{self.maker}:{kind}:{digest}".encode()
 
     def get(self, kind: str, digests: list[str]) -> list[Tensor | None]:
-        """What is kept for each content, None where nothing is."""
+        """Cached tensors, None for contents that are not cached.
+
+        Args:
+            kind: Name of the kind of tensor.
+            digests: Content hashes.
+        """
         with self.store.begin() as transaction:
             found = [transaction.get(self.key(kind, digest)) for digest in digests]
         return [None if value is None else load(value)["value"] for value in found]
 
     def put(self, kind: str, tensors: dict[str, Tensor]) -> None:
-        """Keeps tensors by the content's digest, as long as there is room."""
+        """Adds tensors, as long as there is room.
+
+        Args:
+            kind: Name of the kind of tensor.
+            tensors: Tensors by content hash.
+        """
         if self.full:
             return
         try:
@@ -70,12 +85,12 @@ class Constants:
             log.warning("%s is full: what is not in it is computed again each time. Raise constants_gb.", self.store.path())
 
     def fetch(self, kind: str, digests: list[str], make: Make) -> list[Tensor]:
-        """What is kept for each content, on the host; what is not is made, all at once, and kept.
+        """Tensors of contents, on the host; missing ones are computed together and added.
 
         Args:
-            kind: What the tensors are.
-            digests: The contents; equal ones are made once.
-            make: From positions in ``digests`` to a tensor for each.
+            kind: Name of the kind of tensor.
+            digests: Content hashes; equal ones are computed once.
+            make: Computes a tensor for each of some positions in ``digests``.
         """
         found = dict(zip(digests, self.get(kind, digests), strict=True))
         missing = [digests.index(digest) for digest, tensor in found.items() if tensor is None]

@@ -1,49 +1,42 @@
-"""What a stage takes of a device's memory: counted from the config, activations measured on one layer."""
+"""Memory need of a stage: counted from the config, activations measured on one layer."""
 
 import copy
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import psutil
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers.initialization import no_init_weights
 
-from lightning_conan.embedder import Chunk, Encoded, OmniConfig, OmniEmbedder, blank, pack, pad
+from lightning_conan.embedder import OmniConfig, OmniEmbedder, blank, pack
 from lightning_conan.items import Modality
 from lightning_conan.objectives.generation import AT_ONCE, generation_loss
 from lightning_conan.training.adapters import Adapters
 from lightning_conan.training.settings import Lora
-from lightning_conan.training.sharding import whole_weights
 
 TOKENS = 64, 256
-"""How many tokens are measured; from the one to the other activations grow in proportion, and what else is kept does not."""
-PROBES, SHARE, MOST = (256, 768), 0.8, 2**17
-"""Tokens of each of the two rows that find a budget, the share of free memory that a chunk may take, and tokens beyond which no
-chunk is faster."""
+"""Numbers of tokens that are measured: the difference is that of activations, which grow in proportion; the rest does not."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What trains, and on how much at once.
+    """A stage whose memory need is estimated.
 
     Args:
-        modality: What passes through the model.
-        adapted: Beginnings of the names of modules that get adapters.
-        full: Beginnings of the names of parameters that train fully.
+        modality: The modality that passes through the model.
+        lora_prefixes: Name prefixes of modules whose linear layers get adapters.
+        trainable_prefixes: Name prefixes of parameters that train fully.
         lora: The adapters; None for none.
         token_budget: Padded tokens of a chunk.
-        checkpoint_activations: Whether only layers' inputs are kept.
+        checkpoint_activations: Keeps only layers' inputs.
         batch_size: Pairs of this device's share of a batch.
-        writes: Whether texts are lessons too, as TRACE's are, all of whose tokens are asked for.
+        writes: Computes a generation loss of all tokens of texts, as TRACE does.
     """
 
     modality: Modality
-    adapted: tuple[str, ...] = ()
-    full: tuple[str, ...] = ()
+    lora_prefixes: tuple[str, ...] = ()
+    trainable_prefixes: tuple[str, ...] = ()
     lora: Lora | None = None
     token_budget: int = 16_384
     checkpoint_activations: bool = False
@@ -52,7 +45,12 @@ class Plan:
 
 
 def memory_need(config: OmniConfig, plan: Plan) -> dict[str, int]:
-    """Bytes by part: frozen weights in bfloat16; what trains, its gradients and AdamW's moments in float32."""
+    """Bytes by part: frozen weights in bfloat16; trained ones, their gradients and AdamW's moments in float32.
+
+    Args:
+        config: The model's config.
+        plan: The stage.
+    """
     with torch.device("meta"), no_init_weights():
         model = prepared(config, plan)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -72,20 +70,30 @@ def memory_need(config: OmniConfig, plan: Plan) -> dict[str, int]:
 
 
 def prepared(config: OmniConfig, plan: Plan) -> OmniEmbedder:
-    """A model of which the right parameters train."""
+    """The model with adapters added and frozen parameters frozen.
+
+    Args:
+        config: The model's config.
+        plan: The stage.
+    """
     model = OmniEmbedder(config)
     model.train()
     if plan.writes:
         model.free_emb_rows()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(plan.full))
+        parameter.requires_grad_(name.startswith(plan.trainable_prefixes))
     if plan.lora is not None:
-        Adapters(model, plan.lora, plan.adapted, plan.full)
+        Adapters(model, plan.lora, plan.lora_prefixes, plan.trainable_prefixes)
     return model
 
 
 def activation_bytes(config: OmniConfig, plan: Plan) -> int:
-    """What the backward pass keeps of a chunk: measured with a layer more and less of each tower, and extended to all."""
+    """Bytes of a chunk's activations: measured with a layer more and less of each tower, and extended to all.
+
+    Args:
+        config: The model's config.
+        plan: The stage.
+    """
     least = saved_bytes(shallow(config, 2, 1), plan)  # the language model's last layer keeps less than the others
     language = saved_bytes(shallow(config, 3, 1), plan) - least
     tower = saved_bytes(shallow(config, 2, 2), plan) - least
@@ -100,20 +108,35 @@ def activation_bytes(config: OmniConfig, plan: Plan) -> int:
 
 
 def inference_bytes(config: OmniConfig, plan: Plan) -> int:
-    """Without gradients: a layer's widest tensors, input, gate, up and output, at a time."""
+    """Bytes of a chunk without gradients: a layer's widest tensors, input, gate, up and output, at a time.
+
+    Args:
+        config: The model's config.
+        plan: The stage, of which nothing trains.
+    """
     text = config.get_text_config()
     return 6 * plan.token_budget * (int(text.hidden_size) + int(text.intermediate_size))
 
 
 def tower_depth(config: OmniConfig, modality: Modality) -> int:
-    """Layers of the tower that a modality passes before the language model."""
+    """Layers of the tower that a modality passes before the language model.
+
+    Args:
+        config: The model's config.
+        modality: The modality.
+    """
     if modality == "audio":
         return int(config.audio_config.encoder_layers)
     return 0 if modality == "text" else int(config.backbone_config.vision_config.depth)
 
 
 def tower_inputs(config: OmniConfig, modality: Modality) -> int:
-    """Numbers that enter a layer of that tower, for each token of the language model."""
+    """Numbers that enter a layer of that tower, for each token of the language model.
+
+    Args:
+        config: The model's config.
+        modality: The modality.
+    """
     if modality == "audio":
         return int(config.audio_config.d_model)
     vision = config.backbone_config.vision_config
@@ -122,7 +145,13 @@ def tower_inputs(config: OmniConfig, modality: Modality) -> int:
 
 
 def shallow(config: OmniConfig, layers: int, depth: int) -> OmniConfig:
-    """The config with few layers and a small vocabulary, all widths as they are."""
+    """The config with few layers and a small vocabulary, all widths unchanged.
+
+    Args:
+        config: The model's config.
+        layers: Layers of the language model.
+        depth: Layers of each tower.
+    """
     small = copy.deepcopy(config)
     text, vision = small.get_text_config(), small.backbone_config.vision_config
     text.num_hidden_layers, text.vocab_size = layers, 64
@@ -136,7 +165,12 @@ def shallow(config: OmniConfig, layers: int, depth: int) -> OmniConfig:
 
 
 def saved_bytes(config: OmniConfig, plan: Plan) -> float:
-    """What autograd keeps of a token for the backward pass, weights left out."""
+    """Bytes that autograd keeps of a token for the backward pass, without weights.
+
+    Args:
+        config: A shallow config.
+        plan: The stage.
+    """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -174,89 +208,3 @@ def counted(weights: set[int]) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack_hook, lambda tensor: tensor):
         yield kept
-
-
-def free_bytes(device: torch.device) -> int:
-    """What a device can still hold; of the host's memory, this process's part."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0] + unused)
-    return int(psutil.virtual_memory().available) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def fitting_budget(
-    embedder: OmniEmbedder, embed: Callable[[Chunk], Tensor], modality: Modality, device: torch.device, moments: int
-) -> int:
-    """The padded tokens whose forward and backward pass fit into the device, by measuring a few; of three binary digits, so that
-    a little more or less free memory finds the same.
-
-    Args:
-        embedder: The model; gradients of what trains count as taken, and none are left.
-        embed: How a stage embeds a chunk with it, whose every token has a lesson.
-        modality: What passes through it, besides texts.
-        device: Where.
-        moments: Bytes that an optimizer will take.
-
-    Raises:
-        ValueError: Not even one token fits.
-    """
-    found = []
-    for kind in sorted({"text", modality}):
-        items = [blank(embedder.config, kind, tokens) for tokens in PROBES]
-        items = [replace(item, labels=item.input_ids) for item in items]
-        measured_bytes(embedder, embed, items[0], device)  # what is made once, such as cast weights, is there from now on
-        few, many = (measured_bytes(embedder, embed, item, device) for item in items)
-        # By the difference, since more tokens need no more gradients. A peak may be that of gradients, which hides a graph.
-        per_token = max(more - less for less, more in zip(few, many, strict=True)) / (2 * len(items[1]) - 2 * len(items[0]))
-        free = free_bytes(device)
-        found.append(2 * len(items[0]) + (SHARE * free - few[1] - moments) / max(1.0, per_token))
-        if found[-1] < 1:
-            need, room, later = (size / 2**30 for size in (few[1], SHARE * free, moments))
-            raise ValueError(
-                f"token_budget: auto must find room for some tokens of {kind} in {room:.2f} GiB ({SHARE:.0%} of what is free), "
-                f"got {need:.2f} for {2 * len(items[0])} and their gradients, and {later:.2f} for an optimizer's moments. "
-                "Set training.checkpoint_activations, train less (a lower lora.rank), or use trainer/fsdp2.yaml."
-            )
-    budget = min(int(min(found)), MOST)
-    digits = max(0, budget.bit_length() - 3)
-    return budget >> digits << digits
-
-
-def trained_bytes(embedder: OmniEmbedder) -> int:
-    """Bytes of what trains, of a sharded model this rank's part."""
-    trained = [parameter.detach() for parameter in embedder.parameters() if parameter.requires_grad]
-    return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in trained)
-
-
-def measured_bytes(
-    embedder: OmniEmbedder, embed: Callable[[Chunk], Tensor], item: Encoded, device: torch.device
-) -> tuple[int, int]:
-    """Memory of what a forward pass over an item, twice, keeps; and the peak of both passes and their gradients, of which none
-    are left. On the host what autograd keeps, and half as much for what it does not.
-    """
-    chunk = pad([item] * 2, [0, 1]).to(device)  # torch.compile makes another form for a single row
-    if device.type == "cuda":
-        start = torch.cuda.memory_allocated(device)
-        learn(embed(chunk))  # a chunk finds the gradients of those before it
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        found = embed(chunk)
-        graph = torch.cuda.memory_allocated(device) - before
-        learn(found)
-        peak = torch.cuda.max_memory_allocated(device) - start
-    else:
-        with whole_weights(embedder):  # in shards they would be counted each time that a layer gathers them
-            weights = {tensor.untyped_storage().data_ptr() for tensor in [*embedder.parameters(), *embedder.buffers()]}
-            with counted(weights) as kept:
-                found = embed(chunk)
-            learn(found)
-        graph = sum(kept.values()) * 3 // 2
-        peak = graph + trained_bytes(embedder)
-    embedder.zero_grad()  # where coefficients are learned no optimizer would clear them
-    return graph, peak
-
-
-def learn(found: Tensor) -> None:
-    """A backward pass, if anything that trains takes part: texts have nothing to tell an audio projector."""
-    if found.requires_grad:
-        found.sum().backward()

@@ -17,10 +17,10 @@ HALF = 16
 
 
 class NegativeWatch:
-    """Remembers how hard each negative was when it was first seen, and which ones are done with; the same on every rank.
+    """Records each negative's first score and replaces those that have become easy; the same on every rank.
 
     Args:
-        settings: When a negative is replaced.
+        settings: Conditions of replacement.
     """
 
     def __init__(self, settings: DynamicNegatives) -> None:
@@ -38,7 +38,12 @@ class NegativeWatch:
         return replace(batch, negatives=chosen, negative_hashes=digests)
 
     def note(self, batch: Batch, embeddings: Float[Tensor, "items dim"]) -> None:
-        """Looks at the negatives of a chosen batch, whose embeddings come after those of queries and targets."""
+        """Records the scores of a chosen batch's negatives.
+
+        Args:
+            batch: A batch of ``choose``.
+            embeddings: Its queries, then its targets, then its negatives.
+        """
         counts = [len(row) for row in batch.negatives]
         queries = embeddings[: len(batch)].repeat_interleave(
             torch.tensor(counts, dtype=torch.long, device=embeddings.device), dim=0
@@ -61,15 +66,20 @@ class NegativeWatch:
         return [[query[:HALF] + name[:HALF] for name in row] for query, row in zip(batch.query_hashes, rows, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run has to know."""
+        """Scores and replaced negatives, for a resumed run."""
         return {"first": self.first, "retired": sorted(self.retired)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores it."""
+        """Restores them."""
         self.first, self.retired = dict(state["first"]), set(state["retired"])
 
 
 def by_query(batch: Batch, flat: list[str]) -> list[list[str]]:
-    """What belongs to all negatives in order, by query."""
+    """Groups a list by query.
+
+    Args:
+        batch: Says how many negatives each query has.
+        flat: An entry for each negative, all queries' in order.
+    """
     ends = list(accumulate(len(row) for row in batch.negatives))
     return [flat[end - len(row) : end] for end, row in zip(ends, batch.negatives, strict=True)]

@@ -1,4 +1,4 @@
-"""The optimizers that a stage can choose from."""
+"""Optimizers of a stage."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -15,7 +15,12 @@ log = logging.getLogger(__name__)
 
 
 def make_optimizer(parameters: Iterable[Tensor], settings: Training) -> Optimizer:
-    """What ``training.optimizer`` names; weight decay goes to matrices only."""
+    """Makes the optimizer that ``training.optimizer`` names; weight decay goes to matrices only.
+
+    Args:
+        parameters: The parameters that train.
+        settings: Optimizer, learning rate, betas and weight decay.
+    """
     listed = list(parameters)
     matrices, rest = [p for p in listed if p.ndim >= 2], [p for p in listed if p.ndim < 2]
     if settings.optimizer == "muon":
@@ -25,19 +30,19 @@ def make_optimizer(parameters: Iterable[Tensor], settings: Training) -> Optimize
 
 
 def optimizer_settings(settings: Training) -> dict[str, Any]:
-    """What an optimizer's state belongs to, and the learning rate."""
+    """Settings that an optimizer's state depends on, and the learning rate."""
     return {name: getattr(settings, name) for name in ("optimizer", "lr", "betas", "weight_decay")}
 
 
 def go_on_with(checkpoint: dict[str, Any], settings: Training) -> None:
-    """Lets a run go on at another learning rate.
+    """Lets a run resume at another learning rate.
 
     Args:
-        checkpoint: What is resumed from; changed in place.
+        checkpoint: The loaded .ckpt; changed in place.
         settings: The new ones.
 
     Raises:
-        ValueError: Something else differs, which the optimizer's state belongs to.
+        ValueError: Another setting differs, which the optimizer's state depends on.
     """
     now = optimizer_settings(settings)
     before = checkpoint.get("optimizer", now)  # not in those of earlier versions

@@ -26,14 +26,14 @@ AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
 @dataclass
 class Effort:
-    """How much was written about a data set's queries.
+    """Cost of reasoning about a data set's queries.
 
     Args:
-        queries: How many there were.
-        reasoned: About how many something was written.
-        truncated: How many had to be stopped.
-        tokens: Written in all.
-        seconds: That queries took.
+        queries: Number of queries.
+        reasoned: Number of queries with any reasoning.
+        truncated: Number of queries whose reasoning reached the token limit.
+        tokens: Tokens written in all.
+        seconds: Time that queries took.
     """
 
     queries: int = 0
@@ -43,7 +43,12 @@ class Effort:
     seconds: float = 0.0
 
     def add(self, written: Written, seconds: float) -> None:
-        """Counts a batch."""
+        """Counts a batch.
+
+        Args:
+            written: The batch's reasoning.
+            seconds: Time that it took.
+        """
         self.queries += len(written.tokens)
         self.reasoned += sum(map(bool, written.tokens))
         self.truncated += sum(written.truncated)
@@ -51,7 +56,7 @@ class Effort:
         self.seconds += seconds
 
     def rates(self, device: torch.device) -> dict[str, Tensor]:
-        """Of all ranks: per cent of queries that reasoned and that were stopped, tokens a query, queries a second and rank."""
+        """Rates over all ranks: per cent of queries reasoned about and truncated, tokens a query, queries a second and rank."""
         mine = [self.queries, self.reasoned, self.truncated, self.tokens, self.seconds]
         queries, reasoned, truncated, tokens, seconds = total(torch.tensor(mine, device=device))
         shares = {"reasoned": 100 * reasoned / queries, "truncated": 100 * truncated / queries, "tokens": tokens / queries}
@@ -63,8 +68,8 @@ class Scoring(LightningModule):
 
     Args:
         folder: The checkpoint folder.
-        training: How it trains; for scoring only the size of a chunk matters.
-        decoding: How a model that reasons writes about queries.
+        training: Settings of training; for scoring only the size of a chunk matters.
+        decoding: Settings of writing about queries, for a model that reasons.
     """
 
     embedder: OmniEmbedder
@@ -95,7 +100,12 @@ class Scoring(LightningModule):
         return self.embedder.embed(items, self.training_settings.inference_budget)
 
     def embed_queries(self, items: list[Encoded], effort: "Effort | None" = None) -> Float[Tensor, "items dim"]:
-        """Embeddings of queries, after reasoning where the model wants it; ``effort`` counts that."""
+        """Embeddings of queries, after reasoning if the model reasons.
+
+        Args:
+            items: The queries.
+            effort: Counts the reasoning.
+        """
         if self.processor.config.ends:
             return self.embed(items)
         self.embedder.eval()
@@ -107,7 +117,12 @@ class Scoring(LightningModule):
         return written.embeddings
 
     def score(self, batch: Batch, name: str) -> None:
-        """Adds a batch to the metric of a data set."""
+        """Adds a batch to the metric of a data set.
+
+        Args:
+            batch: Pairs of the data set.
+            name: The data set's name.
+        """
         if not batch.queries:  # all of them are broken
             return
         queries, targets = self.embed_queries(batch.queries, self.efforts[name]), self.embed(batch.targets)
@@ -142,7 +157,12 @@ class Scoring(LightningModule):
         share_weights(self.embedder)
 
     def data_set(self, stage: str, index: int) -> str:
-        """The name of the index-th data set that is scored."""
+        """The name of a data set that is scored.
+
+        Args:
+            stage: ``validate`` or ``test``.
+            index: The data set's number.
+        """
         folders: dict[str, Path] = self.trainer.datamodule.folders[stage]  # type: ignore[attr-defined]
         return list(folders)[index]
 

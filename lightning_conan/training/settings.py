@@ -1,13 +1,14 @@
-"""What can be set in every stage."""
+"""Settings that every stage takes."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
 from torch import Tensor
 
 from lightning_conan.items import Modality
-from lightning_conan.objectives import Contrast
+from lightning_conan.objectives import Contrast, Objective, SymmetricInfoNCE
 
 LEAST_TEMPERATURE = 0.01
 """Below it a learned temperature runs away (CLIP, https://arxiv.org/abs/2103.00020, clips there too)."""
@@ -18,18 +19,25 @@ TOWERS: dict[Modality, tuple[str, ...]] = {
     "document": ("backbone.",),
     "audio": ("backbone.language_model.", "audio_encoder.", "audio_projector."),
 }
-"""The modules that a modality's pairs pass through, by the beginnings of their names."""
+"""Parameter name prefixes of the modules that a modality's pairs pass through."""
+USED_AS = {
+    "temperature": ("temperature", "temperatures", "learn_temperature"),
+    "margin": ("false_negative_margin",),
+    "same_side": ("same_side_negatives",),
+    "dims": ("matryoshka_dims",),
+}
+"""The settings of ``Training`` behind each field of ``Contrast``."""
 
 
 @dataclass(frozen=True)
 class DynamicNegatives:
-    """When a hard negative gives way to the query's next one (Conan-embedding v2).
+    """Replacement of a hard negative by the query's next one, once the model scores it low (Conan-embedding v2).
 
     Args:
         keep: Negatives of a query that are used at once, of those that its sample holds.
-        floor: One that scores below this when first seen is no hard one.
-        decay: One whose score, times this, is below its first score is told apart ...
-        ceiling: ... if it is below this, too.
+        floor: A negative that scores below this when first seen is replaced as too easy.
+        decay: A negative is replaced when its score, times this, is below its first score ...
+        ceiling: ... and below this, too.
     """
 
     keep: int = 1
@@ -44,7 +52,7 @@ class DynamicNegatives:
 
 @dataclass(frozen=True)
 class Training:
-    """How a stage trains.
+    """Settings of training, the same in every stage.
 
     Args:
         lr: Peak learning rate.
@@ -53,23 +61,26 @@ class Training:
         weight_decay: On matrices only.
         warmup_steps: Steps of linear warm-up; a cosine to zero follows.
         clip_norm: Gradients are scaled down to this norm.
-        temperature: Of InfoNCE.
-        temperatures: By modality, where it differs.
+        objective: The contrastive loss, by class path: ``SymmetricInfoNCE``, ``PairwiseSigmoid`` (SigLIP), ``CoSENT``, all in
+            ``lightning_conan.objectives``, or a class of your own. The next six settings are given to it, and refused if it does
+            not use them.
+        temperature: Divides the scores.
+        temperatures: Temperatures by modality, where they differ.
         learn_temperature: Learn each modality's temperature, from those on; it stays at 0.01 or above.
         false_negative_margin: Targets that score higher than the positive by more than this do not count as negatives
-            (Qwen3-VL-Embedding: 0.1); none are left out by default.
-        same_side_negatives: Whether queries are negatives of queries too, and targets of targets.
-        dynamic_negatives: Replace hard negatives once they are told apart; by default all that a sample holds are used.
-        matryoshka_dims: Leading dimensions of the embedding that are trained to do alone; the last should be all.
+            (Qwen3-VL-Embedding: 0.1); by default all count.
+        same_side_negatives: Adds the other queries to a query's negatives, and the other targets to a target's.
+        matryoshka_dims: Leading dimensions of the embedding that are trained to serve alone; the last should be all.
+        dynamic_negatives: Replace hard negatives once they score low; by default all that a sample holds are used.
         token_budget: Padded tokens of one chunk: memory grows with it, not with the batch. ``auto`` measures once, at the first
             batch of a modality, what fits into the device.
         checkpoint_activations: Keep only each layer's input and compute the rest again in the backward pass: a third more
             time for a tenth of the memory.
-        attention: How the language model attends: sdpa, eager, or flash_attention_2 (NVIDIA, bf16, `pip install flash-attn`).
+        attention: Attention of the language model: sdpa, eager, or flash_attention_2 (NVIDIA, bf16, `pip install flash-attn`).
         compile: A torch.compile backend, such as inductor, for the layers of all towers; none by default.
-        max_skipped_steps: So many steps may be left out because their gradient is not finite (logged as
+        max_skipped_steps: Number of steps that may be skipped because their gradient is not finite (logged as
             ``train/skipped_steps``); the next one ends the run. A loss that is not finite always does.
-        seed: Of the dropout; each step's random numbers depend on seed, step and rank alone, so that resuming repeats them.
+        seed: Seed of the dropout; each step's random numbers depend on seed, step and rank alone, so that resuming repeats them.
     """
 
     lr: float = 1e-4
@@ -78,13 +89,14 @@ class Training:
     weight_decay: float = 0.0
     warmup_steps: int = 100
     clip_norm: float = 1.0
+    objective: Objective = SymmetricInfoNCE()  # noqa: RUF009  # frozen
     temperature: float = 0.02
     temperatures: dict[Modality, float] = field(default_factory=dict)
     learn_temperature: bool = False
     false_negative_margin: float | None = None
     same_side_negatives: bool = False
-    dynamic_negatives: DynamicNegatives | None = None
     matryoshka_dims: tuple[int, ...] = ()
+    dynamic_negatives: DynamicNegatives | None = None
     token_budget: int | Literal["auto"] = 16_384
     checkpoint_activations: bool = False
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -115,14 +127,36 @@ class Training:
         for name in ("warmup_steps", "weight_decay", "max_skipped_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}.")
+        self.check_objective()
+
+    def check_objective(self) -> None:
+        """Refuses settings that the objective does not use.
+
+        Raises:
+            ValueError: One of them is set to something else than its default.
+        """
+        unused = {name for use, names in USED_AS.items() if use not in self.objective.uses for name in names}
+        for setting in fields(self):
+            default = setting.default if setting.default is not MISSING else {}  # of temperatures
+            if setting.name in unused and (value := getattr(self, setting.name)) != default:
+                raise ValueError(
+                    f"training.{setting.name} must be {default} with {type(self.objective).__name__}, which does not use it, "
+                    f"got {value}. Leave it out, or choose another training.objective."
+                )
 
     def temperature_of(self, modality: Modality) -> float:
-        """A modality's temperature, the first one if it is learned."""
+        """A modality's temperature, the initial one if it is learned."""
         return self.temperatures.get(modality, self.temperature)
 
-    def contrast(self, temperature: float | Tensor) -> Contrast:
-        """What counts as a negative, and how much."""
-        return Contrast(temperature, self.false_negative_margin, self.same_side_negatives, dims=self.matryoshka_dims)
+    def contrast(self, temperature: float | Tensor, learned: Mapping[str, Tensor]) -> Contrast:
+        """The settings that the objective is called with.
+
+        Args:
+            temperature: The current temperature of a batch's modality.
+            learned: Current values of what the objective learns.
+        """
+        margin, same_side = self.false_negative_margin, self.same_side_negatives
+        return Contrast(temperature, margin, same_side, dims=self.matryoshka_dims, learned=learned)
 
     @property
     def inference_budget(self) -> int:
@@ -130,7 +164,12 @@ class Training:
         return 16_384 if self.token_budget == "auto" else self.token_budget
 
     def scale(self, step: int, total: int) -> float:
-        """The share of ``lr`` at a step."""
+        """The factor of ``lr`` at a step.
+
+        Args:
+            step: Steps so far.
+            total: Steps of the run.
+        """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, total - self.warmup_steps)

@@ -30,7 +30,12 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def shard(embedder: OmniEmbedder, mesh: DeviceMesh) -> None:
-    """Shares out every layer's weights, and what remains, over the ranks of a mesh; gradients become sums over the ranks."""
+    """Shards every layer's weights, and the remaining ones, over the ranks of a mesh; gradients become sums over the ranks.
+
+    Args:
+        embedder: The model; changed in place.
+        mesh: One dimension of ranks.
+    """
     for module in [*embedder.layers(), embedder]:
         fully_shard(module, mesh=mesh)
     for method in ("read_prefix", "encode_mels"):  # called without forward, they have to gather weights too
@@ -41,7 +46,7 @@ def shard(embedder: OmniEmbedder, mesh: DeviceMesh) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether its weights lie in shards."""
+    """True if the module's weights lie in shards."""
     return isinstance(module, FSDPModule)
 
 
@@ -51,7 +56,12 @@ def sharded_modules(module: nn.Module) -> list[FSDPModule]:
 
 
 def sync_gradients(module: nn.Module, sync: bool) -> None:
-    """Whether the next backward pass sums the gradients over the ranks, or keeps them for a later one that does."""
+    """Sets the next backward pass to sum gradients over the ranks, or to keep them for a later one that does.
+
+    Args:
+        module: The module; nothing happens if it is not sharded.
+        sync: Sums them.
+    """
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(sync)
 
@@ -101,7 +111,12 @@ def whole_on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Float[Tensor, ""]:
-    """Scales gradients, in shards or not, down to a norm; returns what it was, the same on every rank."""
+    """Scales gradients, in shards or not, down to a norm; returns the norm before, the same on every rank.
+
+    Args:
+        parameters: Parameters, with or without gradients.
+        limit: The largest norm.
+    """
     listed = [parameter for parameter in parameters if parameter.grad is not None]
     gradients = [parameter.grad for parameter in listed if parameter.grad is not None]
     halves = [[gradient for gradient in gradients if isinstance(gradient, DTensor) == kind] for kind in (True, False)]

@@ -1,4 +1,4 @@
-"""A stage's weights: what is loaded, what of it trains, and what is written in the end."""
+"""A stage's weights: loading, choosing what trains, and writing."""
 
 import logging
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from lightning_conan.training.sharding import is_sharded, shard, whole_on_first
 
 Form = Literal["dense", "float32", "adapter"]
 ALARM = 0.05
-"""A larger share of what training changes, lost to rounding, is told."""
+"""Share of the update's norm that rounding may remove before a warning is logged."""
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +45,7 @@ class Weights(Scoring):
         self.adapters: Adapters | None = None
         self.trained_names: frozenset[str] = frozenset()
 
-    # What a subclass decides
+    # Hooks of subclasses
 
     @property
     def lora(self) -> Lora | None:
@@ -53,17 +53,17 @@ class Weights(Scoring):
         return None
 
     @property
-    def adapted(self) -> tuple[str, ...]:
-        """Beginnings of the names of modules whose linear layers get adapters."""
+    def lora_prefixes(self) -> tuple[str, ...]:
+        """Name prefixes of modules whose linear layers get adapters."""
         return ()
 
     @property
-    def full(self) -> tuple[str, ...]:
-        """Beginnings of the names of parameters that train fully."""
+    def trainable_prefixes(self) -> tuple[str, ...]:
+        """Name prefixes of parameters that train fully."""
         return ()
 
-    def notes(self) -> dict[str, Any]:
-        """What the folder records of the training."""
+    def metadata(self) -> dict[str, Any]:
+        """Facts about the training that the checkpoint folder records."""
         return {}
 
     # Loading
@@ -104,14 +104,14 @@ class Weights(Scoring):
             raise ValueError(f"{type(self).__name__} trains nothing: it can only be tested. Fit one of the other stages.")
         self.set_up()
         names = [name for name, _ in self.embedder.named_parameters()]
-        if odd := [prefix for prefix in self.full if not any(name.startswith(prefix) for name in names)]:
+        if odd := [prefix for prefix in self.trainable_prefixes if not any(name.startswith(prefix) for name in names)]:
             raise ValueError(
                 f"What trains fully must be beginnings of parameters' names, got {odd[0]!r}. They look like {names[0]!r}."
             )
         for name, parameter in self.embedder.named_parameters():
-            parameter.requires_grad_(name.startswith(self.full))
+            parameter.requires_grad_(name.startswith(self.trainable_prefixes))
         if self.lora is not None:
-            self.adapters = Adapters(self.embedder, self.lora, self.adapted, self.full)
+            self.adapters = Adapters(self.embedder, self.lora, self.lora_prefixes, self.trainable_prefixes)
         self.trained_names = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         for tensor in self.trained().values():  # steps are too small for bfloat16, whatever the frozen weights are
             tensor.data = tensor.data.float()
@@ -121,7 +121,9 @@ class Weights(Scoring):
                 f"What trains fully within a {self.stored} backbone is float32: set trainer.precision to {PRECISIONS[1]}."
             )
         if not any(name.startswith("embedder.") for name in self.trained_names):
-            raise ValueError(f"{type(self).__name__} would train nothing: lora is off and no parameter starts with {self.full}.")
+            raise ValueError(
+                f"{type(self).__name__} would train nothing: lora is off and no parameter starts with {self.trainable_prefixes}."
+            )
 
     def set_up(self) -> None:
         """Makes the model compute as the settings say.
@@ -144,7 +146,7 @@ class Weights(Scoring):
         return {name: parameter for name, parameter in self.named_parameters() if name in self.trained_names}
 
     def made_with(self) -> dict[str, Any]:
-        """What the weights would not be the same model without, though it is none of them."""
+        """Settings that, besides the weights, determine the model."""
         lora = {"its lora.rank": self.lora.rank, "its lora.alpha": self.lora.alpha} if self.lora is not None else {}
         return {**lora, "its inputs' settings (hints, sizes, tokenizer)": self.processor.fingerprint}
 
@@ -177,6 +179,10 @@ class Weights(Scoring):
     def check_out(self, out: Path, form: Form) -> None:
         """Refuses, before anything is trained, what could not be written in the end.
 
+        Args:
+            out: The checkpoint folder that will be written.
+            form: See ``write_folder``.
+
         Raises:
             ValueError: ``out`` is read from, or holds something else than this stage would write there; or an adapter is asked
                 for and there is none.
@@ -188,10 +194,12 @@ class Weights(Scoring):
             raise ValueError(f"Only a specialist with LoRA can be written as an adapter, got {type(self).__name__}.")
 
     def write_folder(self, out: Path, form: Form = "dense") -> None:
-        """Writes the trained model, its adapters merged into dense weights (of the dtype that it started with, or float32) or
-        left as they are.
+        """Writes the trained model as a checkpoint folder. Every rank has to call; the first one writes.
 
-        Every rank has to call; the first one writes.
+        Args:
+            out: The folder.
+            form: ``dense`` merges adapters into weights of the dtype that the stage started with, ``float32`` into float32 ones;
+                ``adapter`` writes the adapters alone.
 
         Raises:
             ValueError: ``adapter`` is asked for and there is none.
@@ -202,16 +210,21 @@ class Weights(Scoring):
                 self.write_whole(out, form)
 
     def write_whole(self, out: Path, form: Form) -> None:
-        """Writes the model as it stands."""
+        """Writes a model whose weights are not in shards.
+
+        Args:
+            out: The folder.
+            form: See ``write_folder``.
+        """
         assert self.writes is not None, "prepare() refused such a stage"
         self.embedder.switch("sdpa", None)  # golden vectors are made on the CPU, as whoever loads the folder may make them
         parents = dict(self.provenance.parents) if self.writes != "specialist" else {}
         source = self.provenance
         parents[str(source.modality) if source.state == "specialist" else source.state] = source.fingerprint
-        provenance = Provenance(self.writes, self.modality, parents, self.notes())
+        provenance = Provenance(self.writes, self.modality, parents, self.metadata())
         if form == "adapter":
             assert self.adapters is not None, "check_out refused such a stage"
-            adapter = self.adapters.export(self.embedder, self.folder, self.full)
+            adapter = self.adapters.export(self.embedder, self.folder, self.trainable_prefixes)
             save_adapter_folder(out, self.embedder, self.processor, provenance, adapter)
             return
         if form == "float32":
@@ -231,7 +244,7 @@ class Weights(Scoring):
         save_folder(out, self.embedder, self.processor, provenance)
 
     def rounding(self) -> tuple[float, float]:
-        """Of what trained fully: the squared length of what rounding takes of the weights, and of what training changed."""
+        """Squared norms, of what trained fully, of the rounding error of the weights and of the whole update."""
         lost = changed = 0.0
         if self.stored == torch.float32:
             return lost, changed

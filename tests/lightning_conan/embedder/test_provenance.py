@@ -90,9 +90,9 @@ def test_every_file_has_the_mode_that_the_umask_gives(tiny, umask, tmp_path):
 
 
 def test_caches_of_frozen_outputs_have_it_too(umask, tmp_path):
-    from lightning_conan.training.frozen_cache import Constants
+    from lightning_conan.training.frozen_cache import FrozenOutputs
 
-    Constants(tmp_path / "cache", "maker", 0.001).close()
+    FrozenOutputs(tmp_path / "cache", "maker", 0.001).close()
     assert modes(tmp_path / "cache") == ({0o666 & ~umask}, {0o777 & ~umask})
 
 

@@ -6,6 +6,7 @@ import torch
 from lightning_conan.embedder import pack, tiny_embedder
 from lightning_conan.items import Item, Media
 from lightning_conan.objectives import (
+    ChunkStep,
     Contrast,
     PairEmbeddings,
     cached_backward,
@@ -54,9 +55,9 @@ def gradients(modality: str, budget: int, processor, dropout: float = 0.0, one_p
     torch.manual_seed(1)
     chunks = pack([*queries, *texts], budget)
     if one_pass:
-        value = one_pass_backward(model, chunks, loss, backward, CPU)
+        value = one_pass_backward(ChunkStep(model, loss, backward, CPU), chunks)
     else:
-        value = cached_backward(model, chunks, len(queries) + len(texts), loss, backward, CPU)
+        value = cached_backward(ChunkStep(model, loss, backward, CPU), chunks, len(queries) + len(texts))
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return value, found, len(chunks)
 
@@ -96,9 +97,8 @@ def test_the_last_of_few_chunks_is_embedded_once(few, embedded, processor, monke
     torch.manual_seed(0)
     noise = torch.rand(3, 4)
     torch.manual_seed(0)
-    cached_backward(
-        embed, chunks, 3, lambda found: (found**2).sum(), lambda value, last: (value.backward(), told.append(last)), CPU
-    )
+    note = lambda value, last: (value.backward(), told.append(last))  # noqa: E731
+    cached_backward(ChunkStep(embed, lambda found: (found**2).sum(), note, CPU), chunks, 3)
     assert len(done) == embedded
     assert torch.allclose(weight.grad, 2 * (noise**2).sum(0))
     assert told == [False, False, False, True]  # the first is the loss's own
@@ -129,12 +129,12 @@ def test_dropout_is_replayed(processor, monkeypatch):
         return found
 
     chunks = pack([processor(MAKE["image"](row)) for row in range(4)], 1)
-    cached_backward(embed, chunks, 4, lambda found: (found**2).sum() + found[0] @ found[1], backward, CPU)
+    cached_backward(ChunkStep(embed, lambda found: (found**2).sum() + found[0] @ found[1], backward, CPU), chunks, 4)
     assert all(torch.equal(*pair) for pair in zip(seen["first"], seen["second"], strict=True))
     assert numeric_gradient_agrees(processor)
     monkeypatch.setattr(gradient_cache.RandomStates, "replay", lambda self, number: None)
     seen["first"].clear(), seen["second"].clear()
-    cached_backward(embed, chunks, 4, lambda found: (found**2).sum(), backward, CPU)
+    cached_backward(ChunkStep(embed, lambda found: (found**2).sum(), backward, CPU), chunks, 4)
     assert not all(torch.equal(*pair) for pair in zip(seen["first"], seen["second"], strict=True))
 
 
@@ -145,7 +145,7 @@ def test_random_numbers_go_on_as_after_one_pass(processor):
         return torch.rand(len(chunk.rows), 4, requires_grad=True) * 1
 
     torch.manual_seed(0)
-    cached_backward(embed, chunks, 3, lambda found: found.sum(), backward, CPU)
+    cached_backward(ChunkStep(embed, lambda found: found.sum(), backward, CPU), chunks, 3)
     after = torch.rand(1)
     torch.manual_seed(0)
     torch.rand(3 * 4)
@@ -187,14 +187,15 @@ def test_chunks_that_nothing_which_trains_takes_part_in_are_embedded_once(trains
         done = []
         model.zero_grad()
         chunks = pack(items, budget)
-        args = [lambda chunk, done=done: done.append(chunk.rows) or model(chunk), chunks]
+        embed = lambda chunk, done=done: done.append(chunk.rows) or model(chunk)  # noqa: E731
+        step = ChunkStep(embed, loss, push, CPU, model.learns_from)
         if budget == 1:
-            value = cached_backward(*args, len(items), loss, push, CPU, model.learns_from)
+            value = cached_backward(step, chunks, len(items))
             learning = {"audio_projector.": 2, "backbone.visual.merger.": 2}.get(trains, 6)
             assert len(done) == 6 + learning - (few > 0 and learning == 6)  # the last is a text
             assert told == [False] * learning + [True]
         else:
-            value = one_pass_backward(*args, loss, push, CPU)
+            value = one_pass_backward(step, chunks)
         gradients = {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
         found.append((value, gradients))
     assert found[0][0].item() == pytest.approx(found[1][0].item(), rel=1e-5)
@@ -204,9 +205,8 @@ def test_chunks_that_nothing_which_trains_takes_part_in_are_embedded_once(trains
 def test_a_batch_that_nothing_learns_from_is_refused(processor):
     chunks = pack([processor(MAKE["text"](row)) for row in range(3)], 1)
     model = tiny_embedder(0)[0].train().requires_grad_(False)
-    for step in (
-        lambda: one_pass_backward(model, chunks, torch.sum, backward, CPU),
-        lambda: cached_backward(model, chunks, 3, torch.sum, backward, CPU, model.learns_from),
-    ):
-        with pytest.raises(ValueError, match="A batch must hold something"):
-            step()
+    step = ChunkStep(model, torch.sum, backward, CPU, model.learns_from)
+    with pytest.raises(ValueError, match="A batch must hold something"):
+        one_pass_backward(step, chunks)
+    with pytest.raises(ValueError, match="A batch must hold something"):
+        cached_backward(step, chunks, 3)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_conan.objectives import Contrast, PairEmbeddings, contrastive, equal_targets, info_nce, symmetric_info_nce
+from lightning_conan.objectives import Contrast, PairEmbeddings, equal_targets, info_nce, symmetric_info_nce
+from lightning_conan.objectives import rows as rows_module
 from lightning_conan.objectives.tiles import in_tiles
 
 
@@ -180,7 +181,7 @@ def test_the_ranks_shares_add_up(contrast):
 def test_scores_are_computed_some_rows_at_a_time(monkeypatch, dim, rows):
     """By default too: all scores of a large batch would not fit into memory."""
     seen = []
-    monkeypatch.setattr(contrastive, "in_tiles", lambda loss, slices, *sides: seen.extend(slices) or torch.zeros(()))
+    monkeypatch.setattr(rows_module, "in_tiles", lambda loss, slices, *sides: seen.extend(slices) or torch.zeros(()))
     symmetric_info_nce(pairs(units(600, dim), units(600, dim, seed=1)), Contrast(0.05))
     assert seen[0] == slice(0, rows)
     assert seen[-1].stop == 600

@@ -8,7 +8,7 @@ from torch.func import functional_call
 from callbacks import FolderCheckpoint
 from datamodules import SpecialistData
 from lightning_conan.cli.main import main
-from lightning_conan.embedder import load_folder, read_provenance, save_folder
+from lightning_conan.embedder import ChunkOutput, load_folder, read_provenance, save_folder
 from lightning_conan.fusion import Ties, fuse_folders
 from lightning_conan.stages import Fused
 from lightning_conan.training import Stage, Training
@@ -64,7 +64,8 @@ def test_gradients_are_those_of_the_plain_graph(recipe, world, tmp_path, by_laye
             return self.embedder.embed(items, 100_000)
 
     named = {f"embedder.{name}": weight for name, weight in weights.items()}
-    module.loss(seen.batch, functional_call(Plain(module.embedder), named, (list(seen.batch.items()),))).backward()
+    embeddings = functional_call(Plain(module.embedder), named, (list(seen.batch.items()),))
+    module.loss(seen.batch, ChunkOutput(embeddings)).backward()
     torch.testing.assert_close(seen.gradient, alphas.grad, rtol=1e-4, atol=1e-6)
 
 

@@ -16,7 +16,7 @@ from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages import ProjectorRecovery, Rehearsal, Specialist
 from lightning_conan.stages.recovery import Bank
 from lightning_conan.training import Lora
-from lightning_conan.training.frozen_cache import Constants
+from lightning_conan.training.frozen_cache import FrozenOutputs
 from runs import QUICK, Record, data, state, trainer
 
 MERGER = "backbone.visual.merger."
@@ -141,11 +141,11 @@ def test_constants_change_nothing_but_the_time(fused, world, tmp_path, monkeypat
 
 
 def test_constants_of_other_weights_are_not_taken(fused, base, world, tmp_path):
-    store = Constants(tmp_path / "c", "one", 0.01)
+    store = FrozenOutputs(tmp_path / "c", "one", 0.01)
     store.put("frames", {"a": torch.ones(3)})
     assert torch.equal(store.get("frames", ["a"])[0], torch.ones(3))
     del store
-    other = Constants(tmp_path / "c", "two", 0.01)
+    other = FrozenOutputs(tmp_path / "c", "two", 0.01)
     assert other.get("frames", ["a"]) == [None]
 
 
@@ -164,7 +164,7 @@ def test_constants_of_a_fit_that_failed_can_be_opened_again(fused, world, tmp_pa
 
 
 def test_full_constants_are_computed_again_and_nothing_fails(tmp_path, caplog):
-    store = Constants(tmp_path, "m", 0.0005)
+    store = FrozenOutputs(tmp_path, "m", 0.0005)
     made = []
 
     def make(rows):
@@ -223,7 +223,7 @@ def test_a_bank_stands_on_the_side_of_the_texts(fused, world, tmp_path):
         if flipped:
             pairs = PairEmbeddings(texts, sounds, none, ids + 3, ids, no_ids)
         batch = Batch("t", "audio", ["a"], [read if flipped else heard], [heard if flipped else read], [[]], ["q"], ["t"], [])
-        found = symmetric_info_nce(module.enlarged(pairs, batch), contrast)
+        found = symmetric_info_nce(module.add_negatives(pairs, batch), contrast)
         assert found == pytest.approx(float(expected) / 2, rel=1e-5)
 
 
@@ -237,7 +237,7 @@ def test_other_captions_of_a_sound_are_no_negatives(fused, tmp_path):
     pairs = PairEmbeddings(rows[:2], rows[2:], none[0], torch.tensor([1, 2]), torch.tensor([10, 12]), none[1])
     read = Encoded(torch.arange(3), torch.arange(3).expand(3, -1))
     batch = Batch("t", "audio", ["a", "b"], [read, read], [read, read], [[], []], ["q", "r"], ["t", "u"], [])
-    assert module.enlarged(pairs, batch).negative_ids.tolist() == [13]
+    assert module.add_negatives(pairs, batch).negative_ids.tolist() == [13]
 
 
 def test_a_text_of_the_bank_that_is_a_hard_negative_counts_once():
@@ -279,7 +279,7 @@ def test_a_bank_with_sounds_as_hard_negatives_is_refused(fused, tmp_path):
     batch = Batch("t", "audio", ["a"], [Encoded(ids, ids.expand(3, -1))], [heard], [[heard]], ["q"], ["t"], ["n"])
     pairs = PairEmbeddings(rows[:2], rows[2:], rows[:1], ids, ids + 2, torch.tensor([6]))
     with pytest.raises(ValueError, match="Leave the bank or the negatives out"):
-        module.enlarged(pairs, batch)
+        module.add_negatives(pairs, batch)
 
 
 def test_a_bank_without_constants_is_refused(fused):

@@ -18,7 +18,7 @@ from lightning_conan.items import Item, Media
 from lightning_conan.objectives import Contrast, PairEmbeddings, contrastive, info_nce, symmetric_info_nce
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.stages import Rehearsal, Specialist
-from lightning_conan.training import Lora, Stage, Training, memory
+from lightning_conan.training import Lora, Stage, Training, probing
 from lightning_conan.training.adapters import Adapters
 from lightning_conan.training.settings import LEAST_TEMPERATURE
 from runs import QUICK, Record, Stop, data, trainer
@@ -199,7 +199,7 @@ def test_a_learned_temperature_gets_the_gradient_of_the_loss(base, world, tmp_pa
     slope = (loss_at(0.07 * 1.01) - loss_at(0.07 / 1.01)) / (2 * math.log(1.01))
     assert record["gradient"] == pytest.approx(slope, rel=1e-2)
     assert float(module.temperature("image").detach()) != pytest.approx(0.07, rel=1e-6)
-    assert set(module.notes()["temperatures"]) == {"text", "image", "video", "document", "audio"}
+    assert set(module.metadata()["temperatures"]) == {"text", "image", "video", "document", "audio"}
 
 
 def test_a_learned_temperature_stays_in_bounds_and_is_never_stuck(base, world, tmp_path):
@@ -275,17 +275,17 @@ def test_a_step_without_a_finite_gradient_is_left_out_and_counted(base, world, t
 
 
 def test_a_budget_is_found_once_and_kept_in_the_checkpoint(base, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 200_000_000)
+    monkeypatch.setattr(probing, "free_bytes", lambda device: 200_000_000)
     auto = replace(QUICK, token_budget="auto")
     module, straight = Specialist(base, "image", auto), Record()
     trainer(tmp_path / "a", 4, straight).fit(module, data(world))
-    assert set(module.budgets) == {"image"}
-    assert 256 <= module.budgets["image"] <= 2**17
+    assert set(module.budgets.measured) == {"image"}
+    assert 256 <= module.budgets.measured["image"] <= 2**17
     trainer(tmp_path / "b", 4, Stop(2)).fit(Specialist(base, "image", auto), data(world))
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1)  # what is free now does not matter
+    monkeypatch.setattr(probing, "free_bytes", lambda device: 1)  # what is free now does not matter
     again, resumed = Specialist(base, "image", auto), Record()
     trainer(tmp_path / "b", 4, resumed).fit(again, data(world), ckpt_path="last")
-    assert again.budgets == module.budgets
+    assert again.budgets.measured == module.budgets.measured
     assert resumed.losses == straight.losses[2:]
 
 
@@ -381,7 +381,7 @@ def test_each_option_of_the_loss_reaches_it(base, world, tmp_path, option, value
     settings, found = replace(QUICK, **{option: value}), []
     module, record = Specialist(base, "image", settings), Record()
     loss = module.loss
-    module.loss = lambda batch, embeddings: found.append((batch, embeddings.detach())) or loss(batch, embeddings)
+    module.loss = lambda batch, output: found.append((batch, output.embeddings.detach())) or loss(batch, output)
     trainer(tmp_path, 1, record).fit(module, data(world))
     (batch, embeddings), size = found[0], len(found[0][0])
     contrast = {
@@ -405,7 +405,7 @@ def test_hard_negatives_are_in_the_loss_that_is_logged(base, tmp_path):
     write_shards(pairs, tmp_path / "set")
     module, record, found = Specialist(base, "image", QUICK), Record(), []
     loss = module.loss
-    module.loss = lambda batch, embeddings: found.append(embeddings.detach()) or loss(batch, embeddings)
+    module.loss = lambda batch, output: found.append(output.embeddings.detach()) or loss(batch, output)
     trainer(tmp_path, 1, record).fit(module, SpecialistData(tmp_path / "set", batch_size=6, num_workers=0))
     query, target, negative = found[0].split([6, 6, 6])
     rows, temperature = torch.arange(6), QUICK.temperature

@@ -73,14 +73,14 @@ def test_the_embedding_is_the_state_that_predicts_emb(tiny, base):
     (chunk,) = pack([taught], 1000)
     with torch.no_grad():
         states = model.hidden_states(chunk)[0]
-        found = model(chunk, writing=generation_loss)[0]
+        found = model(chunk, writing=generation_loss)
     logits = states @ model.get_input_embeddings().weight.T
     tokens = [*taught.input_ids.tolist(), processor.ids["emb"]]
     start = len(tokens) - 1 - 3  # two words and <|emb|> are predicted from here on
     losses = [F.cross_entropy(logits[place], torch.tensor(tokens[place + 1])) for place in range(start, len(tokens) - 1)]
     assert len(losses) == 3
-    torch.testing.assert_close(found[-1], torch.stack(losses).mean())
-    torch.testing.assert_close(found[:-1], F.normalize(states[-1], dim=0))
+    torch.testing.assert_close(found.generation_losses[0], torch.stack(losses).mean())
+    torch.testing.assert_close(found.embeddings[0], F.normalize(states[-1], dim=0))
 
 
 def test_lessons_of_unlike_length_are_embedded_where_each_ends(tiny):
@@ -90,22 +90,20 @@ def test_lessons_of_unlike_length_are_embedded_where_each_ends(tiny):
     taught = [processor.teach(processor(Item(("a red star",))), words) for words in ("blue", "a blue star at the top", "")]
     with torch.no_grad():
         together = model(*pack(taught, 1000), writing=generation_loss)
-        alone = {row: model(*pack([item], 1000), writing=generation_loss)[0] for row, item in enumerate(taught)}
+        alone = {row: model(*pack([item], 1000), writing=generation_loss) for row, item in enumerate(taught)}
     (chunk,) = pack(taught, 1000)
     for place, row in enumerate(chunk.rows):
-        torch.testing.assert_close(together[place], alone[row], atol=1e-5, rtol=1e-4)
+        for whole, part in zip(together, alone[row], strict=True):
+            torch.testing.assert_close(whole[place], part[0], atol=1e-5, rtol=1e-4)
 
 
 def gradients(folder, reasoned, root, budget, one_pass=False, dropout=0.0):
     """Loss and gradients of one joint step."""
 
-    def whole(embed, chunks, items, loss, backward, device, learns):
-        return one_pass_backward(embed, chunks, loss, backward, device)
-
     record, found = Record(), Gradients()
     with pytest.MonkeyPatch.context() as patch:
         if one_pass:
-            patch.setattr(stage, "cached_backward", whole)
+            patch.setattr(stage, "cached_backward", lambda step, chunks, items: one_pass_backward(step, chunks))
         module = trace(folder, replace(QUICK, token_budget=budget, clip_norm=1e6), lora=replace(LORA, dropout=dropout))
         trainer(root, 1, record, found).fit(module, data(reasoned, tasks=("composed",)))
     return record.losses[0], found.found
@@ -315,19 +313,19 @@ def test_targets_find_their_queries_only_if_asked(base, reasoned, tmp_path, back
     module, found = trace(base, back=back), []
     loss = module.loss
 
-    def noted(batch, embeddings):
-        found.append((embeddings.detach().clone(), loss(batch, embeddings).detach()))
-        return loss(batch, embeddings)
+    def noted(batch, output):
+        found.append((output, loss(batch, output).detach()))
+        return loss(batch, output)
 
     module.loss = noted
     trainer(tmp_path, 1).fit(module, data(reasoned, tasks=("composed",)))
-    embeddings, value = found[0]
-    query, target = embeddings[:, :-1].chunk(2)
+    output, value = found[0]
+    query, target = output.embeddings.detach().chunk(2)
     scores, rows = query @ target.T / QUICK.temperature, torch.arange(len(query))
     wanted = F.cross_entropy(scores, rows)
     if back:
         wanted = (wanted + F.cross_entropy(scores.T, rows)) / 2
-    assert float(value) == pytest.approx(float(wanted + embeddings[: len(query), -1].mean()), rel=1e-4)
+    assert float(value) == pytest.approx(float(wanted + output.generation_losses[: len(query)].detach().mean()), rel=1e-4)
 
 
 def test_hints_of_both_sides_reach_every_embedding(base, tmp_path, items):

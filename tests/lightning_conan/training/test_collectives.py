@@ -35,6 +35,7 @@ from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
 from lightning_conan.embedder import load_folder
 from lightning_conan.items import Item, Media
+from lightning_conan.objectives import CoSENT, PairwiseSigmoid, SymmetricInfoNCE
 from runs import Stop, noisy_recipe
 from samples import png
 
@@ -325,10 +326,15 @@ def negatives(tmp_path_factory):
 
 
 @each_strategy
-def test_hard_negatives_are_everyones(base, negatives, tmp_path, strategy):
-    args = ["image", base, negatives, tmp_path / "run", 2, 6]
-    alone = fit(*args[:3], tmp_path / "alone", 2, 6)
-    for rank in values(fit_with, *args, {"strategy": strategy}):
+@pytest.mark.parametrize(
+    "objective", [SymmetricInfoNCE(), PairwiseSigmoid(bias=-3.0), CoSENT()], ids=lambda found: type(found).__name__
+)
+def test_hard_negatives_are_everyones(base, negatives, tmp_path, strategy, objective):
+    """Whatever the objective; a learned bias is the same on every rank."""
+    args, settings = ["image", base, negatives, tmp_path / "run", 2, 6], {"objective": objective}
+    alone = fit(*args[:3], tmp_path / "alone", 2, 6, **settings)
+    assert any("bias" in name for name in alone["gradients"]) == isinstance(objective, PairwiseSigmoid)
+    for rank in values(fit_with, *args, {"strategy": strategy, "token_budget": 60} | settings):
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)
         assert close(alone["gradients"], rank["gradients"])
 

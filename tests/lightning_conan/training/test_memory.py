@@ -6,17 +6,10 @@ import torch
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import OmniEmbedder, blank, tiny_embedder
 from lightning_conan.embedder.published import published_config
-from lightning_conan.training import memory
+from lightning_conan.training import probing
 from lightning_conan.training.adapters import Adapters
-from lightning_conan.training.memory import (
-    Plan,
-    activation_bytes,
-    fitting_budget,
-    measured_bytes,
-    memory_need,
-    saved_bytes,
-    trained_bytes,
-)
+from lightning_conan.training.memory import Plan, activation_bytes, memory_need, saved_bytes
+from lightning_conan.training.probing import fitting_budget, measured_bytes, trained_bytes
 from lightning_conan.training.settings import TOWERS, Lora
 
 
@@ -82,7 +75,7 @@ def test_writing_counts_all_states_the_rows_that_learn_and_logits():
 @pytest.mark.parametrize("megabytes", [100, 300])
 def test_a_chunk_of_the_fitting_budget_takes_its_share(modality, megabytes, monkeypatch):
     """Not a half of it or less, as whole powers of two would, or what tokens need no more of, counted with each."""
-    monkeypatch.setattr(memory, "free_bytes", lambda device: megabytes * 10**6)
+    monkeypatch.setattr(probing, "free_bytes", lambda device: megabytes * 10**6)
     model = tiny_embedder(0)[0].train()
     Adapters(model, Lora(64, 64), ("backbone.", "audio_encoder."), ())
     host = torch.device("cpu")
@@ -98,14 +91,14 @@ def test_a_chunk_of_the_fitting_budget_takes_its_share(modality, megabytes, monk
 
 
 def test_a_device_that_holds_not_even_a_token_is_refused(monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
+    monkeypatch.setattr(probing, "free_bytes", lambda device: 10**6)
     model = tiny_embedder(0)[0].train()
     with pytest.raises(ValueError, match=r"must find room for some tokens of image in 0.00 GiB (?s:.*)checkpoint_activations"):
         fitting_budget(model, model, "image", torch.device("cpu"), 0)
 
 
 def test_moments_that_an_optimizer_has_already_are_not_counted_again(monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**8)
+    monkeypatch.setattr(probing, "free_bytes", lambda device: 10**8)
     model, host = tiny_embedder(0)[0].train(), torch.device("cpu")
     with torch.autocast("cpu", torch.bfloat16):
         assert fitting_budget(model, model, "text", host, 0) > fitting_budget(model, model, "text", host, 5 * 10**7)
@@ -115,9 +108,9 @@ def test_moments_that_an_optimizer_has_already_are_not_counted_again(monkeypatch
 def test_a_graph_counts_where_gradients_make_the_peak(peaks, monkeypatch):
     """As on a GPU, where a peak may be that of the backward pass's end."""
     sizes = iter([(250_000, peaks[0]), (250_000, peaks[0]), (750_000, peaks[1])])
-    monkeypatch.setattr(memory, "measured_bytes", lambda *_: next(sizes))
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**7)
+    monkeypatch.setattr(probing, "measured_bytes", lambda *_: next(sizes))
+    monkeypatch.setattr(probing, "free_bytes", lambda device: 10**7)
     model = tiny_embedder(0)[0]
-    few, many = (2 * len(blank(model.config, "text", tokens)) for tokens in memory.PROBES)
+    few, many = (2 * len(blank(model.config, "text", tokens)) for tokens in probing.PROBES)
     found = fitting_budget(model, model, "text", torch.device("cpu"), 10**6)
     assert found <= few + (7_000_000 - peaks[0]) / 500_000 * (many - few) < 1.25 * found

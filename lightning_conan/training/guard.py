@@ -1,0 +1,74 @@
+"""Stops a run that cannot go well: a loss or gradient that is not finite, or no usable batch in an epoch."""
+
+import torch
+from torch import Tensor
+
+from lightning_conan.embedder import Batch
+from lightning_conan.training.collectives import total
+
+
+class StepGuard:
+    """Counts skipped steps and idle batches, and raises when there are too many.
+
+    Args:
+        max_skipped: ``training.max_skipped_steps``.
+    """
+
+    def __init__(self, max_skipped: int) -> None:
+        self.max_skipped = max_skipped
+        self.skipped = self.idle = 0
+
+    def check_finite(self, value: Tensor, batch: Batch, step: int, what: str = "loss") -> None:
+        """Raises if the value is not finite on every rank: Lightning itself would continue with NaN weights.
+
+        Args:
+            value: This rank's loss, or the gradient's norm.
+            batch: The batch that it belongs to.
+            step: The step's number.
+            what: Name of the value in the message.
+
+        Raises:
+            ValueError: It is NaN or infinite, here or on another rank.
+        """
+        everywhere = total(value.detach())  # if one rank stopped alone, the others would wait for it
+        if not bool(torch.isfinite(everywhere)):
+            odd, samples = (everywhere, "of other ranks") if bool(torch.isfinite(value)) else (value, str(batch.keys))
+            raise ValueError(
+                f"The {what} must be finite, got {odd.item()} at step {step} of task {batch.task!r}. "
+                f"Lower training.lr or look at the samples {samples}."
+            )
+
+    def skips(self, norm: Tensor, batch: Batch, step: int) -> bool:
+        """True if the step must be skipped, because its gradient is not finite.
+
+        Args:
+            norm: The gradient's norm, the same on every rank.
+            batch: The step's batch.
+            step: The step's number.
+
+        Raises:
+            ValueError: More steps than allowed were skipped.
+        """
+        if bool(torch.isfinite(norm)):
+            return False
+        self.skipped += 1
+        if self.skipped > self.max_skipped:
+            self.check_finite(norm, batch, step, "gradient")
+        return True
+
+    def count_idle(self, batch: Batch, batches: int) -> None:
+        """Counts a batch without anything to contrast: every sample is invalid, or there is a single pair.
+
+        Args:
+            batch: The batch.
+            batches: Batches of an epoch.
+
+        Raises:
+            ValueError: So many in a row were idle.
+        """
+        self.idle += 1
+        if self.idle >= batches:
+            raise ValueError(
+                f"Training needs usable samples, two of them in a batch, or one and a hard negative, got none in {self.idle} "
+                f"batches. Raise data.init_args.batch_size, or mend what is broken: {batch.faults[:1]}."
+            )

@@ -1,0 +1,32 @@
+"""Learned temperatures, one a modality."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightning_conan.items import Modality
+from lightning_conan.training.settings import LEAST_TEMPERATURE, TOWERS, Training
+
+
+class LogTemperatures(nn.ParameterDict):
+    """The logarithm of each modality's temperature, trained along with the model.
+
+    Args:
+        settings: Gives the initial temperatures.
+    """
+
+    def __init__(self, settings: Training) -> None:
+        start = {name: torch.tensor(settings.temperature_of(name)).log() for name in TOWERS}
+        super().__init__({name: nn.Parameter(value) for name, value in start.items()})
+
+    def of(self, modality: Modality) -> Tensor:
+        """The current temperature, with its graph."""
+        learned: Tensor = self[modality].exp()
+        return learned
+
+    @torch.no_grad()
+    def clamp(self) -> None:
+        """Raises temperatures that a step took below the minimum; limited in the loss they would get no gradient any more."""
+        for value in self.values():
+            value.clamp_(min=math.log(LEAST_TEMPERATURE))
