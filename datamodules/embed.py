@@ -10,7 +10,7 @@ from datamodules.loading.plan import Slot
 from datamodules.loading.stream import SECONDS, BatchLoader
 from datamodules.sources.items import ItemList
 from datamodules.sources.manifest import Fault
-from datamodules.time_limit import BROKEN, patience
+from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import ItemBatch, OmniProcessor
 from lightning_conan.items import Side
 
@@ -30,7 +30,7 @@ class ItemEncoder:
         batch = ItemBatch(int(slot.source), self.items.side, rows=[], keys=[], modalities=[], items=[], faults=[])
         for number in slot.numbers:
             try:
-                with patience(SECONDS, f"Item {self.items.key(number)!r}"):
+                with time_limit(SECONDS, f"Item {self.items.key(number)!r}"):
                     item = self.items.item(number)
                     encoded = self.processor(item, self.items.side)
             except BROKEN as error:

@@ -12,7 +12,7 @@ BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Recurs
 
 
 @contextmanager
-def patience(seconds: float, what: str) -> Iterator[None]:
+def time_limit(seconds: float, what: str) -> Iterator[None]:
     """Raises within the block once it has taken too long, and each second after, should someone have caught that.
 
     Outside of a process's main thread it cannot, and does nothing; nor can it interrupt native code, only what follows it.
@@ -37,8 +37,8 @@ def patience(seconds: float, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def unhurried() -> Iterator[None]:
-    """Stops the clock of ``patience`` within the block: waiting for a network is no fault of a sample."""
+def time_limit_paused() -> Iterator[None]:
+    """Stops the clock of ``time_limit`` within the block: waiting for a network is no fault of a sample."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -11,15 +11,15 @@ import webdataset as wds
 from torch.utils.data import get_worker_info
 
 from datamodules.loading.plan import Slot
-from datamodules.loading.worker_transfer import Parcel, join
+from datamodules.loading.worker_transfer import PackedTensors, join
 from datamodules.shards.read import ShardSet
 from datamodules.shards.remote import Ahead
 from datamodules.sources.manifest import Fault
-from datamodules.time_limit import BROKEN, patience
+from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import Batch, Encoded, OmniProcessor
 from lightning_conan.items import Item, Pair
 
-Made = TypeVar("Made")
+BatchT = TypeVar("BatchT")
 SECONDS = 60.0
 """No decoder needs so long for a sample within the limits."""
 Sides = list[tuple[str, Encoded, str]]
@@ -69,7 +69,7 @@ class Encoder:
         for number, found in self.read(slot.source, slot.numbers):
             key = shards.samples.key(number)
             try:
-                with patience(self.seconds, f"Sample {key!r}"):
+                with time_limit(self.seconds, f"Sample {key!r}"):
                     ready = self.prepare(slot.source, number, found)
                 sides.append(ready)
                 keys.append(key)
@@ -148,7 +148,7 @@ def apart(worker: int) -> None:
     os.setpgid(0, 0)
 
 
-class BatchLoader(Generic[Made]):
+class BatchLoader(Generic[BatchT]):
     """Iterates over encoded batches; each iteration asks anew which ones (epoch and position).
 
     Args:
@@ -163,7 +163,7 @@ class BatchLoader(Generic[Made]):
         self,
         slots: Callable[[], list[Slot]],
         length: int,
-        encode: Callable[[Slot], Made],
+        encode: Callable[[Slot], BatchT],
         num_workers: int,
         ahead: Callable[[Iterable[Slot]], Iterator[Slot]] = iter,
     ) -> None:
@@ -172,7 +172,7 @@ class BatchLoader(Generic[Made]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Made]:
+    def __iter__(self) -> Iterator[BatchT]:
         slots = self.slots()
         if not self.num_workers:
             yield from wds.DataPipeline(partial(iter, slots), self.ahead, wds.map(self.encode))
@@ -180,11 +180,11 @@ class BatchLoader(Generic[Made]):
         # All workers make one batch together: one whole batch, or two, for each would fill the host's memory.
         pieces = [slot.cut(self.num_workers) for slot in slots]
         whole = partial(iter, list(chain.from_iterable(pieces)))
-        pipeline = wds.DataPipeline(whole, split_by_worker, self.ahead, wds.map(self.encode), wds.map(Parcel.of))
+        pipeline = wds.DataPipeline(whole, split_by_worker, self.ahead, wds.map(self.encode), wds.map(PackedTensors.pack))
         settings = {"num_workers": self.num_workers, "prefetch_factor": 2, "worker_init_fn": apart}
-        parcels = iter(wds.WebLoader(pipeline, batch_size=None, **settings))
+        arrived = iter(wds.WebLoader(pipeline, batch_size=None, **settings))
         for cut in pieces:
-            yield join([parcel.open() for parcel in islice(parcels, len(cut))])
+            yield join([packed.unpack() for packed in islice(arrived, len(cut))])
 
 
 def check_items(processor: OmniProcessor) -> Callable[[Item], None]:

@@ -19,7 +19,7 @@ import xxhash
 from datamodules.shards.index import FORMAT, INDEX, SAMPLES, Index, Samples, Version, content_hash, largest
 from datamodules.shards.records import decode_pair
 from datamodules.shards.remote import RemoteShard, ShardCache, UnreachableError, check_url, is_remote, read_remote
-from datamodules.time_limit import BROKEN, unhurried
+from datamodules.time_limit import BROKEN, time_limit_paused
 from lightning_conan.items import Pair
 from lightning_conan.web import file_url, without_secrets
 
@@ -230,7 +230,7 @@ class ShardSet:
             except OSError as error:  # its samples are not broken: gone on without them, the run would be another
                 raise UnreachableError(f"{self.place(name)} cannot be opened ({error.strerror}). Go on once it can.") from error
         while True:
-            with unhurried():
+            with time_limit_paused():
                 path = self.cache.fetch(self.remote_shard(name))
             assert path is not None, "it waits"
             with suppress(FileNotFoundError):  # given up again by another process

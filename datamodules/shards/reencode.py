@@ -15,13 +15,13 @@ from typing import Literal, TypeVar
 import msgspec
 
 from datamodules.sources.manifest import Fault
-from datamodules.time_limit import BROKEN, patience
+from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan import media as codecs  # its decoders are imported by the first call: most sources keep their bytes
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media.limits import MediaError
 
 Entry = TypeVar("Entry")
-Made = TypeVar("Made")
+ResultT = TypeVar("ResultT")
 QUALITY = 92
 SECONDS = 3600.0
 """Writing an hour of video anew takes minutes; what takes longer than this for a pair hangs."""
@@ -124,7 +124,7 @@ def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pai
     sides: dict[str, Item] = {}
     for side, item in entry.sides():
         try:
-            with patience(SECONDS, f"The media of {entry.key!r}"):
+            with time_limit(SECONDS, f"The media of {entry.key!r}"):
                 parts = tuple(reencoding(part) if isinstance(part, Media) else part for part in item.parts)
                 sides[side] = msgspec.structs.replace(item, parts=parts)
                 for media in sides[side].media if validate else ():
@@ -149,14 +149,14 @@ def end_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def in_order(work: Callable[[Entry], Made], entries: Iterable[Entry], workers: int) -> Iterator[Made]:
+def in_order(work: Callable[[Entry], ResultT], entries: Iterable[Entry], workers: int) -> Iterator[ResultT]:
     """``map``, by several processes, with a few entries under way at a time."""
     if not workers:
         yield from map(work, entries)
         return
     others = active_children()
     with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
-        waiting: deque[Future[Made]] = deque()
+        waiting: deque[Future[ResultT]] = deque()
         try:
             for entry in entries:
                 waiting.append(pool.submit(work, entry))
