@@ -17,6 +17,7 @@ from lightning_conan.files import whole_file
 from lightning_conan.retrieval.store import Origin, Precision, finished_parts, quarantine_of, shorten, write_part
 from lightning_conan.training import Stage
 from lightning_conan.training.collectives import total
+from lightning_conan.training.protocols import parted_data
 
 
 class EmbeddingParts(Callback):
@@ -40,7 +41,7 @@ class EmbeddingParts(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Stage), f"EmbeddingParts writes what a Stage embeds, got {type(pl_module)}"
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = parted_data(trainer)
         full = OmniConfig.from_pretrained(pl_module.folder).dim
         dim = full if self.dim is None else self.dim
         if not 1 <= dim <= full:
@@ -73,7 +74,7 @@ class EmbeddingParts(Callback):
     ) -> None:
         self.pending.append((batch, shorten(outputs.float().cpu(), self.origin.dim)))
         done = sum(len(part.rows) + len(part.faults) for part, _ in self.pending)
-        if done == len(trainer.datamodule.numbers(batch.part)):  # type: ignore[attr-defined]
+        if done == len(parted_data(trainer).numbers(batch.part)):
             self.write(batch.part)
 
     @override

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_conan.training import Stage
 from lightning_conan.training.adapters import check_modules
+from lightning_conan.training.protocols import is_dry_run
 from lightning_conan.training.weights import Form
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class FolderCheckpoint(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        running = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        running = trainer.state.fn == "fit" and not trainer.sanity_checking and not is_dry_run(trainer)
         if self.monitor is None or not running:
             return
         assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
@@ -72,7 +73,7 @@ class FolderCheckpoint(Callback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not is_dry_run(trainer):
             self.restore(trainer, pl_module)
             pl_module.write_folder(self.out, self.form)
         trainer.strategy.barrier()

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from callbacks.checkpoint_files import CheckpointFiles
 from lightning_conan.training.collectives import most
+from lightning_conan.training.protocols import is_dry_run
 
 
 class ResumableCheckpoint(ModelCheckpoint):
@@ -85,7 +86,7 @@ class ResumableCheckpoint(ModelCheckpoint):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves where the run stopped, early or not; Lightning does if it has saved nothing before, be it a dry run."""
-        if not trainer.fast_dev_run and self._last_global_step_saved != trainer.global_step:  # type: ignore[attr-defined]
+        if not is_dry_run(trainer) and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     @override

@@ -13,6 +13,7 @@ from datamodules.sources.manifest import Fault
 from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import ItemBatch, OmniProcessor
 from lightning_conan.items import Side
+from lightning_conan.training.protocols import processor_of
 
 
 class ItemEncoder:
@@ -98,7 +99,7 @@ class EmbedData(LightningDataModule):
     def predict_dataloader(self) -> BatchLoader[ItemBatch]:
         assert self.trainer is not None, "loaders are made by a trainer"
         slots = self.slots(self.trainer.global_rank, self.trainer.world_size)
-        encoder = ItemEncoder(self.items, self.trainer.lightning_module.processor)  # type: ignore[arg-type]
+        encoder = ItemEncoder(self.items, processor_of(self.trainer.lightning_module))
         return BatchLoader(lambda: slots, len(slots), encoder, self.num_workers)
 
     @override

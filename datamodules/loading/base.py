@@ -18,6 +18,7 @@ from datamodules.shards.read import Reading, ShardSet
 from datamodules.time_limit import BROKEN
 from lightning_conan.embedder import Batch
 from lightning_conan.items import Item, Side
+from lightning_conan.training.protocols import processor_of
 
 log = logging.getLogger(__name__)
 QUARANTINE = "quarantine.jsonl"
@@ -114,7 +115,7 @@ class PairData(LightningDataModule):
     def encoder(self, stage: str) -> Encoder:
         """Encodes with the running stage's processor."""
         assert self.trainer is not None, "loaders are made by a trainer"
-        return Encoder(self.sets[stage], self.trainer.lightning_module.processor, int(self.cache_gb * 2**30))  # type: ignore[arg-type]
+        return Encoder(self.sets[stage], processor_of(self.trainer.lightning_module), int(self.cache_gb * 2**30))
 
     def texts(self) -> Iterator[tuple[Side, Item, str | None]]:
         """Every side without media in the training data: which, the item, and the content hash of what it is right for.
