@@ -20,7 +20,7 @@ class MemoryOptions:
         modality: What passes through the model.
         rank: Of the LoRA adapters.
         token_budget: Padded tokens of a chunk.
-        checkpoint_activations: Whether only layers' inputs are kept.
+        checkpoint_activations: True to keep only layers' inputs, and compute the rest again.
         batch_size: Pairs of a global batch.
         devices: Each holds the whole model (ddp); a batch is shared out among them.
     """
