@@ -158,20 +158,9 @@ def embed_side(options: MineOptions, side: Side, out: Path) -> None:
     if options.devices == 1:
         embed(EmbedOptions(options.folder, options.manifest, out, side, "float32", accelerator=options.accelerator))
         return
-    words: list[object] = [
-        "--folder",
-        options.folder,
-        "--source",
-        options.manifest,
-        "--out",
-        out,
-        "--side",
-        side,
-        "--precision",
-        "float32",
-    ]
-    words += ["--precision", "float32", "--accelerator", options.accelerator, "--devices", options.devices]
-    if status := apart("embed", *map(str, words)):
+    named: dict[str, object] = {"folder": options.folder, "source": options.manifest, "out": out, "side": side}
+    named |= {"precision": "float32", "accelerator": options.accelerator, "devices": options.devices}
+    if status := apart("embed", *(word for name, value in named.items() for word in (f"--{name}", str(value)))):
         sys.exit(status)
 
 
