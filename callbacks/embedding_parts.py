@@ -23,7 +23,7 @@ from lightning_conan.training.protocols import parted_data
 class EmbeddingParts(Callback):
     """Collects a part's embeddings, in the order of the source, and writes it when it is complete.
 
-    What is broken is listed in ``OUT.quarantine/part-NNNNN.jsonl``, beside the folder. A run that was killed goes on with the
+    Invalid items are listed in ``OUT.quarantine/part-NNNNN.jsonl``, beside the folder. A run that was killed resumes with the
     same command: parts that are there are not embedded again.
 
     Args:
@@ -101,7 +101,12 @@ class EmbeddingParts(Callback):
 
 
 def move_lists(old: Path, new: Path) -> None:
-    """Moves the lists that an earlier version wrote among the parts; each rank may try."""
+    """Moves the lists that an earlier version wrote among the parts; each rank may try.
+
+    Args:
+        old: Their folder.
+        new: Their folder now.
+    """
     for path in old.glob("part-*.jsonl"):
         new.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):

@@ -27,7 +27,7 @@ class FolderCheckpoint(Callback):
             alone, in PEFT's layout: a hundredth of the size, and `conan fuse` and `conan test` read both alike.
         monitor: A score of validation, such as ``val/digits/recall@1``: the weights of the step with the best one are written,
             which wait in ``best/best.ckpt`` under the trainer's root; those of the last step by default.
-        mode: Whether the best score is the highest or the lowest.
+        mode: ``max`` if the highest score is the best, ``min`` if the lowest is.
     """
 
     def __init__(self, out: Path, form: Form = "dense", monitor: str | None = None, mode: Literal["max", "min"] = "max") -> None:
@@ -79,11 +79,16 @@ class FolderCheckpoint(Callback):
         trainer.strategy.barrier()
 
     def kept(self, trainer: Trainer) -> Path:
-        """Where the best weights wait: not beside ``last.ckpt``, whose predecessor they would replace."""
+        """File of the best weights: not beside ``last.ckpt``, whose predecessor they would replace."""
         return Path(trainer.default_root_dir) / "best" / "best.ckpt"
 
     def restore(self, trainer: Trainer, stage: Stage) -> None:
-        """Goes back to the best step."""
+        """Restores the weights of the best step.
+
+        Args:
+            trainer: The stage's.
+            stage: The stage.
+        """
         if self.monitor is None:
             return
         if not stage.best:

@@ -21,7 +21,7 @@ class FrozenBackbone(Callback):
     """Keeps everything but ``trains`` without gradients, in eval mode and bit for bit as it was.
 
     Args:
-        trains: Beginnings of the names, within the embedder, of the parameters that may move.
+        trains: Parameter name prefixes, within the embedder, of what may move.
 
     Raises:
         ValueError: No parameter starts so.

@@ -17,7 +17,7 @@ from lightning_conan.training.protocols import processor_of
 
 
 class ItemEncoder:
-    """Encodes the items of a slot; broken ones are left out and listed.
+    """Encodes the items of a slot; invalid ones are skipped and listed.
 
     Args:
         items: What there is.
@@ -85,7 +85,12 @@ class EmbedData(LightningDataModule):
         return range(part * self.rows_per_part, min((part + 1) * self.rows_per_part, len(self.items)))
 
     def slots(self, rank: int, world: int) -> list[Slot]:
-        """Batches of the parts that a rank still has to embed; items of like size share a batch."""
+        """Batches of the parts that a rank still has to embed; items of like size share a batch.
+
+        Args:
+            rank: This rank.
+            world: Number of ranks.
+        """
         todo = [part for part in range(self.parts) if part not in self.skip][rank::world]
         slots = []
         for part in todo:

@@ -1,4 +1,4 @@
-"""Ends what takes too long: a decoder that hangs must not hang the run."""
+"""Time limit on decoding: a decoder that hangs must not hang the run."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from types import FrameType
 
 AGAIN = 1.0
 BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError)
-"""What reading a broken sample raises, too long a time included: its record may hold anything."""
+"""Errors of reading an invalid sample, a timeout included: its record may hold anything."""
 
 
 @contextmanager
@@ -16,6 +16,10 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
     """Raises within the block once it has taken too long, and each second after, should someone have caught that.
 
     Outside of a process's main thread it cannot, and does nothing; nor can it interrupt native code, only what follows it.
+
+    Args:
+        seconds: The limit.
+        what: Name of the work, for the error.
 
     Raises:
         TimeoutError: After ``seconds``.

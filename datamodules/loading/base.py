@@ -118,7 +118,7 @@ class PairData(LightningDataModule):
         return Encoder(self.sets[stage], processor_of(self.trainer.lightning_module), int(self.cache_gb * 2**30))
 
     def texts(self) -> Iterator[tuple[Side, Item, str | None]]:
-        """Every side without media in the training data: which, the item, and the content hash of what it is right for.
+        """Yields every side without media in the training data: its name, the item, and the content hash of its positive.
 
         A pair's target is right for its query and the other way round; a hard negative is right for nothing.
         """
@@ -136,11 +136,16 @@ class PairData(LightningDataModule):
                 yield from (text for text in found if not text[1].media)
 
     def plan(self, epoch: int, ranks: int) -> list[Slot]:
-        """An epoch's global batches."""
+        """An epoch's global batches, in order.
+
+        Args:
+            epoch: Number of the epoch.
+            ranks: Number of ranks.
+        """
         return plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, ranks, self.mixture, self.windows())
 
     def windows(self) -> dict[str, Window]:
-        """What is shuffled together, of the sources that are not shuffled whole."""
+        """Shuffling windows of the sources that are not shuffled whole, by source."""
         sizes = {source: self.reading.window_of(shards) for source, shards in self.sets["fit"].items()}
         return {
             source: Window([shard.numbers for shard in self.sets["fit"][source].shards.values()], size)
@@ -210,13 +215,13 @@ class PairData(LightningDataModule):
         rank, world = self.world
         path = Path(self.trainer.default_root_dir) / (QUARANTINE if world == 1 else f"{rank}.{QUARANTINE}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.listed is None:  # by the run that this one goes on with
+        if self.listed is None:  # by the run that this one resumes
             self.listed = set(path.read_text().splitlines()) if path.exists() else set()
         new = dict.fromkeys(fault for fault in faults if fault not in self.listed)
         self.listed.update(new)
         with path.open("a") as file:
             file.writelines(fault + "\n" for fault in new)
-        log.warning("left out %d broken samples of %d so far, listed in %s", self.broken, self.seen, path)
+        log.warning("skipped %d broken samples of %d so far, listed in %s", self.broken, self.seen, path)
         if self.seen >= 100 and self.broken > self.max_bad_rate * self.seen:
             raise ValueError(
                 f"At most {self.max_bad_rate:.1%} of the samples may be broken, got {self.broken} of {self.seen}. "
@@ -232,7 +237,7 @@ class PairData(LightningDataModule):
         return {"epoch": self.epoch, "batch": done, "order": self.order(), "ranks": self.world[1], **counts}
 
     def order(self) -> str:
-        """What fixes the order of samples, besides the epoch: data, seed and batch size."""
+        """Fingerprint of the order of samples, the epoch aside: data, seed and batch size."""
         contents = {source: shards.content_hash for source, shards in self.sets["fit"].items()}
         windows = {source: window.samples for source, window in self.windows().items()}
         more = [*([] if self.mixture == Mixture() else [self.mixture]), *([{"window": windows}] if windows else [])]

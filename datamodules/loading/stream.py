@@ -12,8 +12,8 @@ from torch.utils.data import get_worker_info
 
 from datamodules.loading.plan import Slot
 from datamodules.loading.worker_transfer import PackedTensors, join
+from datamodules.shards.ahead import Ahead
 from datamodules.shards.read import ShardSet
-from datamodules.shards.remote import Ahead
 from datamodules.sources.manifest import Fault
 from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import Batch, Encoded, OmniProcessor
@@ -25,7 +25,7 @@ SECONDS = 60.0
 Sides = list[tuple[str, Encoded, str]]
 """A pair's encoded sides: name, encoded, content hash."""
 Found = Sides | Pair | Exception
-"""What was encoded before, what was read, or what is wrong with it."""
+"""Encoded sides from the cache, a pair that was read, or its error."""
 
 
 def split_by_worker(slots: Iterable[Slot]) -> Iterator[Slot]:
@@ -38,14 +38,14 @@ def split_by_worker(slots: Iterable[Slot]) -> Iterator[Slot]:
 
 
 class Encoder:
-    """Reads and encodes a slot's samples; broken ones are left out and listed.
+    """Reads and encodes a slot's samples; invalid ones are skipped and listed.
 
     Args:
         sets: The packed data sets by source.
         processor: Encodes an item.
         cache_bytes: Encoded samples are kept up to this size in memory (useful without workers).
-        seconds: A sample that takes longer is broken.
-        teach: Whether queries carry what the model should write about them.
+        seconds: A sample that takes longer is invalid.
+        teach: True to attach the reasoning to queries, as generation target.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class Encoder:
         return collate(modality, task, keys, sides, faults)
 
     def ahead(self, slots: Iterable[Slot]) -> Iterator[Slot]:
-        """The slots, while the shards of those to come are fetched, if they lie elsewhere."""
+        """Yields the slots, while the remote shards of the coming ones are fetched."""
         listed = list(slots)
-        wanted = [self.sets[slot.source].elsewhere(slot.numbers) for slot in listed]
+        wanted = [self.sets[slot.source].remote_shards(slot.numbers) for slot in listed]
         if not any(wanted):
             yield from listed
             return
@@ -90,7 +90,12 @@ class Encoder:
                 yield slot
 
     def read(self, source: str, numbers: Sequence[int]) -> Iterator[tuple[int, Found]]:
-        """Samples from the cache or from their shards, and what is wrong with them."""
+        """Yields samples from the cache or from their shards, or their errors.
+
+        Args:
+            source: Name of the packed set.
+            numbers: Sample numbers.
+        """
         held = {number: self.cache[source, number][0] for number in numbers if (source, number) in self.cache}
         for number in held:
             self.cache.move_to_end((source, number))
@@ -98,7 +103,13 @@ class Encoder:
         return ((number, held[number] if number in held else next(others)) for number in numbers)
 
     def prepare(self, source: str, number: int, found: Found) -> Sides:
-        """One pair's encoded sides, from what was read."""
+        """Encodes one pair, and keeps it.
+
+        Args:
+            source: Name of the packed set.
+            number: Sample number.
+            found: Pair, its encoded sides, or its error, which is raised.
+        """
         if isinstance(found, Exception):
             raise found
         if isinstance(found, list):
@@ -109,14 +120,25 @@ class Encoder:
         return sides
 
     def encode(self, pair: Pair, name: str, item: Item) -> Encoded:
-        """One side of a pair, encoded."""
+        """Encodes one side of a pair.
+
+        Args:
+            pair: The pair.
+            name: ``query``, ``target`` or ``negativeN``.
+            item: The side.
+        """
         if name != "query":
             return self.processor(item, "target")
         encoded = self.processor(item, "query")
         return self.processor.teach(encoded, pair.reasoning) if self.teach else encoded
 
     def keep(self, place: tuple[str, int], sides: Sides) -> None:
-        """Adds to the cache and drops what was unused for longest."""
+        """Adds to the cache and evicts the least recently used samples.
+
+        Args:
+            place: Name of the packed set, and sample number.
+            sides: Encoded sides.
+        """
         size = sum(encoded.nbytes for _, encoded, _ in sides)
         self.cache[place] = sides, size
         self.cached += size
@@ -125,7 +147,15 @@ class Encoder:
 
 
 def collate(modality: str, task: str, keys: list[str], sides: list[Sides], faults: list[str]) -> Batch:
-    """A batch of prepared pairs, which share modality and task."""
+    """Makes a batch of prepared pairs, which share modality and task.
+
+    Args:
+        modality: Theirs.
+        task: Theirs.
+        keys: A key for each pair.
+        sides: Encoded sides of each pair.
+        faults: JSON lines of the samples that were skipped.
+    """
     named = [{name: (encoded, digest) for name, encoded, digest in entry} for entry in sides]
     negatives = [[value for name, value in entry.items() if name.startswith("negative")] for entry in named]
     return Batch(

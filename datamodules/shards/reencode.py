@@ -1,4 +1,4 @@
-"""What `conan pack` does to media on the way: decode them once, write them smaller, several at a time."""
+"""Re-encoding of media by `conan pack`: decoded once, written smaller, several at a time."""
 
 import io
 import os
@@ -29,7 +29,7 @@ SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Reencoding:
-    """Which media are written anew; all others keep their bytes.
+    """Options of re-encoding; all other media keep their bytes.
 
     Args:
         image_max_pixels: Images and pages with more are shrunk to so many; images become JPEG, pages PNG. Below the processor's
@@ -70,7 +70,12 @@ class Reencoding:
         return Media("audio", codecs.encode_audio(wave, format=str(self.audio)), f"{media.name}.{self.audio}")
 
     def watched(self, media: Media, fps: int) -> Media:
-        """A video with fewer frames; sides of an odd length lose a row, which H.264 cannot hold."""
+        """A video with fewer frames; sides of an odd length lose a row, which H.264 cannot hold.
+
+        Args:
+            media: The video.
+            fps: Frames a second.
+        """
         from lightning_conan.media.timeline import timeline
         from lightning_conan.media.video import Resampling, frames_of
 
@@ -118,7 +123,13 @@ def decode_whole(media: Media) -> None:
 
 
 def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pair | Fault:
-    """A pair whose media were written anew, and decoded if that is asked for; a fault where one of them cannot be."""
+    """Re-encodes the media of a pair; a fault where one of them cannot be decoded.
+
+    Args:
+        entry: Pair, or a fault, which stays.
+        reencoding: Options.
+        validate: True to decode the other media, too.
+    """
     if isinstance(entry, Fault):
         return entry
     sides: dict[str, Item] = {}
@@ -131,14 +142,14 @@ def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pai
                     decode_whole(media)
         except BROKEN as error:
             if isinstance(error, OSError) and error.filename:
-                return entry  # whoever writes it finds the file missing, and notes that: it may be there when packing goes on
+                return entry  # whoever writes it finds the file missing, and notes that: it may be there when packing resumes
             return Fault(entry.key, entry.key, side, str(error))
     query, target, *negatives = sides.values()
     return msgspec.structs.replace(entry, query=query, target=target, negatives=tuple(negatives))
 
 
 def end_with_parent() -> None:
-    """Has a worker process end when the one that started it does, killed as it may be: nobody else would tell it."""
+    """Has a worker process end when the one that started it does, even by SIGKILL: nothing else would end it."""
     parent = parent_process()
     assert parent is not None, "a worker was started by somebody"
 
@@ -150,7 +161,13 @@ def end_with_parent() -> None:
 
 
 def in_order(work: Callable[[Entry], ResultT], entries: Iterable[Entry], workers: int) -> Iterator[ResultT]:
-    """``map``, by several processes, with a few entries under way at a time."""
+    """``map`` by several processes, with a few entries under way at a time.
+
+    Args:
+        work: Function of an entry.
+        entries: Its arguments.
+        workers: Processes; 0 calls it in this one.
+    """
     if not workers:
         yield from map(work, entries)
         return
@@ -175,7 +192,14 @@ def in_order(work: Callable[[Entry], ResultT], entries: Iterable[Entry], workers
 def prepare(
     entries: Iterable[Pair | Fault], reencoding: Reencoding, validate: bool = False, workers: int = 0
 ) -> Iterator[Pair | Fault]:
-    """Pairs as they will be packed, in their order."""
+    """Yields pairs as they will be packed, in their order.
+
+    Args:
+        entries: Pairs and faults.
+        reencoding: Options.
+        validate: True to decode all media.
+        workers: Processes; 0 works in this one.
+    """
     if not validate and reencoding == Reencoding():
         yield from entries
         return
