@@ -27,7 +27,7 @@ INSTEAD = {
     "gradient_clip_algorithm": "model.init_args.training.clip_norm",
     "accumulate_grad_batches": "a larger data.init_args.batch_size: chunks of token_budget tokens are in memory at once",
 }
-"""What Lightning does for stages that leave optimizing to it, and what does it here."""
+"""Options of Lightning for stages that leave optimizing to it, and ours instead."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -71,7 +71,7 @@ class OmniCLI(LightningCLI):
         return trainer
 
     def show_steps(self, trainer: Trainer) -> None:
-        """Tells steps, on a bar or in lines, where nobody asked for a bar of their own."""
+        """Shows steps, on a bar or in lines, where nobody asked for a bar of their own."""
         callbacks = callbacks_of(trainer)
         places = [place for place, callback in enumerate(callbacks) if isinstance(callback, ProgressBar)]
         if not places:

@@ -133,7 +133,7 @@ class OmniProcessor:
         """A query with what the model should write about it, and the labels of that: ``<|emb|>`` comes last, also where there
         is nothing to write.
         """
-        assert not self.config.ends, "only what ends where the model begins to write can go on"
+        assert not self.config.ends, "only a prompt that ends where the model begins to write can be continued"
         words = self.tokenize(reasoning)
         ids = torch.cat([encoded.input_ids, torch.tensor(words, dtype=torch.long)])
         labels = torch.full_like(ids, IGNORED)
@@ -196,7 +196,12 @@ class OmniProcessor:
             self.add_image(draft, decoded)
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
-        """What an image is resized to, as Qwen2-VL's image processor chooses it."""
+        """Size that an image is resized to, as Qwen2-VL's image processor chooses it.
+
+        Args:
+            height: In pixels.
+            width: In pixels.
+        """
         config = self.config
         bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
         size: tuple[int, int] = smart_resize(height, width, factor=config.patch_size * config.merge_size, **bounds)
@@ -226,7 +231,13 @@ class OmniProcessor:
             draft.add("vision_end")
 
     def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
-        """What frames are resized to, as Qwen3-VL's video processor chooses it."""
+        """Size that frames are resized to, as Qwen3-VL's video processor chooses it.
+
+        Args:
+            frames: Their number.
+            height: In pixels.
+            width: In pixels.
+        """
         frames = max(frames, 2)  # one alone is shown twice
         config, factor = self.config, self.config.patch_size * self.config.merge_size
         most = config.video_max_pixels
