@@ -11,11 +11,11 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from typing_extensions import override
 
+from callbacks.stage_check import as_stage
 from lightning_conan.embedder import ItemBatch, OmniConfig
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.files import whole_file
 from lightning_conan.retrieval.store import Origin, Precision, finished_parts, quarantine_of, shorten, write_part
-from lightning_conan.training import Stage
 from lightning_conan.training.collectives import total
 from lightning_conan.training.protocols import parted_data
 
@@ -40,14 +40,13 @@ class EmbeddingParts(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, Stage), f"EmbeddingParts writes what a Stage embeds, got {type(pl_module)}"
-        data = parted_data(trainer)
-        full = OmniConfig.from_pretrained(pl_module.folder).dim
+        embedding, data = as_stage(pl_module, self), parted_data(trainer)
+        full = OmniConfig.from_pretrained(embedding.folder).dim
         dim = full if self.dim is None else self.dim
         if not 1 <= dim <= full:
             raise ValueError(f"dim must be 1 to {full}, the model's, got {dim}.")
         source = data.items.fingerprint()
-        model = embeds_as(pl_module.provenance, pl_module.processor)
+        model = embeds_as(embedding.provenance, embedding.processor)
         self.origin = Origin(model, source, self.precision, dim, data.rows_per_part, data.parts)
         self.out.mkdir(parents=True, exist_ok=True)
         self.quarantine = quarantine_of(self.out)

@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from typing_extensions import override
 
+from callbacks.stage_check import as_stage
 from lightning_conan.training import Stage
 from lightning_conan.training.adapters import check_modules
 from lightning_conan.training.protocols import is_dry_run
@@ -36,21 +37,21 @@ class FolderCheckpoint(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and isinstance(pl_module, Stage):
-            pl_module.check_out(self.out, self.form)
+        if stage == "fit":
+            as_stage(pl_module, self).check_out(self.out, self.form)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.form == "adapter" and isinstance(pl_module, Stage):
-            check_modules(pl_module.embedder, pl_module.full)
+        if self.form == "adapter":
+            stage = as_stage(pl_module, self)
+            check_modules(stage.embedder, stage.full)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or not self.kept(trainer).exists():
             return
-        assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
         if trainer.ckpt_path:
-            pl_module.best = trainer.strategy.checkpoint_io.load_checkpoint(self.kept(trainer))["best"]
+            as_stage(pl_module, self).best = trainer.strategy.checkpoint_io.load_checkpoint(self.kept(trainer))["best"]
         trainer.strategy.barrier()
         if not trainer.ckpt_path and trainer.is_global_zero:  # of another run
             trainer.strategy.checkpoint_io.remove_checkpoint(self.kept(trainer))
@@ -60,22 +61,22 @@ class FolderCheckpoint(Callback):
         running = trainer.state.fn == "fit" and not trainer.sanity_checking and not is_dry_run(trainer)
         if self.monitor is None or not running:
             return
-        assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
+        stage = as_stage(pl_module, self)
         if self.monitor not in trainer.callback_metrics:
             scores = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
             raise ValueError(f"FolderCheckpoint.monitor must be a score of validation, {scores}, got {self.monitor!r}.")
         score, sign = float(trainer.callback_metrics[self.monitor]), 1 if self.mode == "max" else -1
-        better = not math.isnan(score) and (not pl_module.best or sign * score > sign * pl_module.best[self.monitor])
+        better = not math.isnan(score) and (not stage.best or sign * score > sign * stage.best[self.monitor])
         if trainer.strategy.broadcast(better):  # all ranks save, or none
-            pl_module.best = {"step": trainer.global_step, self.monitor: score}
+            stage.best = {"step": trainer.global_step, self.monitor: score}
             trainer.save_checkpoint(self.kept(trainer), weights_only=True)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
+        stage = as_stage(pl_module, self)
         if not is_dry_run(trainer):
-            self.restore(trainer, pl_module)
-            pl_module.write_folder(self.out, self.form)
+            self.restore(trainer, stage)
+            stage.write_folder(self.out, self.form)
         trainer.strategy.barrier()
 
     def kept(self, trainer: Trainer) -> Path:

@@ -5,7 +5,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from callbacks import EmbeddingParts, FrozenBackbone
+from callbacks import EmbeddingParts, FolderCheckpoint, FrozenBackbone
 from datamodules import EmbedData, SpecialistData
 from lightning_conan.training import Stage
 from lightning_conan.training.protocols import embedder_of, parted_data, processor_of, scored_data, text_data, trained_of
@@ -57,6 +57,13 @@ def test_what_freezes_a_backbone_needs_an_embedder(world, tmp_path):
         FrozenBackbone().on_fit_start(Trainer(logger=False), Foreign())
     with pytest.raises(ValueError, match=r"so the stage must have `trained\(\)`, got Foreign\. Subclass"):
         trained_of(Foreign())
+
+
+@pytest.mark.parametrize("callback", [FolderCheckpoint, EmbeddingParts])
+def test_callbacks_refuse_a_foreign_stage_before_it_runs(callback, tmp_path):
+    """And not when its folder is due."""
+    with pytest.raises(ValueError, match=rf"{callback.__name__} needs a lightning_conan.*Stage, got Foreign\. Subclass Stage"):
+        callback(tmp_path / "out").setup(Trainer(logger=False), Foreign(), "fit")
 
 
 def test_what_fits_is_handed_on(base, world, tmp_path):
