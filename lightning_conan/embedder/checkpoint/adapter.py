@@ -23,11 +23,11 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "alpha_pattern": ({}, None),
     "lora_bias": (False, None),
 }
-"""Settings of an adapter under which ``base + alpha / rank * B A`` holds."""
+"""What an adapter must be for ``base + alpha / rank * B A`` to hold."""
 
 
 def is_adapter(folder: Path) -> bool:
-    """True if a folder holds an adapter instead of dense weights."""
+    """Whether a folder holds an adapter instead of dense weights."""
     return (folder / ADAPTER_CONFIG).is_file()
 
 
@@ -62,7 +62,7 @@ class AdapterTensors(Tensors):
             self.specs |= changed
 
     def sort(self, folder: Path) -> None:
-        """Assigns file tensors to tensors of the base; each must be of use."""
+        """Which file tensors belong to which tensor of the base; each must be of use."""
         shape: tuple[int, ...]
         for name in self.files.specs:
             target = name.removeprefix(PREFIX)
@@ -101,7 +101,7 @@ class AdapterTensors(Tensors):
 
 @dataclass(frozen=True)
 class Adapter:
-    """Changes of training to a base.
+    """What training added to a base.
 
     Args:
         factors: ``MODULE.lora_A.weight`` and ``MODULE.lora_B.weight``.
