@@ -1,4 +1,4 @@
-"""What watches over a run: frozen parts, folders, checkpoints, scores, embeddings."""
+"""Callbacks of a run: frozen parts, checkpoint folders, resumable checkpoints, scores, embeddings."""
 
 from pkgutil import extend_path
 

@@ -16,7 +16,7 @@ from lightning_conan.embedder.checkpoint.provenance import file_hash
 log = logging.getLogger(__name__)
 PREVIOUS = "previous.ckpt"
 KNOWN = 3
-"""Hashes that are remembered: of the file, of the one before, and of the one that a kill may have left in its place."""
+"""Number of hashes that are kept: of the file, of the one before, and of the one that a kill may have left in its place."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -46,7 +46,7 @@ class CheckpointFiles(TorchCheckpointIO):
             scratch.unlink(missing_ok=True)
             raise OSError(
                 f"{path} could not be written ({error}) after {written:,} bytes, with {free:,} free; what was there before is "
-                "untouched. Make room, then go on with --ckpt_path last."
+                "untouched. Make room, then resume with --ckpt_path last."
             ) from error
 
     @override
@@ -80,7 +80,7 @@ def keep(path: Path) -> None:
 
 
 def hash_path(path: Path) -> Path:
-    """Where the hashes of a file lie."""
+    """File that holds the hashes of a checkpoint."""
     return path.with_name(f"{path.name}.hash")  # no digit: Lightning reads them as part of hpc_ckpt_N.ckpt's number
 
 
@@ -90,7 +90,12 @@ def read_hashes(path: Path) -> list[str]:
 
 
 def write_hashes(path: Path, hashes: list[str]) -> None:
-    """Remembers the newest hashes, on disk before this returns."""
+    """Stores the newest hashes, on disk before this returns.
+
+    Args:
+        path: The checkpoint.
+        hashes: The newest first.
+    """
     scratch = path.with_name(f".{hash_path(path).name}.partial")
     scratch.write_text("\n".join(hashes[:KNOWN]) + "\n")
     sync(scratch)

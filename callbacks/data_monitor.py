@@ -28,7 +28,7 @@ class DataMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_train_epoch_start(trainer, pl_module)  # which does not come where a run goes on in mid-epoch
+        self.on_train_epoch_start(trainer, pl_module)  # which is not called where a run resumes in mid-epoch
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

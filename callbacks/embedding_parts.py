@@ -11,18 +11,19 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from typing_extensions import override
 
+from callbacks.stage_check import as_stage
 from lightning_conan.embedder import ItemBatch, OmniConfig
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.files import whole_file
 from lightning_conan.retrieval.store import Origin, Precision, finished_parts, quarantine_of, shorten, write_part
-from lightning_conan.training import Stage
 from lightning_conan.training.collectives import total
+from lightning_conan.training.protocols import parted_data
 
 
 class EmbeddingParts(Callback):
     """Collects a part's embeddings, in the order of the source, and writes it when it is complete.
 
-    What is broken is listed in ``OUT.quarantine/part-NNNNN.jsonl``, beside the folder. A run that was killed goes on with the
+    Invalid items are listed in ``OUT.quarantine/part-NNNNN.jsonl``, beside the folder. A run that was killed resumes with the
     same command: parts that are there are not embedded again.
 
     Args:
@@ -39,14 +40,13 @@ class EmbeddingParts(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        assert isinstance(pl_module, Stage), f"EmbeddingParts writes what a Stage embeds, got {type(pl_module)}"
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        full = OmniConfig.from_pretrained(pl_module.folder).dim
+        embedding, data = as_stage(pl_module, self), parted_data(trainer)
+        full = OmniConfig.from_pretrained(embedding.folder).dim
         dim = full if self.dim is None else self.dim
         if not 1 <= dim <= full:
             raise ValueError(f"dim must be 1 to {full}, the model's, got {dim}.")
         source = data.items.fingerprint()
-        model = embeds_as(pl_module.provenance, pl_module.processor)
+        model = embeds_as(embedding.provenance, embedding.processor)
         self.origin = Origin(model, source, self.precision, dim, data.rows_per_part, data.parts)
         self.out.mkdir(parents=True, exist_ok=True)
         self.quarantine = quarantine_of(self.out)
@@ -73,7 +73,7 @@ class EmbeddingParts(Callback):
     ) -> None:
         self.pending.append((batch, shorten(outputs.float().cpu(), self.origin.dim)))
         done = sum(len(part.rows) + len(part.faults) for part, _ in self.pending)
-        if done == len(trainer.datamodule.numbers(batch.part)):  # type: ignore[attr-defined]
+        if done == len(parted_data(trainer).numbers(batch.part)):
             self.write(batch.part)
 
     @override
@@ -100,7 +100,12 @@ class EmbeddingParts(Callback):
 
 
 def move_lists(old: Path, new: Path) -> None:
-    """Moves the lists that an earlier version wrote among the parts; each rank may try."""
+    """Moves the lists that an earlier version wrote among the parts; each rank may try.
+
+    Args:
+        old: Their folder.
+        new: Their folder now.
+    """
     for path in old.glob("part-*.jsonl"):
         new.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):

@@ -9,8 +9,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from typing_extensions import override
 
+from callbacks.stage_check import as_stage
 from lightning_conan.training import Stage
 from lightning_conan.training.adapters import check_modules
+from lightning_conan.training.protocols import is_dry_run
 from lightning_conan.training.weights import Form
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ class FolderCheckpoint(Callback):
             alone, in PEFT's layout: a hundredth of the size, and `conan fuse` and `conan test` read both alike.
         monitor: A score of validation, such as ``val/digits/recall@1``: the weights of the step with the best one are written,
             which wait in ``best/best.ckpt`` under the trainer's root; those of the last step by default.
-        mode: Whether the best score is the highest or the lowest.
+        mode: ``max`` if the highest score is the best, ``min`` if the lowest is.
     """
 
     def __init__(self, out: Path, form: Form = "dense", monitor: str | None = None, mode: Literal["max", "min"] = "max") -> None:
@@ -35,54 +37,59 @@ class FolderCheckpoint(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and isinstance(pl_module, Stage):
-            pl_module.check_out(self.out, self.form)
+        if stage == "fit":
+            as_stage(pl_module, self).check_out(self.out, self.form)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.form == "adapter" and isinstance(pl_module, Stage):
-            check_modules(pl_module.embedder, pl_module.trainable_prefixes)
+        if self.form == "adapter":
+            stage = as_stage(pl_module, self)
+            check_modules(stage.embedder, stage.trainable_prefixes)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or not self.kept(trainer).exists():
             return
-        assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
         if trainer.ckpt_path:
-            pl_module.best = trainer.strategy.checkpoint_io.load_checkpoint(self.kept(trainer))["best"]
+            as_stage(pl_module, self).best = trainer.strategy.checkpoint_io.load_checkpoint(self.kept(trainer))["best"]
         trainer.strategy.barrier()
         if not trainer.ckpt_path and trainer.is_global_zero:  # of another run
             trainer.strategy.checkpoint_io.remove_checkpoint(self.kept(trainer))
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        running = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        running = trainer.state.fn == "fit" and not trainer.sanity_checking and not is_dry_run(trainer)
         if self.monitor is None or not running:
             return
-        assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
+        stage = as_stage(pl_module, self)
         if self.monitor not in trainer.callback_metrics:
             scores = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
             raise ValueError(f"FolderCheckpoint.monitor must be a score of validation, {scores}, got {self.monitor!r}.")
         score, sign = float(trainer.callback_metrics[self.monitor]), 1 if self.mode == "max" else -1
-        better = not math.isnan(score) and (not pl_module.best or sign * score > sign * pl_module.best[self.monitor])
+        better = not math.isnan(score) and (not stage.best or sign * score > sign * stage.best[self.monitor])
         if trainer.strategy.broadcast(better):  # all ranks save, or none
-            pl_module.best = {"step": trainer.global_step, self.monitor: score}
+            stage.best = {"step": trainer.global_step, self.monitor: score}
             trainer.save_checkpoint(self.kept(trainer), weights_only=True)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Stage), f"FolderCheckpoint writes stages, got {type(pl_module)}"
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.restore(trainer, pl_module)
-            pl_module.write_folder(self.out, self.form)
+        stage = as_stage(pl_module, self)
+        if not is_dry_run(trainer):
+            self.restore(trainer, stage)
+            stage.write_folder(self.out, self.form)
         trainer.strategy.barrier()
 
     def kept(self, trainer: Trainer) -> Path:
-        """Where the best weights wait: not beside ``last.ckpt``, whose predecessor they would replace."""
+        """File of the best weights: not beside ``last.ckpt``, whose predecessor they would replace."""
         return Path(trainer.default_root_dir) / "best" / "best.ckpt"
 
     def restore(self, trainer: Trainer, stage: Stage) -> None:
-        """Goes back to the best step."""
+        """Restores the weights of the best step.
+
+        Args:
+            trainer: The stage's.
+            stage: The stage.
+        """
         if self.monitor is None:
             return
         if not stage.best:

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from lightning_conan.embedder import OmniEmbedder
+from lightning_conan.training.protocols import embedder_of
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ class FrozenBackbone(Callback):
     """Keeps everything but ``trains`` without gradients, in eval mode and bit for bit as it was.
 
     Args:
-        trains: Beginnings of the names, within the embedder, of the parameters that may move.
+        trains: Parameter name prefixes, within the embedder, of what may move.
 
     Raises:
         ValueError: No parameter starts so.
@@ -77,12 +78,6 @@ class FrozenBackbone(Callback):
         if not moved and (steps := trainer.global_step - self.start):
             raise RuntimeError(f"None of {self.trains} moved in {steps} steps: nothing was trained.")
         log.info("frozen: %d tensors unchanged, bit for bit; trained: %d", len(self.before) - len(moved), len(moved))
-
-
-def embedder_of(pl_module: LightningModule) -> nn.Module:
-    """The model within a stage."""
-    embedder: nn.Module = pl_module.embedder  # type: ignore[assignment]
-    return embedder
 
 
 def checksums(module: nn.Module) -> dict[str, str]:

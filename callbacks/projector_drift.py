@@ -9,11 +9,11 @@ from lightning.pytorch import Callback
 from torch import Tensor
 from typing_extensions import override
 
+from callbacks.stage_check import as_stage
 from lightning_conan.drift import holding, layer_cosines, token_states
 from lightning_conan.embedder import Batch, Encoded, load_folder
 from lightning_conan.files import whole_file
 from lightning_conan.items import Modality
-from lightning_conan.training import Stage
 from lightning_conan.training.collectives import most
 from lightning_conan.training.sharding import whole_weights
 
@@ -65,8 +65,7 @@ class ProjectorDrift(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if not self.items and batch.modality == self.modality:
-            assert isinstance(pl_module, Stage), f"ProjectorDrift watches stages, got {type(pl_module)}"
-            found = holding(pl_module.embedder, list(batch.items()), self.modality)[: self.count]
+            found = holding(as_stage(pl_module, self).embedder, list(batch.items()), self.modality)[: self.count]
             if most(-len(found), pl_module.device) == 0:  # some rank's are all broken
                 return
             self.items = found
@@ -92,12 +91,12 @@ class ProjectorDrift(Callback):
 
     def watch(self, pl_module: LightningModule) -> None:
         """Measures and logs."""
-        assert isinstance(pl_module, Stage), f"ProjectorDrift watches stages, got {type(pl_module)}"
+        embedder = as_stage(pl_module, self).embedder
         # Another callback may hold some of them in eval mode.
-        modes = {module: module.training for module in pl_module.embedder.modules()}
-        pl_module.embedder.eval()
-        with whole_weights(pl_module.embedder), pl_module.trainer.precision_plugin.forward_context():
-            states = token_states(pl_module.embedder, self.items, self.modality)
+        modes = {module: module.training for module in embedder.modules()}
+        embedder.eval()
+        with whole_weights(embedder), pl_module.trainer.precision_plugin.forward_context():
+            states = token_states(embedder, self.items, self.modality)
         cosines = layer_cosines(self.reference, states)
         for module, training in modes.items():
             module.training = training

@@ -1,4 +1,4 @@
-"""Saves what a run needs to go on: every so many steps, and when it is asked to stop."""
+"""Saves a run's state for resuming: every so many steps, and when it is asked to stop."""
 
 import signal
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from callbacks.checkpoint_files import CheckpointFiles
 from lightning_conan.training.collectives import most
+from lightning_conan.training.protocols import is_dry_run
 
 
 class ResumableCheckpoint(ModelCheckpoint):
@@ -52,7 +53,7 @@ class ResumableCheckpoint(ModelCheckpoint):
         step = trainer.global_step
         if most(step, pl_module.device) != -most(-step, pl_module.device):
             raise ValueError(
-                f"All ranks must go on from the same step, got {step} on rank {trainer.global_rank}. "
+                f"All ranks must resume from the same step, got {step} on rank {trainer.global_rank}. "
                 f"Put trainer.default_root_dir where every machine sees it, instead of {trainer.default_root_dir}."
             )
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,7 +65,12 @@ class ResumableCheckpoint(ModelCheckpoint):
             self.handlers[self.requeue] = signal.signal(self.requeue, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Remembers the signal until the step is done; a second Ctrl-C is not remembered but obeyed."""
+        """Stores a signal until the step is done; a second Ctrl-C raises at once.
+
+        Args:
+            number: The signal.
+            frame: Unused.
+        """
         if number == signal.SIGINT and self.stopped_by == signal.SIGINT:
             raise KeyboardInterrupt
         self.stopped_by = number
@@ -85,7 +91,7 @@ class ResumableCheckpoint(ModelCheckpoint):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves where the run stopped, early or not; Lightning does if it has saved nothing before, be it a dry run."""
-        if not trainer.fast_dev_run and self._last_global_step_saved != trainer.global_step:  # type: ignore[attr-defined]
+        if not is_dry_run(trainer) and self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     @override

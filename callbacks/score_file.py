@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_conan.files import whole_file
+from lightning_conan.training.protocols import is_dry_run
 
 
 class ScoreFile(Callback):
@@ -22,7 +23,7 @@ class ScoreFile(Callback):
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]  # a dry run's are of one batch
+        if not trainer.is_global_zero or is_dry_run(trainer):  # a dry run's are of one batch
             return
         scores: dict[str, dict[str, float]] = {}
         for name, value in sorted(trainer.callback_metrics.items()):

@@ -10,13 +10,14 @@ from datamodules.loading.plan import Slot
 from datamodules.loading.stream import SECONDS, BatchLoader
 from datamodules.sources.items import ItemList
 from datamodules.sources.manifest import Fault
-from datamodules.time_limit import BROKEN, patience
+from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import ItemBatch, OmniProcessor
 from lightning_conan.items import Side
+from lightning_conan.training.protocols import processor_of
 
 
 class ItemEncoder:
-    """Encodes the items of a slot; broken ones are left out and listed.
+    """Encodes the items of a slot; invalid ones are skipped and listed.
 
     Args:
         items: What there is.
@@ -30,7 +31,7 @@ class ItemEncoder:
         batch = ItemBatch(int(slot.source), self.items.side, rows=[], keys=[], modalities=[], items=[], faults=[])
         for number in slot.numbers:
             try:
-                with patience(SECONDS, f"Item {self.items.key(number)!r}"):
+                with time_limit(SECONDS, f"Item {self.items.key(number)!r}"):
                     item = self.items.item(number)
                     encoded = self.processor(item, self.items.side)
             except BROKEN as error:
@@ -84,7 +85,12 @@ class EmbedData(LightningDataModule):
         return range(part * self.rows_per_part, min((part + 1) * self.rows_per_part, len(self.items)))
 
     def slots(self, rank: int, world: int) -> list[Slot]:
-        """Batches of the parts that a rank still has to embed; items of like size share a batch."""
+        """Batches of the parts that a rank still has to embed; items of like size share a batch.
+
+        Args:
+            rank: This rank.
+            world: Number of ranks.
+        """
         todo = [part for part in range(self.parts) if part not in self.skip][rank::world]
         slots = []
         for part in todo:
@@ -98,7 +104,7 @@ class EmbedData(LightningDataModule):
     def predict_dataloader(self) -> BatchLoader[ItemBatch]:
         assert self.trainer is not None, "loaders are made by a trainer"
         slots = self.slots(self.trainer.global_rank, self.trainer.world_size)
-        encoder = ItemEncoder(self.items, self.trainer.lightning_module.processor)  # type: ignore[arg-type]
+        encoder = ItemEncoder(self.items, processor_of(self.trainer.lightning_module))
         return BatchLoader(lambda: slots, len(slots), encoder, self.num_workers)
 
     @override

@@ -1,4 +1,4 @@
-"""Ends what takes too long: a decoder that hangs must not hang the run."""
+"""Time limit on decoding: a decoder that hangs must not hang the run."""
 
 import signal
 import threading
@@ -8,14 +8,18 @@ from types import FrameType
 
 AGAIN = 1.0
 BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError)
-"""What reading a broken sample raises, too long a time included: its record may hold anything."""
+"""Errors of reading an invalid sample, a timeout included: its record may hold anything."""
 
 
 @contextmanager
-def patience(seconds: float, what: str) -> Iterator[None]:
+def time_limit(seconds: float, what: str) -> Iterator[None]:
     """Raises within the block once it has taken too long, and each second after, should someone have caught that.
 
     Outside of a process's main thread it cannot, and does nothing; nor can it interrupt native code, only what follows it.
+
+    Args:
+        seconds: The limit.
+        what: Name of the work, for the error.
 
     Raises:
         TimeoutError: After ``seconds``.
@@ -37,8 +41,8 @@ def patience(seconds: float, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def unhurried() -> Iterator[None]:
-    """Stops the clock of ``patience`` within the block: waiting for a network is no fault of a sample."""
+def time_limit_paused() -> Iterator[None]:
+    """Stops the clock of ``time_limit`` within the block: waiting for a network is no fault of a sample."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

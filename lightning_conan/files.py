@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all, and errors that name them."""
+"""Files that are written whole or not at all, errors that name them, and open files that close themselves."""
 
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,3 +50,15 @@ def sync(file: BinaryIO) -> None:
     """Forces what was written to disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+class OpenFile:
+    """A file open for reading, which is closed with the last reference to it, in whichever thread.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)  # not __del__: when Python ends, what that needs may be gone

@@ -1,8 +1,9 @@
-"""What both data modules share: loaders, exact resuming, the quarantine."""
+"""Base of the data modules of pairs: options, loaders, exact resuming, the quarantine."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +18,67 @@ from datamodules.shards.read import Reading, ShardSet
 from datamodules.time_limit import BROKEN
 from lightning_conan.embedder import Batch
 from lightning_conan.items import Item, Side
+from lightning_conan.training.protocols import processor_of
 
 log = logging.getLogger(__name__)
 QUARANTINE = "quarantine.jsonl"
 
 
-class PairData(LightningDataModule):
-    """Streams packed pairs to a stage: deterministic, resumable, broken samples left out and listed.
+Folders = dict[str, str | Path]
+"""Packed folders, or their URLs, by name."""
 
-    Batches are encoded with the processor of the stage that trains, so inputs and weights always match.
+
+@dataclass(eq=False, repr=False)
+class PairData(LightningDataModule):
+    """Streams packed pairs to a stage: deterministic, resumable, invalid samples skipped and listed.
+
+    Batches are encoded with the processor of the stage that trains, so inputs and weights always match. Subclasses are
+    dataclasses, too, and declare only the options that they add or whose type or default differs
+    (docs/decisions/038-data-modules.md).
 
     Args:
-        train: Packed folders to train on, or their URLs (https, s3, gs, hf), by source; sources are seen equally often.
+        train: Packed folder to train on, or its URL (https, s3, gs, hf); or several by name, which are seen equally often.
         val: Packed folders to validate on, by name.
         test: Packed folders to score, by name.
         batch_size: Pairs of a global batch, all ranks together.
         num_workers: Processes that decode; 0 decodes in the training process.
         seed: Fixes the order, together with the epoch.
-        max_bad_rate: The run stops when a larger share of the samples that came by is broken, of 100 or more.
-        cache_gb: Memory for encoded samples, so that small sets are decoded once (without workers).
-        reading: What is shuffled together, and where shards are kept that lie elsewhere.
+        max_bad_rate: The run stops when a larger share of the samples read so far is invalid, of 100 or more.
+        cache_gb: Memory for encoded samples in GiB, so that small sets are decoded once (without workers).
+        reading: Shuffling window, and the cache of remote shards.
 
     Attributes:
-        epoch: Whose batches are under way.
-        overcount: By how much Lightning's count of epochs is higher: after a run it counts the last one as done, even if
-            ``max_steps`` cut it short, and a checkpoint that is saved by hand then goes on with the rest.
+        epoch: Epoch of the current batches.
+        overcount: Difference of Lightning's count of epochs to ours: after a run it counts the last one as done, even if
+            ``max_steps`` cut it short, and a checkpoint that is saved by hand then resumes with the rest.
+
+    Raises:
+        ValueError: An option is out of its range, or a name of ``val`` or ``test`` holds a slash.
     """
 
-    def __init__(
-        self,
-        train: dict[str, str | Path],
-        val: dict[str, str | Path],
-        test: dict[str, str | Path],
-        batch_size: int,
-        num_workers: int,
-        seed: int,
-        max_bad_rate: float,
-        cache_gb: float,
-        reading: Reading,
-    ) -> None:
+    train: str | Path | Folders | None = None
+    val: Folders | None = None
+    test: Folders | None = None
+    batch_size: int = 64
+    num_workers: int = 4
+    seed: int = 0
+    max_bad_rate: float = 0.05
+    cache_gb: float = 0.0
+    reading: Reading = Reading()  # noqa: RUF009  # frozen
+
+    def __post_init__(self) -> None:
         super().__init__()
-        if batch_size < 1 or num_workers < 0 or not 0 <= max_bad_rate < 1 or cache_gb < 0:
+        if self.batch_size < 1 or self.num_workers < 0 or not 0 <= self.max_bad_rate < 1 or self.cache_gb < 0:
             raise ValueError(
                 f"batch_size must be positive, num_workers and cache_gb not negative and max_bad_rate in [0, 1), "
-                f"got {batch_size}, {num_workers}, {cache_gb} and {max_bad_rate}."
+                f"got {self.batch_size}, {self.num_workers}, {self.cache_gb} and {self.max_bad_rate}."
             )
+        train, val, test = self.train or {}, self.val or {}, self.test or {}
         if odd := [name for name in [*val, *test] if "/" in name]:
             raise ValueError(f"The names of data sets to score must hold no slash, which parts name and score, got {odd[0]!r}.")
-        self.folders = {"fit": train, "validate": val, "test": test}
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.max_bad_rate, self.cache_bytes = max_bad_rate, int(cache_gb * 2**30)
+        self.folders = {"fit": train if isinstance(train, dict) else {"train": train}, "validate": val, "test": test}
         self.sets: dict[str, dict[str, ShardSet]] = {}
-        self.mixture, self.reading = Mixture(), reading
+        self.mixture = Mixture()
         self.resume: dict[str, Any] = {}
         self.epoch = self.overcount = 0
         self.seen = self.broken = 0
@@ -105,10 +115,10 @@ class PairData(LightningDataModule):
     def encoder(self, stage: str) -> Encoder:
         """Encodes with the running stage's processor."""
         assert self.trainer is not None, "loaders are made by a trainer"
-        return Encoder(self.sets[stage], self.trainer.lightning_module.processor, self.cache_bytes)  # type: ignore[arg-type]
+        return Encoder(self.sets[stage], processor_of(self.trainer.lightning_module), int(self.cache_gb * 2**30))
 
     def texts(self) -> Iterator[tuple[Side, Item, str | None]]:
-        """Every side without media in the training data: which, the item, and the content hash of what it is right for.
+        """Yields every side without media in the training data: its name, the item, and the content hash of its positive.
 
         A pair's target is right for its query and the other way round; a hard negative is right for nothing.
         """
@@ -126,11 +136,16 @@ class PairData(LightningDataModule):
                 yield from (text for text in found if not text[1].media)
 
     def plan(self, epoch: int, ranks: int) -> list[Slot]:
-        """An epoch's global batches."""
+        """An epoch's global batches, in order.
+
+        Args:
+            epoch: Number of the epoch.
+            ranks: Number of ranks.
+        """
         return plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, ranks, self.mixture, self.windows())
 
     def windows(self) -> dict[str, Window]:
-        """What is shuffled together, of the sources that are not shuffled whole."""
+        """Shuffling windows of the sources that are not shuffled whole, by source."""
         sizes = {source: self.reading.window_of(shards) for source, shards in self.sets["fit"].items()}
         return {
             source: Window([shard.numbers for shard in self.sets["fit"][source].shards.values()], size)
@@ -200,13 +215,13 @@ class PairData(LightningDataModule):
         rank, world = self.world
         path = Path(self.trainer.default_root_dir) / (QUARANTINE if world == 1 else f"{rank}.{QUARANTINE}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.listed is None:  # by the run that this one goes on with
+        if self.listed is None:  # by the run that this one resumes
             self.listed = set(path.read_text().splitlines()) if path.exists() else set()
         new = dict.fromkeys(fault for fault in faults if fault not in self.listed)
         self.listed.update(new)
         with path.open("a") as file:
             file.writelines(fault + "\n" for fault in new)
-        log.warning("left out %d broken samples of %d so far, listed in %s", self.broken, self.seen, path)
+        log.warning("skipped %d broken samples of %d so far, listed in %s", self.broken, self.seen, path)
         if self.seen >= 100 and self.broken > self.max_bad_rate * self.seen:
             raise ValueError(
                 f"At most {self.max_bad_rate:.1%} of the samples may be broken, got {self.broken} of {self.seen}. "
@@ -222,7 +237,7 @@ class PairData(LightningDataModule):
         return {"epoch": self.epoch, "batch": done, "order": self.order(), "ranks": self.world[1], **counts}
 
     def order(self) -> str:
-        """What fixes the order of samples, besides the epoch: data, seed and batch size."""
+        """Fingerprint of the order of samples, the epoch aside: data, seed and batch size."""
         contents = {source: shards.content_hash for source, shards in self.sets["fit"].items()}
         windows = {source: window.samples for source, window in self.windows().items()}
         more = [*([] if self.mixture == Mixture() else [self.mixture]), *([{"window": windows}] if windows else [])]

@@ -1,4 +1,4 @@
-"""Which samples make which batch: a function of (seed, epoch, world size) alone."""
+"""Order of samples and batches: a function of (seed, epoch, world size) alone."""
 
 import math
 import random
@@ -24,8 +24,14 @@ class Slot:
 
 
 def chop(numbers: Sequence[int], size: int, world: int) -> list[list[int]]:
-    """Global batches of ``size`` in order; a rest too small for every rank, or of one pair, which has no negative, joins the one
-    before it."""
+    """Cuts samples into global batches, in order; a rest too small for every rank, or of one pair, which has no negative,
+    joins the batch before it.
+
+    Args:
+        numbers: Sample numbers, in order.
+        size: Samples of a batch.
+        world: Number of ranks.
+    """
     batches = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
     if len(batches) > 1 and len(batches[-1]) < min(size, max(world, 2)):
         rest = batches.pop()
@@ -35,7 +41,7 @@ def chop(numbers: Sequence[int], size: int, world: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Window:
-    """What of a source is shuffled together.
+    """Shuffling window of a source.
 
     Args:
         shards: The sample numbers of each shard.
@@ -46,7 +52,12 @@ class Window:
     samples: int
 
     def parts(self, tasks: Mapping[str, Sequence[int]], rng: random.Random) -> list[dict[str, list[int]]]:
-        """Sample numbers by task, of one run of shuffled shards after the other."""
+        """Sample numbers by task, of one run of shuffled shards after the other.
+
+        Args:
+            tasks: Sample numbers by task.
+            rng: Shuffles the shards.
+        """
         owners = {number: task for task, numbers in tasks.items() for number in numbers}
         parts: list[dict[str, list[int]]] = []
         left = 0
@@ -61,7 +72,14 @@ class Window:
 
 
 def shuffled_batches(parts: Sequence[Mapping[str, Sequence[int]]], size: int, world: int, rng: random.Random) -> list[list[int]]:
-    """One turn of a source in batches of one task: part by part, what makes no full batch going on to the next part."""
+    """One turn of a source in shuffled batches of one task; samples that fill no batch wait for the next part.
+
+    Args:
+        parts: Sample numbers by task, part by part.
+        size: Samples of a batch.
+        world: Number of ranks.
+        rng: Shuffles samples and batches.
+    """
     waiting: dict[str, list[int]] = {task: [] for task in parts[0]}
     found = []
     for place, part in enumerate(parts):
@@ -78,7 +96,12 @@ def shuffled_batches(parts: Sequence[Mapping[str, Sequence[int]]], size: int, wo
 
 
 def check_sources(tasks: Mapping[str, Mapping[str, Sequence[int]]], world: int, batch_size: int) -> None:
-    """Every task, and every batch, must give each rank something.
+    """Refuses sources, tasks and batches that leave a rank without samples.
+
+    Args:
+        tasks: Sample numbers by source and task.
+        world: Number of ranks.
+        batch_size: Samples of a global batch.
 
     Raises:
         ValueError: A task with fewer samples than ranks, or batches with fewer.
@@ -93,14 +116,14 @@ def check_sources(tasks: Mapping[str, Mapping[str, Sequence[int]]], world: int, 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How often each source is seen.
+    """Share of each source in the batches.
 
     Args:
         weights: Relative number of batches, by source; 1 where nothing is said.
         temperature: Instead of equal shares, shares in proportion to size ** temperature (1: as they are; 0: equal), times
             the weights.
         max_epochs: A source is repeated at most so often within one epoch of the mixture; then it has had its turn, and the
-            others go on without it.
+            others continue without it.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -147,7 +170,7 @@ def plan_training(
         epoch: Each has an order of its own.
         world: Number of ranks.
         mixture: How often each source comes; equally often by default.
-        windows: What of a source is shuffled together; all of it by default. Batches go on from one run of shards to the next.
+        windows: What of a source is shuffled together; all of it by default. Batches continue from one run of shards to the next.
     """
     check_sources(tasks, world, batch_size)
 
@@ -171,8 +194,15 @@ def plan_training(
 
 
 def plan_scoring(tasks: Mapping[str, Sequence[int]], source: str, batch_size: int, rank: int, world: int) -> list[Slot]:
-    """Every sample once over all ranks, in order; ranks may differ in their number of batches, and one without has an empty one:
-    Lightning takes a loader of none for a mistake.
+    """A rank's batches of every sample once over all ranks, in order; ranks may differ in their number of batches. A rank
+    without samples has an empty batch: Lightning takes a loader of none for a mistake.
+
+    Args:
+        tasks: Sample numbers by task.
+        source: Name of the data set.
+        batch_size: Samples of a global batch.
+        rank: This rank.
+        world: Number of ranks.
     """
     slots = [
         Slot(source, tuple(batch[rank::world]))
@@ -184,5 +214,11 @@ def plan_scoring(tasks: Mapping[str, Sequence[int]], source: str, batch_size: in
 
 
 def of_rank(plan: Sequence[Slot], rank: int, world: int) -> list[Slot]:
-    """A rank's share of each global batch: as many batches on every rank."""
+    """A rank's share of each global batch: as many batches on every rank.
+
+    Args:
+        plan: Global batches.
+        rank: This rank.
+        world: Number of ranks.
+    """
     return [Slot(slot.source, slot.numbers[rank::world]) for slot in plan]

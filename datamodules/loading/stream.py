@@ -11,21 +11,21 @@ import webdataset as wds
 from torch.utils.data import get_worker_info
 
 from datamodules.loading.plan import Slot
-from datamodules.loading.worker_transfer import Parcel, join
+from datamodules.loading.worker_transfer import PackedTensors, join
+from datamodules.shards.ahead import Ahead
 from datamodules.shards.read import ShardSet
-from datamodules.shards.remote import Ahead
 from datamodules.sources.manifest import Fault
-from datamodules.time_limit import BROKEN, patience
+from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import Batch, Encoded, OmniProcessor
 from lightning_conan.items import Item, Pair
 
-Made = TypeVar("Made")
+BatchT = TypeVar("BatchT")
 SECONDS = 60.0
 """No decoder needs so long for a sample within the limits."""
 Sides = list[tuple[str, Encoded, str]]
 """A pair's encoded sides: name, encoded, content hash."""
 Found = Sides | Pair | Exception
-"""What was encoded before, what was read, or what is wrong with it."""
+"""Encoded sides from the cache, a pair that was read, or its error."""
 
 
 def split_by_worker(slots: Iterable[Slot]) -> Iterator[Slot]:
@@ -38,14 +38,14 @@ def split_by_worker(slots: Iterable[Slot]) -> Iterator[Slot]:
 
 
 class Encoder:
-    """Reads and encodes a slot's samples; broken ones are left out and listed.
+    """Reads and encodes a slot's samples; invalid ones are skipped and listed.
 
     Args:
         sets: The packed data sets by source.
         processor: Encodes an item.
         cache_bytes: Encoded samples are kept up to this size in memory (useful without workers).
-        seconds: A sample that takes longer is broken.
-        teach: Whether queries carry what the model should write about them.
+        seconds: A sample that takes longer is invalid.
+        teach: True to attach the reasoning to queries, as generation target.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Encoder:
         for number, found in self.read(slot.source, slot.numbers):
             key = shards.samples.key(number)
             try:
-                with patience(self.seconds, f"Sample {key!r}"):
+                with time_limit(self.seconds, f"Sample {key!r}"):
                     ready = self.prepare(slot.source, number, found)
                 sides.append(ready)
                 keys.append(key)
@@ -79,9 +79,9 @@ class Encoder:
         return collate(modality, task, keys, sides, faults)
 
     def ahead(self, slots: Iterable[Slot]) -> Iterator[Slot]:
-        """The slots, while the shards of those to come are fetched, if they lie elsewhere."""
+        """Yields the slots, while the remote shards of the coming ones are fetched."""
         listed = list(slots)
-        wanted = [self.sets[slot.source].elsewhere(slot.numbers) for slot in listed]
+        wanted = [self.sets[slot.source].remote_shards(slot.numbers) for slot in listed]
         if not any(wanted):
             yield from listed
             return
@@ -90,7 +90,12 @@ class Encoder:
                 yield slot
 
     def read(self, source: str, numbers: Sequence[int]) -> Iterator[tuple[int, Found]]:
-        """Samples from the cache or from their shards, and what is wrong with them."""
+        """Yields samples from the cache or from their shards, or their errors.
+
+        Args:
+            source: Name of the packed set.
+            numbers: Sample numbers.
+        """
         held = {number: self.cache[source, number][0] for number in numbers if (source, number) in self.cache}
         for number in held:
             self.cache.move_to_end((source, number))
@@ -98,7 +103,13 @@ class Encoder:
         return ((number, held[number] if number in held else next(others)) for number in numbers)
 
     def prepare(self, source: str, number: int, found: Found) -> Sides:
-        """One pair's encoded sides, from what was read."""
+        """Encodes one pair, and keeps it.
+
+        Args:
+            source: Name of the packed set.
+            number: Sample number.
+            found: Pair, its encoded sides, or its error, which is raised.
+        """
         if isinstance(found, Exception):
             raise found
         if isinstance(found, list):
@@ -109,14 +120,25 @@ class Encoder:
         return sides
 
     def encode(self, pair: Pair, name: str, item: Item) -> Encoded:
-        """One side of a pair, encoded."""
+        """Encodes one side of a pair.
+
+        Args:
+            pair: The pair.
+            name: ``query``, ``target`` or ``negativeN``.
+            item: The side.
+        """
         if name != "query":
             return self.processor(item, "target")
         encoded = self.processor(item, "query")
         return self.processor.teach(encoded, pair.reasoning) if self.teach else encoded
 
     def keep(self, place: tuple[str, int], sides: Sides) -> None:
-        """Adds to the cache and drops what was unused for longest."""
+        """Adds to the cache and evicts the least recently used samples.
+
+        Args:
+            place: Name of the packed set, and sample number.
+            sides: Encoded sides.
+        """
         size = sum(encoded.nbytes for _, encoded, _ in sides)
         self.cache[place] = sides, size
         self.cached += size
@@ -125,7 +147,15 @@ class Encoder:
 
 
 def collate(modality: str, task: str, keys: list[str], sides: list[Sides], faults: list[str]) -> Batch:
-    """A batch of prepared pairs, which share modality and task."""
+    """Makes a batch of prepared pairs, which share modality and task.
+
+    Args:
+        modality: Theirs.
+        task: Theirs.
+        keys: A key for each pair.
+        sides: Encoded sides of each pair.
+        faults: JSON lines of the samples that were skipped.
+    """
     named = [{name: (encoded, digest) for name, encoded, digest in entry} for entry in sides]
     negatives = [[value for name, value in entry.items() if name.startswith("negative")] for entry in named]
     return Batch(
@@ -148,7 +178,7 @@ def apart(worker: int) -> None:
     os.setpgid(0, 0)
 
 
-class BatchLoader(Generic[Made]):
+class BatchLoader(Generic[BatchT]):
     """Iterates over encoded batches; each iteration asks anew which ones (epoch and position).
 
     Args:
@@ -163,7 +193,7 @@ class BatchLoader(Generic[Made]):
         self,
         slots: Callable[[], list[Slot]],
         length: int,
-        encode: Callable[[Slot], Made],
+        encode: Callable[[Slot], BatchT],
         num_workers: int,
         ahead: Callable[[Iterable[Slot]], Iterator[Slot]] = iter,
     ) -> None:
@@ -172,7 +202,7 @@ class BatchLoader(Generic[Made]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Made]:
+    def __iter__(self) -> Iterator[BatchT]:
         slots = self.slots()
         if not self.num_workers:
             yield from wds.DataPipeline(partial(iter, slots), self.ahead, wds.map(self.encode))
@@ -180,11 +210,11 @@ class BatchLoader(Generic[Made]):
         # All workers make one batch together: one whole batch, or two, for each would fill the host's memory.
         pieces = [slot.cut(self.num_workers) for slot in slots]
         whole = partial(iter, list(chain.from_iterable(pieces)))
-        pipeline = wds.DataPipeline(whole, split_by_worker, self.ahead, wds.map(self.encode), wds.map(Parcel.of))
+        pipeline = wds.DataPipeline(whole, split_by_worker, self.ahead, wds.map(self.encode), wds.map(PackedTensors.pack))
         settings = {"num_workers": self.num_workers, "prefetch_factor": 2, "worker_init_fn": apart}
-        parcels = iter(wds.WebLoader(pipeline, batch_size=None, **settings))
+        arrived = iter(wds.WebLoader(pipeline, batch_size=None, **settings))
         for cut in pieces:
-            yield join([parcel.open() for parcel in islice(parcels, len(cut))])
+            yield join([packed.unpack() for packed in islice(arrived, len(cut))])
 
 
 def check_items(processor: OmniProcessor) -> Callable[[Item], None]:

@@ -1,4 +1,4 @@
-"""Batches that cross from a worker process in one piece: each tensor that crosses alone takes a file descriptor and a call."""
+"""Sends a batch from a DataLoader worker as one tensor: each tensor sent alone takes a file descriptor and a call."""
 
 import io
 import pickle
@@ -9,19 +9,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-Made = TypeVar("Made")
+BatchT = TypeVar("BatchT")
 ALIGNED = 16
-"""Bytes at whose multiples tensors begin, as any dtype may."""
+"""Tensors begin at multiples of so many bytes, as any dtype may."""
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """Something pickled, all of its tensors in one.
+class PackedTensors:
+    """A pickled object, the bytes of all of its tensors in one tensor.
 
     Args:
-        rest: What is no tensor.
+        rest: The pickle, tensors replaced by their numbers.
         kinds: Dtype and shape of each tensor.
-        tensors: Their bytes.
+        tensors: Their bytes, uint8, each at a multiple of ``ALIGNED``.
     """
 
     rest: bytes
@@ -29,8 +29,8 @@ class Parcel:
     tensors: Tensor
 
     @classmethod
-    def of(cls, content: Any) -> "Parcel":
-        """Packs."""
+    def pack(cls, content: Any) -> "PackedTensors":
+        """Packs an object that can be pickled."""
         found: list[Tensor] = []
 
         class Packer(pickle.Pickler):
@@ -42,15 +42,15 @@ class Parcel:
 
         buffer = io.BytesIO()
         Packer(buffer, pickle.HIGHEST_PROTOCOL).dump(content)
-        flat = torch.empty(sum(map(room, found)), dtype=torch.uint8)
+        flat = torch.empty(sum(map(aligned_bytes, found)), dtype=torch.uint8)
         start = 0
         for tensor in found:
             flat[start : start + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
-            start += room(tensor)
+            start += aligned_bytes(tensor)
         return cls(buffer.getvalue(), [(tensor.dtype, tensor.shape) for tensor in found], flat)
 
-    def open(self) -> Any:
-        """What was packed; its tensors are views of the one that came."""
+    def unpack(self) -> Any:
+        """Restores the object; its tensors are views of the one that arrived."""
         found: list[Tensor] = []
         start = 0
         for dtype, shape in self.kinds:
@@ -65,13 +65,17 @@ class Parcel:
         return Opener(io.BytesIO(self.rest)).load()
 
 
-def room(tensor: Tensor) -> int:
-    """Bytes that a tensor takes."""
+def aligned_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor takes, padding included."""
     return tensor.nbytes + -tensor.nbytes % ALIGNED
 
 
-def join(pieces: Sequence[Made]) -> Made:
-    """One batch of consecutive pieces of it: their lists, one after the other."""
+def join(pieces: Sequence[BatchT]) -> BatchT:
+    """Concatenates the lists of a batch's consecutive pieces.
+
+    Args:
+        pieces: Dataclasses of one type, in order; fields that are no lists are taken from the first.
+    """
     lists = {
         name: [entry for piece in pieces for entry in getattr(piece, name)]
         for name in (field.name for field in fields(pieces[0]))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What packed folders hold, whether it is what was packed, and what several of them share."""
+"""Checks of packed folders: contents, integrity, duplicates, and overlap between several."""
 
 import hashlib
 from collections import Counter
@@ -28,12 +28,12 @@ BAND = 13
 
 @dataclass(frozen=True)
 class Look:
-    """What an image or a page looks like, however it is encoded.
+    """Perceptual hash of an image or a page, independent of its encoding.
 
     Args:
         key: The pair's key.
         digest: Of the file.
-        bits: Whether each of 8 x 8 places is brighter than its left neighbour (a difference hash).
+        bits: 64 bits, set where a place of 8 x 8 is brighter than its left neighbour (a difference hash).
     """
 
     key: str
@@ -89,7 +89,12 @@ class Report:
         return "\n".join(map(printable, lines))
 
     def look(self, key: str, media: Media) -> None:
-        """Notes an image or a page."""
+        """Adds the hash of an image or a page.
+
+        Args:
+            key: The pair's key.
+            media: The image or page.
+        """
         try:
             pixels = decode_media(media, shrink=Shrink(lambda *_: (64, 64), 2.0))
         except MediaError as error:
@@ -103,7 +108,12 @@ class Report:
 
 
 def alike(these: Iterable[Look], those: Iterable[Look]) -> Iterator[tuple[Look, Look]]:
-    """For each file of ``those`` the first of ``these`` that looks like it and is another file."""
+    """Pairs each file of ``those`` with the first of ``these`` that looks like it and is another file.
+
+    Args:
+        these: Hashes to search in.
+        those: Hashes to search for.
+    """
     buckets: dict[tuple[int, int], list[Look]] = {}
     for look in {look.digest: look for look in these}.values():
         for band in look.bands():
@@ -122,7 +132,7 @@ def alike(these: Iterable[Look], those: Iterable[Look]) -> Iterator[tuple[Look, 
 
 
 def examine(folder: str, looks: bool = False) -> Report:
-    """Reads every shard and pair of a packed folder, here or elsewhere.
+    """Reads every shard and pair of a packed folder, local or remote.
 
     Args:
         folder: The folder, or its URL.
@@ -130,7 +140,7 @@ def examine(folder: str, looks: bool = False) -> Report:
 
     Raises:
         ValueError: A shard that is not what was packed, or a pair that cannot be restored.
-        UnreachableError: A shard elsewhere cannot be had.
+        UnreachableError: A remote shard cannot be fetched.
     """
     packed = ShardSet(folder)
     for shard in packed.shards.values():
@@ -142,7 +152,7 @@ def examine(folder: str, looks: bool = False) -> Report:
             raise ValueError(f"{packed.place(shard.name)} is not what was packed: its SHA-256 differs. Copy or pack it again.")
     report = Report(packed.shown, len(packed))
     for number in tqdm(range(len(packed)), desc=packed.shown.rpartition("/")[2], unit="pair", disable=None):
-        packed.bring([number])  # and lets go of what the cache gives up
+        packed.bring([number])  # and closes what the cache evicts
         pair = packed.read(number)
         report.tasks[f"{pair.modality}/{pair.task}"] += 1
         for side, item in pair.sides():
@@ -158,7 +168,7 @@ def examine(folder: str, looks: bool = False) -> Report:
 
 
 def shared(reports: Sequence[Report]) -> Iterator[str]:
-    """What stands in two folders: test data in a training set, first of all."""
+    """Overlap of folders in pairs: test data in a training set, first of all."""
     for one, other in combinations(reports, 2):
         for side in ("queries", "targets"):
             both = getattr(one, side).keys() & getattr(other, side).keys()

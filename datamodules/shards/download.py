@@ -10,7 +10,7 @@ from fsspec.core import url_to_fs
 from lightning_conan.web import Inflater, redact_logs
 
 SILENCE = 60.0
-"""Seconds without a byte after which a transfer has failed. A slow one that goes on has not."""
+"""Seconds without a byte after which a transfer has failed. A slow one has not."""
 
 
 def blocks_of(url: str, size: int) -> Generator[bytes, None, None]:
@@ -68,7 +68,13 @@ def is_full(error: Exception) -> bool:
 
 
 def trouble(reason: Exception, text: str, attempts: int) -> str:
-    """What follows a URL in an error: the reason, whose text holds no secrets, and a remedy."""
+    """Rest of an error message that begins with a URL: the reason and a remedy.
+
+    Args:
+        reason: The error.
+        text: Its text without secrets.
+        attempts: Number of tries.
+    """
     if is_full(reason):
         return f"cannot be kept: {text}. Free the disk, or lower reading.cache_gb."
     if stays(reason):
@@ -77,5 +83,5 @@ def trouble(reason: Exception, text: str, attempts: int) -> str:
         return f"is not there, or its server is not: looked {attempts} times. Look at the URL."
     return (
         f"must be reachable, and failed {attempts} times: {type(reason).__name__}: {text}. "
-        "Look at the connection, then run it again (a fit goes on with `--ckpt_path last`)."
+        "Look at the connection, then run it again (a fit resumes with `--ckpt_path last`)."
     )

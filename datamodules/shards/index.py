@@ -54,13 +54,13 @@ class IndexedShard(msgspec.Struct):
 
 
 class Version(msgspec.Struct):
-    """What an index of any format has."""
+    """Fields of an index of any format."""
 
     format: object = None
 
 
 class Index(msgspec.Struct):
-    """What reading needs of ``index.json``."""
+    """Fields of ``index.json`` that reading needs."""
 
     content_hash: str
     samples_sha256: str
@@ -68,7 +68,7 @@ class Index(msgspec.Struct):
 
 
 def content_hash(digests: Iterable[str]) -> str:
-    """What a set holds, from its shards' SHA-256 in order."""
+    """Hash of a set's content, from its shards' SHA-256 in order."""
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -78,7 +78,7 @@ def largest(shards: Iterable[IndexedShard]) -> int:
 
 
 class Sample(msgspec.Struct):
-    """Where one pair lies: its shard, and each member's offset, size and XXH3-64 in it."""
+    """Location of one pair: its shard, and each member's offset, size and XXH3-64 in it."""
 
     key: str
     task: str
@@ -187,6 +187,10 @@ class Samples:
 def plausible(file: pq.ParquetFile, shards: Sequence[IndexedShard]) -> None:
     """Refuses a file that is none of these shards, or inflates to more than they can hold, by its metadata.
 
+    Args:
+        file: ``index.parquet``, opened.
+        shards: The set's shards.
+
     Raises:
         ValueError: With what it should hold.
     """
@@ -204,7 +208,12 @@ def plausible(file: pq.ParquetFile, shards: Sequence[IndexedShard]) -> None:
 
 
 def numbered(column: pa.ChunkedArray, seen: dict[str, int]) -> Numbers:
-    """A column of few words: the number of each row's among those seen so far."""
+    """Numbers the words of a column, in the order of their first appearance.
+
+    Args:
+        column: Dictionary-encoded words.
+        seen: Numbers so far; new words are added.
+    """
     words = column.unify_dictionaries().combine_chunks()
     numbers = [seen.setdefault(word, len(seen)) for word in words.dictionary.to_pylist()]
     found: Numbers = np.array(numbers, np.int64)[words.indices.to_numpy()]
@@ -212,7 +221,7 @@ def numbered(column: pa.ChunkedArray, seen: dict[str, int]) -> Numbers:
 
 
 def members(table: pa.Table) -> tuple[Numbers, list[Numbers]]:
-    """Where each row's members end among all, from 0 on; and all members' offsets, sizes and checksums.
+    """End of each row's members among all, from 0 on; and all members' offsets, sizes and checksums.
 
     Raises:
         ValueError: A member lacks one of them.
@@ -225,7 +234,12 @@ def members(table: pa.Table) -> tuple[Numbers, list[Numbers]]:
 
 
 def inside(members: Sequence[Numbers], whole: Numbers) -> None:
-    """Refuses members that do not lie within their shard's bytes: such a size would be taken from memory before it is read."""
+    """Refuses members that do not lie within their shard's bytes: such a size would be taken from memory before it is read.
+
+    Args:
+        members: Offsets, sizes and checksums.
+        whole: Size in bytes of each member's shard.
+    """
     offset, size, _ = members
     if not ((offset >= 0) & (size >= 0) & (offset <= whole) & (size <= whole - offset)).all():
         raise ValueError("members lie within their shard")
@@ -266,7 +280,12 @@ def grouped(tables: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
 
 
 def table_of(shard: str, samples: Sequence[dict[str, Any]]) -> pa.Table:
-    """The rows of a shard's samples."""
+    """Rows of a shard's samples.
+
+    Args:
+        shard: Its name.
+        samples: Its samples, each as a ``Sample`` without ``shard``.
+    """
     members = [sample["members"] for sample in samples]
     columns = {name: [sample[name] for sample in samples] for name in ("key", "task", "modality")}
     columns |= {"shard": [shard] * len(samples), "members": ["/".join(places) for places in members]}

@@ -1,9 +1,8 @@
-"""Reads shards by their index: pairs in tar files, here or elsewhere (``datamodules/shards/write.py`` writes them)."""
+"""Reads local and remote shards by their index: pairs in tar files (``datamodules/shards/write.py`` writes them)."""
 
 import hashlib
 import os
 import re
-import weakref
 from array import array
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -19,22 +18,13 @@ import xxhash
 from datamodules.shards.index import FORMAT, INDEX, SAMPLES, Index, Samples, Version, content_hash, largest
 from datamodules.shards.records import decode_pair
 from datamodules.shards.remote import RemoteShard, ShardCache, UnreachableError, check_url, is_remote, read_remote
-from datamodules.time_limit import BROKEN, unhurried
+from datamodules.time_limit import BROKEN, time_limit_paused
+from lightning_conan.files import OpenFile
 from lightning_conan.items import Pair
 from lightning_conan.web import file_url, without_secrets
 
 OPEN_FILES = 64
 """Shards that a process keeps open, of all its data sets together: systems allow some hundreds, a set may have thousands."""
-
-
-class OpenFile:
-    """A file that is closed once nobody holds it any more, whichever thread that is."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self.descriptor)  # not __del__: when Python ends, what that needs may be gone
-
-
 opened_files: OrderedDict[tuple[object, str], OpenFile] = OrderedDict()
 """By data set and shard, the one that was unused for longest first."""
 REMOTE_WINDOW = 10_000
@@ -44,13 +34,13 @@ TOGETHER = 2**20
 
 @dataclass(frozen=True)
 class Reading:
-    """How packed folders are read.
+    """Options of reading packed folders.
 
     Args:
         window: Shards are shuffled, and samples within runs of shards that hold so many; by default all samples of a set on
-            this machine, and 10,000 of one elsewhere.
-        cache: Where shards are kept that lie elsewhere; ``~/.cache/lightning-conan/shards`` by default.
-        cache_gb: Its largest size, the least used shards being given up. It must hold two windows.
+            this machine, and 10,000 of a remote one.
+        cache: Folder where remote shards are kept; ``~/.cache/lightning-conan/shards`` by default.
+        cache_gb: Its largest size in GiB: the least recently used shards are evicted. It must hold two windows.
     """
 
     window: int | None = None
@@ -103,13 +93,13 @@ class Shard:
 
 
 class ShardSet:
-    """A packed folder, here or elsewhere, opened by its index.
+    """A packed folder, local or remote, opened by its index.
 
-    Shards that lie elsewhere are fetched when they are first read. Files stay open, and are opened anew in each process.
+    Remote shards are fetched when they are first read. Files stay open, and are opened anew in each process.
 
     Args:
         folder: The folder, or its URL.
-        cache: Where shards are kept that lie elsewhere.
+        cache: Folder where remote shards are kept.
 
     Raises:
         ValueError: No packed folder, or a shard that is missing or has another size than when it was packed.
@@ -140,11 +130,11 @@ class ShardSet:
         return len(self.samples)
 
     def address(self, name: str) -> str:
-        """Where a file of the set lies: its path or URL."""
+        """Path or URL of a file of the set."""
         return file_url(str(self.folder), name)
 
     def place(self, name: str) -> str:
-        """What errors call a file of the set: a URL without its secrets."""
+        """Name of a file of the set in errors: a URL without its secrets."""
         return without_secrets(self.address(name))
 
     def index(self) -> Index:
@@ -165,7 +155,12 @@ class ShardSet:
             raise ValueError(f"{place} must be an index as `conan pack` writes it: {error}. Copy or pack it again.") from error
 
     def load(self, name: str, limit: int | None = None) -> bytes:
-        """A small file of the set; of a remote one no more than ``limit`` bytes."""
+        """Reads a small file of the set.
+
+        Args:
+            name: The file.
+            limit: Largest size of a remote one in bytes.
+        """
         return read_remote(self.address(name), limit) if self.remote else Path(self.address(name)).read_bytes()
 
     def listed(self, index: Index) -> Samples:
@@ -183,7 +178,7 @@ class ShardSet:
             raise ValueError(f"{place} must be as `conan pack` writes it: {error}. Pack it again.") from error
 
     def check(self, shard: Shard) -> None:
-        """Refuses an index that leads elsewhere, and a local shard that is not what was packed, by its size."""
+        """Refuses an index that leads out of its folder, and a local shard whose size is not that of packing."""
         if Path(shard.name).name != shard.name or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
             raise ValueError(f"{self.place(INDEX)} must name shards in its own folder, got {shard.name!r}. Pack it again.")
         if self.remote:
@@ -199,8 +194,8 @@ class ShardSet:
         """Numbers of the samples of each task and modality, in the order of the shards: a batch is of one, on every rank."""
         return self.samples.tasks()
 
-    def elsewhere(self, numbers: Iterable[int]) -> list[RemoteShard]:
-        """The shards of samples, as what must be fetched; none of a local set."""
+    def remote_shards(self, numbers: Iterable[int]) -> list[RemoteShard]:
+        """Remote shards of samples, to be fetched; none of a local set."""
         if not self.remote:
             return []
         return [self.remote_shard(name) for name in dict.fromkeys(map(self.samples.shard, numbers))]
@@ -223,21 +218,21 @@ class ShardSet:
         return file
 
     def opened(self, name: str) -> OpenFile:
-        """Opens a shard, fetched before if it lies elsewhere."""
+        """Opens a shard, which is fetched before if it is remote."""
         if not self.remote:
             try:
                 return OpenFile(Path(self.address(name)))
             except OSError as error:  # its samples are not broken: gone on without them, the run would be another
                 raise UnreachableError(f"{self.place(name)} cannot be opened ({error.strerror}). Go on once it can.") from error
         while True:
-            with unhurried():
+            with time_limit_paused():
                 path = self.cache.fetch(self.remote_shard(name))
             assert path is not None, "it waits"
-            with suppress(FileNotFoundError):  # given up again by another process
+            with suppress(FileNotFoundError):  # evicted again by another process
                 return OpenFile(path)
 
     def bring(self, numbers: Iterable[int]) -> None:
-        """Opens the shards of samples that lie elsewhere, so that reading them does not wait for a network.
+        """Fetches and opens the remote shards of samples, so that reading them does not wait for a network.
 
         Raises:
             UnreachableError: One cannot be had.
@@ -250,7 +245,7 @@ class ShardSet:
             self.let_go(names)
 
     def let_go(self, needed: Collection[str]) -> None:
-        """Closes shards that the cache has given up, and that are not needed now: while they are open they fill the disk."""
+        """Closes shards that the cache has evicted, and that are not needed now: while they are open they fill the disk."""
         open_here = [place for place in opened_files if place[0] is self.mark and place[1] not in needed]
         for place in open_here:
             if not os.fstat(opened_files[place].descriptor).st_nlink:

@@ -9,7 +9,7 @@ from lightning_conan.items import Item, Media, Medium, Modality, Pair
 
 
 class Part(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """Which member holds a medium, and which part of it is meant."""
+    """Member that holds a medium, and the part of it that is meant."""
 
     member: str
     modality: Medium
@@ -19,7 +19,7 @@ class Part(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
 
 class Description(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """An item as JSON: its texts, and where its media are."""
+    """An item as JSON: its texts, and the members of its media."""
 
     parts: tuple[str | Part, ...]
     instruction: str | None = None
@@ -58,7 +58,12 @@ RECORD = msgspec.json.Decoder(Record)
 
 
 def describe(item: Item, side: str) -> tuple[Description, dict[str, bytes]]:
-    """An item as JSON and the members that hold its media: ``query.image.png``, ``query.image1.png``, ..."""
+    """Converts an item to JSON and the members that hold its media: ``query.image.png``, ``query.image1.png``, ...
+
+    Args:
+        item: The item.
+        side: ``query``, ``target`` or ``negativeN``.
+    """
     parts: list[str | Part] = []
     members: dict[str, bytes] = {}
     counts: Counter[str] = Counter()

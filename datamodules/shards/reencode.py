@@ -1,4 +1,4 @@
-"""What `conan pack` does to media on the way: decode them once, write them smaller, several at a time."""
+"""Re-encoding of media by `conan pack`: decoded once, written smaller, several at a time."""
 
 import io
 import os
@@ -15,13 +15,13 @@ from typing import Literal, TypeVar
 import msgspec
 
 from datamodules.sources.manifest import Fault
-from datamodules.time_limit import BROKEN, patience
+from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan import media as codecs  # its decoders are imported by the first call: most sources keep their bytes
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media.limits import MediaError
 
 Entry = TypeVar("Entry")
-Made = TypeVar("Made")
+ResultT = TypeVar("ResultT")
 QUALITY = 92
 SECONDS = 3600.0
 """Writing an hour of video anew takes minutes; what takes longer than this for a pair hangs."""
@@ -29,7 +29,7 @@ SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Reencoding:
-    """Which media are written anew; all others keep their bytes.
+    """Options of re-encoding; all other media keep their bytes.
 
     Args:
         image_max_pixels: Images and pages with more are shrunk to so many; images become JPEG, pages PNG. Below the processor's
@@ -70,7 +70,12 @@ class Reencoding:
         return Media("audio", codecs.encode_audio(wave, format=str(self.audio)), f"{media.name}.{self.audio}")
 
     def watched(self, media: Media, fps: int) -> Media:
-        """A video with fewer frames; sides of an odd length lose a row, which H.264 cannot hold."""
+        """A video with fewer frames; sides of an odd length lose a row, which H.264 cannot hold.
+
+        Args:
+            media: The video.
+            fps: Frames a second.
+        """
         from lightning_conan.media.timeline import timeline
         from lightning_conan.media.video import Resampling, frames_of
 
@@ -118,27 +123,33 @@ def decode_whole(media: Media) -> None:
 
 
 def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pair | Fault:
-    """A pair whose media were written anew, and decoded if that is asked for; a fault where one of them cannot be."""
+    """Re-encodes the media of a pair; a fault where one of them cannot be decoded.
+
+    Args:
+        entry: Pair, or a fault, which stays.
+        reencoding: Options.
+        validate: True to decode the other media, too.
+    """
     if isinstance(entry, Fault):
         return entry
     sides: dict[str, Item] = {}
     for side, item in entry.sides():
         try:
-            with patience(SECONDS, f"The media of {entry.key!r}"):
+            with time_limit(SECONDS, f"The media of {entry.key!r}"):
                 parts = tuple(reencoding(part) if isinstance(part, Media) else part for part in item.parts)
                 sides[side] = msgspec.structs.replace(item, parts=parts)
                 for media in sides[side].media if validate else ():
                     decode_whole(media)
         except BROKEN as error:
             if isinstance(error, OSError) and error.filename:
-                return entry  # whoever writes it finds the file missing, and notes that: it may be there when packing goes on
+                return entry  # whoever writes it finds the file missing, and notes that: it may be there when packing resumes
             return Fault(entry.key, entry.key, side, str(error))
     query, target, *negatives = sides.values()
     return msgspec.structs.replace(entry, query=query, target=target, negatives=tuple(negatives))
 
 
 def end_with_parent() -> None:
-    """Has a worker process end when the one that started it does, killed as it may be: nobody else would tell it."""
+    """Has a worker process end when the one that started it does, even by SIGKILL: nothing else would end it."""
     parent = parent_process()
     assert parent is not None, "a worker was started by somebody"
 
@@ -149,14 +160,20 @@ def end_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def in_order(work: Callable[[Entry], Made], entries: Iterable[Entry], workers: int) -> Iterator[Made]:
-    """``map``, by several processes, with a few entries under way at a time."""
+def in_order(work: Callable[[Entry], ResultT], entries: Iterable[Entry], workers: int) -> Iterator[ResultT]:
+    """``map`` by several processes, with a few entries under way at a time.
+
+    Args:
+        work: Function of an entry.
+        entries: Its arguments.
+        workers: Processes; 0 calls it in this one.
+    """
     if not workers:
         yield from map(work, entries)
         return
     others = active_children()
     with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
-        waiting: deque[Future[Made]] = deque()
+        waiting: deque[Future[ResultT]] = deque()
         try:
             for entry in entries:
                 waiting.append(pool.submit(work, entry))
@@ -175,7 +192,14 @@ def in_order(work: Callable[[Entry], Made], entries: Iterable[Entry], workers: i
 def prepare(
     entries: Iterable[Pair | Fault], reencoding: Reencoding, validate: bool = False, workers: int = 0
 ) -> Iterator[Pair | Fault]:
-    """Pairs as they will be packed, in their order."""
+    """Yields pairs as they will be packed, in their order.
+
+    Args:
+        entries: Pairs and faults.
+        reencoding: Options.
+        validate: True to decode all media.
+        workers: Processes; 0 works in this one.
+    """
     if not validate and reencoding == Reencoding():
         yield from entries
         return

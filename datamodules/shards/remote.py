@@ -1,11 +1,10 @@
-"""Shards that lie elsewhere: fetched whole into a bounded folder, checked against their index, the least used given up first."""
+"""Remote shards: fetched whole into a bounded folder, checked against their index, the least recently used evicted first."""
 
 import hashlib
 import os
 import re
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from lightning_conan.web import check_host, redact, secrets_of, without_secrets
 
 Found = TypeVar("Found")
 PROTOCOLS = ("https", "http", "s3", "gs", "hf")
-"""What may stand before ``://``; others, chains of them (``::``) and commands (``pipe:``) are refused."""
+"""Protocols of URLs; others, chains of them (``::``) and commands (``pipe:``) are refused."""
 ATTEMPTS, PAUSE = 3, 1.0
 """Tries of a transfer, and seconds before the second; they double."""
 BLOCK = 2**22
@@ -26,13 +25,10 @@ INDEX_LIMIT = 2**26
 """Bytes of an index: 64 MiB list half a million shards."""
 STALE = 300.0
 """Seconds without a byte after which a transfer that was left half-way is taken for dead."""
-AHEAD, LOOK = 0.7, 8
-"""The share of the cache that a worker's shards in use and to come may take, as others are elsewhere in the epoch, and how many
-shards are looked at for one to fetch."""
 
 
 class UnreachableError(RuntimeError):
-    """Data that lies elsewhere cannot be had. No sample is broken by that: the run stops, and can go on from there."""
+    """Remote data cannot be fetched. No sample is invalid by that: the run stops, and can be resumed."""
 
 
 def is_remote(folder: str | Path) -> bool:
@@ -58,7 +54,11 @@ def check_url(url: str) -> None:
 
 
 def persistently(work: Callable[[], Found], url: str) -> Found:
-    """The result of a transfer that is tried a few times.
+    """Result of a transfer that is tried a few times.
+
+    Args:
+        work: The transfer.
+        url: Its URL, for errors.
 
     Raises:
         UnreachableError: It failed each time, may not be read, or needs a package that is not there.
@@ -74,8 +74,8 @@ def persistently(work: Callable[[], Found], url: str) -> Found:
             if stays(error):
                 break
     assert reason is not None, "it has failed"
-    told = trouble(reason, redact(str(reason), *secrets_of(url)), ATTEMPTS)
-    raise UnreachableError(f"{without_secrets(url)} {told}") from None  # its cause would show them, also in a worker's traceback
+    line = trouble(reason, redact(str(reason), *secrets_of(url)), ATTEMPTS)
+    raise UnreachableError(f"{without_secrets(url)} {line}") from None  # its cause would show them, also in a worker's traceback
 
 
 def read_remote(url: str, limit: int | None = None) -> bytes:
@@ -108,7 +108,7 @@ def read_remote(url: str, limit: int | None = None) -> bytes:
 
 @dataclass(frozen=True)
 class RemoteShard:
-    """A shard that lies elsewhere: where, and what it must be."""
+    """A remote shard: its URL, and the size and hash that it must have."""
 
     url: str = field(repr=False)
     size: int
@@ -117,7 +117,7 @@ class RemoteShard:
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder on disk for shards that lie elsewhere, shared by all processes of a machine.
+    """A folder on disk for remote shards, shared by all processes of a machine.
 
     Args:
         root: The folder.
@@ -128,7 +128,11 @@ class ShardCache:
     limit: int
 
     def fetch(self, shard: RemoteShard, wait: bool = True) -> Path | None:
-        """The file that a shard is kept in, fetched if it is not there; one process fetches, others wait for it or get None.
+        """File that a shard is kept in, fetched if it is not there; one process fetches, others wait for it or get None.
+
+        Args:
+            shard: The shard.
+            wait: False to return None where another process fetches it.
 
         Raises:
             ValueError: It is larger than the cache.
@@ -153,27 +157,38 @@ class ShardCache:
         return path
 
     def lock(self, name: str, wait: bool = True) -> FileLock:
-        """A lock of all processes, of whichever user."""
+        """Lock of all processes, of any user.
+
+        Args:
+            name: Its name.
+            wait: False to raise ``Timeout`` where another process holds it.
+        """
         return FileLock(self.root / f"{name}.lock", mode=0o666, blocking=wait)
 
     def forget(self, shard: RemoteShard) -> None:
-        """Gives up a shard whose file was damaged where it is kept."""
+        """Evicts a shard whose file was damaged where it is kept."""
         (self.root / f"{shard.sha256}.tar").unlink(missing_ok=True)
 
     def use(self, shard: RemoteShard) -> bool:
-        """Whether a shard is there; if so, it counts as used now."""
+        """True if a shard is there; if so, it counts as used now."""
         path = self.root / f"{shard.sha256}.tar"
         try:
             if path.stat().st_size == shard.size:
                 with suppress(OSError):  # another user's, or on a disk to read only: it counts as used when it was fetched
                     os.utime(path)
                 return True
-        except FileNotFoundError:  # another process may give it up at any moment
+        except FileNotFoundError:  # another process may evict it at any moment
             pass
         return False
 
     def fill(self, path: Path, shard: RemoteShard, wait: bool) -> bool:
-        """Fetches a shard, whole or not at all; False where transfers that are under way leave no room and nobody waits."""
+        """Fetches a shard, whole or not at all.
+
+        Args:
+            path: Its file.
+            shard: The shard.
+            wait: False to return False where transfers under way leave no room.
+        """
         scratch = path.with_suffix(".part")
         try:
             while True:
@@ -183,16 +198,20 @@ class ShardCache:
                     time.sleep(PAUSE / 4)
                 persistently(lambda: transfer(shard, scratch), shard.url)
                 with self.lock("room"):  # else who looks for room at this moment may see neither name
-                    if scratch.exists():  # it stalled, was taken for dead, and went on otherwise
+                    if scratch.exists():  # it stalled, was taken for dead, and continued otherwise
                         scratch.replace(path)
                         return True
         finally:
             scratch.unlink(missing_ok=True)
 
     def reserve(self, scratch: Path, size: int) -> bool:
-        """Makes an empty file as large as what is to come, and gives up what was unused for longest to have the room.
+        """Makes an empty file as large as what is to come, and evicts the least recently used shards for it.
 
         False if there is no room yet, as others' transfers take it.
+
+        Args:
+            scratch: The file.
+            size: Bytes.
         """
         with self.lock("room"):
             kept = []
@@ -203,7 +222,7 @@ class ShardCache:
             room = self.limit - size - sum(entry[1] for entry in kept)
             for moment, length, path in sorted(kept):
                 if room < 0 and (path.suffix == ".tar" or moment < time.time() - STALE):
-                    path.unlink(missing_ok=True)  # who reads it goes on: the file lives while it is open
+                    path.unlink(missing_ok=True)  # who reads it may continue: the file lives while it is open
                     room += length
             if room < 0:
                 return False
@@ -214,6 +233,10 @@ class ShardCache:
 
 def transfer(shard: RemoteShard, scratch: Path) -> None:
     """Copies a shard into a file, no more of it than it should have.
+
+    Args:
+        shard: The shard.
+        scratch: The file, which exists.
 
     Raises:
         ValueError: It is not the one that the index names.
@@ -227,53 +250,8 @@ def transfer(shard: RemoteShard, scratch: Path) -> None:
                 break
             digest.update(block)
             sink.write(block)
-            sink.flush()  # its time says that it goes on
+            sink.flush()  # its time shows that it is alive
         os.fsync(sink.fileno())  # else a power cut may leave a file of the right size and of zeros
     if got != shard.size or digest.hexdigest() != shard.sha256:
         found = f"{got:,}" if got <= shard.size else "more"
         raise ValueError(f"it must have {shard.size:,} bytes and the index's SHA-256, got {found} bytes")
-
-
-class Ahead:
-    """Fetches the shards of coming batches by a thread while earlier ones are read, as many as the cache holds.
-
-    Args:
-        cache: Where to.
-        wanted: The shards of each batch to come.
-    """
-
-    def __init__(self, cache: ShardCache, wanted: Sequence[Sequence[RemoteShard]]) -> None:
-        self.cache, self.position, self.done = cache, 0, threading.Event()
-        first: dict[RemoteShard, int] = {}
-        last: dict[RemoteShard, int] = {}
-        for number, shards in enumerate(wanted):
-            for shard in shards:
-                first.setdefault(shard, number)
-                last[shard] = number
-        self.coming, self.last = list(first), last
-        self.thread = threading.Thread(target=self.work, daemon=True)
-
-    def __enter__(self) -> "Ahead":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-
-    def work(self) -> None:
-        """The thread: on a fault it ends, and who needs the shard meets the same fault and says so."""
-        with suppress(Exception):
-            fetched: list[RemoteShard] = []
-            while self.coming and not self.done.is_set():
-                fetched, self.coming = (
-                    [shard for shard in shards if self.last[shard] >= self.position] for shards in (fetched, self.coming)
-                )
-                room = AHEAD * self.cache.limit - sum(shard.size for shard in fetched)
-                near = [shard for shard in self.coming[:LOOK] if shard.size <= room]
-                # Another worker may be fetching the first: then the next one's turn is now.
-                found = next((shard for shard in near if self.cache.fetch(shard, wait=False)), None)
-                if found is None:
-                    self.done.wait(PAUSE / 4)
-                else:
-                    self.coming.remove(found)
-                    fetched.append(found)

@@ -1,13 +1,9 @@
 """Writes shards: pairs as tar files that WebDataset reads, with an index beside them."""
 
-import hashlib
-import io
 import json
 import logging
-import mmap
 import os
 import shutil
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from filelock import FileLock, Timeout
 
 from datamodules.shards.index import FORMAT, INDEX, SAMPLES, content_hash, write_samples
-from datamodules.shards.records import encode_pair
+from datamodules.shards.tar import write_shard
 from datamodules.sources.manifest import Fault
 from lightning_conan.files import sync, whole_file, writing
 from lightning_conan.items import Pair
@@ -34,9 +29,15 @@ HELD = 2**30
 def write_shards(
     pairs: Iterable[Pair | Fault], out: Path, pairs_per_shard: int = 1000, files: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Writes ``out``: shards, their index and, if any pair was left out, ``quarantine.jsonl``.
+    """Writes ``out``: shards, their index and, if any pair was skipped, ``quarantine.jsonl``.
 
     Whole or not at all: written beside and renamed, with further text files where ``files`` names some.
+
+    Args:
+        pairs: Pairs; faults are listed.
+        out: The folder to write.
+        pairs_per_shard: Pairs in one tar file.
+        files: Further text files, by name.
 
     Returns:
         The index's summary: counts by task, modality and cause.
@@ -54,7 +55,7 @@ def write_resumable(
     pairs_per_shard: int = 1000,
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """As ``write_shards``; after a kill the shards that were whole are kept, and the same call goes on behind them.
+    """Writes ``out`` as ``write_shards`` does; after a kill the whole shards are kept, and the same call resumes behind them.
 
     Args:
         pairs_from: The pairs from a number on.
@@ -85,7 +86,7 @@ def write_resumable(
         except BaseException:
             if signature and filling.tasks.total():
                 log.warning(
-                    "%d shards of %s are kept in %s: the same call goes on behind them", len(filling.shards), out, scratch
+                    "%d shards of %s are kept in %s: the same call resumes behind them", len(filling.shards), out, scratch
                 )
             else:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -113,7 +114,12 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def begin(scratch: Path, signature: str) -> None:
-    """An empty folder in place of what is there, with a note of what its data will depend on."""
+    """Makes an empty folder in place of what is there, with a note of the signature.
+
+    Args:
+        scratch: The folder.
+        signature: What the pairs depend on.
+    """
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
@@ -124,7 +130,12 @@ def begin(scratch: Path, signature: str) -> None:
 
 
 def begun(scratch: Path, signature: str) -> bool:
-    """Whether a killed run with the same signature left something."""
+    """True if a killed run with the same signature left something.
+
+    Args:
+        scratch: The folder.
+        signature: What the pairs depend on.
+    """
     try:
         first = (scratch / PROGRESS).read_text().split("\n")[0]
     except FileNotFoundError:
@@ -249,47 +260,11 @@ def in_memory(pair: Pair) -> int:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A text file, whole or not at all, even where the power goes."""
+    """Writes a text file, whole or not at all, even where the power goes.
+
+    Args:
+        path: The file.
+        text: Its content.
+    """
     with whole_file(path) as file:
         file.write(text.encode())
-
-
-def add_sample(tar: tarfile.TarFile, sample: Mapping[str, Any]) -> None:
-    """Adds a sample's members to a tar file, byte for byte as ``webdataset.TarWriter(file, mtime=0)`` does, which needs torch."""
-    for name in sorted(name for name in sample if not name.startswith("_")):
-        member = tarfile.TarInfo(f"{sample['__key__']}.{name}")
-        member.size, member.mode, member.mtime = len(sample[name]), 0o444, 0
-        member.uname = member.gname = "bigdata"
-        tar.addfile(member, io.BytesIO(sample[name]))
-
-
-def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault], missing: list[str]) -> dict[str, Any]:
-    """One tar file; returns its index entry. Pairs whose files cannot be read, or texts written, join the faults, and such files
-    those that are missing."""
-    written: dict[str, Pair] = {}
-    with writing(path), path.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for pair in pairs:
-                try:
-                    sample = encode_pair(pair)
-                except (OSError, UnicodeEncodeError) as error:
-                    reason = str(error)
-                    if isinstance(error, OSError) and error.filename is not None:
-                        reason = f"{error.strerror}: {error.filename}"
-                        missing.append(str(error.filename))
-                    faults.append(Fault(pair.key, pair.key, "sample", reason))
-                    continue
-                add_sample(tar, sample)
-                written[pair.key] = pair
-        sync(file)  # before it is noted as done
-    members: dict[str, dict[str, tuple[int, int, int]]] = {key: {} for key in written}
-    with path.open("rb") as whole, mmap.mmap(whole.fileno(), 0, access=mmap.ACCESS_READ) as data, tarfile.open(path) as tar:
-        for member in tar:
-            key, _, name = member.name.partition(".")
-            start, size = member.offset_data, member.size
-            members[key][name] = (start, size, xxhash.xxh3_64_intdigest(data[start : start + size]))
-        size, digest = len(data), hashlib.sha256(data).hexdigest()
-    samples = [
-        {"key": key, "task": pair.task, "modality": pair.modality, "members": members[key]} for key, pair in written.items()
-    ]
-    return {"file": path.name, "bytes": size, "sha256": digest, "samples": samples}

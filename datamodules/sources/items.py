@@ -20,7 +20,7 @@ from lightning_conan.terminal import printable
 
 log = logging.getLogger(__name__)
 Entry = Item | Path | ValueError
-"""What a folder holds under one key: media, the file of a text, or why it cannot be embedded."""
+"""Value of a key of a folder: media, the file of a text, or the reason why it cannot be embedded."""
 NO_FILE = "is no file, as media must be"
 
 
@@ -48,7 +48,7 @@ class ItemList:
             raise ValueError(f"{source} must hold at least 1 item to embed, got 0. Files end in {sorted(MODALITY_OF)}.")
         if others:
             kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(others.items()))
-            log.warning("%s holds files of other kinds, which are left out: %s", source, printable(kinds))
+            log.warning("%s holds files of other kinds, which are skipped: %s", source, printable(kinds))
         counts = Counter(key for key, _ in self.entries)
         if len(counts) < len(self.entries):
             twice = next(key for key, count in counts.items() if count > 1)
@@ -78,7 +78,7 @@ class ItemList:
         return parse_side(value, self.side, self.source.parent)
 
     def size(self, number: int) -> tuple[str, int]:
-        """What an item is and about how long it will be, without opening it: items of like size embed together."""
+        """Kind and approximate length of an item, without opening it: items of like size embed together."""
         value = self.entries[number][1]
         if isinstance(value, dict) and ("query" in value or "target" in value):
             value = value.get(self.side) or {}
@@ -112,10 +112,15 @@ class ItemList:
 
 
 def folder_entries(folder: Path, others: Counter[str]) -> Iterator[tuple[str, Entry]]:
-    """Each media file below a folder by its relative path, and each page of a PDF; hidden files and folders are no part of it.
+    """Yields each media file below a folder by its relative path, and each page of a PDF; hidden files and folders are
+    skipped.
 
     What is called like a medium and is no file that can be read, and a subfolder that is not entered, are entries, too: they are
     skipped by name. Files of other kinds are counted.
+
+    Args:
+        folder: The folder.
+        others: Takes counts of other files, by suffix.
 
     Raises:
         ValueError: The folder itself cannot be listed.
@@ -136,7 +141,7 @@ def folder_entries(folder: Path, others: Counter[str]) -> Iterator[tuple[str, En
 
 
 def modality_of(path: Path) -> Modality | None:
-    """The modality that a file's suffix tells of."""
+    """Modality of a file's suffix, None if it has none."""
     return MODALITY_OF.get(path.suffix.lower().removeprefix("."))
 
 
@@ -165,7 +170,7 @@ def visible(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def kind_of(entry: os.DirEntry[str]) -> Literal["folder", "link", "file"]:
-    """What stands in a folder: a folder, a link to one, or a file or anything else."""
+    """Kind of an entry of a folder: a folder, a link to one, or anything else, as file."""
     if entry.is_dir(follow_symlinks=False):
         return "folder"
     leads = entry.is_symlink() and os.path.isdir(entry.path)  # noqa: PTH112  # Path's raises where it may not look

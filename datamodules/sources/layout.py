@@ -24,7 +24,7 @@ TABLES = (".csv", ".tsv", ".parquet")
 
 @dataclass(frozen=True)
 class Layout:
-    """How to read a source.
+    """Options of reading a source.
 
     Args:
         layout: manifest, table (CSV, TSV or Parquet), captions (media with a .txt of the same name beside each), or a published
@@ -61,7 +61,11 @@ class Layout:
 
 
 def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
-    """The pairs of a source; what cannot be one comes as a Fault.
+    """Yields the pairs of a source; an invalid one comes as a Fault.
+
+    Args:
+        source: File or folder.
+        how: Options.
 
     Raises:
         ValueError: The source does not exist, or is none of the layout.
@@ -89,7 +93,11 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
 
 
 def lines_of(source: Path, how: Layout) -> Iterator["Line"]:
-    """What a layout makes of a source.
+    """Manifest lines that a layout makes of a source.
+
+    Args:
+        source: File or folder.
+        how: Options.
 
     Raises:
         ValueError: The source lacks a column or a field that the layout has, is not UTF-8, or is damaged.
@@ -111,7 +119,7 @@ def lines_of(source: Path, how: Layout) -> Iterator["Line"]:
 
 
 Line = tuple[str, dict[str, Any] | Fault]
-"""Where something stands, and the manifest line that it makes (media may be in memory already), or why it makes none."""
+"""Place in the source, and the manifest line of it (media may be in memory already), or its fault."""
 
 
 def plain(name: object) -> str:

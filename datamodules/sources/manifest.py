@@ -32,7 +32,7 @@ class Fault:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Where each line stands, and its content. Only a line feed ends one: JSON may hold what Unicode calls a line's end, too.
+    """Yields the place and content of each line. Only a line feed ends one: JSON may hold other line ends of Unicode, too.
 
     Raises:
         ValueError: A line that is no JSON, or not UTF-8.

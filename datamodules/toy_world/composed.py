@@ -18,7 +18,7 @@ Scene = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Truth:
-    """What a perfect teacher would say about a pair.
+    """Answer of a perfect teacher about a pair.
 
     Args:
         kind: What the query asks for (``conan cot``).
@@ -32,17 +32,33 @@ class Truth:
 
 
 def describe(scene: Scene, places: Sequence[int] = range(len(PLACES))) -> str:
-    """A scene, or some of its places, in words."""
+    """A scene, or some of its places, in words.
+
+    Args:
+        scene: Colour and shape at each place.
+        places: Numbers of places.
+    """
     return ", ".join(f"{PLACES[place]} {scene[place][0]} {scene[place][1]}" for place in places)
 
 
 def differing(before: Scene, after: Scene) -> list[int]:
-    """The places that are not as they were."""
+    """Places that differ.
+
+    Args:
+        before: Colour and shape at each place.
+        after: Colour and shape at each place.
+    """
     return [place for place in range(len(PLACES)) if before[place] != after[place]]
 
 
 def draw_places(scene: Scene, rng: random.Random, name: str) -> Item:
-    """A scene as a picture, its things a little off their places."""
+    """Draws a scene, its things a little off their places.
+
+    Args:
+        scene: Colour and shape at each place.
+        rng: Random numbers.
+        name: The file's, without suffix.
+    """
     quarter = SIDE // 4
     things = [
         Thing(colour, shape, "large", x * quarter + rng.uniform(-2, 2), y * quarter + rng.uniform(-2, 2))
@@ -57,28 +73,48 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def recolour(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
-    """One thing gets another colour."""
+    """One thing gets another colour.
+
+    Args:
+        scene: Colour and shape at each place.
+        rng: Random numbers.
+    """
     place = rng.randrange(len(PLACES))
     colour = rng.choice([colour for colour in COLOURS if colour != scene[place][0]])
     return f"make the {PLACES[place]} one {colour}", changed(scene, place, (colour, scene[place][1]))
 
 
 def reshape(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
-    """One thing gets another shape."""
+    """One thing gets another shape.
+
+    Args:
+        scene: Colour and shape at each place.
+        rng: Random numbers.
+    """
     place = rng.randrange(len(PLACES))
     shape = rng.choice([shape for shape in SHAPES if shape != scene[place][1]])
     return f"make the {PLACES[place]} one a {shape}", changed(scene, place, (scene[place][0], shape))
 
 
 def copy_colour(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
-    """One thing gets the colour of another: what is to be found is not in the words."""
+    """One thing gets the colour of another: the words do not name it.
+
+    Args:
+        scene: Colour and shape at each place.
+        rng: Random numbers.
+    """
     place, other = rng.sample(range(len(PLACES)), 2)
     words = f"make the {PLACES[place]} one the color of the {PLACES[other]} one"
     return words, changed(scene, place, (scene[other][0], scene[place][1]))
 
 
 def swap(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
-    """Two things change places."""
+    """Two things change places.
+
+    Args:
+        scene: Colour and shape at each place.
+        rng: Random numbers.
+    """
     one, other = rng.sample(range(len(PLACES)), 2)
     return f"swap the {PLACES[one]} one and the {PLACES[other]} one", changed(
         changed(scene, one, scene[other]), other, scene[one]
@@ -86,7 +122,13 @@ def swap(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
 
 
 def changed(scene: Scene, place: int, thing: tuple[str, str]) -> Scene:
-    """The scene with another thing at a place."""
+    """The scene with another thing at a place.
+
+    Args:
+        scene: Colour and shape at each place.
+        place: Number of the place.
+        thing: Colour and shape.
+    """
     return (*scene[:place], thing, *scene[place + 1 :])
 
 
@@ -94,7 +136,13 @@ EDITS: tuple[Callable[[Scene, random.Random], tuple[str, Scene]], ...] = (recolo
 
 
 def edit(scene: Scene, rng: random.Random, steps: int) -> tuple[str, list[Scene]]:
-    """So many changes one after the other, each of which changes something: words, and the scene after each."""
+    """Changes a scene a few times, each time to a new one.
+
+    Args:
+        scene: Colour and shape at each place.
+        rng: Random numbers.
+        steps: Number of changes.
+    """
     words: list[str] = []
     scenes = [scene]
     while len(words) < steps:
@@ -106,7 +154,13 @@ def edit(scene: Scene, rng: random.Random, steps: int) -> tuple[str, list[Scene]
 
 
 def composed(rng: random.Random, key: str, source: Scene) -> tuple[Item, Item, Truth, Scene]:
-    """A picture and one to three changes, to the changed picture."""
+    """A picture and one to three changes, to the changed picture.
+
+    Args:
+        rng: Random numbers.
+        key: The pair's key, which names its files.
+        source: Colour and shape at each place.
+    """
     words, scenes = edit(source, rng, rng.choice((1, 2, 2, 3)))
     query = Item((*draw_places(source, rng, f"{key}-source").parts, words))
     steps = [describe(after, differing(before, after)) for before, after in pairwise(scenes)]
@@ -115,7 +169,13 @@ def composed(rng: random.Random, key: str, source: Scene) -> tuple[Item, Item, T
 
 
 def simple(rng: random.Random, key: str, source: Scene) -> tuple[Item, Item, Truth, Scene]:
-    """A description to its picture; near misses of it stand beside it."""
+    """A description to its picture; near misses of it stand beside it.
+
+    Args:
+        rng: Random numbers.
+        key: The pair's key, which names its files.
+        source: Colour and shape at each place.
+    """
     scene = edit(source, rng, 1)[1][-1]
     return (
         Item((describe(scene),)),
@@ -126,7 +186,13 @@ def simple(rng: random.Random, key: str, source: Scene) -> tuple[Item, Item, Tru
 
 
 def caption(rng: random.Random, key: str, source: Scene) -> tuple[Item, Item, Truth, Scene]:
-    """A picture to its description, which is also what is to be written about it."""
+    """A picture to its description, which is also its reasoning.
+
+    Args:
+        rng: Random numbers.
+        key: The pair's key, which names its files.
+        source: Colour and shape at each place.
+    """
     return (
         draw_places(source, rng, f"{key}-source"),
         Item((describe(source),)),
@@ -170,5 +236,5 @@ def draw_composed(
 
 
 def described(truths: Sequence[Truth]) -> frozenset[str]:
-    """What stands in the targets."""
+    """Descriptions of the targets."""
     return frozenset(truth.answer for truth in truths)

@@ -39,12 +39,19 @@ class Thing:
 
     @property
     def looks(self) -> str:
-        """What a caption calls it."""
+        """Words for it in a caption."""
         return f"{self.size} {self.colour} {self.shape}"
 
 
 def polygon(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Corners of a shape around a centre."""
+    """Corners of a shape around a centre.
+
+    Args:
+        shape: One of ``SHAPES`` with corners.
+        x: Of the centre, in pixels.
+        y: Of the centre, in pixels.
+        radius: In pixels.
+    """
     match shape:
         case "square":
             turns, radii = [0.125, 0.375, 0.625, 0.875], [1.25]
@@ -67,7 +74,12 @@ def polygon(shape: str, x: float, y: float, radius: float) -> list[tuple[float, 
 
 
 def draw_scene(things: Sequence[Thing], shade: int = 255) -> Image.Image:
-    """A picture of the things on a plain background of the given brightness."""
+    """Draws things on a plain background.
+
+    Args:
+        things: The later ones in front.
+        shade: Brightness of the background, 0 to 255.
+    """
     image = Image.new("RGB", (SIDE, SIDE), (shade, shade, shade))
     pen = ImageDraw.Draw(image)
     for thing in things:
@@ -90,7 +102,13 @@ def font() -> ImageFont.ImageFont:
 
 
 def draw_page(words: Sequence[str], shade: int = 255, left: int = 3) -> Image.Image:
-    """A page with one word a line."""
+    """Draws a page with one word a line.
+
+    Args:
+        words: At most three.
+        shade: Brightness of the page, 0 to 255.
+        left: Margin in pixels.
+    """
     image = Image.new("RGB", (SIDE, SIDE), (shade, shade, shade))
     pen = ImageDraw.Draw(image)
     for line, word in enumerate(words):

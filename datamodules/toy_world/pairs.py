@@ -23,21 +23,39 @@ FRAMES, FPS = 8, 4
 
 
 def picture(modality: Medium, image: Image.Image, name: str, format: str = "png") -> Media:
-    """An image file's bytes."""
+    """Encodes an image file.
+
+    Args:
+        modality: image or document.
+        image: Pixels.
+        name: The file's, without suffix.
+        format: png or jpeg.
+    """
     buffer = io.BytesIO()
     image.save(buffer, format, **({"quality": 92} if format == "jpeg" else {}))
     return Media(modality, buffer.getvalue(), f"{name}.{'jpg' if format == 'jpeg' else format}")
 
 
 def thing(rng: random.Random, x: float, y: float) -> Thing:
-    """A random object near a place."""
+    """A random object near a place.
+
+    Args:
+        rng: Random numbers.
+        x: In pixels.
+        y: In pixels.
+    """
     jitter = [rng.uniform(-2, 2) for _ in range(2)]
     size = rng.choice(("small", "large"))
     return Thing(rng.choice(list(COLOURS)), rng.choice(SHAPES), size, x + jitter[0], y + jitter[1])
 
 
 def draw_single(rng: random.Random, key: str) -> tuple[str, Media]:
-    """One object somewhere: what the base model learns from."""
+    """One object somewhere, for the base model.
+
+    Args:
+        rng: Random numbers.
+        key: The pair's key, which names its files.
+    """
     column, row = rng.choice(("left", "center", "right")), rng.choice(("top", "middle", "bottom"))
     places = {"left": 12, "top": 12, "center": 24, "middle": 24, "right": 36, "bottom": 36}
     one = thing(rng, places[column], places[row])
@@ -46,7 +64,12 @@ def draw_single(rng: random.Random, key: str) -> tuple[str, Media]:
 
 
 def draw_image(rng: random.Random, key: str) -> tuple[str, Media]:
-    """Two objects and how they lie to each other."""
+    """Two objects and how they lie to each other.
+
+    Args:
+        rng: Random numbers.
+        key: The pair's key, which names its files.
+    """
     relation = rng.choice(list(RELATIONS))
     dx, dy = RELATIONS[relation]
     x, y = SIDE / 2 + rng.uniform(-5, 5) * (dx == 0), SIDE / 2 + rng.uniform(-5, 5) * (dy == 0)
@@ -56,7 +79,15 @@ def draw_image(rng: random.Random, key: str) -> tuple[str, Media]:
 
 
 def film(rng: random.Random, mover: Thing, path: Sequence[tuple[int, int]], rest: Sequence[Thing], key: str) -> Media:
-    """An MP4 of one thing that follows a path of steps, past others that rest."""
+    """An MP4 of one thing that moves past others at rest.
+
+    Args:
+        rng: Random numbers.
+        mover: Thing that moves.
+        path: Its offsets, frame by frame, in steps of five pixels.
+        rest: Things at rest.
+        key: The pair's key, which names its files.
+    """
     x, y = SIDE / 2 + rng.uniform(-3, 3), SIDE / 2 + rng.uniform(-3, 3)
     shade, images = rng.randint(200, 255), []
     for dx, dy in path:
@@ -71,14 +102,24 @@ def walk(moves: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def draw_motion(rng: random.Random, key: str) -> tuple[str, Media]:
-    """One object that moves one way: what the base model learns from."""
+    """One object that moves one way, for the base model.
+
+    Args:
+        rng: Random numbers.
+        key: The pair's key, which names its files.
+    """
     move, mover = rng.choice(list(MOTIONS)), thing(rng, 0, 0)
     path = [((step - 4) * dx // 2, (step - 4) * dy // 2) for step, (dx, dy) in enumerate([MOTIONS[move]] * FRAMES)]
     return f"a {mover.looks} moves {move}", film(rng, mover, path, [], key)
 
 
 def draw_video(rng: random.Random, key: str) -> tuple[str, Media]:
-    """An object that moves one way and then another, past one that rests."""
+    """An object that moves one way and then another, past one that rests.
+
+    Args:
+        rng: Random numbers.
+        key: The pair's key, which names its files.
+    """
     moves = rng.sample(list(MOTIONS), 2)
     mover, rest = thing(rng, 0, 0), thing(rng, *rng.choice([(9, 9), (39, 9), (9, 39), (39, 39)]))
     caption = f"a {mover.looks} moves {moves[0]} then {moves[1]}, past a {rest.looks}"
@@ -86,12 +127,23 @@ def draw_video(rng: random.Random, key: str) -> tuple[str, Media]:
 
 
 def page_of(rng: random.Random, words: Sequence[str], key: str) -> Media:
-    """A page with some words, as a PNG."""
+    """A page with some words, as a PNG.
+
+    Args:
+        rng: Random numbers.
+        words: One a line.
+        key: The pair's key, which names its files.
+    """
     return picture("document", draw_page(words, rng.randint(220, 255), rng.randint(1, 6)), key)
 
 
 def draw_title(rng: random.Random, key: str) -> tuple[str, Media]:
-    """A page with one or two words on any of its lines: what the base model learns from."""
+    """A page with one or two words on any of its lines, for the base model.
+
+    Args:
+        rng: Random numbers.
+        key: The pair's key, which names its files.
+    """
     words = [rng.choice(WORDS) for _ in range(rng.randint(1, 2))]
     lines = [*words, *[""] * (3 - len(words))]
     rng.shuffle(lines)
@@ -99,13 +151,23 @@ def draw_title(rng: random.Random, key: str) -> tuple[str, Media]:
 
 
 def draw_document(rng: random.Random, key: str) -> tuple[str, Media]:
-    """A page of three words."""
+    """A page of three words.
+
+    Args:
+        rng: Random numbers.
+        key: The pair's key, which names its files.
+    """
     words = [rng.choice(WORDS) for _ in range(3)]
     return f"a page that says {words[0]} {words[1]} {words[2]}", page_of(rng, words, key)
 
 
 def draw_audio(rng: random.Random, key: str) -> tuple[str, Media]:
-    """Three sounds, one after the other, out of tune, uneven in loudness and time, in a noisy room."""
+    """Three sounds, one after the other, out of tune, uneven in loudness and time, in a noisy room.
+
+    Args:
+        rng: Random numbers.
+        key: The pair's key, which names its files.
+    """
     names = [rng.choice(SOUNDS) for _ in range(3)]
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
     hiss = torch.rand(3, EVENT, generator=generator) * 2 - 1
@@ -124,13 +186,19 @@ DRAW: dict[str, tuple[Modality, Callable[[random.Random, str], tuple[str, Media]
     "document": ("document", draw_document),
     "audio": ("audio", draw_audio),
 }
-"""Each task: the modality that owns it, and what draws one caption and its file."""
+"""Each task: the modality that owns it, and the function that draws one caption and its file."""
 
 
 def draw_pairs(task: str, count: int, seed: int | str, avoid: frozenset[str] = frozenset()) -> list[Pair]:
     """``count`` pairs of a task from a seed, their captions all different and none among those to ``avoid``.
 
     The medium is the query and the caption the target; training and scoring go both ways.
+
+    Args:
+        task: One of ``DRAW``.
+        count: How many.
+        seed: Another seed, other pairs.
+        avoid: Captions that must not come.
     """
     modality, draw = DRAW[task]
     rng = random.Random(f"{task} {seed}")

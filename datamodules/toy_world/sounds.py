@@ -27,7 +27,12 @@ SOUNDS = (
 
 
 def sweep(start: float, stop: float) -> Float[Tensor, " samples"]:
-    """A sine whose frequency glides from ``start`` to ``stop`` hertz."""
+    """A sine whose frequency glides.
+
+    Args:
+        start: Hertz.
+        stop: Hertz.
+    """
     hertz = torch.linspace(start, stop, EVENT, dtype=torch.float64)
     return torch.sin(2 * math.pi * hertz.cumsum(0) / SAMPLE_RATE).float()
 

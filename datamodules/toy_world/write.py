@@ -24,7 +24,12 @@ BASE_SHARE = 0.5
 
 
 def manifest_side(item: Item, folder: str) -> dict[str, Any]:
-    """An item as a manifest line has it."""
+    """An item as a manifest line has it.
+
+    Args:
+        item: The item.
+        folder: Folder of its media, relative to the manifest.
+    """
     return {
         "text" if isinstance(part, str) else part.modality: part if isinstance(part, str) else f"{folder}/{part.name}"
         for part in item.parts
@@ -32,7 +37,13 @@ def manifest_side(item: Item, folder: str) -> dict[str, Any]:
 
 
 def write_pairs(pairs: list[Pair], out: Path, name: str) -> None:
-    """``NAME.jsonl`` and its media under ``NAME/``."""
+    """Writes ``NAME.jsonl``, and its media under ``NAME/``.
+
+    Args:
+        pairs: The pairs.
+        out: Folder of the manifest.
+        name: Its name.
+    """
     (out / name).mkdir(parents=True)
     lines = []
     for pair in pairs:
@@ -45,12 +56,19 @@ def write_pairs(pairs: list[Pair], out: Path, name: str) -> None:
 
 
 def captions(pairs: list[Pair]) -> frozenset[str]:
-    """What the pairs' targets say."""
+    """Captions of pairs, which are their targets."""
     return frozenset(str(pair.target.parts[0]) for pair in pairs)
 
 
 def write_task(task: str, out: Path, pairs: int, seed: int) -> str:
-    """One task's manifests; captions of test stand in no other set, those of training not in diagnostic."""
+    """One task's manifests; captions of test stand in no other set, those of training not in diagnostic.
+
+    Args:
+        task: One of ``DRAW``.
+        out: Folder of the manifests.
+        pairs: Training pairs.
+        seed: Another seed, other pairs.
+    """
     torch.set_num_threads(1)  # tasks run side by side, and spinning threads would slow each other tenfold
     most, few = MOST.get(task, (pairs, HELD_OUT))
     test = draw_pairs(task, min(HELD_OUT, pairs), f"{seed} test")
@@ -65,7 +83,14 @@ def write_task(task: str, out: Path, pairs: int, seed: int) -> str:
 
 
 def write_composed(task: str, out: Path, pairs: int, seed: int) -> str:
-    """One composed task's manifests, each with its ``.truth.jsonl``; no target of test stands in training."""
+    """One composed task's manifests, each with its ``.truth.jsonl``; no target of test stands in training.
+
+    Args:
+        task: One of ``COMPOSE``.
+        out: Folder of the manifests.
+        pairs: Training pairs.
+        seed: Another seed, other pairs.
+    """
     torch.set_num_threads(1)
     test, truths = draw_composed(task, min(HELD_OUT, pairs), f"{seed} test")
     write_pairs(test, out, f"{task}.test")
@@ -77,7 +102,12 @@ def write_composed(task: str, out: Path, pairs: int, seed: int) -> str:
 
 
 def write_truths(truths: dict[str, Truth], path: Path) -> None:
-    """What a perfect teacher says about each pair, for ``conan cot --teacher toy``."""
+    """Writes the answers of a perfect teacher, for ``conan cot --teacher toy``.
+
+    Args:
+        truths: Answers by key.
+        path: JSONL file.
+    """
     path.write_text("".join(json.dumps({"key": key, **asdict(truth)}) + "\n" for key, truth in truths.items()))
 
 

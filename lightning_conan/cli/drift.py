@@ -1,60 +1,61 @@
-"""`conan drift`: what fusion moved, what that cost, and whether the projector explains it."""
+"""`conan drift`: effect of a fusion on each modality, its cost, and the projector's share in it."""
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from lightning_conan.items import Modality
+
+
+def drift(
+    specialists: dict[Modality, Path],
+    states: dict[str, Path],
+    diagnostic: dict[Modality, Path],
+    out: Path,
+    pairs: int = 512,
+    device: str = "cpu",
+) -> None:
+    """Compares a fused model, and what came after it, with the specialists, modality by modality.
+
+    Swap tests put parts of the specialist into the fused model and the other way round: an intact projector with a lower
+    score is one that the backbone moved beneath. Writes drift.json and drift.png
+    (needs the extra plots).
+
+    Args:
+        specialists: Specialist folders by modality.
+        states: Folders by name: fused, and recovered or later ones if there are any.
+        diagnostic: Packed pairs of each modality that no specialist has seen.
+        out: The folder for drift.json and drift.png.
+        pairs: Pairs that are used of each data set.
+        device: Where to compute.
+    """
+    from lightning_conan.cli.common.logging import quiet_libraries
+    from lightning_conan.cli.common.pair_sets import read_sets
+    from lightning_conan.drift import measure_drift, plot_drift, plot_verdicts
+    from lightning_conan.extras import require
+    from lightning_conan.files import sync, whole_file
+    from lightning_conan.fusion.plots import draw
+
+    quiet_libraries()
+    require("matplotlib", "Drawing drift")
+    if not specialists:
+        raise ValueError("specialists must name a folder by modality at least, got none.")
+    sets = read_sets(diagnostic, next(iter(specialists.values())), pairs)
+    report = measure_drift(specialists, states, sets, device)
+    panels = [partial(plot_drift, layers=layers, title=modality) for modality, layers in report.layers.items()]
+    drawn = draw(partial(plot_verdicts, verdicts=report.verdicts), *panels)
+    out.mkdir(parents=True, exist_ok=True)
+    with whole_file(out / "drift.json") as figures, whole_file(out / "drift.png") as picture:  # both or neither
+        figures.write(report.to_json().encode())
+        sync(figures)
+        picture.write(drawn)
+    for verdict in report.verdicts.values():
+        print(verdict.sentence())
+    print(f"{out}: drift.json, drift.png")
+
 
 def run(args: Sequence[str]) -> None:
     """Parses the options, measures and draws."""
     from jsonargparse import auto_cli
-
-    from lightning_conan.cli.common.logging import quiet_libraries
-    from lightning_conan.extras import require
-    from lightning_conan.files import sync, whole_file
-    from lightning_conan.items import Modality
-
-    def drift(
-        specialists: dict[Modality, Path],
-        states: dict[str, Path],
-        diagnostic: dict[Modality, Path],
-        out: Path,
-        pairs: int = 512,
-        device: str = "cpu",
-    ) -> None:
-        """Compares a fused model, and what came after it, with the specialists, modality by modality.
-
-        Swap tests put parts of the specialist into the fused model and the other way round: an intact projector with a lower
-        score is one that the backbone moved beneath. Writes drift.json and drift.png
-        (needs the extra plots).
-
-        Args:
-            specialists: Specialist folders by modality.
-            states: Folders by name: fused, and recovered or later ones if there are any.
-            diagnostic: Packed pairs of each modality that no specialist has seen.
-            out: The folder for drift.json and drift.png.
-            pairs: Pairs that are used of each data set.
-            device: Where to compute.
-        """
-        from lightning_conan.cli.common.pair_sets import read_sets
-        from lightning_conan.drift import measure_drift, plot_drift, plot_verdicts
-        from lightning_conan.fusion.plots import draw
-
-        quiet_libraries()
-        require("matplotlib", "Drawing drift")
-        if not specialists:
-            raise ValueError("specialists must name a folder by modality at least, got none.")
-        sets = read_sets(diagnostic, next(iter(specialists.values())), pairs)
-        report = measure_drift(specialists, states, sets, device)
-        panels = [partial(plot_drift, layers=layers, title=modality) for modality, layers in report.layers.items()]
-        drawn = draw(partial(plot_verdicts, verdicts=report.verdicts), *panels)
-        out.mkdir(parents=True, exist_ok=True)
-        with whole_file(out / "drift.json") as told, whole_file(out / "drift.png") as picture:  # both or neither
-            told.write(report.to_json().encode())
-            sync(told)
-            picture.write(drawn)
-        for verdict in report.verdicts.values():
-            print(verdict.sentence())
-        print(f"{out}: drift.json, drift.png")
 
     auto_cli(drift, args=list(args), prog="conan drift", as_positional=False)

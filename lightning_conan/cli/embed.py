@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,19 +17,8 @@ from lightning_conan.retrieval.store import EmbeddingStore, Precision, quarantin
 from lightning_conan.training import Stage, Training
 
 
-def embed(
-    folder: Path,
-    source: Path,
-    out: Path,
-    side: Side = "target",
-    precision: Precision = "float16",
-    dim: int | None = None,
-    rows_per_part: int = 4096,
-    num_workers: int = 0,
-    token_budget: int = 16_384,
-    accelerator: str = "auto",
-    devices: int = 1,
-) -> None:
+@dataclass(frozen=True)
+class EmbedOptions:
     """Embeds a manifest or a folder of media into Parquet parts with the columns key, modality and embedding.
 
     The same command again resumes where a killed run stopped. Files that cannot be read or decoded are skipped and listed in
@@ -49,31 +39,48 @@ def embed(
         accelerator: cpu, gpu, mps, or auto for what there is.
         devices: How many; each takes parts of its own.
     """
+
+    folder: Path
+    source: Path
+    out: Path
+    side: Side = "target"
+    precision: Precision = "float16"
+    dim: int | None = None
+    rows_per_part: int = 4096
+    num_workers: int = 0
+    token_budget: int = 16_384
+    accelerator: str = "auto"
+    devices: int = 1
+
+
+def embed(options: EmbedOptions) -> None:
+    """Embeds the items that no earlier run of the same command has."""
     quiet_libraries()
     torch.set_float32_matmul_precision("high")
-    parts = EmbeddingParts(out, precision, dim)
+    out, parts = options.out, EmbeddingParts(options.out, options.precision, options.dim)
     trainer = Trainer(  # not by LightningCLI, to which a folder called "a: b" or "null" is YAML
-        accelerator=accelerator,
-        devices=devices,
+        accelerator=options.accelerator,
+        devices=options.devices,
         logger=False,
         default_root_dir=out,
         enable_progress_bar=show_progress(),
         enable_model_summary=False,
         callbacks=[EndedBySigterm(), parts],
     )
-    data = EmbedData(source, side, rows_per_part, num_workers=num_workers)
-    trainer.predict(Stage(folder, Training(token_budget=token_budget)), datamodule=data, return_predictions=False)
+    data = EmbedData(options.source, options.side, options.rows_per_part, num_workers=options.num_workers)
+    stage = Stage(options.folder, Training(token_budget=options.token_budget))
+    trainer.predict(stage, datamodule=data, return_predictions=False)
     if not trainer.is_global_zero:
         return
     store = EmbeddingStore(out)
     print(f"{out}: {len(store)} embeddings of {store.dim} entries in {len(store.paths)} parts, {parts.written} of them new")
     quarantine = quarantine_of(out)
     if quarantined := sum(len(path.read_text().splitlines()) for path in quarantine.glob("*.jsonl")):
-        print(f"left out {quarantined} broken items, listed in {quarantine}", file=sys.stderr)
+        print(f"skipped {quarantined} broken items, listed in {quarantine}", file=sys.stderr)
 
 
 def run(args: Sequence[str]) -> None:
     """Parses the options and embeds."""
     from jsonargparse import auto_cli
 
-    auto_cli(embed, args=list(args), prog="conan embed", as_positional=False)
+    embed(auto_cli(EmbedOptions, args=list(args), prog="conan embed", as_positional=False))

@@ -3,53 +3,66 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_conan.embedder.processor_config import ProcessorConfig
+
+
+def graft(
+    out: Path,
+    backbone: str | None = None,
+    audio: str | None = None,
+    seed: int = 0,
+    projector_hidden_size: int = 3072,
+    golden: bool = True,
+    tiny: bool = False,
+    processor: ProcessorConfig = ProcessorConfig(),  # noqa: B008  # frozen
+) -> None:
+    """Makes a base folder: a Qwen3-VL, the audio encoder of another model, a fresh projector and rows for the audio tokens.
+
+    Args:
+        out: The folder to write.
+        backbone: A Qwen3-VL checkpoint: a folder, or its name on the hub such as Qwen/Qwen3-VL-2B-Instruct.
+        audio: A checkpoint with an audio encoder, Qwen3-Omni's or Whisper's, likewise. Only the encoder is read.
+        seed: Fixes what starts at random.
+        projector_hidden_size: Width of the projector's hidden layer.
+        golden: Embed a few fixed items, so that `conan doctor` can tell later whether they still come out the same.
+            Takes the memory of the whole model once.
+        tiny: Instead of the two checkpoints, the tiny configuration: about a million randomly started parameters.
+        processor: How inputs become tokens; patch and window sizes are taken from the models.
+    """
+    from lightning_conan.cli.common.logging import quiet_libraries
+    from lightning_conan.embedder import graft_folder
+
+    quiet_libraries()
+    if tiny == bool(backbone or audio) or bool(backbone) != bool(audio):
+        raise ValueError(f"graft needs both --backbone and --audio, or --tiny true, got {backbone}, {audio}, {tiny}.")
+    if tiny and (processor != ProcessorConfig() or projector_hidden_size != 3072 or not golden):
+        raise ValueError("--tiny true has a processor, a projector and golden vectors of its own: leave out what sets them.")
+    if backbone is None or audio is None:
+        write_tiny(out, seed)
+        return
+    report = graft_folder(backbone, audio, out, processor, projector_hidden_size, seed, golden)
+    for part, count in report.parameters.items():
+        source = {"audio_encoder": audio, "audio_projector": f"fresh, seed {seed}"}.get(part, backbone)
+        print(f"{part:<16}{count:>15,} parameters  from {source}")
+    print(f"{out}: base, {sum(report.parameters.values()):,} parameters; see {out / 'graft.json'}")
+
+
+def write_tiny(out: Path, seed: int) -> None:
+    """Writes the tiny configuration's base folder.
+
+    Args:
+        out: The folder to write.
+        seed: Fixes its parameters.
+    """
+    from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+
+    model, processor = tiny_embedder(seed)
+    save_folder(out, model, processor, Provenance("base", notes={"tiny": True, "seed": seed}))
+    print(f"{out}: base, {sum(p.numel() for p in model.parameters()):,} parameters, seed {seed}")
+
 
 def run(args: Sequence[str]) -> None:
     """Parses the options and grafts."""
     from jsonargparse import auto_cli
-
-    from lightning_conan.cli.common.logging import quiet_libraries
-    from lightning_conan.embedder.processor_config import ProcessorConfig
-
-    def graft(
-        out: Path,
-        backbone: str | None = None,
-        audio: str | None = None,
-        seed: int = 0,
-        projector_hidden_size: int = 3072,
-        golden: bool = True,
-        tiny: bool = False,
-        processor: ProcessorConfig = ProcessorConfig(),  # noqa: B008  # frozen
-    ) -> None:
-        """Makes a base folder: a Qwen3-VL, the ears of another model, a fresh projector and rows for the audio tokens.
-
-        Args:
-            out: The folder to write.
-            backbone: A Qwen3-VL checkpoint: a folder, or its name on the hub such as Qwen/Qwen3-VL-2B-Instruct.
-            audio: A checkpoint with an audio encoder, Qwen3-Omni's or Whisper's, likewise. Only the encoder is read.
-            seed: Fixes what starts at random.
-            projector_hidden_size: Width of the projector's hidden layer.
-            golden: Embed a few fixed items, so that `conan doctor` can tell later whether they still come out the same.
-                Takes the memory of the whole model once.
-            tiny: Instead of the two checkpoints, the tiny configuration: about a million randomly started parameters.
-            processor: How inputs become tokens; patch and window sizes are taken from the models.
-        """
-        from lightning_conan.embedder import Provenance, graft_folder, save_folder, tiny_embedder
-
-        quiet_libraries()
-        if tiny == bool(backbone or audio) or bool(backbone) != bool(audio):
-            raise ValueError(f"graft needs both --backbone and --audio, or --tiny true, got {backbone}, {audio}, {tiny}.")
-        if tiny and (processor != ProcessorConfig() or projector_hidden_size != 3072 or not golden):
-            raise ValueError("--tiny true has a processor, a projector and golden vectors of its own: leave out what sets them.")
-        if backbone and audio:
-            report = graft_folder(backbone, audio, out, processor, projector_hidden_size, seed, golden)
-            for part, count in report.parameters.items():
-                source = {"audio_encoder": audio, "audio_projector": f"fresh, seed {seed}"}.get(part, backbone)
-                print(f"{part:<16}{count:>15,} parameters  from {source}")
-            print(f"{out}: base, {sum(report.parameters.values()):,} parameters; see {out / 'graft.json'}")
-            return
-        model, tiny_processor = tiny_embedder(seed)
-        save_folder(out, model, tiny_processor, Provenance("base", notes={"tiny": True, "seed": seed}))
-        print(f"{out}: base, {sum(p.numel() for p in model.parameters()):,} parameters, seed {seed}")
 
     auto_cli(graft, args=list(args), prog="conan graft", as_positional=False)

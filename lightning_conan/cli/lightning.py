@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from torch import Tensor
 from typing_extensions import override
@@ -18,6 +18,7 @@ from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.cli.common.progress import StepBar, StepLines
 from lightning_conan.embedder import read_provenance
 from lightning_conan.training import Stage
+from lightning_conan.training.protocols import callbacks_of
 
 EFFORT = ("reasoned", "truncated", "tokens", "queries_per_second")
 
@@ -26,7 +27,7 @@ INSTEAD = {
     "gradient_clip_algorithm": "model.init_args.training.clip_norm",
     "accumulate_grad_batches": "a larger data.init_args.batch_size: chunks of token_budget tokens are in memory at once",
 }
-"""What Lightning does for stages that leave optimizing to it, and what does it here."""
+"""Options of Lightning for stages that leave optimizing to it, and ours instead."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -57,12 +58,12 @@ class OmniCLI(LightningCLI):
         for option, remedy in INSTEAD.items():  # Lightning would advise another stage
             if (option, wanted.get(option)) not in ((option, None), ("accumulate_grad_batches", 1)):
                 raise ValueError(f"trainer.{option} must be left out, since stages do that themselves. Set {remedy}.")
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         resumable = any(isinstance(callback, ResumableCheckpoint) for callback in callbacks)
         if self.subcommand == "fit" and not resumable and wanted.get("enable_checkpointing") is not False:
             named = list(map(id, wanted.get("callbacks") or []))  # Lightning adds a checkpoint of its own where none is named
             kept = [callback for callback in callbacks if type(callback) is not ModelCheckpoint or id(callback) in named]
-            trainer.callbacks = [*kept, ResumableCheckpoint()]  # type: ignore[attr-defined]
+            callbacks[:] = [*kept, ResumableCheckpoint()]
         if self.subcommand == "fit":
             self.show_steps(trainer)
         else:
@@ -70,8 +71,8 @@ class OmniCLI(LightningCLI):
         return trainer
 
     def show_steps(self, trainer: Trainer) -> None:
-        """Tells steps, on a bar or in lines, where nobody asked for a bar of their own."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        """Shows steps, on a bar or in lines, where nobody asked for a bar of their own."""
+        callbacks = callbacks_of(trainer)
         places = [place for place, callback in enumerate(callbacks) if isinstance(callback, ProgressBar)]
         if not places:
             callbacks.append(StepLines())
@@ -92,7 +93,7 @@ class OmniCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says what was written."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in callbacks_of(self.trainer):
             if isinstance(callback, FolderCheckpoint) and self.trainer.is_global_zero and callback.out.is_dir():
                 found = read_provenance(callback.out)
                 what = " ".join(filter(None, (found.modality, found.state)))

@@ -60,8 +60,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit status: 0 done, 1 failed, 2 usage, 130 Ctrl-C, 143 SIGTERM."""
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help", "--version"):
-        told = version("lightning-conan") + "\n" if words[:1] == ["--version"] else usage()
-        print(told, end="", file=sys.stdout if words else sys.stderr)
+        text = version("lightning-conan") + "\n" if words[:1] == ["--version"] else usage()
+        print(text, end="", file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     verb, rest = words[0], words[1:]
     if verb not in LIGHTNING and verb not in VERBS:
@@ -107,7 +107,7 @@ def report(verb: str, error: BaseException) -> int:
     """Prints what a person needs of an error, and returns the exit status; raises what is a fault of ours.
 
     Raises:
-        Exception: An error that no rule of ours tells, which its traceback helps to find.
+        Exception: An unexpected error, whose traceback helps.
     """
     if isinstance(error, SystemExit):
         return status_of(error)
@@ -152,7 +152,7 @@ def status_of(stop: SystemExit) -> int:
 
 
 NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
-"""What jsonargparse wraps around an error that somebody has to read."""
+"""Beginnings of lines that jsonargparse adds to an error."""
 
 
 def plain(error: BaseException) -> str:

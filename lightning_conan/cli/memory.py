@@ -1,8 +1,75 @@
 """`conan memory`: what a stage will take of each device, before anything is downloaded."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from lightning_conan.items import Modality
+from lightning_conan.training.memory import Plan
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """Prints what a stage takes of each device: weights counted from the config, activations measured on one layer.
+
+    Args:
+        model: qwen3-vl-2b, qwen3-vl-4b or qwen3-vl-8b with Qwen3-Omni's audio encoder.
+        folder: Instead, a base folder.
+        stage: specialist, recovery, rehearsal, trace or embed.
+        modality: What passes through the model.
+        rank: Of the LoRA adapters.
+        token_budget: Padded tokens of a chunk.
+        checkpoint_activations: True to keep only layers' inputs, and compute the rest again.
+        batch_size: Pairs of a global batch.
+        devices: Each holds the whole model (ddp); a batch is shared out among them.
+    """
+
+    model: str = "qwen3-vl-8b"
+    folder: Path | None = None
+    stage: Literal["specialist", "recovery", "rehearsal", "trace", "embed"] = "specialist"
+    modality: Modality = "image"
+    rank: int = 32
+    token_budget: int = 16_384
+    checkpoint_activations: bool = False
+    batch_size: int = 1024
+    devices: int = 1
+
+
+def plan_of(options: MemoryOptions) -> Plan:
+    """Parts that a stage adapts and trains, and its chunks."""
+    from lightning_conan.stages.trace import MERGERS
+    from lightning_conan.training.settings import TOWERS, Lora
+
+    stage, modality = options.stage, options.modality
+    lora = Lora(options.rank, options.rank) if stage in ("specialist", "rehearsal", "trace") else None
+    adapted = {"specialist": TOWERS[modality], "rehearsal": ("backbone.",), "trace": ("backbone.language_model.",)}
+    trained = stage == "recovery" or (stage, modality) == ("specialist", "audio")
+    full = (*MERGERS, "emb_rows") if stage == "trace" else ("audio_projector.",) if trained else ()
+    asked = "audio" if stage == "recovery" else modality
+    share = -(-options.batch_size // options.devices)
+    budget, checkpointed, writes = options.token_budget, options.checkpoint_activations, stage == "trace"
+    return Plan(asked, adapted.get(stage, ()), full, lora, budget, checkpointed, share, writes)
+
+
+def memory(options: MemoryOptions) -> None:
+    """Prints the memory of each part.
+
+    Raises:
+        ValueError: A number is below 1, or the model is unknown.
+    """
+    from lightning_conan.embedder import OmniConfig
+    from lightning_conan.embedder.published import published_config
+    from lightning_conan.training.memory import memory_need
+
+    for name in ("devices", "rank", "token_budget", "batch_size"):
+        if (value := getattr(options, name)) < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}.")
+    config = OmniConfig.from_pretrained(options.folder) if options.folder else published_config(options.model)
+    need = memory_need(config, plan_of(options))
+    for part, size in need.items():
+        print(f"{part:<44}{size / 2**30:>8.2f} GiB")
+    print(f"{f'each of {options.devices} device(s)':<44}{sum(need.values()) / 2**30:>8.2f} GiB, and the driver's own")
 
 
 def run(args: Sequence[str]) -> None:
@@ -10,53 +77,6 @@ def run(args: Sequence[str]) -> None:
     from jsonargparse import auto_cli
 
     from lightning_conan.cli.common.logging import quiet_libraries
-    from lightning_conan.embedder import OmniConfig
-    from lightning_conan.embedder.published import published_config
-    from lightning_conan.items import Modality
-    from lightning_conan.stages.trace import MERGERS
-    from lightning_conan.training.memory import Plan, memory_need
-    from lightning_conan.training.settings import TOWERS, Lora
-
-    def memory(
-        model: str = "qwen3-vl-8b",
-        folder: Path | None = None,
-        stage: Literal["specialist", "recovery", "rehearsal", "trace", "embed"] = "specialist",
-        modality: Modality = "image",
-        rank: int = 32,
-        token_budget: int = 16_384,
-        checkpoint_activations: bool = False,
-        batch_size: int = 1024,
-        devices: int = 1,
-    ) -> None:
-        """Prints what a stage takes of each device: weights counted from the config, activations measured on one layer.
-
-        Args:
-            model: qwen3-vl-2b, qwen3-vl-4b or qwen3-vl-8b with Qwen3-Omni's audio encoder.
-            folder: Instead, a base folder.
-            stage: specialist, recovery, rehearsal, trace or embed.
-            modality: What passes through the model.
-            rank: Of the LoRA adapters.
-            token_budget: Padded tokens of a chunk.
-            checkpoint_activations: Whether only layers' inputs are kept.
-            batch_size: Pairs of a global batch.
-            devices: Each holds the whole model (ddp); a batch is shared out among them.
-        """
-        for name, value in {"devices": devices, "rank": rank, "token_budget": token_budget, "batch_size": batch_size}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}.")
-        config = OmniConfig.from_pretrained(folder) if folder else published_config(model)
-        lora = Lora(rank, rank) if stage in ("specialist", "rehearsal", "trace") else None
-        adapted = {"specialist": TOWERS[modality], "rehearsal": ("backbone.",), "trace": ("backbone.language_model.",)}
-        trained = stage == "recovery" or (stage, modality) == ("specialist", "audio")
-        full = (*MERGERS, "emb_rows") if stage == "trace" else ("audio_projector.",) if trained else ()
-        asked = "audio" if stage == "recovery" else modality
-        share = -(-batch_size // devices)
-        writes = stage == "trace"
-        plan = Plan(asked, adapted.get(stage, ()), full, lora, token_budget, checkpoint_activations, share, writes)
-        need = memory_need(config, plan)
-        for part, size in need.items():
-            print(f"{part:<44}{size / 2**30:>8.2f} GiB")
-        print(f"{'each of ' + str(devices) + ' device(s)':<44}{sum(need.values()) / 2**30:>8.2f} GiB, and the driver's own")
 
     quiet_libraries()
-    auto_cli(memory, args=list(args), prog="conan memory", as_positional=False)
+    memory(auto_cli(MemoryOptions, args=list(args), prog="conan memory", as_positional=False))

@@ -4,22 +4,24 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from datamodules.shards.write import write_whole
 from datamodules.sources.manifest import json_lines
-from lightning_conan.cli.embed import embed
+from lightning_conan.cli.embed import EmbedOptions, embed
+from lightning_conan.items import Side
 from lightning_conan.retrieval.mining import Mining, mine
 from lightning_conan.retrieval.store import EmbeddingStore
 
 QUERIES = 4096
 """Queries that are mined, and kept, at once."""
+SIDES: tuple[Side, ...] = get_args(Side)
 RULE = 4
 """Goes up when other negatives would be found: blocks of an earlier rule are not taken over."""
 
@@ -43,13 +45,13 @@ class Miner:
         self.own = torch.tensor([rows[key] for key in self.keys])
         self.query_rows = torch.tensor([row for row, key in enumerate(query_keys) if key in rows])
         # Equal where the manifest says the same: a sound's other captions are as right for it as its own.
-        told = [self.pairs[key] for key in self.target_keys]
+        pairs = [self.pairs[key] for key in self.target_keys]
         self.asked, self.identities = (
-            numbered([json.dumps(pair[side], sort_keys=True) for pair in told]) for side in ("query", "target")
+            numbered([json.dumps(pair[side], sort_keys=True) for pair in pairs]) for side in ("query", "target")
         )
         self.right = torch.stack([self.asked, self.identities], dim=1)
         # What is held out must not come into training as another's negative.
-        self.tasks = numbered([json.dumps([pair["task"], pair.get("split")]) for pair in told])
+        self.tasks = numbered([json.dumps([pair["task"], pair.get("split")]) for pair in pairs])
 
     def block(self, start: int, settings: Mining) -> Iterator[dict[str, Any]]:
         """The negatives of some queries, a record each."""
@@ -85,21 +87,11 @@ def read_pairs(manifest: Path) -> Iterator[dict[str, Any]]:
         yield pair
 
 
-def mine_manifest(
-    manifest: Path,
-    folder: Path,
-    out: Path,
-    count: int = 7,
-    skip: int = 0,
-    depth: int = 100,
-    margin: float = 0.0,
-    relative: float = 0.95,
-    accelerator: str = "auto",
-    devices: int = 1,
-) -> None:
+@dataclass(frozen=True)
+class MineOptions:
     """Adds hard negatives to the pairs of a manifest: targets of the same task that a model ranks high for a query.
 
-    Both sides are embedded first, into OUT.mining; the same command again goes on where a killed run stopped. The new manifest
+    Both sides are embedded first, into OUT.mining; the same command again resumes where a killed run stopped. The new manifest
     must lie beside the old one, since media paths are relative to it. Pairs of any two modalities can be mined. Targets that the
     manifest describes alike count once.
 
@@ -115,26 +107,76 @@ def mine_manifest(
         accelerator: cpu, gpu, mps, or auto for what there is.
         devices: How many; each embeds parts of its own.
     """
-    from tqdm import tqdm
 
-    settings = Mining(count, skip, depth, margin, relative)
+    manifest: Path
+    folder: Path
+    out: Path
+    count: int = 7
+    skip: int = 0
+    depth: int = 100
+    margin: float = 0.0
+    relative: float = 0.95
+    accelerator: str = "auto"
+    devices: int = 1
+
+
+def mine_manifest(options: MineOptions) -> None:
+    """Embeds both sides of a manifest and writes the new one.
+
+    Raises:
+        ValueError: The new manifest would not lie beside the old one, or a setting or a pair is invalid.
+    """
+    settings = Mining(options.count, options.skip, options.depth, options.margin, options.relative)
+    manifest, out = options.manifest, options.out
     if out.resolve().parent != manifest.resolve().parent or out.resolve() == manifest.resolve():
         raise ValueError(f"The new manifest must lie beside {manifest}, under another name, got {out}: media paths are relative.")
     for _ in read_pairs(manifest):
-        pass  # a line that is no pair is told now, not after hours
+        pass  # a line that is no pair is an error now, not after hours
     work = out.with_name(f"{out.name}.mining")
-    for side in ("query", "target"):
-        if devices == 1:
-            embed(folder, manifest, work / side, side, "float32", accelerator=accelerator)
-            continue
-        options: dict[str, Any] = {"folder": folder, "source": manifest, "out": work / side, "side": side, "precision": "float32"}
-        options |= {"accelerator": accelerator, "devices": devices}
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        if status := apart("embed", *words):
-            sys.exit(status)  # it has said what went wrong
+    for side in SIDES:
+        embed_side(options, side, work / side)
     miner = Miner(manifest, EmbeddingStore(work / "query"), EmbeddingStore(work / "target"))
     what = json.dumps([RULE, asdict(settings), miner.queries.origin, miner.targets.origin], sort_keys=True)
     parts = work / sha256(what.encode()).hexdigest()[:16]  # other settings do not find these
+    found = mine_blocks(miner, settings, parts)
+    write_whole(out, lines(with_negatives(pair, miner.pairs, found) for pair in miner.pairs.values()))
+    total, without = sum(map(len, found.values())), sum(not row for row in found.values())
+    print(f"{out}: {total} negatives for {len(found)} pairs, {without} of them without any; scores are in {parts}")
+
+
+def embed_side(options: MineOptions, side: Side, out: Path) -> None:
+    """Embeds a side of the manifest; on several devices in a process of its own.
+
+    Args:
+        options: The verb's.
+        side: query or target.
+        out: Folder of the embeddings.
+
+    Raises:
+        SystemExit: That process failed, and has printed why.
+    """
+    if options.devices == 1:
+        embed(EmbedOptions(options.folder, options.manifest, out, side, "float32", accelerator=options.accelerator))
+        return
+    named: dict[str, object] = {"folder": options.folder, "source": options.manifest, "out": out, "side": side}
+    named |= {"precision": "float32", "accelerator": options.accelerator, "devices": options.devices}
+    if status := apart("embed", *(word for name, value in named.items() for word in (f"--{name}", str(value)))):
+        sys.exit(status)
+
+
+def mine_blocks(miner: Miner, settings: Mining, parts: Path) -> dict[str, list[str]]:
+    """Mines the queries that no block of an earlier run holds.
+
+    Args:
+        miner: Both sides, embedded.
+        settings: Choice of the negatives.
+        parts: Folder of the blocks, a JSONL file each.
+
+    Returns:
+        Keys of the negatives' pairs, by the query's key.
+    """
+    from tqdm import tqdm
+
     parts.mkdir(exist_ok=True)
     starts = range(0, len(miner.keys), QUERIES)
     for start in tqdm(starts, desc="mining", unit="block", disable=None):
@@ -142,10 +184,7 @@ def mine_manifest(
         if not path.exists():
             write_whole(path, lines(miner.block(start, settings)))
     records = [json.loads(line) for start in starts for line in (parts / f"{start:012d}.jsonl").read_text().splitlines()]
-    found = {record["key"]: record["negatives"] for record in records}
-    write_whole(out, lines(with_negatives(pair, miner.pairs, found) for pair in miner.pairs.values()))
-    total, without = sum(map(len, found.values())), sum(not row for row in found.values())
-    print(f"{out}: {total} negatives for {len(found)} pairs, {without} of them without any; scores are in {parts}")
+    return {record["key"]: record["negatives"] for record in records}
 
 
 def apart(*words: str) -> int:
@@ -179,4 +218,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and mines."""
     from jsonargparse import auto_cli
 
-    auto_cli(mine_manifest, args=list(args), prog="conan mine", as_positional=False)
+    mine_manifest(auto_cli(MineOptions, args=list(args), prog="conan mine", as_positional=False))

@@ -22,7 +22,7 @@ def pack(
 ) -> None:
     """Turns a source into a packed folder: shards that WebDataset reads, an index, and the quarantine.
 
-    After a kill the same call goes on behind the last whole shard.
+    After a kill the same call resumes behind the last whole shard.
 
     Args:
         source: A manifest (JSONL, one pair a line; media paths are relative to its folder), or what --read.layout names.
@@ -62,7 +62,7 @@ def pack(
     tasks = ", ".join(f"{task} {count}" for task, count in summary["tasks"].items())
     print(f"{out}: {summary['pairs']} pairs ({tasks}), {summary['quarantined']} quarantined")
     if summary["quarantined"]:
-        print(f"see {out / 'quarantine.jsonl'} for what was left out and why", file=sys.stderr)
+        print(f"see {out / 'quarantine.jsonl'} for what was skipped and why", file=sys.stderr)
 
 
 def state_of(source: Path) -> list[tuple[str, int, int]]:

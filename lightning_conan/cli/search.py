@@ -36,7 +36,7 @@ class Query:
     instruction: str | None = None
 
     def fields(self) -> dict[str, str]:
-        """What was asked for, as an item of a manifest."""
+        """The query as an item of a manifest."""
         fields = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in vars(self).items()}
         return {name: value for name, value in fields.items() if value is not None}
 

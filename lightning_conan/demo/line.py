@@ -69,7 +69,7 @@ class Demo:
         self.say(f"# {name}: {self.seconds[name]:.0f} s")
 
     def made(self, name: str) -> bool:
-        """Whether a folder was made and scored before, and is to be kept."""
+        """True if a folder was made and scored before, and is kept."""
         return self.keep and (self.out / "scores" / f"{name}.json").is_file()
 
     def clear(self) -> None:
@@ -202,7 +202,7 @@ def demo(
 
     Takes about eleven minutes on two CPU cores and prints each command that it runs. With --study it compares variants of one
     stage over several seeds instead, in about half an hour; studies in one folder share what they start from, and one that was
-    stopped goes on.
+    stopped resumes.
 
     Args:
         out: Where everything is written, runs/demo or, of studies, runs/studies; what an earlier demo left there is replaced.

@@ -55,7 +55,7 @@ def drift_of(out: Path) -> DriftReport:
 
 
 def visual_embeddings_identical(out: Path, count: int = 64) -> bool:
-    """Whether recovery left the embeddings of visual items as they were, bit for bit."""
+    """True if recovery left the embeddings of visual items unchanged, bit for bit."""
     import torch
 
     from lightning_conan.embedder import load_folder
@@ -71,7 +71,7 @@ def visual_embeddings_identical(out: Path, count: int = 64) -> bool:
 
 
 def checks(report: dict[str, Any]) -> dict[str, bool]:
-    """What the paper leads one to expect, held against this run."""
+    """Compares a run with the paper's claims."""
     stages, found = report["stages"], {}
 
     def recall(state: str, modality: str) -> float:
@@ -90,7 +90,7 @@ def checks(report: dict[str, Any]) -> dict[str, bool]:
 
 
 def trace_checks(found: dict[str, Any]) -> dict[str, bool]:
-    """What TRACE leads one to expect."""
+    """Compares a run with TRACE's claims."""
     plain, trace = found["trace_plain"], found["trace"]
     gain = {task: trace[task]["forth/recall@1"] - plain[task]["forth/recall@1"] for task in TASKS}
     return {

@@ -71,7 +71,7 @@ def compare_alphas(demo: Demo) -> dict[str, str]:
 
 
 def compare_recovery(demo: Demo) -> dict[str, str]:
-    """What trains after fusion, on what, and how long (the paper's Table 4)."""
+    """Compares recoveries by what trains, on which data, and how long (the paper's Table 4)."""
     demo.fuse("fused")
     audio = {"train": "audio.train"}
     adamw = ("--model.init_args.training.optimizer", "adamw", "--model.init_args.training.lr", "8e-3")

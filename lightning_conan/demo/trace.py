@@ -28,7 +28,7 @@ RULES = {"rules": {"repeats": 0, "keyword": False, "reasoning": [2, 256]}, "veri
 MOST_TOKENS = ("--model.init_args.decoding.max_new_tokens", "120")
 SHOWN = 4
 EFFORT = {"reasoned": 0, "tokens": 1, "queries_per_second": 0}
-"""What is shown besides recall, and its digits."""
+"""Figures besides recall, and their digits."""
 
 
 def run_trace(demo: Demo, start: str, length: float = 1.0, variants: Mapping[str, str] = SHORT) -> None:

@@ -1,4 +1,4 @@
-"""What moved: how far a modality's tokens turn from where the specialist had them, and what that cost."""
+"""Drift: rotation of a modality's tokens against the specialist's, and its cost."""
 
 import lazy_loader
 

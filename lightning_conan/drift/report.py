@@ -17,7 +17,7 @@ WATCHED = 64
 
 @dataclass
 class DriftReport:
-    """What moved at fusion, and after it.
+    """Drift at fusion, and after it.
 
     Args:
         verdicts: One for each modality.
@@ -30,8 +30,8 @@ class DriftReport:
 
     def to_json(self) -> str:
         """Everything, each verdict with its sentence."""
-        told = {name: verdict.to_dict() for name, verdict in self.verdicts.items()}
-        return json.dumps({"verdicts": told, "layers": self.layers}, indent=2) + "\n"
+        verdicts = {name: verdict.to_dict() for name, verdict in self.verdicts.items()}
+        return json.dumps({"verdicts": verdicts, "layers": self.layers}, indent=2) + "\n"
 
 
 def measure_drift(

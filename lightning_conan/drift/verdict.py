@@ -1,4 +1,4 @@
-"""What fusion cost a modality, and why: its score with parts of the specialist put back, one at a time."""
+"""Cost of fusion for a modality and its cause: the score with parts of the specialist put back, one at a time."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ PROJECTORS: Mapping[Modality, tuple[str, ...]] = {
     "video": VISION,
     "document": VISION,
 }
-"""What brings a modality's features into the language model, by the beginnings of its parameters' names."""
+"""Parameter name prefixes of each modality's projector."""
 NEGLIGIBLE = 0.05
 """A loss or a difference below this share of the specialist's score is not worth a remedy."""
 

@@ -21,13 +21,13 @@ Mels = Sequence[Float[Tensor, "mels _"]]
 
 
 class AudioEncoder(ABC):
-    """What the model must know of a kind of audio encoder."""
+    """Interface of an audio encoder class."""
 
     encoder_class: type[PreTrainedModel]
     halvings: int
     """Convolutions of stride 2 between mel frames and encoder frames."""
     grouped: bool
-    """Whether its attention takes all windows in one call, by their bounds."""
+    """True if its attention takes all windows in one call, by their bounds."""
 
     @abstractmethod
     def window(self, config: PreTrainedConfig) -> int:

@@ -1,4 +1,4 @@
-"""What a data module hands to a stage: encoded pairs of one task."""
+"""Batches that a data module hands to a stage: encoded pairs of one task."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Batch:
         query_hashes: Content hashes of the queries.
         target_hashes: Content hashes of the targets.
         negative_hashes: Content hashes of the negatives, all queries' in order.
-        faults: JSON lines of the samples that were left out on the way, for the quarantine report.
+        faults: JSON lines of the samples that were skipped, for the quarantine report.
     """
 
     task: str
@@ -61,7 +61,7 @@ class ItemBatch:
         keys: Each item's key.
         modalities: What each item holds, such as ``image+text``.
         items: The encoded items.
-        faults: JSON lines of the items that were left out.
+        faults: JSON lines of the items that were skipped.
     """
 
     part: int

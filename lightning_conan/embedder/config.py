@@ -8,7 +8,7 @@ from typing_extensions import override
 
 CHOICES = ("attn_implementation", "experts_implementation")
 PLAIN = (None, "eager", "sdpa")
-"""What needs no code but that of transformers and PyTorch."""
+"""Attention that needs no code but that of transformers and PyTorch."""
 
 
 class OmniConfig(PreTrainedConfig):

@@ -111,16 +111,16 @@ class OmniEmbedder(PreTrainedModel):
 
     @property
     def implementation(self) -> str:
-        """How the language model attends."""
+        """Attention implementation of the language model."""
         return str(self.backbone.language_model.config._attn_implementation)
 
     @property
     def flash(self) -> bool:
-        """Whether that is flash attention."""
+        """True for flash attention."""
         return "flash" in self.implementation
 
     def masked(self, seen: Bool[Tensor, "*shape"]) -> Tensor:
-        """What is seen, as the language model takes it: eager attention adds its mask to the scores."""
+        """Attention mask as the language model takes it: eager attention adds its mask to the scores."""
         return torch.where(seen, 0.0, torch.finfo(self.dtype).min).to(self.dtype) if self.implementation == "eager" else seen
 
     def layers(self) -> list[nn.Module]:
@@ -128,11 +128,11 @@ class OmniEmbedder(PreTrainedModel):
         return [module for module in self.modules() if self.is_layer(module)]
 
     def is_layer(self, module: nn.Module) -> bool:
-        """Whether a module is a layer of a tower; under FSDP2 its class is a subclass with another name."""
+        """True for a layer of a tower; under FSDP2 its class is a subclass with another name."""
         return any(kind.__name__ in self._no_split_modules for kind in type(module).__mro__)
 
     def learns_from(self, chunk: Chunk | Encoded) -> bool:
-        """Whether a parameter that trains takes part in the embeddings of a chunk or an item."""
+        """True if any trainable parameter affects the embeddings of this chunk or item."""
         heard, seen = bool(chunk.mels) or chunk.frames is not None, bool(chunk.pixels)
         towers = {"audio_projector.": heard, "audio_encoder.": heard, "backbone.visual.": seen}
         names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
@@ -159,12 +159,12 @@ class OmniEmbedder(PreTrainedModel):
         return ChunkOutput(embeddings, losses)
 
     def output_matrix(self) -> Float[Tensor, "vocabulary dim"]:
-        """What turns states into logits: a head of its own, or the token embeddings."""
+        """LM head: a matrix of its own, or the token embeddings."""
         head = self.lm_head if self.config.output_head else self.get_input_embeddings()
         return head.weight  # type: ignore[return-value]  # both are tables
 
     def logits(self, states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocabulary"]:
-        """What each state would write next, in float32."""
+        """Logits of the next token, in float32."""
         found = F.linear(states, self.output_matrix()).float()
         if self.emb_rows is None:
             return found
@@ -274,7 +274,7 @@ def by_prefix(items: Sequence[Encoded]) -> list[tuple[list[int], bool]]:
 
 
 def prefix_options(past: Past, rows: int, length: int) -> dict[str, Any]:
-    """What makes the language model go on after a prefix: its keys and values for each row, and who sees whom."""
+    """Options with which the language model continues a prefix: its keys and values for each row, and the attention mask."""
     seen = past[0][0].shape[2]
     cache = DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in past])
     mask = torch.ones(length, seen + length, dtype=torch.bool, device=past[0][0].device).tril(diagonal=seen)

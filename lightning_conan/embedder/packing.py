@@ -14,7 +14,7 @@ from typing_extensions import override
 IGNORED = -100
 """The label of a place where nothing is asked, as in torch's losses."""
 CHUNK_COST = 128
-"""What a chunk costs beside its tokens, in tokens; on a CPU with the tiny model 70 (texts alone) to 160 (with sounds)."""
+"""Cost of a chunk beside its tokens, in tokens; on a CPU with the tiny model 70 (texts alone) to 160 (with sounds)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Chunk:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row, padding left out."""
+        """Tokens of each row, without padding."""
         return [int(last) + 1 for last in self.last]
 
     def to(self, device: torch.device) -> "Chunk":
@@ -167,7 +167,13 @@ def pack(items: Sequence[Encoded], token_budget: int) -> Chunks:
 
 
 def cuts(items: Sequence[Encoded], token_budget: int) -> list[tuple[int, int]]:
-    """Where the chunks of sorted items begin and end: the cheapest way to a place is one over a place before, and a chunk."""
+    """Start and end of each chunk of sorted items, by dynamic programming: the cheapest cover of the items up to a place is
+    one up to an earlier place, and a chunk.
+
+    Args:
+        items: Sorted by length.
+        token_budget: Padded tokens of a chunk.
+    """
     lengths, heard = np.array([*map(len, items)]), [0, *accumulate(item.heard for item in items)]
     least, begin = np.zeros(len(items) + 1, int), np.zeros(len(items) + 1, int)
     first = 0

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -15,6 +15,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video
 
 from lightning_conan.embedder.audio import audio_tokens, window_tokens
+from lightning_conan.embedder.draft import Draft
 from lightning_conan.embedder.packing import IGNORED, Encoded
 from lightning_conan.embedder.positions import Run, mrope_positions
 from lightning_conan.embedder.processor_config import ProcessorConfig
@@ -44,29 +45,6 @@ SPECIAL_TOKENS = {
 }
 OWN_TOKENS = [token for name, token in SPECIAL_TOKENS.items() if name.startswith("audio") or name == "emb"]
 """Those that a Qwen3-VL lacks."""
-
-
-@dataclass
-class Draft:
-    """An item while it is being encoded: text in words, placeholders in numbers."""
-
-    text: list[str | tuple[str, int]] = field(default_factory=list)
-    grids: list[tuple[int, int]] = field(default_factory=list)
-    pixels: list[Tensor] = field(default_factory=list)
-    mels: list[Tensor] = field(default_factory=list)
-    heard: int = 0
-    opening: int = 0
-    """Pieces before the one that the item's own words join."""
-
-    def add(self, token: str, count: int = 1) -> None:
-        self.text.append((token, count))
-
-    def write(self, words: str) -> None:
-        """Joins neighbouring text: tokenisers merge across such borders, and so must we."""
-        if self.text and isinstance(self.text[-1], str):
-            self.text[-1] += words
-        else:
-            self.text.append(words)
 
 
 class OmniProcessor:
@@ -155,7 +133,7 @@ class OmniProcessor:
         """A query with what the model should write about it, and the labels of that: ``<|emb|>`` comes last, also where there
         is nothing to write.
         """
-        assert not self.config.ends, "only what ends where the model begins to write can go on"
+        assert not self.config.ends, "only a prompt that ends where the model begins to write can be continued"
         words = self.tokenize(reasoning)
         ids = torch.cat([encoded.input_ids, torch.tensor(words, dtype=torch.long)])
         labels = torch.full_like(ids, IGNORED)
@@ -218,7 +196,12 @@ class OmniProcessor:
             self.add_image(draft, decoded)
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
-        """What an image is resized to, as Qwen2-VL's image processor chooses it."""
+        """Size that an image is resized to, as Qwen2-VL's image processor chooses it.
+
+        Args:
+            height: In pixels.
+            width: In pixels.
+        """
         config = self.config
         bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
         size: tuple[int, int] = smart_resize(height, width, factor=config.patch_size * config.merge_size, **bounds)
@@ -248,7 +231,13 @@ class OmniProcessor:
             draft.add("vision_end")
 
     def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
-        """What frames are resized to, as Qwen3-VL's video processor chooses it."""
+        """Size that frames are resized to, as Qwen3-VL's video processor chooses it.
+
+        Args:
+            frames: Their number.
+            height: In pixels.
+            width: In pixels.
+        """
         frames = max(frames, 2)  # one alone is shown twice
         config, factor = self.config, self.config.patch_size * self.config.merge_size
         most = config.video_max_pixels

@@ -1,4 +1,4 @@
-"""How inputs become tokens: what a checkpoint folder says about its processor."""
+"""Settings of a checkpoint folder's processor."""
 
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as fields_of
@@ -13,7 +13,7 @@ LATER = {"reducing_gap"}
 
 @dataclass(frozen=True)
 class ProcessorConfig:
-    """How inputs become tokens; saved in the checkpoint folder, so that serving equals training.
+    """Settings that make tokens of inputs; saved in the checkpoint folder, so that serving equals training.
 
     Args:
         instruction: System instruction of items that carry none of their own; with an empty one there is no system turn.
@@ -70,7 +70,7 @@ class ProcessorConfig:
 
     @property
     def tells_sides(self) -> bool:
-        """Whether queries are read otherwise than candidates."""
+        """True if queries are encoded otherwise than candidates."""
         return self.reasons or self.query_hint != self.target_hint
 
     @classmethod

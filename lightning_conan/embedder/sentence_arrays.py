@@ -207,7 +207,7 @@ def hertz_of(rate: Any) -> int:
 
 
 def nameless(kind: Medium) -> Media:
-    """What errors of limits name for a medium that is in memory."""
+    """Stands for a medium in memory in errors of limits."""
     return Media(kind, b"", "in memory")
 
 

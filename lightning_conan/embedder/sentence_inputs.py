@@ -17,7 +17,7 @@ from lightning_conan.items import MODALITIES, Media, Medium, Side, parse_media
 
 PAIR_ROLES = ("query", "document")
 HELD = ("url", "path", "base64")
-"""Where a message's part may hold its medium, besides under the name of its type."""
+"""Keys under which a message's part may hold its medium, besides under the name of its type."""
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 DATA = re.compile(r"data:(?:[\w.+-]+/([\w.+-]+))?[^,]*;base64,", re.IGNORECASE)
 

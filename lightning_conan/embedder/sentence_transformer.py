@@ -67,7 +67,7 @@ class OmniModule(InputModule):
 
     @property
     def modalities(self) -> list[Any]:
-        """What it takes."""
+        """Modalities that it takes."""
         return [*MODALITIES, "message"]
 
     def get_embedding_dimension(self) -> int:

@@ -1,5 +1,6 @@
 """The tiny configuration: about a million parameters of the real classes, and a tokenizer built in code."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -47,63 +48,67 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+INITIALIZER_RANGE = 0.06
+"""The default of 0.02 is made for hidden sizes of thousands, and learns ten times slower at 128."""
+TEXT: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 32768,
+    "initializer_range": INITIALIZER_RANGE,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [6, 5, 5],
+        "mrope_interleaved": True,
+    },
+}
+VISION: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 2,
+    "patch_size": 8,
+    "out_hidden_size": 128,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0],
+    "initializer_range": INITIALIZER_RANGE,
+}
+AUDIO: dict[str, Any] = {
+    "num_mel_bins": 128,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 128,
+    "d_model": 64,
+    "n_window": 50,
+    "n_window_infer": 400,
+    "downsample_hidden_size": 8,
+    "output_dim": 64,
+    "max_source_positions": 100,
+    "initializer_range": INITIALIZER_RANGE,
+}
+
+
 def tiny_config(ids: dict[str, int], vocab_size: int) -> OmniConfig:
     """A Qwen3-VL of four layers and a Qwen3-Omni audio encoder of two.
 
-    ``initializer_range`` is 0.06: the default of 0.02 is made for hidden sizes of thousands, and learns ten times
-    slower at 128.
+    Args:
+        ids: Token ids by the names of ``SPECIAL_TOKENS``.
+        vocab_size: Rows of the token embeddings.
     """
-    text = {
-        "vocab_size": vocab_size,
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "max_position_embeddings": 32768,
-        "initializer_range": 0.06,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [6, 5, 5],
-            "mrope_interleaved": True,
-        },
-        "pad_token_id": ids["end"],
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_heads": 2,
-        "patch_size": 8,
-        "out_hidden_size": 128,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0],
-        "initializer_range": 0.06,
-    }
     backbone = Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
+        text_config=deepcopy(TEXT) | {"vocab_size": vocab_size, "pad_token_id": ids["end"]},
+        vision_config=deepcopy(VISION),
         image_token_id=ids["image"],
         video_token_id=ids["video"],
         vision_start_token_id=ids["vision_start"],
         vision_end_token_id=ids["vision_end"],
         tie_word_embeddings=True,
     )
-    audio = Qwen3OmniMoeAudioEncoderConfig(
-        num_mel_bins=128,
-        encoder_layers=2,
-        encoder_attention_heads=2,
-        encoder_ffn_dim=128,
-        d_model=64,
-        n_window=50,
-        n_window_infer=400,
-        downsample_hidden_size=8,
-        output_dim=64,
-        max_source_positions=100,
-        initializer_range=0.06,
-    )
+    audio = Qwen3OmniMoeAudioEncoderConfig(**AUDIO)
     tokens: dict[str, Any] = {f"{name}_token_id": ids[name] for name in ("audio", "audio_start", "audio_end", "emb")}
     return OmniConfig(backbone, audio, projector_hidden_size=128, **tokens)
 

@@ -62,7 +62,13 @@ def patchify(pixels: Pixels, patch: int, merge: int) -> tuple[Float[Tensor, "pat
 
 
 def layout(tower: Any, grids: Sequence[Grid], device: torch.device) -> dict[str, Any]:
-    """What the tower would find out from the grids by itself: found for each distinct grid, on the host."""
+    """Positions, weights and bounds of grids, which the tower would compute itself: once for each distinct grid, on the host.
+
+    Args:
+        tower: The vision tower.
+        grids: Of images and pairs of frames.
+        device: Of the results.
+    """
     distinct = list(dict.fromkeys(grids))
     table, merge = torch.tensor(distinct), tower.config.spatial_merge_size
     indices, weights = get_vision_interpolation_indices_and_weights(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 GAP = 10.0
-"""Seconds that may be missing in a format whose times may begin anew; what jumps further goes on where it was (as in ffmpeg)."""
+"""Seconds that may be missing in a format whose times may begin anew; a larger jump continues where it was (as in ffmpeg)."""
 WOBBLE = 1.0
 """Seconds by which a time may step back without being a new beginning: some frames of MPEG-PS have their neighbours' times."""
 ROUNDING = 0.002

@@ -25,7 +25,7 @@ TIMELESS = 0x80
 DEFAULT, COVER, IMPAIRED = 1, 1 << 10, 1 << 7 | 1 << 8
 """Bits of a track's disposition: its author's choice; a cover picture; made for listeners or viewers with an impairment."""
 MOVES = 5
-"""Packets from which a track counts as one that goes on, as for ``av_find_best_stream``."""
+"""Packets from which a track counts as a lasting one, as for ``av_find_best_stream``."""
 PRIMING = 1.0
 """Seconds before 0 that hold what a decoder needs to begin, and nobody hears."""
 
@@ -112,9 +112,9 @@ class Source:
 
     @property
     def rate(self) -> float:
-        """Frames a second, as a header says or FFmpeg guesses from the first packets; 0 if neither tells."""
-        told = None if self.timeless else self.stream.average_rate  # of a raw stream FFmpeg says 25, whatever it holds
-        return float(told or self.stream.guessed_rate or 0)
+        """Frames a second, as a header says or FFmpeg guesses from the first packets; 0 if neither does."""
+        rate = None if self.timeless else self.stream.average_rate  # of a raw stream FFmpeg says 25, whatever it holds
+        return float(rate or self.stream.guessed_rate or 0)
 
     @property
     def announced(self) -> float:
@@ -123,11 +123,11 @@ class Source:
 
     @property
     def estimated(self) -> float:
-        """Seconds that the header promises, or that FFmpeg guesses; 0 if neither tells."""
+        """Seconds that the header promises, or that FFmpeg guesses; 0 if neither does."""
         return (self.container.duration or 0) / av.time_base
 
 
-TOLERANT = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+TOLERANT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 """Option for metadata in another encoding than UTF-8, which PyAV refused to open before 19, and replaces since."""
 
 
@@ -184,7 +184,7 @@ def open_source(media: Media, kind: str, limits: Limits) -> Iterator[Source]:
 
 
 def lasts(data: bytes, index: int, seconds: float) -> bool:
-    """True if a track's packets, too, take longer: FFmpeg guesses a length from the first bit rate where no header tells."""
+    """True if a track's packets, too, take longer: FFmpeg guesses a length from the first bit rate where no header holds one."""
     total, begin, end = 0, math.inf, -math.inf
     with opened(data) as container:
         stream = container.streams[index]

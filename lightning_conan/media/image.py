@@ -37,7 +37,7 @@ KEYS: dict[object, Callable[[Any], object]] = {
 
 @dataclass(frozen=True)
 class Shrink:
-    """What an image will be resized to, so that a JPEG need not be decoded whole before.
+    """Coming size of an image, so that a JPEG need not be decoded whole before.
 
     Args:
         size: From the upright image's height and width to those that are wanted.

@@ -1,4 +1,4 @@
-"""What a media file may cost, and the one error that broken or oversized media raise."""
+"""Limits of a media file, and the one error that invalid or oversized media raise."""
 
 from dataclasses import dataclass
 from pathlib import Path

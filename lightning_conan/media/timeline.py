@@ -1,4 +1,4 @@
-"""When a video's frames are shown, from its packets, or from its frames where packets are no guide."""
+"""Times of a video's frames, from its packets, or from its frames where packets are no guide."""
 
 import math
 from bisect import bisect_left, bisect_right
@@ -17,12 +17,12 @@ SLACK = 0.25
 MOMENT = 1e-6
 """Seconds that are rounding."""
 USUAL_RATE = 25.0
-"""Frames a second where nothing tells, as FFmpeg has it."""
+"""Frames a second where a file names none, as FFmpeg has it."""
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """When a video's frames are shown.
+    """Times of a video's frames.
 
     Args:
         total: How many there are.
@@ -101,7 +101,7 @@ class Timeline:
         return bisect_left(self.seconds, second) if self.seconds else max(0, math.ceil(second * self.fps))
 
     def second(self, frame: int) -> float:
-        """When a frame is shown."""
+        """Time of a frame."""
         return self.seconds[frame] if self.seconds else frame / self.fps
 
 
@@ -192,12 +192,14 @@ class Packets:
 
 
 def shown_at(unit: Any, reorders: bool = False) -> int | None:
-    """When a packet's or a decoded frame is shown; where a file does not say, as AVI, when it is decoded, in order of showing."""
+    """Presentation time of a packet or a decoded frame; where a file has none, as AVI, its decoding time, in order of
+    presentation.
+    """
     return unit.dts if unit.pts is None and not reorders else unit.pts  # type: ignore[no-any-return]
 
 
 def timeline(media: Media, limits: Limits = DEFAULT) -> Timeline:
-    """When a video's frames are shown.
+    """Reads the times of a video's frames.
 
     Raises:
         MediaError: No video, or one that is truncated.
@@ -207,12 +209,12 @@ def timeline(media: Media, limits: Limits = DEFAULT) -> Timeline:
 
 
 def sized(container: Any, stream: Any) -> Iterator[Any]:
-    """A video's packets that hold something; where no header counts them those of all tracks, whose end tells whether it was
+    """A video's packets that hold something; where no header counts them those of all tracks, whose end shows whether it was
     cut."""
     return (packet for packet in container.demux(*([stream] if stream.frames else [])) if packet.size)
 
 
 def steady(seconds: list[float], fps: float) -> bool:
-    """Whether every frame is shown where equally long ones would be, but for rounding."""
+    """True if every frame is shown when equally long ones would be, but for rounding."""
     off = min(ROUNDING, 0.1 / fps) if fps > 0 else 0.0
     return fps > 0 and all(abs(second - index / fps) < off for index, second in enumerate(seconds))

@@ -12,7 +12,7 @@ PLACEHOLDERS = (0x7F000000, 2**31, 2**32, 2**63, 2**64)
 """Sizes near these are written by programs that do not know the size: SoX, arecord, mplayer, FFmpeg, ... (a few bytes off)."""
 NEAR = 4096
 TABLES = (13, 21, 36)
-"""Where a frame without sound holds Xing's table: behind the side information of MPEG 1 or 2, mono or stereo."""
+"""Place of Xing's table in a frame without sound: behind the side information of MPEG 1 or 2, mono or stereo."""
 DATA_OBJECT = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 """ASF's GUID of the packets."""
 SAMPLES_OF_W64 = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
@@ -24,7 +24,7 @@ STEPS = 2**20
 """Chunks that are looked at: a file of a million empty ones holds nothing worth finding."""
 
 Extent = tuple[int, int]
-"""Where bytes begin, and the number of them that the file announces there."""
+"""Start of a block of bytes, and its announced length."""
 
 
 def check_whole(media: Media, data: bytes) -> None:
@@ -60,7 +60,7 @@ class Chunks:
         samples: Names of chunks with samples.
         counts_itself: The size includes the header.
         align: Chunks begin at multiples of this.
-        escape: A size that stands for one of 64 bits elsewhere, and from a chunk's place to where that is.
+        escape: A size that stands for one of 64 bits at another place, and from a chunk's place to where that is.
     """
 
     first: int

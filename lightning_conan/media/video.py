@@ -57,7 +57,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How frames are chosen: ``fps`` a second, at least ``min_frames``, at most ``max_frames``, evenly spread."""
+    """Choice of frames: ``fps`` a second, at least ``min_frames``, at most ``max_frames``, evenly spread."""
 
     fps: float = 2.0
     min_frames: int = 4
@@ -130,7 +130,7 @@ def frames_of(
 def shots(
     source: Source, shown: Timeline, sampling: Sampling, limits: Limits, size: FrameSize | None
 ) -> Iterator[tuple[float, UInt8[Tensor, "3 height width"]]]:
-    """The frames that ``sampling`` asks for, of those that a timeline tells.
+    """The frames that ``sampling`` asks for, of those of a timeline.
 
     Raises:
         MediaError: There are none, too many, or of several sizes.

@@ -9,7 +9,7 @@ from typing import Any
 PATIENT = {408, 409, 429, *range(500, 600)}
 """Answers after which asking again helps."""
 FAILED = {"error", "abort", "insufficient_system_resource"}
-"""What ends an answer that the server could not finish."""
+"""Errors within an answer that the server could not finish."""
 FILTERED = re.compile(r"content_?filter|content_policy|responsible_?ai|data_inspection|moderation|safety", re.IGNORECASE)
 """Codes of errors by which providers refuse a question, such as Azure's ``content_filter``."""
 WITHHELD, REFUSED = "withheld by a filter", "refusal"
@@ -136,7 +136,7 @@ def is_filtered(value: object) -> bool:
 
 
 def seconds_of(headers: Mapping[str, str]) -> float:
-    """What ``Retry-After`` asks for, at most a minute."""
+    """Seconds of ``Retry-After``, at most a minute."""
     try:
         return min(60.0, float(headers.get("retry-after", 0)))
     except ValueError:

@@ -95,7 +95,7 @@ class RowCache(Cache):
         self.own = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
 
     def seen(self, rows: int) -> Bool[Tensor, "rows length"]:
-        """What each row's next token sees: its own past and itself."""
+        """Attention mask of each row's next token: its own past and itself."""
         self.own = torch.cat([self.own, self.own.new_ones(rows, 1)], dim=1)
         return self.own
 

@@ -17,12 +17,12 @@ from lightning_conan.reasoning.prompts import read_prompts
 from lightning_conan.reasoning.rules import RuleBroken, Rules, Thought, check, parse, pieces, verdict
 
 Spent = list[tuple[str, Reply]]
-"""What was asked, and what came back."""
+"""Questions, and the replies to them."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How pairs are routed and their answers filtered.
+    """Routing of pairs, and filtering of answers.
 
     Args:
         kinds: What the pairs of a task ask for, by the beginning of the task's name; the papers' data sets are known.
@@ -40,7 +40,7 @@ class Plan:
     under_way: int = 64
 
     def kind_of(self, task: str) -> Kind:
-        """What the pairs of a task ask for.
+        """Kind of reasoning that the pairs of a task need.
 
         Raises:
             ValueError: Nobody said so.
@@ -87,7 +87,7 @@ class Author:
         self.prompts = read_prompts("cot")
 
     async def __call__(self, pair: Pair, spent: Spent) -> Outcome:
-        """What becomes of a pair.
+        """Asks about a pair, and returns its outcome.
 
         Args:
             pair: The pair.
@@ -108,7 +108,12 @@ class Author:
         return replace(found, **cost_of(spent))
 
     async def route(self, pair: Pair, spent: Spent) -> Kind:
-        """How much thought a pair takes."""
+        """Chooses the kind of reasoning for a pair.
+
+        Args:
+            pair: The pair.
+            spent: Takes questions and replies.
+        """
         if self.plan.by == "rule":
             return self.plan.kind_of(pair.task)
         if self.plan.by == "always":
@@ -238,7 +243,7 @@ def taught(pairs: Iterable[Pair], outcomes: Mapping[str, Outcome]) -> tuple[list
 def count(
     pairs: Sequence[Pair], dropped: Mapping[str, str], outcomes: Mapping[str, Outcome], unanswered: Iterable[Outcome] = ()
 ) -> dict[str, Any]:
-    """How many pairs became what: simple, kept and dropped add up to all. Tokens are also those of pairs without an answer."""
+    """Counts outcomes: simple, kept and dropped add up to all. Tokens are also those of pairs without an answer."""
     keys = {pair.key for pair in pairs} | set(dropped)
     reasoned = sum(bool(pair.reasoning) for pair in pairs)
     return {

@@ -19,7 +19,7 @@ from lightning_conan.reasoning.cache import Row, RowCache
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a model that reasons writes about queries: greedily, until ``<|emb|>``.
+    """Decoding of a model that reasons about queries: greedy, until ``<|emb|>``.
 
     Args:
         route: ``adaptive`` lets the first token decide; ``direct`` embeds every query at once, ``always`` reasons about each.
@@ -43,7 +43,7 @@ class Decoding:
             )
 
     def embeds_at_once(self, logits: Float[Tensor, "rows vocabulary"], emb: int) -> Bool[Tensor, " rows"]:
-        """Which queries need no reasoning, from the logits of their first token."""
+        """True for queries that need no reasoning, from the logits of their first token."""
         if self.route != "adaptive":
             return torch.full(logits.shape[:1], self.route == "direct", device=logits.device)
         if self.threshold is None:
@@ -88,10 +88,10 @@ class Group:
 def encode_queries(embedder: OmniEmbedder, items: Sequence[Encoded], decoding: Decoding, token_budget: int = 16_384) -> Written:
     """Embeds queries in their order, those that need it after reasoning.
 
-    Prompts are read in chunks, what those of one instruction begin with only once. A row whose first token is ``<|emb|>`` leaves
-    at once, with the state that wrote it. The others go on from the same keys and values, many chunks' rows together, and leave
-    one by one as they write ``<|emb|>``: the embedding is always the state that predicts it, nothing is read twice. A query's
-    route and vector do not depend on its neighbours.
+    Prompts are prefilled in chunks with a shared-prefix KV cache. A row whose first token is ``<|emb|>`` exits immediately, with
+    the hidden state that predicts it. The others continue from the same KV cache, rows of many chunks together, and exit one by
+    one as they write ``<|emb|>``: the embedding is always the hidden state that predicts it, nothing is computed twice. A
+    query's route and vector do not depend on its neighbours.
 
     Args:
         embedder: The model, in eval mode.

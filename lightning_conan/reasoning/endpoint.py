@@ -25,7 +25,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model answers, and how hard it may be asked.
+    """Address of a model, and limits on requests to it.
 
     Args:
         url: Up to and without ``/chat/completions``, such as http://localhost:8000/v1; a query (``?api-version=...``) stays last.
@@ -90,7 +90,7 @@ class Endpoint:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Who answers questions about queries."""
+    """Answers questions about queries."""
 
     async def ask(self, key: str, question: str, messages: Messages) -> Reply:
         """The answer to a question (a name in ``prompts/cot.yaml``) about the pair of a key.

@@ -1,4 +1,4 @@
-"""What became of each pair that a teacher was asked about, on disk as soon as it is known."""
+"""Journal of a teacher's answers: the outcome of each pair, on disk as soon as it is known."""
 
 import json
 import os
@@ -18,7 +18,7 @@ TOKENS = ("prompt_tokens", "completion_tokens", "verifier_prompt_tokens", "verif
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a pair: a line of the journal.
+    """Outcome of a pair: a line of the journal.
 
     Args:
         key: The pair's.
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class Journal:
-    """Outcomes on disk, one a line as soon as it is known, so that a run that was killed goes on.
+    """Outcomes on disk, one a line as soon as it is known, so that a run that was killed resumes.
 
     Args:
         path: The file; a line that was cut off is asked for again.
@@ -134,7 +134,7 @@ class Journal:
         return self.contents[pair.key]
 
     def knows(self, pair: Pair) -> bool:
-        """Whether this very pair was asked about."""
+        """True if this very pair was asked about."""
         outcome = self.outcomes.get(pair.key)
         return outcome is not None and outcome.content == self.content(pair)
 

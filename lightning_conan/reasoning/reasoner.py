@@ -49,6 +49,6 @@ class Reasoner:
         return encode_queries(self.model, encoded, self.decoding, self.token_budget)
 
     def texts(self, written: Written) -> list[str]:
-        """What was written about each query, to be read."""
+        """Reasoning about each query, as text."""
         found: list[str] = self.processor.tokenizer.batch_decode(written.tokens, skip_special_tokens=False)
         return found

@@ -1,4 +1,4 @@
-"""What an answer must be to become training data: the rule filter of TRACE (arXiv 2603.02929)."""
+"""Rules for an answer to become training data: the rule filter of TRACE (arXiv 2603.02929)."""
 
 import re
 from collections import Counter
@@ -52,14 +52,14 @@ class Rules:
 
 @dataclass(frozen=True)
 class Thought:
-    """What a teacher wrote, its tags stripped."""
+    """A teacher's answer, its tags stripped."""
 
     reasoning: str
     answer: str
 
     @property
     def text(self) -> str:
-        """What a model is to write before ``<|emb|>``."""
+        """Target text before ``<|emb|>``."""
         return f"{self.reasoning}\n{self.answer}"
 
 
@@ -128,12 +128,12 @@ def check(thought: Thought, rules: Rules, kind: str, instruction: str, target: s
 
 
 def says(text: str, phrase: str) -> bool:
-    """Whether a phrase stands in a text as words of its own: "has an airplane" does not say "as an ai"."""
+    """True if a phrase stands in a text as words of its own: "has an airplane" does not say "as an ai"."""
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
 
 
 def repeated(words: list[str], rules: Rules) -> bool:
-    """Whether a sequence of words comes too often."""
+    """True if a sequence of words comes too often."""
     if not rules.repeats:
         return False
     counts = Counter(tuple(words[start : start + rules.ngram]) for start in range(len(words) - rules.ngram + 1))

@@ -52,12 +52,18 @@ def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoi
 
 
 def until_emb(processor: OmniProcessor) -> dict[str, Any]:
-    """What makes vLLM and SGLang stop at ``<|emb|>``: by themselves they would not print it, and go on."""
+    """Options that make vLLM and SGLang stop at ``<|emb|>``: by themselves they would not print it, and continue."""
     return {"stop": [SPECIAL_TOKENS["emb"]], "stop_token_ids": [processor.ids["emb"]], "skip_special_tokens": False}
 
 
 async def ask(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> list[Reply]:
-    """What the engine writes about each query, without ``<|emb|>``."""
+    """Has the engine write about each query, without ``<|emb|>``.
+
+    Args:
+        reasoner: Model and processor.
+        items: Queries.
+        endpoint: The engine's.
+    """
     replies: dict[int, Reply] = {}
     with tqdm(total=len(items), desc="reasoning", unit="query", disable=None) as bar:
         async with Client(endpoint) as client:

@@ -12,7 +12,7 @@ from lightning_conan.retrieval.search import top_k
 
 @dataclass(frozen=True)
 class Mining:
-    """Which of a query's best targets become its negatives.
+    """Choice of a query's negatives among its best targets.
 
     Args:
         count: Negatives of a query at most.
@@ -80,7 +80,7 @@ def mine(
 
 
 def firsts(numbers: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    """Whether each is the first that is equal to it."""
+    """True for the first of equal numbers."""
     order = numbers.argsort(stable=True)
     found = torch.ones_like(numbers, dtype=torch.bool)
     found[order[1:]] = numbers[order].diff() != 0

@@ -38,7 +38,7 @@ class PairSet:
         Args:
             pairs: The pairs.
             processor: What encodes them.
-            broken: Takes the pairs that are left out, since a medium cannot be decoded; by default that is an error.
+            broken: Takes the skipped pairs, whose media cannot be decoded; by default that is an error.
 
         Raises:
             ValueError: No pairs.

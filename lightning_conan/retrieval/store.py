@@ -20,7 +20,7 @@ TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
 
 @dataclass(frozen=True)
 class Origin:
-    """What a part's embeddings were made of; all parts of a folder share it.
+    """Model, source and form of a part's embeddings; all parts of a folder share it.
 
     Args:
         model: What the checkpoint folder embeds as: its weights and its processor.
@@ -44,12 +44,17 @@ class Origin:
 
 
 def part_path(folder: Path, number: int) -> Path:
-    """Where a part lies."""
+    """File of a part.
+
+    Args:
+        folder: The folder.
+        number: The part's.
+    """
     return folder / f"part-{number:05d}.parquet"
 
 
 def quarantine_of(folder: Path) -> Path:
-    """Where the items that a folder of parts lacks are listed.
+    """Folder that lists the items which a folder of parts lacks.
 
     Beside the parts and not among them: readers that take the folder as a data set (pandas, polars, pyarrow) would try to read
     the lists as Parquet.
@@ -95,7 +100,7 @@ def write_part(
 
 
 def read_origin(path: Path) -> dict[str, str]:
-    """What a part says of its origin."""
+    """Reads a part's origin."""
     found = pq.read_schema(mapped(path)).metadata or {}
     return {name.decode(): value.decode() for name, value in found.items() if name != b"ARROW:schema"}
 

@@ -18,6 +18,7 @@ from lightning_conan.objectives import PairEmbeddings
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.training.collectives import most, world_size
 from lightning_conan.training.frozen_cache import FrozenOutputs
+from lightning_conan.training.protocols import text_data
 from lightning_conan.training.settings import Lora, Training
 from lightning_conan.training.stage import Stage
 
@@ -132,7 +133,7 @@ class ProjectorRecovery(Stage):
             return
         texts: dict[Side, dict[str, Item]] = {"query": {}, "target": {}}
         right: dict[Side, list[tuple[str, str]]] = {"query": [], "target": []}
-        for side, text, other in self.trainer.datamodule.texts():  # type: ignore[attr-defined]
+        for side, text, other in text_data(self.trainer).texts():
             digest = text.content_hash()
             texts[side][digest] = text
             if other is not None:

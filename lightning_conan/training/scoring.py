@@ -17,6 +17,7 @@ from lightning_conan.embedder import Batch, Encoded, ItemBatch, OmniEmbedder, Om
 from lightning_conan.reasoning import Decoding, Written, encode_queries
 from lightning_conan.retrieval.metric import RetrievalMetric
 from lightning_conan.training.collectives import total
+from lightning_conan.training.protocols import callbacks_of, scored_data
 from lightning_conan.training.settings import Training
 from lightning_conan.training.sharding import FSDP2Strategy, gather_weights, share_weights
 
@@ -89,7 +90,7 @@ class Scoring(LightningModule):
         strategy = self.trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDP2Strategy):  # others sum no gradients, or not all
             raise ValueError(f"trainer.strategy must be auto, ddp or fsdp2, got {type(strategy).__name__}.")
-        if odd := [callback for callback in self.trainer.callbacks if isinstance(callback, AVERAGING)]:  # type: ignore[attr-defined]
+        if odd := [callback for callback in callbacks_of(self.trainer) if isinstance(callback, AVERAGING)]:
             raise ValueError(
                 f"Weights are not averaged over steps: a .ckpt holds what trains alone. Leave {type(odd[0]).__name__} out."
             )
@@ -130,7 +131,7 @@ class Scoring(LightningModule):
 
     def start_scores(self, stage: str) -> None:
         """An empty metric for each data set, on every rank: one that gets no pair of a small set must take part in gathering."""
-        folders: dict[str, Path] = self.trainer.datamodule.folders[stage]  # type: ignore[attr-defined]
+        folders = scored_data(self.trainer).folders[stage]
         gather_weights(self.embedder)  # ranks score as many pairs as they get
         self.metrics = {name: RetrievalMetric().to(self.device) for name in folders}
         self.efforts = {name: Effort() for name in folders}
@@ -163,8 +164,7 @@ class Scoring(LightningModule):
             stage: ``validate`` or ``test``.
             index: The data set's number.
         """
-        folders: dict[str, Path] = self.trainer.datamodule.folders[stage]  # type: ignore[attr-defined]
-        return list(folders)[index]
+        return list(scored_data(self.trainer).folders[stage])[index]
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_conan.embedder import OmniEmbedder
+from lightning_conan.training.protocols import trained_of
 
 NAME = "fsdp2"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -147,8 +148,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        trained: dict[str, Tensor] = self.lightning_module.trained()  # type: ignore[union-attr, operator]  # some may be frozen now
-        return whole_on_first(trained)
+        return whole_on_first(trained_of(self.lightning_module))  # some may be frozen now
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

@@ -7,7 +7,12 @@ from datamodules.sources.layout import Layout, Line, plain, read_rows
 
 
 def read(source: Path, how: Layout) -> Iterator[Line]:
-    """AudioCaps' CSV: audiocap_id, youtube_id, start_time, caption. Its sounds are named by whoever fetched them."""
+    """Reads AudioCaps' CSV: audiocap_id, youtube_id, start_time, caption. Its audio files are named by whoever fetched them.
+
+    Args:
+        source: File or folder.
+        how: Options of reading.
+    """
     for where, row in read_rows(source):
         name = (how.media or "{youtube_id}.wav").format_map(row)
         line = {"key": plain(row["audiocap_id"]), "task": how.task or "audiocaps", "modality": "audio"}

@@ -9,7 +9,12 @@ from lightning_conan.items import MODALITY_OF
 
 
 def read(source: Path, how: Layout) -> Iterator[Line]:
-    """A folder of media, each with its caption in a text file of the same name; subfolders that cannot be read are faults."""
+    """Reads a folder of media, each with its caption in a text file of the same name; unreadable subfolders are faults.
+
+    Args:
+        source: File or folder.
+        how: Options of reading.
+    """
     from datamodules.sources.items import visible
 
     for path, closed in sorted(visible(source)):

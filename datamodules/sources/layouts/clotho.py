@@ -7,7 +7,12 @@ from datamodules.sources.layout import Layout, Line, plain, read_rows
 
 
 def read(source: Path, how: Layout) -> Iterator[Line]:
-    """Clotho's clotho_captions_*.csv: file_name and caption_1 to caption_5."""
+    """Reads Clotho's clotho_captions_*.csv: file_name and caption_1 to caption_5.
+
+    Args:
+        source: File or folder.
+        how: Options of reading.
+    """
     for where, row in read_rows(source):
         for column in (f"caption_{index}" for index in range(1, 6)):
             if row[column]:

@@ -9,9 +9,13 @@ from datamodules.sources.manifest import Fault, json_lines
 
 
 def read(source: Path, how: Layout) -> Iterator[Line]:
-    """M-BEIR (UniIR): a query JSONL with pos_cand_list and neg_cand_list, and a candidate pool JSONL by did.
+    """Reads M-BEIR (UniIR): a query JSONL with pos_cand_list and neg_cand_list, and a candidate pool JSONL by did.
 
     Every positive makes a pair. ``media`` is the folder that image paths are relative to, below the query file's.
+
+    Args:
+        source: File or folder.
+        how: Options of reading.
     """
     if how.candidates is None:
         raise ValueError("mbeir needs the candidate pool's JSONL, got candidates=null. Name it with --read.candidates.")
@@ -46,5 +50,10 @@ def read(source: Path, how: Layout) -> Iterator[Line]:
 
 
 def mbeir_key(query: str, candidate: str) -> str:
-    """A pair's key, of their ids such as 9:1."""
+    """Key of a pair, from ids such as 9:1.
+
+    Args:
+        query: The query's.
+        candidate: The candidate's.
+    """
     return plain(f"{query}-{candidate}".replace(":", "-"))

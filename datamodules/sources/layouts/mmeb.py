@@ -9,7 +9,12 @@ from datamodules.sources.layout import Layout, Line, owner, plain, read_rows
 
 
 def read(source: Path, how: Layout) -> Iterator[Line]:
-    """VLM2Vec's MMEB-train: Parquet with qry, qry_image_path, pos_text, pos_image_path, neg_text, neg_image_path."""
+    """Reads VLM2Vec's MMEB-train: Parquet with qry, qry_image_path, pos_text, pos_image_path, neg_text, neg_image_path.
+
+    Args:
+        source: File or folder.
+        how: Options of reading.
+    """
 
     def side(text: str | None, image: str | None) -> dict[str, Any]:
         words = re.sub(r"<\|image_\d+\|>\s*", "", text or "").strip()

@@ -8,7 +8,12 @@ from datamodules.sources.layout import Layout, Line, plain
 
 
 def read(source: Path, how: Layout) -> Iterator[Line]:
-    """MSR-VTT's *_videodatainfo.json: videos with their split, sentences by video."""
+    """Reads MSR-VTT's *_videodatainfo.json: videos with their split, sentences by video.
+
+    Args:
+        source: File or folder.
+        how: Options of reading.
+    """
     value = json.loads(source.read_text(encoding="utf-8"))
     splits = {video["video_id"]: video.get("split") for video in value["videos"]}
     for number, sentence in enumerate(value["sentences"]):

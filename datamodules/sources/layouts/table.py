@@ -9,7 +9,13 @@ from lightning_conan.items import Media
 
 
 def read(source: Path, how: Layout) -> Iterator[Line]:
-    """Any table: a column holds text, a path, or (Parquet) bytes, or a struct of them and a path as Hugging Face has it."""
+    """Reads any table: a column holds text, a path, or (Parquet) bytes, or a struct of them and a path as Hugging Face has
+    it.
+
+    Args:
+        source: File or folder.
+        how: Options of reading.
+    """
     for number, (where, row) in enumerate(read_rows(source)):
         if how.split is not None and row.get("split") != how.split:
             continue
@@ -23,7 +29,13 @@ def read(source: Path, how: Layout) -> Iterator[Line]:
 
 
 def cells(row: Mapping[str, Any], columns: Mapping[str, str], how: Layout) -> dict[str, Any]:
-    """An item of a row's cells, media first."""
+    """Makes an item of a row's cells, media first.
+
+    Args:
+        row: Cells by column.
+        columns: Columns by what they hold.
+        how: Options of reading.
+    """
     found: dict[str, Any] = {}
     for kind, column in sorted(columns.items(), key=lambda entry: entry[0] == "text"):
         value = row[column]

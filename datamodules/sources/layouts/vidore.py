@@ -9,7 +9,13 @@ from lightning_conan.items import Media
 
 
 def read(source: Path, how: Layout) -> Iterator[Line]:
-    """ColPali's training set and ViDoRe: Parquet with query and image (bytes); pages without a query are left to the corpus."""
+    """Reads ColPali's training set and ViDoRe: Parquet with query and image (bytes); pages without a query are left to the
+    corpus.
+
+    Args:
+        source: File or folder.
+        how: Options of reading.
+    """
     for number, (where, row) in enumerate(read_rows(source)):
         if row.get("query"):
             key = f"{number:08d}"

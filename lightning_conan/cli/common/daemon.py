@@ -30,7 +30,7 @@ LONGEST = 2**28
 
 
 def address(folders: Sequence[Path], *facts: str) -> Path:
-    """Where the helper for these folders listens: another place as soon as a file in them, or the package, changes.
+    """Socket of the helper for these folders: another one as soon as a file in them, or the package, changes.
 
     Raises:
         ValueError: The place belongs to another user.

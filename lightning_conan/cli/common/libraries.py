@@ -1,4 +1,4 @@
-"""Libraries that do not load beside one another: torch and its companions, told in a line with what to install."""
+"""Libraries that do not load beside one another: torch and its companions, reported in a line with the packages to install."""
 
 import importlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a verb does before its work: libraries that chatter are told not to."""
+"""Preparation of every verb: quiet libraries, and a bar on terminals only."""
 
 import logging
 import sys

@@ -13,7 +13,12 @@ from lightning_conan.terminal import printable
 
 
 def read_pairs(packed: Path, most: int) -> list[Pair]:
-    """The first pairs of a packed data set."""
+    """Reads the first pairs of a packed data set.
+
+    Args:
+        packed: The folder.
+        most: Pairs at most.
+    """
     from datamodules.shards.read import ShardSet
 
     shards = ShardSet(packed)
@@ -28,13 +33,19 @@ Name = TypeVar("Name", bound=str)
 
 
 def read_sets(packed: Mapping[Name, Path], folder: Path, most: int) -> dict[Name, PairSet]:
-    """The first pairs of each data set, encoded by a folder's processor; those with broken media are left out, and told."""
+    """Encodes the first pairs of each data set with a folder's processor; those with invalid media are skipped and reported.
+
+    Args:
+        packed: Packed folders by name.
+        folder: Checkpoint folder.
+        most: Pairs of each at most.
+    """
     processor, found = load_processor(folder), {}
     for name, path in packed.items():
         broken: list[tuple[Pair, MediaError]] = []
         found[name] = PairSet.encode(read_pairs(path, most), processor, broken)
         if broken:
             pair, error = broken[0]
-            told = f"{path}: left out {len(broken)} pairs with broken media, such as {pair.key}: {error}"
-            print(printable(told), file=sys.stderr)
+            line = f"{path}: skipped {len(broken)} pairs with broken media, such as {pair.key}: {error}"
+            print(printable(line), file=sys.stderr)
     return found

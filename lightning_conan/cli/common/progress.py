@@ -1,4 +1,4 @@
-"""How far a fit has come: in optimizer steps, since that is how its length and its saves are told."""
+"""Progress of a fit in optimizer steps, which is also the unit of its length and its saves."""
 
 import sys
 import time
@@ -40,15 +40,15 @@ class StepBar(TQDMProgressBar):
 
 
 class StepLines(Callback):
-    """Where no bar is drawn, as in a batch job's log: a line each ten seconds at most, and the last one."""
+    """Prints a line each ten seconds at most, and the last one, where no bar is drawn, as in a batch job's log."""
 
     def __init__(self) -> None:
-        self.told = -SECONDS
+        self.printed = -SECONDS
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         now, step, steps = time.monotonic(), trainer.global_step, length(trainer)
-        if trainer.is_global_zero and (step >= steps or now - self.told >= SECONDS):
-            self.told = now
+        if trainer.is_global_zero and (step >= steps or now - self.printed >= SECONDS):
+            self.printed = now
             loss = trainer.callback_metrics.get("train/loss")
             print(f"step {step:,} of {steps:,}" + ("" if loss is None else f", loss {loss:.4f}"), file=sys.stderr, flush=True)

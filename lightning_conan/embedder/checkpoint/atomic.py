@@ -74,7 +74,7 @@ def share(folder: Path) -> None:
 
 
 def lives(process: str) -> bool:
-    """Whether a process of that number is there, other than this one."""
+    """True if a process of that number is there, other than this one."""
     return process.isdigit() and int(process) != os.getpid() and psutil.pid_exists(int(process))
 
 
@@ -101,7 +101,7 @@ def check_replaceable(folder: Path, state: State, modality: Modality | None = No
 
 
 def described(state: State, modality: Modality | None) -> str:
-    """What errors call a model."""
+    """Name of a model in errors."""
     return f"{state} model" + (f" of modality {modality}" if modality else "")
 
 

@@ -49,7 +49,7 @@ def front_matter(provenance: Provenance, stock: bool) -> str:
 
 
 def usage(name: str, stock: bool, sides: bool, at_once: bool) -> str:
-    """How to load it."""
+    """Code that loads the folder."""
     needs = "sentence-transformers" + ("" if stock else ", and `pip install .` in a checkout of lightning-conan")
     trust = "" if stock else ", trust_remote_code=True"  # the library asks for it; nothing but the package is imported
     queries = 'model.encode_query(["a small red circle"])\ncandidates = model.encode_document([{"image": "photo.jpg"}])'

@@ -101,7 +101,7 @@ def save_adapter_folder(
 
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "delta_config.json")
-"""What loading looks for: one that is left of another folder would be taken for this one's."""
+"""Files that loading looks for: one that is left of another folder would be taken for this one's."""
 
 
 def check_folder(folder: Path, states: tuple[State, ...] = STATES) -> Provenance:
@@ -189,7 +189,7 @@ def load_folder(
     Args:
         folder: The folder, dense or an adapter.
         states: The states that will do; any by default.
-        dtype: Of the weights; by default the folder's on a CPU, and bfloat16 elsewhere.
+        dtype: Of the weights; by default the folder's on a CPU, and bfloat16 on other devices.
         device: Where the weights go.
         verify: Recompute the golden vectors and compare.
 

@@ -25,7 +25,7 @@ from lightning_conan.media import encode_audio, encode_video
 VECTORS, RECORD = "vectors.safetensors", "golden.json"
 PACKAGES = ("lightning-conan", "torch", "torchvision", "torchaudio", "transformers", "tokenizers", "av", "pillow")
 TOLERANCE = {torch.float32: 3e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""How far a unit vector may be off, by the coarser of the dtypes then and now; 0.1 is a cosine of 0.995, whatever the width."""
+"""Largest distance of a unit vector, by the coarser of the dtypes then and now; 0.1 is a cosine of 0.995, whatever the width."""
 
 
 def draw_files() -> dict[str, bytes]:
@@ -87,7 +87,7 @@ def write_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) ->
 
 
 def compare_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -> tuple[dict[str, float], float]:
-    """How far each item's vector is from the one in the folder (their distance), and how far it may be.
+    """Distance of each item's vector to the folder's, and the largest that is allowed.
 
     Raises:
         ValueError: The folder has no golden vectors.
@@ -117,7 +117,7 @@ def check_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) ->
 
 
 def changed_versions(folder: Path) -> str:
-    """What differs between the machine that wrote the golden vectors and this one."""
+    """Differences in versions between the machine that wrote the golden vectors and this one."""
     then = json.loads((folder / GOLDEN / RECORD).read_text())["versions"]
     changed = [f"{name} {then[name]} -> {version(name)}" for name in PACKAGES if then.get(name) != version(name)]
     return f"Changed since: {', '.join(changed)}." if changed else "No package changed since: look at the folder's settings."

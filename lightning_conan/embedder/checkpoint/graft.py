@@ -30,7 +30,7 @@ AUDIO_SOURCES: dict[str, tuple[str, Callable[[PreTrainedConfig], PreTrainedConfi
     "whisper": ("model.encoder.", lambda config: config),
     "conan_omni": ("audio_encoder.", lambda config: config.audio_config),
 }
-"""Where checkpoints of a ``model_type`` keep their audio encoder, and its config."""
+"""Prefixes under which checkpoints of a ``model_type`` keep their audio encoder, and its config."""
 PROBE: list[dict[str, Any]] = [
     {"role": "system", "content": [{"type": "text", "text": "INSTRUCTION"}]},
     {"role": "user", "content": [{"type": "text", "text": "TEXT"}]},
@@ -40,7 +40,7 @@ TEMPLATE = "<|im_start|>system\nINSTRUCTION<|im_end|>\n<|im_start|>user\nTEXT<|i
 
 @dataclass
 class GraftReport:
-    """What came from where: a base folder's ``graft.json``.
+    """Sources of a base folder's parts: its ``graft.json``.
 
     Args:
         backbone: Folder or hub name of the backbone.
@@ -112,7 +112,7 @@ class Graft:
         return Upstream(audio, (AUDIO_SOURCES[kind][0],))
 
     def read_specs(self, eyes: TensorFiles, ears: TensorFiles, ears_prefix: str) -> None:
-        """Which source tensor becomes which of ours; every one expected is there, and every one there is used."""
+        """Assigns source tensors to ours; every expected one is there, and every one there is used."""
         before = "model." if any(name.startswith("model.") for name in eyes.specs) else ""
         self.sources: dict[str, tuple[TensorFiles, str]] = {}
         for name in eyes.specs:

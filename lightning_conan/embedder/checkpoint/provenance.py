@@ -1,4 +1,4 @@
-"""Where a folder's weights come from: its ``conan.json``."""
+"""Provenance of a folder's weights: its ``conan.json``."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ GOLDEN = "golden"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a folder's weights come from: its ``conan.json``.
+    """Provenance of a folder's weights: its ``conan.json``.
 
     Args:
         state: Which of the model's states it holds.
@@ -60,8 +60,14 @@ def file_hash(path: Path) -> str:
 
 
 def moved_along(named: Path, folder: Path, fingerprint: str | None) -> Path | None:
-    """Where a folder of this fingerprint lies whose path has changed as another one's has, such as on another machine:
-    ``/old/runs/base`` of ``/new/runs/audio/final`` is ``/new/runs/base``."""
+    """Finds the folder of a fingerprint whose path has changed as another one's has, such as on another machine:
+    ``/old/runs/base`` of ``/new/runs/audio/final`` is ``/new/runs/base``.
+
+    Args:
+        named: Path of the folder as noted.
+        folder: Folder that notes it.
+        fingerprint: The folder's.
+    """
     ends = [named.parts[-count:] for count in range(1, len(named.parts))]
     places = (above.joinpath(*end) for above in folder.resolve().parents for end in ends)
     found = (place for place in places if (place / PROVENANCE).is_file())

@@ -32,7 +32,7 @@ CODES = {
 
 @dataclass(frozen=True)
 class Spec:
-    """What a file's header says of a tensor."""
+    """Shape and dtype of a tensor, from a file's header."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype

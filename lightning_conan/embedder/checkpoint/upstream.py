@@ -41,7 +41,7 @@ class Upstream:
         return Path(self.fetched(snapshot_download, self.source, allow_patterns=list(SMALL_FILES)))
 
     def fetched(self, fetch: Callable[..., str], *args: Any, **options: Any) -> str:
-        """What a hub call returns.
+        """Result of a call of the hub's library.
 
         Raises:
             ValueError: It failed: no such repository, no access, no network.
@@ -60,7 +60,7 @@ class Upstream:
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)  # type: ignore[no-any-return]
 
     def wants(self, name: str) -> bool:
-        """Whether a tensor is to be taken."""
+        """True if a tensor is to be taken."""
         return name.startswith(self.prefixes)
 
     def tensors(self) -> TensorFiles:

@@ -23,6 +23,6 @@ def read_prompts(name: str) -> dict[str, str]:
 
 
 def hints() -> tuple[str, str]:
-    """What ends the instruction of queries and of targets of a model that reasons."""
+    """Hints that end the instruction of queries and of targets of a model that reasons."""
     found = read_prompts("trace")
     return found["query"], found["target"]

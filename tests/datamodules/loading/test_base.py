@@ -1,13 +1,18 @@
 """What all data modules count, list and hand on."""
 
 import json
+import re
+from dataclasses import fields
 from types import SimpleNamespace
 
 import msgspec
 import pytest
+from jsonargparse import ArgumentParser
+from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import RehearsalData, SpecialistData, TraceData
+from datamodules.loading.base import PairData
 from datamodules.loading.plan import Mixture
 from datamodules.shards.write import write_shards
 from datamodules.sources.manifest import Fault
@@ -45,6 +50,34 @@ def test_a_fault_is_listed_once_also_by_the_run_that_goes_on(tmp_path):
         data.report([LINE, LINE])
         data.report([other, LINE])
     assert (tmp_path / "quarantine.jsonl").read_text().splitlines() == [LINE, other]
+
+
+@pytest.mark.parametrize("kind", [SpecialistData, RehearsalData, TraceData])
+def test_every_option_of_the_base_is_explained_by_the_help_of_each(kind, capsys):
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--data.help={kind.__name__}"])
+    told = " ".join(capsys.readouterr().out.split("Help for")[1].split())
+    assert set(names(PairData)) <= set(names(kind))
+    for option in names(kind):
+        assert re.search(rf"--data\.{option}\.\w+ [A-Z_]+ \S|--data\.{option} \S+ (?!\(type)\S", told), option
+
+
+@pytest.mark.parametrize("kind", [SpecialistData, RehearsalData, TraceData])
+def test_no_data_module_declares_an_option_as_its_base_does(kind):
+    above = {field.name: field for field in fields(kind.__base__)}
+    own = {field.name: field for field in fields(kind) if field.name in kind.__annotations__}
+    assert not [name for name in own if name in above and (own[name].type, own[name].default) == sort_of(above[name])]
+    assert names(kind)[: len(above)] == list(above), "options that are given by place stay in their places"
+
+
+def names(kind):
+    return [field.name for field in fields(kind)]
+
+
+def sort_of(field):
+    return field.type, field.default
 
 
 @pytest.mark.parametrize("kind", [RehearsalData, TraceData])

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from datamodules import RehearsalData, SpecialistData
 from datamodules.loading.plan import Slot, plan_training
 from datamodules.loading.stream import BatchLoader, Encoder
-from datamodules.loading.worker_transfer import Parcel, join
+from datamodules.loading.worker_transfer import PackedTensors, join
 from datamodules.shards.read import ShardSet
 from datamodules.shards.write import write_shards
-from datamodules.time_limit import patience, unhurried
+from datamodules.time_limit import time_limit, time_limit_paused
 from datamodules.toy_world import draw_pairs
 from lightning_conan.embedder import OmniProcessor
 from lightning_conan.items import Item, Media, Pair
@@ -134,21 +134,21 @@ def test_a_decoder_that_swallows_the_first_call_is_called_again(monkeypatch):
                     caught.append(str(error))
                     raise
 
-    with patience(0.05, "It"):
+    with time_limit(0.05, "It"):
         stubborn()
     assert caught == ["It must be read within 0.05 s, and took longer."] * 3
     time.sleep(0.2)  # nothing goes off any more
 
 
 def test_waiting_for_a_network_is_not_on_the_clock():
-    with patience(0.2, "It"):
-        with unhurried():
+    with time_limit(0.2, "It"):
+        with time_limit_paused():
             time.sleep(0.4)
         time.sleep(0.05)
 
     def slow():
-        with patience(0.1, "It"):
-            with unhurried():
+        with time_limit(0.1, "It"):
+            with time_limit_paused():
                 time.sleep(0.2)
             time.sleep(0.5)
 
@@ -222,12 +222,12 @@ DTYPES, SHAPES = st.sampled_from([torch.uint8, torch.int64, torch.bfloat16, torc
 
 
 @given(st.lists(st.tuples(DTYPES, SHAPES)), st.data())
-def test_a_parcel_holds_what_was_packed(kinds, draw):
+def test_packed_tensors_hold_what_was_packed(kinds, draw):
     tensors = [torch.randint(0, 2, shape).to(dtype) for dtype, shape in kinds]
     tensors += [tensor.transpose(0, -1) for tensor in tensors if tensor.ndim > 1]
     content = Mixed("a", tensors, [{"one": tensor, "none": None} for tensor in tensors[:2]])
-    parcel = pickle.loads(pickle.dumps(Parcel.of(content)))
-    found = parcel.open()
+    packed = pickle.loads(pickle.dumps(PackedTensors.pack(content)))
+    found = packed.unpack()
     assert found.name == "a"
     assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(found.tensors, tensors, strict=True))
     assert [entry["none"] for entry in found.rest] == [None] * len(content.rest)

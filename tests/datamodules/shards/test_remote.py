@@ -363,7 +363,7 @@ def test_a_shard_that_was_damaged_where_it_is_kept_is_fetched_once_more(server, 
 
 def test_transfers_at_one_time_keep_to_the_limit(server, tmp_path):
     pack(server.root / "set", 60, 6)
-    shards = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB)).elsewhere(range(60))
+    shards = ShardSet(f"{server.url}/set", ShardCache(tmp_path / "cache", GB)).remote_shards(range(60))
     cache = ShardCache(tmp_path / "cache", max(shard.size for shard in shards) * 5 // 2)
     server.slow, sizes, done = 0.05, [], threading.Event()
 
@@ -499,7 +499,7 @@ def test_secrets_in_a_url_are_in_no_list_no_name_and_no_message_of_a_worker(serv
     sets = ShardSet(url, ShardCache(tmp_path / "cache", GB))
     shown = f"{server.url}/set"
     assert sets.place("000000.tar") == f"{shown}/000000.tar"
-    assert "made-up" not in repr(sets) + repr(sets.elsewhere([0])) + str(sets.elsewhere([0])[0])
+    assert "made-up" not in repr(sets) + repr(sets.remote_shards([0])) + str(sets.remote_shards([0])[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datamodules.shards.read.decode_pair", lambda members: {}["json"])
         (batch,) = [Encoder({"a": sets}, processor)(Slot("a", (0,)))]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from disk import files_of
 
-from datamodules.shards import write
+from datamodules.shards import tar
 from datamodules.shards.read import ShardSet
 from datamodules.shards.write import PROGRESS, write_resumable, write_shards
 from lightning_conan.items import Item, Media, Pair
@@ -52,14 +52,14 @@ def filling_up(patch, failing, found):
 
 def test_a_file_that_cannot_be_read_to_its_end_is_named(tmp_path, monkeypatch):
     """As on a disk that fails, whose error names none."""
-    real = write.encode_pair
+    real = tar.encode_pair
 
     def failing(pair):
         if pair.key == "k1":
             raise OSError(5, "Input/output error")
         return real(pair)
 
-    monkeypatch.setattr(write, "encode_pair", failing)
+    monkeypatch.setattr(tar, "encode_pair", failing)
     assert write_shards(pairs(3), tmp_path / "out")["quarantined"] == 1
     fault = json.loads((tmp_path / "out" / "quarantine.jsonl").read_text())
     assert (fault["key"], fault["reason"]) == ("k1", "[Errno 5] Input/output error")

@@ -77,7 +77,7 @@ def test_lists_among_the_parts_of_an_earlier_version_move_beside_them(base, odd,
     assert embed(base, odd / "media", tmp_path / "out", "--rows_per_part", "3") == 0
     said = capsys.readouterr()
     assert "0 of them new" in said.out
-    assert "left out 3 broken items" in said.err
+    assert "skipped 3 broken items" in said.err
     assert not (tmp_path / "out" / "quarantine").exists()
     assert sorted(path.name for path in (tmp_path / "out.quarantine").iterdir()) == sorted(
         path.name for path in (odd / "out.quarantine").iterdir()

@@ -1,0 +1,37 @@
+"""Prompt of an item, piece by piece, before it becomes token ids."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Draft:
+    """Prompt of an item under construction.
+
+    Args:
+        text: Text, and placeholders as token and count, in order.
+        grids: Rows and columns of each image's, or pair of frames', tokens.
+        pixels: Images, and the frames of videos, uint8.
+        mels: Log-mel of each audio clip.
+        heard: Audio tokens after padding each clip to a whole encoder window.
+        opening: Number of entries of ``text`` before the one that the item's own words join.
+    """
+
+    text: list[str | tuple[str, int]] = field(default_factory=list)
+    grids: list[tuple[int, int]] = field(default_factory=list)
+    pixels: list[Tensor] = field(default_factory=list)
+    mels: list[Tensor] = field(default_factory=list)
+    heard: int = 0
+    opening: int = 0
+
+    def add(self, token: str, count: int = 1) -> None:
+        """Appends ``count`` placeholders of a name of ``SPECIAL_TOKENS``."""
+        self.text.append((token, count))
+
+    def write(self, words: str) -> None:
+        """Joins neighbouring text: tokenisers merge across such borders, and so must we."""
+        if self.text and isinstance(self.text[-1], str):
+            self.text[-1] += words
+        else:
+            self.text.append(words)

@@ -1,0 +1,179 @@
+"""Contracts between stages, data modules and callbacks, which Lightning hands to each other untyped."""
+
+from collections.abc import Iterable, Mapping, Sized
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from lightning_conan.embedder import OmniProcessor
+from lightning_conan.items import Item, Side
+
+
+@runtime_checkable
+class ScoredData(Protocol):
+    """Data module that names its data sets: a stage scores each by its name.
+
+    Attributes:
+        folders: Packed folders or URLs, by ``fit``, ``validate`` or ``test`` and by name, in the order of the loaders.
+    """
+
+    folders: Mapping[str, Mapping[str, str | Path]]
+
+
+@runtime_checkable
+class TextData(Protocol):
+    """Data module that lists the texts of its training data, for a bank of negatives."""
+
+    def texts(self) -> Iterable[tuple[Side, Item, str | None]]:
+        """Side, item, and content hash of its positive, of every side without media."""
+
+
+class Fingerprinted(Sized, Protocol):
+    """Sequence of items that knows its content."""
+
+    def fingerprint(self) -> Any:
+        """Equal for equal items."""
+
+
+@runtime_checkable
+class PartedData(Protocol):
+    """Data module whose items are embedded part by part.
+
+    Attributes:
+        items: All of them.
+        rows_per_part: Items of a part.
+        skip: Numbers of the parts that are not embedded again.
+    """
+
+    items: Fingerprinted
+    rows_per_part: int
+    skip: set[int]
+
+    @property
+    def parts(self) -> int:
+        """Number of parts."""
+
+    def numbers(self, part: int) -> Sized:
+        """Item numbers of a part."""
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Callbacks of a trainer: the list itself, which Lightning sets without declaring it."""
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+
+
+def datamodule_of(trainer: Trainer) -> object:
+    """Data module of a trainer, which Lightning sets without declaring it; None if it was given loaders."""
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def is_dry_run(trainer: Trainer) -> bool:
+    """True under ``fast_dev_run``, which Lightning sets without declaring it."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def misfit(rule: str, found: object, remedy: str) -> ValueError:
+    """Builds the error of an object that lacks what another one asks of it.
+
+    Args:
+        rule: Requirement.
+        found: Object that does not meet it.
+        remedy: Advice.
+    """
+    name = "none" if found is None else type(found).__name__
+    return ValueError(f"{rule}, got {name}. {remedy}")
+
+
+def scored_data(trainer: Trainer) -> ScoredData:
+    """Data module of a stage that is scored.
+
+    Raises:
+        ValueError: It does not name its data sets.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, ScoredData):
+        raise misfit(
+            "A stage is scored on a data module with `folders`, which name the data sets",
+            data,
+            "Pass datamodule=, such as datamodules.SpecialistData, instead of loaders.",
+        )
+    return data
+
+
+def text_data(trainer: Trainer) -> TextData:
+    """Data module of a stage with a bank of texts.
+
+    Raises:
+        ValueError: It does not list its texts.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, TextData):
+        raise misfit(
+            "A bank of texts needs a data module with `texts()`", data, "Use datamodules.SpecialistData, or set bank: false."
+        )
+    return data
+
+
+def parted_data(trainer: Trainer) -> PartedData:
+    """Data module of a `predict` that writes parts.
+
+    Raises:
+        ValueError: It has no parts.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, PartedData):
+        raise misfit(
+            "callbacks.EmbeddingParts needs a data module with `items`, `parts`, `numbers()`, `rows_per_part` and `skip`",
+            data,
+            "Use datamodules.EmbedData.",
+        )
+    return data
+
+
+def processor_of(stage: object) -> OmniProcessor:
+    """Processor that a data module encodes with: inputs and weights then match.
+
+    Raises:
+        ValueError: The stage has none.
+    """
+    processor = getattr(stage, "processor", None)
+    if not isinstance(processor, OmniProcessor):
+        raise misfit(
+            "Data modules encode with the stage's `processor`, an OmniProcessor, so the stage must have one",
+            stage,
+            "Subclass lightning_conan.training.Stage, or set it: load_processor(folder).",
+        )
+    return processor
+
+
+def embedder_of(stage: LightningModule) -> nn.Module:
+    """Model within a stage.
+
+    Raises:
+        ValueError: The stage has none.
+    """
+    embedder = getattr(stage, "embedder", None)  # no runtime protocol: from Python 3.12 on these do not see submodules
+    if not isinstance(embedder, nn.Module):
+        raise misfit(
+            "The stage must hold its model as `embedder`", stage, "Subclass lightning_conan.training.Stage, or rename the model."
+        )
+    return embedder
+
+
+def trained_of(stage: LightningModule | None) -> dict[str, Tensor]:
+    """Parameters that a stage trains, by name.
+
+    Raises:
+        ValueError: The stage does not tell.
+    """
+    trained = getattr(stage, "trained", None)
+    if not callable(trained):
+        raise misfit(
+            "FSDP2Strategy saves what trains, so the stage must have `trained()`",
+            stage,
+            "Subclass lightning_conan.training.Stage, or choose another strategy.",
+        )
+    return cast(dict[str, Tensor], trained())
