@@ -28,8 +28,8 @@ def run(args: Sequence[str]) -> None:
         """
         quiet_libraries()
         if dry:
-            for name, fate, spec in fusion.dry_run(recipe):
-                print(f"{fate:<8}{printable(name)}  {list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}")
+            for name, action, spec in fusion.dry_run(recipe):
+                print(f"{action:<8}{printable(name)}  {list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}")
             return
         report = fusion.fuse_folders(recipe, out, workers)
         alphas = ", ".join(f"{name} {alpha:g}" for name, alpha in sorted(report.alphas.items()))

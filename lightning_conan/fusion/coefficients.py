@@ -65,7 +65,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found: a folder's ``alphas.json``.
 
     Args:
@@ -101,7 +101,7 @@ def check_searchable() -> None:
     require("optuna", "Searching coefficients")
 
 
-def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search, device: str = "cpu") -> Found:
+def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search, device: str = "cpu") -> SearchResult:
     """Tries coefficients for a recipe; needs the extra ``alphas``.
 
     Args:
@@ -143,7 +143,7 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search, d
         study.enqueue_trial(dict(recipe.alphas))
     count = search.trials if search.sampler == "bayes" else len(search.values) ** len(sets)
     study.optimize(value_of, n_trials=count, show_progress_bar=sys.stderr.isatty())
-    return Found(own, trials)
+    return SearchResult(own, trials)
 
 
 def share(score: float, own: float) -> float:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_conan.embedder.checkpoint import LowRank
+
 COLUMNS = 2**18
 """Entries that are multiplied at once, in float32; sums over them are float64."""
 
@@ -16,6 +18,17 @@ def gram_of(rows: Float[Tensor, "vectors entries"]) -> Float[Tensor, "vectors ve
     """Inner products of task vectors over one tensor, a row each."""
     products = [(block @ block.T).double() for block in rows.split(COLUMNS, dim=1)]
     return torch.stack(products).sum(dim=0)
+
+
+def low_rank_gram(vectors: Sequence[LowRank]) -> Float[Tensor, "vectors vectors"]:
+    """Inner products of low-rank task vectors from their factors: ``<U V, W X> = sum(U^T W * V X^T)``, nothing made dense."""
+    ups, downs = torch.cat([vector.up for vector in vectors], dim=1), torch.cat([vector.down for vector in vectors])
+    products = (ups.T @ ups).double() * (downs @ downs.T).double()
+    owner = torch.repeat_interleave(torch.tensor([len(vector.down) for vector in vectors]))
+    sums = torch.zeros(len(vectors), len(products), dtype=torch.float64).index_add_(0, owner, products)
+    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64).index_add_(1, owner, sums)
+    gram.diagonal().clamp_(min=0)  # rounding can leave less where components cancel
+    return gram
 
 
 def group_of(name: str) -> str:

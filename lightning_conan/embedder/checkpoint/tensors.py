@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lightning_conan.embedder.checkpoint.task_vector import Replaced, TaskVector
+
 STEM, SUFFIX = "model", ".safetensors"
 WEIGHTS = STEM + SUFFIX
 INDEX = f"{WEIGHTS}.index.json"
@@ -51,6 +53,10 @@ class Tensors(ABC):
     @abstractmethod
     def __getitem__(self, name: str) -> Tensor:
         """Reads one tensor."""
+
+    def task_vector(self, name: str) -> TaskVector:
+        """Returns a tensor's difference to the base's: the whole tensor, unless what was read holds the difference itself."""
+        return Replaced(self[name])
 
 
 class TensorFiles(Tensors):
