@@ -100,19 +100,16 @@ class LowRankChange(Change):
 
     def __init__(self, vectors: Mapping[str, LowRank], alphas: Mapping[str, float], check: Check) -> None:
         super().__init__(vectors, alphas, check)
-        self.add_gram(low_rank_gram(list(vectors.values())))
-        parts = [(alphas[name], vector) for name, vector in vectors.items() if name in alphas and not vector.is_zero()]
-        self.sum = (
-            LowRank(
-                torch.cat([alpha * vector.up for alpha, vector in parts], dim=1), torch.cat([vector.down for _, vector in parts])
-            )
-            if parts
-            else None
-        )
+        joined = LowRank.join(list(vectors.values()))
+        ranks = torch.tensor([vector.rank for vector in vectors.values()])
+        self.add_gram(low_rank_gram(joined, ranks))
+        self.sum = joined.scaled(torch.tensor([alphas.get(name, 0.0) for name in vectors]).repeat_interleave(ranks))
+        lengths = zip(vectors, self.gram.diagonal().tolist(), strict=True)
+        self.moves = any(length > 0 or not vectors[name].is_zero() for name, length in lengths if name in alphas)
 
     @override
     def __call__(self, rows: slice, base: Tensor, buffers: Tensor) -> Float[Tensor, "rows columns"] | None:
-        if self.sum is None:
+        if not self.moves:
             return None
         self.sum.write(buffers[0], rows, base)
         return buffers[0]

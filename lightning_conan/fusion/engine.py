@@ -157,9 +157,9 @@ class Fusion:
         """
         buffers = self.buffers(1 + change.buffers, base.shape)
         anchor = buffers[0].copy_(base)
-        if not math.isfinite(squared_length(anchor)):
-            change.check(None)
         added = change(rows, anchor, buffers[1:])
+        if (self.delta or added is None) and not math.isfinite(squared_length(anchor)):
+            change.check(None)  # nothing else that is computed would show it
         if added is None:  # the base bit for bit, the sign of a zero included
             out.copy_(torch.zeros(()) if self.delta else base)
             return 0.0, 0.0

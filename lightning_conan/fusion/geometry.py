@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_conan.embedder.checkpoint import LowRank
@@ -20,13 +20,17 @@ def gram_of(rows: Float[Tensor, "vectors entries"]) -> Float[Tensor, "vectors ve
     return torch.stack(products).sum(dim=0)
 
 
-def low_rank_gram(vectors: Sequence[LowRank]) -> Float[Tensor, "vectors vectors"]:
-    """Inner products of low-rank task vectors from their factors: ``<U V, W X> = sum(U^T W * V X^T)``, nothing made dense."""
-    ups, downs = torch.cat([vector.up for vector in vectors], dim=1), torch.cat([vector.down for vector in vectors])
-    products = (ups.T @ ups).double() * (downs @ downs.T).double()
-    owner = torch.repeat_interleave(torch.tensor([len(vector.down) for vector in vectors]))
-    sums = torch.zeros(len(vectors), len(products), dtype=torch.float64).index_add_(0, owner, products)
-    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64).index_add_(1, owner, sums)
+def low_rank_gram(joined: LowRank, ranks: Int[Tensor, " vectors"]) -> Float[Tensor, "vectors vectors"]:
+    """Inner products of low-rank task vectors from their factors: ``<U V, W X> = sum(U^T W * V X^T)``, nothing made dense.
+
+    Args:
+        joined: The task vectors, their factors side by side.
+        ranks: Number of components of each.
+    """
+    products = (joined.up.T @ joined.up).double() * (joined.down @ joined.down.T).double()
+    vector = torch.arange(len(ranks)).repeat_interleave(ranks)
+    sums = torch.zeros(len(ranks), joined.rank, dtype=torch.float64).index_add_(0, vector, products)
+    gram = torch.zeros(len(ranks), len(ranks), dtype=torch.float64).index_add_(1, vector, sums)
     gram.diagonal().clamp_(min=0)  # rounding can leave less where components cancel
     return gram
 

@@ -1,6 +1,7 @@
 """Differences of one tensor to its base: low-rank factors, or another tensor from which the base is subtracted."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,20 @@ class LowRank(TaskVector):
         """Returns the difference of a tensor of this shape that did not change."""
         rows, columns = matrix_shape(shape)
         return cls(torch.empty(rows, 0), torch.empty(0, columns))
+
+    @classmethod
+    def join(cls, vectors: Sequence["LowRank"]) -> "LowRank":
+        """Returns the sum of some differences of one tensor: their factors side by side."""
+        return cls(torch.cat([vector.up for vector in vectors], dim=1), torch.cat([vector.down for vector in vectors]))
+
+    def scaled(self, weights: Float[Tensor, " rank"]) -> "LowRank":
+        """Returns the difference with each of its components times a weight."""
+        return LowRank(self.up * weights, self.down)
+
+    @property
+    def rank(self) -> int:
+        """Number of components."""
+        return len(self.down)
 
     def is_zero(self) -> bool:
         """Returns True if a factor is all 0, as LoRA's B is before training."""
