@@ -29,7 +29,7 @@ METHODS = [TaskArithmetic(), Ties(0.4), Dare(0.3), Dare(0.3, elect=True), Della(
 
 def adapter_folder(base: Path, out: Path, name: str, rank: int) -> Path:
     """A specialist of random factors, scale 1.5, and one module trained whole."""
-    generator, tensors = torch.Generator().manual_seed(len(name)), open_tensors(base)
+    generator, tensors = torch.Generator().manual_seed(list(ALPHAS).index(name)), open_tensors(base)
     shutil.copytree(base, out, ignore=shutil.ignore_patterns("*.safetensors"))
     factors = {}
     for target in FACTORED:
