@@ -17,7 +17,7 @@ class Dare(Method):
 
     Args:
         drop: Probability of dropping an entry; 0.2 when merging several, 0.9 for a single one (the paper).
-        elect: Whether to merge only what agrees in sign, as TIES does, instead of the weighted sum.
+        elect: Merge only entries that agree in sign, as TIES does, instead of the weighted sum.
     """
 
     drop: float = 0.2

@@ -236,7 +236,7 @@ def check_finite(name: str, base: Tensor, vectors: Mapping[str, TaskVector], res
         name: The tensor's name.
         base: The base's tensor.
         vectors: Its task vectors by specialist.
-        result: What was made of them, if anything.
+        result: The fused tensor, if there is one yet.
 
     Raises:
         ValueError: Names the tensor and the model.

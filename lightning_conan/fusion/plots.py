@@ -1,4 +1,4 @@
-"""What choosing coefficients trades against what, as PNG files."""
+"""Plots of searched and learned coefficients, as PNG files."""
 
 import io
 from collections.abc import Callable, Sequence

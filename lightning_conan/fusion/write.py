@@ -34,7 +34,7 @@ class Ahead:
     Args:
         fusion: Makes one.
         order: In which order they will be asked for.
-        workers: How many at once; memory holds so many tensors.
+        workers: Number of threads; memory holds one tensor for each.
     """
 
     def __init__(self, fusion: Fusion, order: list[str], workers: int) -> None:
@@ -78,7 +78,7 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
     the method, ``mergekit_config.yml`` beside its weights.
 
     Args:
-        recipe: What is fused.
+        recipe: Base, specialists, coefficients and method.
         out: The folder.
         workers: Tensors that are made at once.
         beside: Further files of the folder, by name.
@@ -111,7 +111,7 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
 
 
 def dry_run(recipe: Recipe) -> list[tuple[str, str, Spec]]:
-    """What would become of each tensor, without reading any."""
+    """Returns each tensor's name, action (``copied`` or ``fused``) and spec in the output, without reading any."""
     recipe.check()
     fusion = Fusion(recipe)
     return [(name, fusion.action(name), spec) for name, spec in sorted(fusion.specs.items())]

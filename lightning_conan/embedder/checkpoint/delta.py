@@ -14,7 +14,7 @@ DELTA_CONFIG, DELTA = "delta_config.json", "delta"
 
 
 def is_delta(folder: Path) -> bool:
-    """Whether a folder holds differences instead of dense weights."""
+    """Returns True if a folder holds differences instead of dense weights."""
     return (folder / DELTA_CONFIG).is_file()
 
 
