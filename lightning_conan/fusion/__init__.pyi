@@ -1,10 +1,10 @@
-from .coefficients import Found, Search, Trial, search_alphas
+from .coefficients import Search, SearchResult, Trial, search_alphas
 from .dare import Dare
 from .della import Della
 from .engine import FusionReport
 from .iso_c import IsoC
 from .mergekit import read_mergekit
-from .method import Method, Place
+from .method import Method, TensorContext
 from .recipe import Recipe
 from .statistics import Fisher, RegMean
 from .task_arithmetic import TaskArithmetic
@@ -16,15 +16,15 @@ __all__ = [
     "Dare",
     "Della",
     "Fisher",
-    "Found",
     "FusionReport",
     "IsoC",
     "Method",
-    "Place",
     "Recipe",
     "RegMean",
     "Search",
+    "SearchResult",
     "TaskArithmetic",
+    "TensorContext",
     "Ties",
     "Trial",
     "TsvM",

@@ -19,7 +19,7 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class Search:
-    """How coefficients are searched.
+    """Settings of a coefficient search.
 
     Args:
         sampler: bayes (a Gaussian process learns which are worth a try) or grid (every combination).
@@ -27,8 +27,8 @@ class Search:
         low: Smallest coefficient.
         high: Largest coefficient.
         values: Values of each coefficient on the grid.
-        aim: What is largest in the end: the share of its specialist's score that the worst modality keeps, or the mean
-            share, for which a modality may be given up.
+        aim: Objective to maximise: the share of its specialist's score that the worst modality keeps, or the mean share, for
+            which a modality may be sacrificed.
         seed: Of the sampler.
         token_budget: Padded tokens of a chunk when scoring.
     """
@@ -56,7 +56,7 @@ class Trial:
     Args:
         alphas: Its coefficients.
         scores: Recall@1 of each modality, in per cent.
-        value: What the search maximises.
+        value: Value of the objective.
     """
 
     alphas: dict[str, float]
@@ -65,8 +65,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search found: a folder's ``alphas.json``.
+class SearchResult:
+    """Result of a search: a folder's ``alphas.json``.
 
     Args:
         own: Recall@1 of each specialist on its own modality.
@@ -82,7 +82,7 @@ class Found:
         return max(self.trials, key=lambda trial: trial.value)
 
     def kept(self, trial: Trial) -> Scores:
-        """Which share of each specialist's score a candidate keeps: all of it where there is none."""
+        """Returns the share of each specialist's score that a candidate keeps; 1 where that score is 0."""
         return {name: share(score, self.own[name]) for name, score in trial.scores.items()}
 
     def to_json(self) -> str:
@@ -101,14 +101,14 @@ def check_searchable() -> None:
     require("optuna", "Searching coefficients")
 
 
-def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search, device: str = "cpu") -> Found:
+def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search, device: str = "cpu") -> SearchResult:
     """Tries coefficients for a recipe; needs the extra ``alphas``.
 
     Args:
-        recipe: What is fused; its coefficients are the first candidate of bayes.
+        recipe: Base, specialists and method; its coefficients are the first candidate of bayes.
         sets: A data set for each specialist, of pairs that it has not seen.
-        search: How.
-        device: Where candidates are scored.
+        search: Settings of the search.
+        device: Device that scores candidates.
 
     Raises:
         ValueError: No optuna, or a specialist without a data set.
@@ -143,16 +143,16 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search, d
         study.enqueue_trial(dict(recipe.alphas))
     count = search.trials if search.sampler == "bayes" else len(search.values) ** len(sets)
     study.optimize(value_of, n_trials=count, show_progress_bar=sys.stderr.isatty())
-    return Found(own, trials)
+    return SearchResult(own, trials)
 
 
 def share(score: float, own: float) -> float:
-    """What is kept of a specialist's score; 1 where it finds nothing, and so nothing can be lost."""
+    """Returns the share that is kept of a specialist's score; 1 where that is 0, and so nothing can be lost."""
     return score / own if own else 1.0
 
 
 def sampler_of(search: Search, names: list[str]) -> Any:
-    """The optimiser's."""
+    """Returns optuna's sampler for a search over the named coefficients."""
     from optuna.exceptions import ExperimentalWarning
     from optuna.samplers import GPSampler, GridSampler
 

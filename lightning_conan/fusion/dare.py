@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conan.fusion.method import Deltas, Method, Place, agreeing_mean, check_share, weighted_sum
+from lightning_conan.fusion.method import Deltas, Method, TensorContext, agreeing_mean, check_share, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Dare(Method):
 
     Args:
         drop: Probability of dropping an entry; 0.2 when merging several, 0.9 for a single one (the paper).
-        elect: Whether to merge only what agrees in sign, as TIES does, instead of the weighted sum.
+        elect: Merge only entries that agree in sign, as TIES does, instead of the weighted sum.
     """
 
     drop: float = 0.2
@@ -27,9 +27,9 @@ class Dare(Method):
         check_share("1 - drop", 1 - self.drop)
 
     @override
-    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], context: TensorContext) -> Float[Tensor, "*shape"]:
         kept = {}
         for name, delta in deltas.items():
-            mask = torch.rand(delta.shape, generator=place.generator(name)) >= self.drop
+            mask = torch.rand(delta.shape, generator=context.generator(name)) >= self.drop
             kept[name] = delta * mask / (1 - self.drop)
         return agreeing_mean(kept, alphas) if self.elect else weighted_sum(kept, alphas)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conan.fusion.method import Deltas, Method, Place, agreeing_mean, check_share
+from lightning_conan.fusion.method import Deltas, Method, TensorContext, agreeing_mean, check_share
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Della(Method):
         check_share("scale", self.scale, high=float("inf"))
 
     @override
-    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], context: TensorContext) -> Float[Tensor, "*shape"]:
         return self.scale * agreeing_mean(
-            {name: self.prune(delta, place.generator(name)) for name, delta in deltas.items()}, alphas
+            {name: self.prune(delta, context.generator(name)) for name, delta in deltas.items()}, alphas
         )
 
     def prune(self, delta: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:

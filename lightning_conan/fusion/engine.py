@@ -2,28 +2,29 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import local
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lightning_conan.embedder import load_processor
-from lightning_conan.embedder.checkpoint import Spec, check_specs, open_tensors
-from lightning_conan.fusion.geometry import Geometry, by_group, gram_of, group_of
-from lightning_conan.fusion.method import Place
+from lightning_conan.embedder.checkpoint import Replaced, Spec, TaskVector, as_matrix, check_specs, open_tensors
+from lightning_conan.fusion.change import CACHE, Change, change_of
+from lightning_conan.fusion.geometry import Geometry, by_group, group_of
+from lightning_conan.fusion.method import TensorContext
 from lightning_conan.fusion.recipe import Recipe
 
-BLOCK = 2**16
-"""Entries that are fused at once: a quarter of a megabyte of each model stays in the processor's cache."""
 TOKEN_ROWS = ("embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass
 class FusionReport:
-    """What became of each tensor: a fused folder's ``fusion.json``.
+    """Tensors that were fused or copied, and the geometry of the task vectors: a fused folder's ``fusion.json``.
 
     Args:
         alphas: The coefficients.
@@ -34,7 +35,7 @@ class FusionReport:
         norms: Length of each specialist's task vector over all fused tensors (arXiv 2606.09331).
         cosines: Cosine of each two task vectors, keyed ``a-b``.
         layers: Norms and cosines by layer or module.
-        rounding_loss: What rounding to the output's dtype took away, relative to the change itself (lengths).
+        rounding_loss: Length of the error of rounding to the output's dtype, relative to the length of the change.
     """
 
     alphas: dict[str, float]
@@ -49,8 +50,15 @@ class FusionReport:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One fused tensor, and its share of the report."""
+class FusedTensor:
+    """One fused tensor, and its share of the report.
+
+    Args:
+        tensor: The tensor in the output's dtype.
+        gram: Inner products of the specialists' task vectors; empty for a copied tensor.
+        lost: Squared length of the rounding error.
+        change: Squared length of the change.
+    """
 
     tensor: Tensor
     gram: Tensor
@@ -59,14 +67,14 @@ class Piece:
 
 
 class Fusion:
-    """The fused model's tensors, by name; the report fills as they are asked for.
+    """The fused model's tensors by name; each tensor that is read is added to the report.
 
     Args:
-        recipe: A recipe that was checked.
+        recipe: A recipe whose ``check`` has passed.
 
     Raises:
-        ValueError: A tensor that one of the models lacks, has in another shape, or that holds NaN or inf; a pattern that
-            matches no tensor.
+        ValueError: A tensor that a model lacks, has in another shape or in a coarser dtype than the base's; a pattern of
+            ``alphas_by_module`` that matches no tensor.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -74,13 +82,13 @@ class Fusion:
         self.report = FusionReport(dict(recipe.alphas), repr(recipe.method), dict(recipe.alphas_by_module))
         self.base = open_tensors(recipe.base)
         self.names = sorted(recipe.specialists)
-        self.models = {name: open_tensors(recipe.specialists[name], recipe.base, exact=True) for name in self.names}
+        self.models = {name: open_tensors(recipe.specialists[name], self.base, exact=True) for name in self.names}
         shapes = {name: spec.shape for name, spec in self.base.specs.items()}
         for name, tensors in self.models.items():
             check_specs(tensors.specs, shapes, recipe.specialists[name])
             check_precision(tensors.specs, self.base.specs, recipe.specialists[name])
         self.specs = {name: replace(spec, dtype=self.dtype(name)) for name, spec in self.base.specs.items()}
-        fused = [name for name in self.specs if self.fate(name) == "fused"]
+        fused = [name for name in self.specs if self.action(name) == "fused"]
         for pattern in recipe.alphas_by_module:
             if not any(re.search(pattern, name) for name in fused):
                 raise ValueError(
@@ -91,105 +99,118 @@ class Fusion:
         self.rows = [row for token, row in ids.items() if token.startswith("audio")]
         self.grams: dict[str, Tensor] = {}
         self.lost = self.change = 0.0
-        self.room = local()
+        self.memory = local()
 
     @property
     def delta(self) -> bool:
-        """Whether the differences to the base are asked for instead of a model."""
+        """True if the output is the difference to the base instead of a model."""
         return self.recipe.dtype == "delta"
 
     def dtype(self, name: str) -> torch.dtype:
-        """What a tensor of the result is written in."""
-        if self.delta and self.fate(name) == "copied":
+        """Returns a tensor's dtype in the output."""
+        if self.delta and self.action(name) == "copied":
             return self.models[self.recipe.owner].specs[name].dtype
         if self.recipe.dtype == "base":
             return self.base.specs[name].dtype
         return torch.float32 if self.delta else getattr(torch, self.recipe.dtype)  # type: ignore[no-any-return]
 
-    def fate(self, name: str) -> str:
-        """``copied`` from the owner, or ``fused``."""
+    def action(self, name: str) -> Literal["copied", "fused"]:
+        """Returns ``copied`` for a tensor of the owner's own modules, else ``fused``."""
         return "copied" if name.startswith(self.recipe.owned) else "fused"
 
-    def piece(self, name: str) -> Piece:
-        """One tensor of the result; pure, so that several can be made at once."""
+    def fuse(self, name: str) -> FusedTensor:
+        """Makes one tensor of the result; pure, so that threads can make several at once.
+
+        Raises:
+            ValueError: The base, a specialist or the result holds NaN or inf.
+        """
         spec, base = self.specs[name], self.base[name]
-        parts = {model: tensors[name] for model, tensors in self.models.items()}
-        owner = parts[self.recipe.owner]
-        if self.fate(name) == "copied":
-            check_finite(name, {"base": base, **parts})
-            return Piece(owner.to(spec.dtype, copy=True), torch.empty(0))
-        result = torch.empty(spec.shape, dtype=spec.dtype)
-        gram, lost, change = torch.zeros(len(parts), len(parts), dtype=torch.float64), 0.0, 0.0
-        for place in blocks(spec.shape, BLOCK if self.recipe.method.elementwise else None):
-            block = self.block(name, base.view(-1)[place], {model: part.view(-1)[place] for model, part in parts.items()}, spec)
-            result.view(-1)[place] = block.tensor.view(-1)
-            gram, lost, change = gram + block.gram, lost + block.lost, change + block.change
+        vectors = {model: tensors.task_vector(name) for model, tensors in self.models.items()}
+        check = partial(check_finite, name, base, vectors)
+        if self.action(name) == "copied":
+            copy = self.models[self.recipe.owner][name].to(spec.dtype, copy=True)
+            check(copy)
+            return FusedTensor(copy, torch.empty(0))
+        alphas, context = self.recipe.alphas_of(name), TensorContext(name, self.recipe.seed)
+        change = change_of(vectors, alphas, self.recipe.method, context, spec.shape, check)
+        result, lost, size = torch.empty(spec.shape, dtype=spec.dtype), 0.0, 0.0
+        before, after = as_matrix(base), as_matrix(result)
+        for rows in change.blocks(*before.shape):
+            sums = self.fuse_rows(change, rows, before[rows], after[rows])
+            lost, size = lost + sums[0], size + sums[1]
         if name.endswith(TOKEN_ROWS):
+            owner = self.models[self.recipe.owner][name]
             result[self.rows] = owner[self.rows].to(spec.dtype) - (base[self.rows].float() if self.delta else 0)
-        return Piece(result, gram, lost, change)
+        return FusedTensor(result, change.gram, lost, size)
 
-    def block(self, name: str, base: Tensor, parts: dict[str, Tensor], spec: Spec) -> Piece:
-        """As much of a tensor as fits the processor's cache, or all of it where the method needs it whole."""
-        shape = spec.shape if len(base) == torch.Size(spec.shape).numel() else base.shape
-        anchor, rows = self.scratch(len(base))
-        anchor.copy_(base)
-        for row, model in zip(rows, self.names, strict=True):
-            row.copy_(parts[model]).sub_(anchor)
-        gram = gram_of(rows)
-        if not bool(gram.isfinite().all()):  # as NaN and inf make it, at no cost; what else does is let through
-            check_finite(name, {"base": base, **parts})
-        alphas = self.recipe.alphas_of(name)
-        weighted = {model: row.view(shape) for model, row in zip(self.names, rows, strict=True) if model in alphas}
-        if not any(gram[row, row] > 0 or bool(rows[row].any()) for row, model in enumerate(self.names) if model in alphas):
-            same = torch.zeros_like(anchor) if self.delta else base.to(spec.dtype, copy=True)
-            return Piece(same, gram)  # the base bit for bit, the sign of a zero included
-        change = self.recipe.method(weighted, alphas, Place(name, self.recipe.seed)).reshape(-1)
-        size = float(change @ change)
-        exact = change if self.delta else change.add_(anchor)
-        result = exact.to(spec.dtype, copy=True)  # the only rounding
-        off = exact.sub_(result)
-        lost = float(off @ off)
+    def fuse_rows(self, change: Change, rows: slice, base: Tensor, out: Tensor) -> tuple[float, float]:
+        """Fuses a range of a tensor's rows.
+
+        Args:
+            change: The change of the tensor.
+            rows: The range of rows.
+            base: Those rows of the base, in its dtype.
+            out: Those rows of the result, to be written.
+
+        Returns:
+            Squared lengths of the rounding error and of the change.
+        """
+        buffers = self.buffers(1 + change.buffers, base.shape)
+        anchor = buffers[0].copy_(base)
+        added = change(rows, anchor, buffers[1:])
+        if (self.delta or added is None) and not math.isfinite(squared_length(anchor)):
+            change.check(None)  # nothing else that is computed would show it
+        if added is None:  # the base bit for bit, the sign of a zero included
+            out.copy_(torch.zeros(()) if self.delta else base)
+            return 0.0, 0.0
+        size = squared_length(added)
+        exact = added if self.delta else added.add_(anchor)
+        out.copy_(exact)  # the only rounding
+        lost = squared_length(exact.sub_(out))
         if not math.isfinite(lost):
-            check_finite(name, {f"the result in {spec.dtype}": result})
-        return Piece(result, gram, lost, size)
+            change.check(out)
+        return lost, size
 
-    def scratch(self, length: int) -> tuple[Tensor, Tensor]:
-        """Room for a block of the base and of each task vector in float32, the same for each block of a thread: fresh memory
-        costs more than the arithmetic on it."""
-        kept: Tensor | None = getattr(self.room, "tensor", None)
-        if kept is None or kept.shape[1] < length:
-            kept = torch.empty(1 + len(self.names), length)
-            if length <= BLOCK:
-                self.room.tensor = kept
-        return kept[0, :length], kept[1:, :length]
+    def buffers(self, count: int, shape: torch.Size) -> Tensor:
+        """Returns uninitialised float32 memory for ``count`` tensors of a shape. Each thread uses the same for each block:
+        fresh memory costs more than the arithmetic on it."""
+        size = count * shape.numel()
+        kept: Tensor | None = getattr(self.memory, "tensor", None)
+        if kept is None or len(kept) < size:
+            kept = torch.empty(size)
+            if size <= CACHE:
+                self.memory.tensor = kept
+        return kept[:size].view(count, *shape)
 
     def vectors(self, name: str) -> tuple[Tensor, Tensor]:
-        """A tensor of the base in float32, and the task vectors of it, in the order of ``names``.
+        """Returns a tensor of the base in float32, and its task vectors, in the order of ``names``.
 
-        Rows that are the owner's whatever the coefficients say stand in the base, and nothing is added to them.
+        Rows that are the owner's whatever the coefficients are stand in the base, and their task vectors are 0.
         """
-        anchor, owner = self.base[name].float().clone(), self.models[self.recipe.owner][name]
-        deltas = torch.stack([self.models[model][name].float() - anchor for model in self.names])
+        anchor = self.base[name].float().clone()
+        deltas = torch.empty(len(self.names), *anchor.shape)
+        for model, delta in zip(self.names, deltas, strict=True):
+            self.models[model].task_vector(name).write(as_matrix(delta), slice(None), as_matrix(anchor))
         if name.endswith(TOKEN_ROWS):
-            anchor[self.rows] = owner[self.rows].float()
+            anchor[self.rows] = self.models[self.recipe.owner][name][self.rows].float()
             deltas[:, self.rows] = 0
         return anchor, deltas
 
-    def add(self, name: str, piece: Piece) -> Tensor:
-        """Notes a piece in the report and hands its tensor on."""
-        copied = self.fate(name) == "copied"
+    def add(self, name: str, fused: FusedTensor) -> Tensor:
+        """Adds a tensor to the report and returns it."""
+        copied = self.action(name) == "copied"
         (self.report.copied if copied else self.report.fused).append(name)
         if not copied:
             group = group_of(name)
-            self.grams[group] = self.grams.get(group, torch.zeros_like(piece.gram)) + piece.gram
-            self.lost, self.change = self.lost + piece.lost, self.change + piece.change
-        return piece.tensor
+            self.grams[group] = self.grams.get(group, torch.zeros_like(fused.gram)) + fused.gram
+            self.lost, self.change = self.lost + fused.lost, self.change + fused.change
+        return fused.tensor
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.add(name, self.piece(name))
+        return self.add(name, self.fuse(name))
 
     def finish(self) -> FusionReport:
-        """The complete report."""
+        """Completes the report and returns it."""
         total = sum(self.grams.values(), torch.zeros(len(self.names), len(self.names), dtype=torch.float64))
         whole = Geometry.from_gram(self.names, total)
         self.report.norms, self.report.cosines = whole.norms, whole.cosines
@@ -208,18 +229,30 @@ def check_precision(found: Mapping[str, Spec], base: Mapping[str, Spec], where: 
             )
 
 
-def check_finite(name: str, parts: dict[str, Tensor]) -> None:
-    """Refuses NaN and inf, by tensor and model."""
+def check_finite(name: str, base: Tensor, vectors: Mapping[str, TaskVector], result: Tensor | None) -> None:
+    """Refuses NaN and inf.
+
+    Args:
+        name: The tensor's name.
+        base: The base's tensor.
+        vectors: Its task vectors by specialist.
+        result: The fused tensor, if there is one yet.
+
+    Raises:
+        ValueError: Names the tensor and the model.
+    """
+    parts = {"base": Replaced(base), **vectors}
+    if result is not None:
+        parts[f"the result in {result.dtype}"] = Replaced(result)
     for model, part in parts.items():
-        if not bool(part.isfinite().all()):
+        if not part.is_finite():
             raise ValueError(
                 f"{name!r} of {model} must be finite, it holds NaN or inf. A model's run diverged: train it again; "
                 "a result overflows: choose another recipe.dtype."
             )
 
 
-def blocks(shape: tuple[int, ...], size: int | None) -> Iterator[slice]:
-    """Pieces of a flattened tensor; one, if no size is given."""
-    total = torch.Size(shape).numel()
-    for start in range(0, max(total, 1), size or max(total, 1)):
-        yield slice(start, min(start + (size or total), total))
+def squared_length(tensor: Tensor) -> float:
+    """Sum of a contiguous tensor's squares."""
+    flat = tensor.view(-1)
+    return float(flat @ flat)

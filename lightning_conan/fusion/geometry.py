@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from lightning_conan.embedder.checkpoint import LowRank
 
 COLUMNS = 2**18
 """Entries that are multiplied at once, in float32; sums over them are float64."""
@@ -16,6 +18,21 @@ def gram_of(rows: Float[Tensor, "vectors entries"]) -> Float[Tensor, "vectors ve
     """Inner products of task vectors over one tensor, a row each."""
     products = [(block @ block.T).double() for block in rows.split(COLUMNS, dim=1)]
     return torch.stack(products).sum(dim=0)
+
+
+def low_rank_gram(joined: LowRank, ranks: Int[Tensor, " vectors"]) -> Float[Tensor, "vectors vectors"]:
+    """Inner products of low-rank task vectors from their factors: ``<U V, W X> = sum(U^T W * V X^T)``, nothing made dense.
+
+    Args:
+        joined: The task vectors, their factors side by side.
+        ranks: Number of components of each.
+    """
+    products = (joined.up.T @ joined.up).double() * (joined.down @ joined.down.T).double()
+    vector = torch.arange(len(ranks)).repeat_interleave(ranks)
+    sums = torch.zeros(len(ranks), joined.rank, dtype=torch.float64).index_add_(0, vector, products)
+    gram = torch.zeros(len(ranks), len(ranks), dtype=torch.float64).index_add_(1, vector, sums)
+    gram.diagonal().clamp_(min=0)  # rounding can leave less where components cancel
+    return gram
 
 
 def group_of(name: str) -> str:

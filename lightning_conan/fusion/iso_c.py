@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conan.fusion.method import Deltas, Method, Place, rank_of, weighted_sum
+from lightning_conan.fusion.method import Deltas, Method, TensorContext, rank_of, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class IsoC(Method):
     scale: float = 1.0
 
     @override
-    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], context: TensorContext) -> Float[Tensor, "*shape"]:
         total = weighted_sum(deltas, alphas)
         if total.ndim != 2:
             return self.scale * total / len(deltas)

@@ -88,7 +88,7 @@ def method_of(path: Path, name: str, density: float, shared: dict[str, Any]) -> 
 
 
 def mergekit_config(recipe: Recipe) -> dict[str, Any] | None:
-    """What ``mergekit_config.yml`` says of a recipe; None where mergekit cannot say it."""
+    """Returns the content of ``mergekit_config.yml`` for a recipe; None if mergekit has no such merge."""
     if recipe.dtype == "delta" or recipe.alphas_by_module:
         return None
     match recipe.method:

@@ -1,4 +1,4 @@
-"""What a fusion method is: from the specialists' task vectors of one tensor to one change of the base."""
+"""Interface of fusion methods: from the specialists' task vectors of one tensor to one change of the base."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 Deltas = Mapping[str, Float[Tensor, "*shape"]]
-"""Task vectors in float32 by specialist, those of weight 0 left out."""
+"""Task vectors in float32 by specialist, without those of weight 0."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which tensor is being fused, for methods that draw at random or bring statistics.
+class TensorContext:
+    """Name of the tensor that is fused, for methods that draw at random or read statistics.
 
     Args:
         name: The tensor's name.
@@ -36,16 +36,18 @@ class Method(ABC):
     """A rule of fusion; subclasses are dataclasses whose fields are its settings."""
 
     elementwise: ClassVar[bool] = False
-    """Whether each entry depends on that entry alone, so that tensors can be fused piece by piece."""
+    """True if each entry of the change depends on that entry alone, so that a tensor can be fused in blocks."""
+    linear: ClassVar[bool] = False
+    """True if the change is ``weighted_sum(deltas, alphas)``, so that low-rank task vectors can be summed as one product."""
 
     @abstractmethod
-    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
-        """The change of the base: what is added to it, in float32.
+    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], context: TensorContext) -> Float[Tensor, "*shape"]:
+        """Returns the change that is added to the base, in float32.
 
         Args:
             deltas: At least one task vector.
             alphas: A weight for each.
-            place: The tensor's name and the seed.
+            context: The tensor's name and the seed.
         """
 
 
@@ -54,7 +56,11 @@ NOTHING = 1e-5
 
 
 def rank_of(values: Float[Tensor, " rank"]) -> int:
-    """How many singular values of a matrix, the largest first, are more than rounding."""
+    """Number of singular values of a matrix that are more than rounding.
+
+    Args:
+        values: Singular values, the largest first.
+    """
     return int((values > NOTHING * values[0]).sum())
 
 

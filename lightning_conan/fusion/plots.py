@@ -1,10 +1,10 @@
-"""What choosing coefficients trades against what, as PNG files."""
+"""Plots of searched and learned coefficients, as PNG files."""
 
 import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_conan.fusion.coefficients import Found
+from lightning_conan.fusion.coefficients import SearchResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ def draw(*panels: "Callable[[Axes], Any]", width: float = 4.8) -> bytes:
     return buffer.getvalue()
 
 
-def plot_trials(found: Found, owner: str) -> bytes:
+def plot_trials(found: SearchResult, owner: str) -> bytes:
     """Each candidate by what the owner and what the others keep; and what the first and the best keep, one by one."""
     kept = [found.kept(trial) for trial in found.trials]
     others = [name for name in sorted(found.own) if name != owner]

@@ -1,4 +1,4 @@
-"""What is fused, by which method, and with which coefficients."""
+"""Recipe of a fusion: the base, the specialists, the method and the coefficients."""
 
 import math
 import re

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_conan.embedder.checkpoint import TensorFiles
-from lightning_conan.fusion.method import Deltas, Method, Place, check_mean, weighted_sum
+from lightning_conan.fusion.method import Deltas, Method, TensorContext, check_mean, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Weighted(Method):
         """The statistics by specialist."""
         return {name: TensorFiles([path]) for name, path in self.statistics.items()}
 
-    def read(self, deltas: Deltas, place: Place) -> dict[str, Tensor]:
+    def read(self, deltas: Deltas, context: TensorContext) -> dict[str, Tensor]:
         """Each specialist's statistic of one tensor.
 
         Raises:
@@ -38,9 +38,9 @@ class Weighted(Method):
         if missing := sorted(deltas.keys() - self.files.keys()):
             raise ValueError(f"statistics must name every specialist, {missing} have none. Add their files.")
         for name in deltas:
-            if place.name not in self.files[name].specs:
-                raise ValueError(f"{self.statistics[name]} must hold {place.name!r}, and does not. Collect it for all tensors.")
-        return {name: self.files[name][place.name].float() for name in deltas}
+            if context.name not in self.files[name].specs:
+                raise ValueError(f"{self.statistics[name]} must hold {context.name!r}, and does not. Collect it for all tensors.")
+        return {name: self.files[name][context.name].float() for name in deltas}
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Fisher(Weighted):
     """
 
     @override
-    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], context: TensorContext) -> Float[Tensor, "*shape"]:
         check_mean(alphas)
-        weights = {name: alphas[name] * value for name, value in self.read(deltas, place).items()}
+        weights = {name: alphas[name] * value for name, value in self.read(deltas, context).items()}
         total = sum((weights[name] for name in sorted(weights)), torch.zeros(()))
         merged = sum((weights[name] * deltas[name] for name in sorted(weights)), torch.zeros(()))
         return torch.where(total == 0, 0.0, merged / torch.where(total == 0, 1.0, total))
@@ -73,12 +73,12 @@ class RegMean(Weighted):
     shrink: float = 0.9
 
     @override
-    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], context: TensorContext) -> Float[Tensor, "*shape"]:
         check_mean(alphas)
-        if next(iter(deltas.values())).ndim != 2 or not any(place.name in files.specs for files in self.files.values()):
+        if next(iter(deltas.values())).ndim != 2 or not any(context.name in files.specs for files in self.files.values()):
             return weighted_sum(deltas, alphas) / (sum(alphas[name] for name in deltas) or 1.0)
         grams = {}
-        for name, gram in self.read(deltas, place).items():
+        for name, gram in self.read(deltas, context).items():
             diagonal = gram.diagonal().diag()
             grams[name] = alphas[name] * (self.shrink * (gram - diagonal) + diagonal)
         total = sum((grams[name] for name in sorted(grams)), torch.zeros(()))

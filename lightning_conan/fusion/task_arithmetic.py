@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conan.fusion.method import Deltas, Method, Place, weighted_sum
+from lightning_conan.fusion.method import Deltas, Method, TensorContext, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class TaskArithmetic(Method):
     """``sum_m alpha_m * delta_m``, not normalised (arXiv 2606.09331): the paper's rule."""
 
     elementwise: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     @override
-    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], context: TensorContext) -> Float[Tensor, "*shape"]:
         return weighted_sum(deltas, alphas)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conan.fusion.method import Deltas, Method, Place, agreeing_mean, check_share, keep_largest
+from lightning_conan.fusion.method import Deltas, Method, TensorContext, agreeing_mean, check_share, keep_largest
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,6 @@ class Ties(Method):
         check_share("density", self.density)
 
     @override
-    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], place: Place) -> Float[Tensor, "*shape"]:
+    def __call__(self, deltas: Deltas, alphas: Mapping[str, float], context: TensorContext) -> Float[Tensor, "*shape"]:
         trimmed = {name: keep_largest(delta, self.density) for name, delta in deltas.items()}
         return self.scale * agreeing_mean(trimmed, alphas)

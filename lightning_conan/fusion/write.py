@@ -34,20 +34,20 @@ class Ahead:
     Args:
         fusion: Makes one.
         order: In which order they will be asked for.
-        workers: How many at once; memory holds so many tensors.
+        workers: Number of threads; memory holds one tensor for each.
     """
 
     def __init__(self, fusion: Fusion, order: list[str], workers: int) -> None:
         self.fusion, self.order, self.workers = fusion, order, workers
         self.pool = ThreadPoolExecutor(workers)
-        self.pending = {name: self.pool.submit(fusion.piece, name) for name in order[:workers]}
+        self.pending = {name: self.pool.submit(fusion.fuse, name) for name in order[:workers]}
         self.next = workers
         self.bar = tqdm(total=len(order), desc="fusing", unit="tensor", disable=None)
 
     def __call__(self, name: str) -> Tensor:
         piece = self.pending.pop(name).result()
         if self.next < len(self.order):
-            self.pending[self.order[self.next]] = self.pool.submit(self.fusion.piece, self.order[self.next])
+            self.pending[self.order[self.next]] = self.pool.submit(self.fusion.fuse, self.order[self.next])
             self.next += 1
         self.bar.update()
         return self.fusion.add(name, piece)
@@ -78,7 +78,7 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
     the method, ``mergekit_config.yml`` beside its weights.
 
     Args:
-        recipe: What is fused.
+        recipe: Base, specialists, coefficients and method.
         out: The folder.
         workers: Tensors that are made at once.
         beside: Further files of the folder, by name.
@@ -94,7 +94,7 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
         finally:
             ahead.close()
         config = OmniConfig.from_pretrained(owner)
-        config.dtype = next(spec.dtype for name, spec in fusion.specs.items() if fusion.fate(name) == "fused")
+        config.dtype = next(spec.dtype for name, spec in fusion.specs.items() if fusion.action(name) == "fused")
         config.save_pretrained(scratch)
         if fusion.delta:
             write_delta_config(scratch, recipe.base, fusion.report.copied)
@@ -111,7 +111,7 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
 
 
 def dry_run(recipe: Recipe) -> list[tuple[str, str, Spec]]:
-    """What would become of each tensor, without reading any."""
+    """Returns each tensor's name, action (``copied`` or ``fused``) and spec in the output, without reading any."""
     recipe.check()
     fusion = Fusion(recipe)
-    return [(name, fusion.fate(name), spec) for name, spec in sorted(fusion.specs.items())]
+    return [(name, fusion.action(name), spec) for name, spec in sorted(fusion.specs.items())]

@@ -76,7 +76,7 @@ class Fused(Stage):
             )
         self.set_up()
         self.fusion = Fusion(self.recipe)
-        fused = sorted(name for name in self.fusion.specs if self.fusion.fate(name) == "fused")
+        fused = sorted(name for name in self.fusion.specs if self.fusion.action(name) == "fused")
         self.groups = sorted({self.group(name) for name in fused})
         for group in self.groups:
             found = {tuple(sorted(self.recipe.alphas_of(name).items())) for name in fused if self.group(name) == group}

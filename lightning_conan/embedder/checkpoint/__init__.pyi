@@ -19,6 +19,7 @@ from .folder import (
 from .golden import changed_versions, compare_golden
 from .graft import GraftReport, graft_folder
 from .provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_provenance
+from .task_vector import LowRank, Replaced, TaskVector, as_matrix
 from .tensors import STEM, Spec, TensorFiles, Tensors, check_specs, write_order, write_shards
 
 __all__ = [
@@ -29,11 +30,15 @@ __all__ = [
     "STEM",
     "Adapter",
     "GraftReport",
+    "LowRank",
     "Provenance",
+    "Replaced",
     "Spec",
     "State",
+    "TaskVector",
     "TensorFiles",
     "Tensors",
+    "as_matrix",
     "changed_versions",
     "check_apart",
     "check_folder",

@@ -1,4 +1,4 @@
-"""Adapter folders in PEFT's layout: low-rank factors, and whole tensors of what trained fully."""
+"""Adapter folders in PEFT's layout: low-rank factors, and whole tensors of modules that trained fully."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from lightning_conan.embedder.checkpoint.task_vector import LowRank, Replaced, TaskVector
 from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, save_tensors
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -23,25 +25,25 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "alpha_pattern": ({}, None),
     "lora_bias": (False, None),
 }
-"""What an adapter must be for ``base + alpha / rank * B A`` to hold."""
+"""Settings of PEFT for which ``base + alpha / rank * B A`` holds; any other value is refused."""
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter instead of dense weights."""
+    """Returns True if a folder holds an adapter instead of dense weights."""
     return (folder / ADAPTER_CONFIG).is_file()
 
 
 class AdapterTensors(Tensors):
-    """A base with an adapter on it, tensor by tensor: no dense copy is written first.
+    """A base with an adapter merged into it tensor by tensor, or the adapter's task vectors without the base.
 
     Args:
-        folder: The adapter.
-        base: Its base's tensors.
-        exact: Whether what it changes is float32 and not rounded to the base's dtype: in bfloat16 a low-rank change is of the
-            size of that rounding.
+        folder: The adapter folder.
+        base: The base's tensors.
+        exact: Keep merged tensors in float32 instead of rounding them to the base's dtype: in bfloat16 a low-rank change is
+            of the size of that rounding.
 
     Raises:
-        ValueError: An adapter that is no plain LoRA, or whose tensors do not fit the base.
+        ValueError: The adapter is no plain LoRA, or its tensors do not fit the base.
     """
 
     def __init__(self, folder: Path, base: Tensors, exact: bool = False) -> None:
@@ -62,7 +64,11 @@ class AdapterTensors(Tensors):
             self.specs |= changed
 
     def sort(self, folder: Path) -> None:
-        """Which file tensors belong to which tensor of the base; each must be of use."""
+        """Assigns the file's tensors to the base's; each must have its place.
+
+        Raises:
+            ValueError: A factor without its other half, or a tensor that the base lacks or has in another shape.
+        """
         shape: tuple[int, ...]
         for name in self.files.specs:
             target = name.removeprefix(PREFIX)
@@ -84,7 +90,7 @@ class AdapterTensors(Tensors):
             self.hold(folder, target, self.specs[target].shape == shape, f"must be {self.specs[target].shape}, got {shape}")
 
     def hold(self, folder: Path, name: str, fits: bool, what: str) -> None:
-        """Refuses what does not fit."""
+        """Refuses a tensor that does not fit the base."""
         if not fits:
             raise ValueError(f"The adapter {folder} must fit its base, but {name!r} {what}. It may be of another base.")
 
@@ -94,20 +100,33 @@ class AdapterTensors(Tensors):
         dense = self.base[name]
         if name not in self.factors:
             return dense
-        down, up = (self.files[part].float() for part in self.factors[name])
+        up, down = self.pair(name)
         merged: Tensor = dense.float() + self.scale * (up @ down)
         return merged.to(self.specs[name].dtype)  # the only rounding
+
+    @override
+    def task_vector(self, name: str) -> TaskVector:
+        """Returns a tensor's difference to the base's, read from the adapter alone and never rounded to the base's dtype."""
+        if name in self.factors:
+            up, down = self.pair(name)
+            return LowRank(self.scale * up, down)
+        return Replaced(self.files[self.whole[name]]) if name in self.whole else LowRank.zero(self.specs[name].shape)
+
+    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """Reads LoRA's B and A of a tensor, in float32."""
+        down, up = self.factors[name]
+        return self.files[up].float(), self.files[down].float()
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What training added to a base.
+    """Trained tensors of an adapter folder.
 
     Args:
-        factors: ``MODULE.lora_A.weight`` and ``MODULE.lora_B.weight``.
-        whole: Tensors that trained fully, by their names in the model.
-        modules: The modules that hold all of ``whole`` and nothing else.
-        config: peft's settings, with ``base_model_name_or_path``.
+        factors: LoRA factors by ``MODULE.lora_A.weight`` and ``MODULE.lora_B.weight``.
+        whole: Fully trained tensors by their names in the model.
+        modules: Modules that hold all of ``whole`` and nothing else (PEFT's ``modules_to_save``).
+        config: PEFT's settings, with ``base_model_name_or_path``.
     """
 
     factors: Mapping[str, Tensor]
@@ -116,7 +135,7 @@ class Adapter:
     config: dict[str, Any]
 
     def save(self, folder: Path) -> None:
-        """Writes it into an existing folder, as `peft.PeftModel.from_pretrained` reads it too."""
+        """Writes the adapter into an existing folder, in the layout that `peft.PeftModel.from_pretrained` reads."""
         both = {**self.factors, **self.whole}
         save_tensors(folder / ADAPTER_WEIGHTS, {f"{PREFIX}{name}": tensor for name, tensor in both.items()})
         settings = {**self.config, "modules_to_save": self.modules or None}

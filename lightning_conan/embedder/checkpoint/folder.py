@@ -132,27 +132,37 @@ def check_folder(folder: Path, states: tuple[State, ...] = STATES) -> Provenance
     return provenance
 
 
-def open_tensors(folder: Path, base: Path | None = None, exact: bool = False) -> Tensors:
-    """A folder's tensors, dense, or an adapter or differences on a base: the one door through which weights come.
+def open_tensors(folder: Path, base: Tensors | None = None, exact: bool = False) -> Tensors:
+    """Opens a folder's tensors, dense, or an adapter or differences on a base: the one door through which weights come.
 
     Args:
         folder: A checked folder.
-        base: The base of an adapter or of differences; the one that it names by default.
-        exact: Whether an adapter's tensors are float32 and not rounded to the base's dtype.
+        base: Tensors of the base of an adapter or of differences, which the caller has checked to be the right one. By default
+            those of the base that the folder names, whose files are hashed to check that.
+        exact: Keep the tensors that an adapter changes in float32 instead of rounding them to the base's dtype.
 
     Raises:
-        ValueError: Something on another base.
+        ValueError: The folder was made on another base.
     """
     if not is_adapter(folder) and not is_delta(folder):
         return TensorFiles(tensor_paths(folder))
-    base = base or base_of(folder)
-    wanted, found = read_provenance(folder).parents.get("base"), check_folder(base).fingerprint
-    if wanted != found:
-        raise ValueError(f"{folder} was made on another base than {base}. Name its own base.")
-    below = TensorFiles(tensor_paths(base))
+    below = base or checked_base(folder)
     return (
         AdapterTensors(folder, below, exact) if is_adapter(folder) else DeltaTensors(folder, tensor_paths(folder, DELTA), below)
     )
+
+
+def checked_base(folder: Path) -> Tensors:
+    """Opens the tensors of the base that an adapter or a folder of differences names.
+
+    Raises:
+        ValueError: The base is not there, is damaged, or is another one.
+    """
+    base = base_of(folder)
+    wanted, found = read_provenance(folder).parents.get("base"), check_folder(base).fingerprint
+    if wanted != found:
+        raise ValueError(f"{folder} was made on another base than {base}. Name its own base.")
+    return TensorFiles(tensor_paths(base))
 
 
 def base_of(folder: Path) -> Path:

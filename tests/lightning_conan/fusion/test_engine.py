@@ -129,7 +129,7 @@ def test_nan_is_refused_by_tensor_and_model(recipe, tmp_path):
 
 
 def test_an_interrupted_fusion_leaves_nothing(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "gram_of", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(engine, "change_of", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         fuse_folders(recipe, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -310,9 +310,11 @@ def test_an_overflowing_dtype_is_refused(recipe, tmp_path):
 
 
 def test_a_dry_run_says_what_would_become_of_each_tensor(recipe):
-    fates = {name: fate for name, fate, _ in dry_run(recipe)}
-    assert {name for name, fate in fates.items() if fate == "copied"} == {name for name in fates if name.startswith(recipe.owned)}
-    assert set(fates) == set(tensors(recipe.base))
+    actions = {name: action for name, action, _ in dry_run(recipe)}
+    assert {name for name, action in actions.items() if action == "copied"} == {
+        name for name in actions if name.startswith(recipe.owned)
+    }
+    assert set(actions) == set(tensors(recipe.base))
 
 
 def test_methods_write_folders_that_load(recipe, tmp_path):
