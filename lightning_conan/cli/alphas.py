@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning_conan.fusion import Recipe, Search
-from lightning_conan.fusion.coefficients import Found
+from lightning_conan.fusion.coefficients import SearchResult
 
 
 def alphas(
@@ -48,7 +48,7 @@ def alphas(
     print(f"{out}: fused with the best; {out / 'alphas.png'} draws all")
 
 
-def print_best(found: Found) -> None:
+def print_best(found: SearchResult) -> None:
     """Prints the best candidate's coefficients and scores, beside those of the first."""
     first = found.trials[0]
     print(f"best of {len(found.trials)}, in brackets the first:")
