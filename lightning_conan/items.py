@@ -67,7 +67,7 @@ class Media(msgspec.Struct, frozen=True):
 
     @property
     def span(self) -> dict[str, float | int]:
-        """Which part of the file is meant: only the fields that are set."""
+        """Part of the file that is meant: only the fields that are set."""
         fields = {"start": self.start or None, "end": self.end, "page": self.page}
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -197,7 +197,7 @@ def parse_media(modality: Medium, value: object, root: Path) -> Media:
 
 
 def is_other(path: Path) -> bool:
-    """Whether there is something that is no file; what is not there at all is told by whoever reads it."""
+    """True if the path names something other than a file; a missing one is reported by whoever reads it."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -205,7 +205,7 @@ def is_other(path: Path) -> bool:
 
 
 def is_moment(value: object) -> bool:
-    """Whether something is a number of seconds from the beginning."""
+    """True for a number of seconds from the beginning."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
@@ -264,7 +264,7 @@ def parse_pair(value: object, root: Path) -> Pair:
 
 
 def parse_side(value: Mapping[str, object], side: Side, root: Path) -> Item:
-    """What a line of a list of items holds: a pair's ``side``, or a single item beside its ``key``.
+    """Parses a line of a list of items: a pair's ``side``, or a single item beside its ``key``.
 
     Raises:
         ValueError: A missing, unknown or ill-typed field, named with its value.

@@ -26,7 +26,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def load_yaml(text: str, load: Callable[[str], Any]) -> Any:
-    """What ``load`` makes of a text, once it is known that no key stands twice.
+    """Loads a text in which no key stands twice.
 
     Raises:
         YAMLError: It is no YAML, or a key stands twice in it.

@@ -110,7 +110,7 @@ class Inflater:
         self.begun = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What some bytes of the body stand for, in blocks of at most ``BLOCK``.
+        """Decompresses some bytes of the body, in blocks of at most ``BLOCK``.
 
         Raises:
             OSError: They come after the end of what was compressed.

@@ -159,32 +159,6 @@ def test_a_term_has_one_line():
 
 
 QUESTIONS = ("What", "Whether", "How", "Which", "Where")
-TO_MEND = {
-    "lightning_conan/cli/common": "daemon logging progress",
-    "lightning_conan/cli": "cot lightning main search",
-    "lightning_conan/demo": "line report study trace",
-    "lightning_conan/drift": "__init__ report verdict",
-    "lightning_conan/embedder": "audio batch config model packing processor processor_config sentence_arrays sentence_inputs "
-    "sentence_transformer vision",
-    "lightning_conan/embedder/checkpoint": "adapter atomic card delta folder golden graft provenance tensors upstream",
-    "lightning_conan/fusion": "coefficients engine mergekit method plots recipe write",
-    "lightning_conan": "items strict_yaml web",
-    "lightning_conan/media": "image limits timeline truncation video",
-    "lightning_conan/objectives": "contrastive gradient_cache",
-    "lightning_conan/reasoning": "answers cache cot decoding endpoint journal reasoner rules serving",
-    "lightning_conan/reasoning/prompts": "__init__",
-    "lightning_conan/retrieval": "mining store",
-    "lightning_conan/stages": "fused recovery",
-    "lightning_conan/training": "adapters collectives frozen_cache memory negatives optimizers scoring settings "
-    "sharding stage weights",
-    "datamodules/loading": "base plan stream worker_transfer",
-    "datamodules/shards": "check download index read records reencode remote write",
-    "datamodules/sources": "items layout manifest",
-    "datamodules": "time_limit",
-    "datamodules/toy_world": "composed draw write",
-    "callbacks": "__init__ checkpoint_files folder_checkpoint",
-}
-"""Modules, by folder, in which docstrings still open with a question word. Take out what is mended, and add none."""
 
 
 def docstrings(path: Path) -> Iterator[str]:
@@ -199,8 +173,7 @@ def docstrings(path: Path) -> Iterator[str]:
 
 def test_docstrings_open_with_a_verb_or_a_noun():
     odd = {path for path in files() for text in docstrings(path) if re.match(rf"\s*({'|'.join(QUESTIONS)})\b", text)}
-    left = {ROOT / folder / f"{module}.py" for folder, modules in TO_MEND.items() for module in modules.split()}
-    assert not odd - left
+    assert not odd
 
 
 def script(name: str):
