@@ -40,7 +40,7 @@ VERBS = {
 }
 
 
-PLACES = {"demo": "lightning_conan.demo.line", **dict.fromkeys(LIGHTNING, "lightning_conan.cli.lightning")}
+PLACES = {"demo": "lightning_conan.demo.command", **dict.fromkeys(LIGHTNING, "lightning_conan.cli.lightning")}
 """Modules of the verbs that have no file of their own name here; the demo stands above this package, since it calls it."""
 
 

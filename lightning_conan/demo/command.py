@@ -1,0 +1,65 @@
+"""`conan demo`: the whole method in small, or a study of one stage."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from lightning_conan.demo.line import Demo
+from lightning_conan.demo.study import run_study
+from lightning_conan.demo.trace import run_trace
+
+
+def demo(
+    out: Path | None = None,
+    seed: int = 0,
+    pairs: int = 3072,
+    steps_scale: float = 1.0,
+    configs: Path | None = None,
+    study: Literal["fusion", "alpha", "recovery", "trace"] | None = None,
+    seeds: int = 3,
+) -> None:
+    """Runs the whole method in small: base, four specialists, fusion, drift, recovery, rehearsal; then reports.
+
+    Takes about eleven minutes on two CPU cores and prints each command that it runs. With --study it compares variants of one
+    stage over several seeds instead, in about half an hour; studies in one folder share what they start from, and one that was
+    stopped resumes.
+
+    Args:
+        out: Where everything is written, runs/demo or, of studies, runs/studies; what an earlier demo left there is replaced.
+        seed: Of the world, of the random start and of every stage; the first of a study's.
+        pairs: Training pairs a task.
+        steps_scale: Factor on every stage's number of steps, for a quick look.
+        configs: A folder with your own copies of the YAML files; those of the package by default.
+        study: Compare methods of fusion, coefficients, ways of recovery, or embedders that reason with one that does not.
+        seeds: How many seeds a study takes.
+    """
+    out = out or Path("runs/studies" if study else "runs/demo")
+    if configs is not None and not (configs / "tiny").is_dir():
+        raise ValueError(f"--configs must name a folder with tiny/*.yaml, as the package's is, got {configs}.")
+    if out.exists() and any(out.iterdir()) and not (out / ".demo").is_file():
+        raise ValueError(f"{out} exists and no demo made it. Choose another folder with --out, or remove it first.")
+    if study == "alpha":
+        from lightning_conan.fusion.coefficients import check_searchable
+
+        check_searchable()  # not after minutes of training
+    if study:
+        make = partial(Demo, configs=configs, steps_scale=steps_scale, pairs=pairs, keep=True)
+        print(run_study(study, {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}, out))
+        return
+    from lightning_conan.demo.report import write_report
+
+    line = Demo(out, configs, seed, steps_scale, pairs)
+    line.clear()
+    (out / ".demo").touch()
+    line.prepare()
+    line.recover()
+    run_trace(line, "final")
+    print(write_report(out, line.seconds, seed))
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the options and runs the demo."""
+    from jsonargparse import auto_cli
+
+    auto_cli(demo, args=list(args), prog="conan demo", as_positional=False)
