@@ -85,7 +85,7 @@ def test_commands_that_say_nothing_or_do_not_read_keep_nobody_waiting(tmp_path):
 
 
 def test_a_silent_command_is_let_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(resident, "PATIENCE", 0.05)
+    monkeypatch.setattr(daemon, "PATIENCE", 0.05)
     with helper(tmp_path / "door"), linked(tmp_path / "door") as link:
         assert link.recv(1) == b""
 

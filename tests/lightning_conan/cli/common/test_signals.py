@@ -195,7 +195,7 @@ def test_outside_of_the_main_thread_nothing_is_handled():
 def test_the_demo_ends_with_the_verb_that_a_signal_ended(tmp_path, monkeypatch):
     from lightning_conan.demo.line import Demo
 
-    monkeypatch.setattr("lightning_conan.cli.main.main", lambda words: 143)
+    monkeypatch.setattr("lightning_conan.demo.line.main", lambda words: 143)
     with pytest.raises(SystemExit) as stop:
         Demo(tmp_path, tmp_path, 0, 1.0, 1).conan("fit")
     assert stop.value.code == 143
