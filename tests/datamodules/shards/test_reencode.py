@@ -88,6 +88,23 @@ def test_videos_get_fewer_frames_and_sides_that_their_codec_holds():
     assert Reencoding(video_fps=100)(slow) is slow
 
 
+@pytest.mark.parametrize(("height", "width"), [(17, 24), (16, 25), (19, 27)])
+def test_sides_of_an_odd_length_lose_a_row_or_a_column(height, width):
+    """The last one: nothing is scaled or moved."""
+    ramp = torch.arange(height)[:, None] * 6 + torch.arange(width)[None] * 3
+    video = torch.stack([ramp.expand(3, -1, -1).to(torch.uint8)] * 8)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="avi") as container:
+        stream = container.add_stream("ffv1", rate=4)
+        stream.width, stream.height, stream.pix_fmt = width, height, "bgr0"
+        for pixels in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.permute(1, 2, 0).numpy(), format="rgb24")))
+        container.mux(stream.encode(None))
+    clip = decode_media(Reencoding(video_fps=2)(Media("video", buffer.getvalue(), "v.avi")), EVERY_FRAME)
+    assert clip.frames.shape[2:] == (height & ~1, width & ~1)
+    assert (clip.frames.float() - video[0, :, : height & ~1, : width & ~1].float()).abs().mean() < 4
+
+
 @pytest.mark.parametrize(("rate", "frames"), [(30, 90), (30, 153), (25, 75), (24, 97), (10, 31)])
 @pytest.mark.parametrize("fps", [1, 2, 4])
 def test_fewer_frames_keep_their_moments(rate, frames, fps):
