@@ -18,7 +18,11 @@ class EndedBySigterm(Callback):
     """
 
     def obey(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Puts a handler in place of Lightning's, and of the one before it while models load."""
+        """Handles SIGTERM: from ``setup`` on, while models load, and again once Lightning has set a handler of its own.
+
+        Args:
+            trainer: Its launcher's processes are killed too.
+        """
 
         def end(number: int, frame: FrameType | None) -> None:
             launcher = trainer.strategy.launcher
