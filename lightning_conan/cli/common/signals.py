@@ -19,7 +19,7 @@ def end(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Within the block SIGTERM raises ``SystemExit(143)``, unless it has a handler already; restores the setting that was there."""
+    """Within the block SIGTERM raises ``SystemExit(143)``, unless it has a handler; restores the setting that was there."""
     before = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or before is None:  # None: not set by Python
         yield
