@@ -29,6 +29,13 @@ class FolderCheckpoint(Callback):
         monitor: A score of validation, such as ``val/digits/recall@1``: the weights of the step with the best one are written,
             which wait in ``best/best.ckpt`` under the trainer's root; those of the last step by default.
         mode: ``max`` if the highest score is the best, ``min`` if the lowest is.
+
+    Example:
+        >>> callback = FolderCheckpoint(Path("runs/image"), monitor="val/digits/recall@1")
+        >>> options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+        >>> trainer = Trainer(default_root_dir="runs/work", callbacks=[callback], **options)
+        >>> callback.kept(trainer).as_posix()  # the weights of the best step, which on_fit_end writes to runs/image
+        'runs/work/best/best.ckpt'
     """
 
     def __init__(self, out: Path, form: Form = "dense", monitor: str | None = None, mode: Literal["max", "min"] = "max") -> None:

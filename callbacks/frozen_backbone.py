@@ -26,6 +26,13 @@ class FrozenBackbone(Callback):
     Raises:
         ValueError: No parameter starts so.
         RuntimeError: Something frozen moved, or nothing else did.
+
+    Example:
+        >>> from lightning_conan.embedder import tiny_embedder
+        >>> model, _ = tiny_embedder()
+        >>> frozen = dict(FrozenBackbone(("audio_projector.",)).frozen(model))
+        >>> sorted({name.split(".")[0] for name in frozen})
+        ['audio_encoder', 'backbone']
     """
 
     def __init__(self, trains: tuple[str, ...] = ("audio_projector.",)) -> None:

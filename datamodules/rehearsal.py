@@ -20,6 +20,19 @@ class RehearsalData(PairData):
         temperature: Shares in proportion to size ** temperature, times the weights: 0 equal, 1 in proportion to the sizes.
         max_epochs: A set is repeated at most so often within one epoch, in which the one that takes longest is seen once; any
             number by default.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from datamodules.shards.write import write_shards
+        >>> from datamodules.toy_world import draw_pairs
+        >>> with TemporaryDirectory() as root:
+        ...     folders = {name: Path(root) / name for name in ("image", "audio")}
+        ...     packed = [write_shards(draw_pairs(name, 4, seed=0), folder) for name, folder in folders.items()]
+        ...     data = RehearsalData(folders, batch_size=2, weights={"audio": 2})
+        ...     data.setup("fit")
+        >>> sorted(slot.source for slot in data.plan(epoch=0, ranks=1))
+        ['audio', 'audio', 'audio', 'audio', 'image', 'image']
     """
 
     train: Folders | None = None

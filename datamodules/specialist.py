@@ -12,6 +12,17 @@ class SpecialistData(PairData):
 
     Args:
         train: Packed folder to train on, or its URL (https, s3, gs, hf).
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from datamodules.shards.write import write_shards
+        >>> from datamodules.toy_world import draw_pairs
+        >>> with TemporaryDirectory() as root:
+        ...     summary = write_shards(draw_pairs("image", 6, seed=0), Path(root) / "packed")
+        ...     data = SpecialistData(Path(root) / "packed", batch_size=2)
+        ...     data.setup("fit")
+        >>> len(data.plan(epoch=0, ranks=1))  # batches
+        3
     """
 
     train: str | Path | None = None

@@ -44,6 +44,17 @@ def write_shards(
 
     Raises:
         ValueError: ``out`` exists already, or no pair was left to write.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from datamodules.shards.read import ShardSet
+        >>> from datamodules.toy_world import draw_pairs
+        >>> with TemporaryDirectory() as root:
+        ...     summary = write_shards(draw_pairs("image", 3, seed=0), Path(root) / "packed", pairs_per_shard=2)
+        ...     shards = ShardSet(Path(root) / "packed")
+        ...     pairs = list(shards.each(range(len(shards))))
+        >>> summary["pairs"], list(shards.shards), pairs[0].key
+        (3, ['000000.tar', '000001.tar'], 'image-0-000000')
     """
     return write_resumable(lambda done: islice(pairs, done, None), out, "", pairs_per_shard, files)
 

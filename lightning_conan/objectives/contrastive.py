@@ -20,6 +20,14 @@ class SymmetricInfoNCE(Objective):
 
     It has no settings of its own: ``temperature``, ``false_negative_margin``, ``same_side_negatives`` and ``matryoshka_dims``
     stand in ``training``, and ``back`` (the direction from target to query) in ``Trace``.
+
+    Example:
+        >>> vectors = torch.eye(4)  # three pairs, whose queries equal their targets, and a hard negative
+        >>> pairs = PairEmbeddings(vectors[:3], vectors[:3], vectors[3:], torch.arange(3), torch.arange(3, 6), torch.tensor([6]))
+
+        >>> loss = SymmetricInfoNCE()(pairs, Contrast(temperature=1.0))
+        >>> round(float(loss), 3)  # forth log(e + 3) - 1, back log(e + 2) - 1
+        0.648
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"temperature", "margin", "same_side", "back", "dims"})

@@ -25,6 +25,14 @@ class CoSENT(Objective):
 
     One logarithm joins all pairs, so every rank computes the scores of all of them, some rows at a time, and the loss of its own
     pairs is that of all. Sentence-transformers' default ``scale`` of 20 is ``training.temperature`` 0.05.
+
+    Example:
+        >>> vectors = torch.eye(4)  # three pairs, whose queries equal their targets, and a hard negative
+        >>> pairs = PairEmbeddings(vectors[:3], vectors[:3], vectors[3:], torch.arange(3), torch.arange(3, 6), torch.tensor([6]))
+
+        >>> loss = CoSENT()(pairs, Contrast(temperature=1.0))
+        >>> round(float(loss), 3)  # 3 matches score 1 and 9 other pairs 0: log(1 + 27 / e)
+        2.392
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"temperature", "dims"})

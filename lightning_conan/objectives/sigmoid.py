@@ -26,6 +26,14 @@ class PairwiseSigmoid(Objective):
     Args:
         bias: Added to each score after division by the temperature; below 0, since most questions are answered with no.
         learn_bias: Trains one bias for all modalities, starting there; false keeps it.
+
+    Example:
+        >>> vectors = torch.eye(4)  # three pairs, whose queries equal their targets, and a hard negative
+        >>> pairs = PairEmbeddings(vectors[:3], vectors[:3], vectors[3:], torch.arange(3), torch.arange(3, 6), torch.tensor([6]))
+
+        >>> loss = PairwiseSigmoid(bias=-10.0)(pairs, Contrast(temperature=0.1))
+        >>> round(float(loss), 3)  # a match scores 1 / 0.1 - 10 = 0 and costs log 2
+        0.693
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"temperature", "dims"})

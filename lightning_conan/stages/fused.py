@@ -39,6 +39,16 @@ class Fused(Stage):
         recipe: Base, specialists and initial coefficients.
         training: Settings of training; a learning rate of 1e-3 to 1e-2 suits coefficients.
         by_layer: Learn a coefficient for each layer or module of each specialist, instead of one for each specialist.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+        >>> with TemporaryDirectory() as root:
+        ...     base = save_folder(Path(root) / "base", *tiny_embedder(), Provenance("base"))
+        ...     audio = save_folder(Path(root) / "audio", *tiny_embedder(), Provenance("specialist", "audio"))
+        ...     stage = Fused(Recipe(base, {"audio": audio}), by_layer=True)
+        >>> stage.names, stage.recipe.alphas
+        (['audio'], {'audio': 0.5})
     """
 
     accepts: ClassVar[tuple[State, ...]] = STATES

@@ -65,6 +65,15 @@ class ProjectorRecovery(Stage):
         constants_gb: The folder's largest size in GiB.
         bank: Makes every text of the training data a negative at every step, except those that the data names as right for one
             of the batch's audio clips; needs ``constants``.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+        >>> with TemporaryDirectory() as root:
+        ...     folder = save_folder(Path(root) / "fused", *tiny_embedder(), Provenance("fused"))
+        ...     stage = ProjectorRecovery(folder, Training(lr=1e-3, optimizer="muon"))
+        >>> stage.trainable_prefixes, stage.lora
+        (('audio_projector.',), None)
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("fused",)

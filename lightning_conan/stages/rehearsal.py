@@ -17,6 +17,15 @@ class Rehearsal(Stage):
         training: Settings of training.
         lora: The adapters.
         train_projector: Trains the audio projector too, fully.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+        >>> with TemporaryDirectory() as root:
+        ...     folder = save_folder(Path(root) / "recovered", *tiny_embedder(), Provenance("recovered"))
+        ...     stage = Rehearsal(folder, lora=Lora(rank=8), train_projector=True)
+        >>> stage.lora_prefixes, stage.trainable_prefixes
+        (('backbone.',), ('audio_projector.',))
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("recovered", "fused", "base")

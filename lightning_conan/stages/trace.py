@@ -39,6 +39,15 @@ class Trace(Stage):
             reasons already.
         target_hint: Ends the instruction of targets, likewise.
         decoding: Settings of writing, when it is scored.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+        >>> with TemporaryDirectory() as root:
+        ...     folder = save_folder(Path(root) / "base", *tiny_embedder(), Provenance("base"))
+        ...     stage = Trace(folder, lora=Lora(rank=8), query_hint="Think first.")
+        >>> stage.processor.config.reasons, stage.processor.config.query_hint
+        (True, 'Think first.')
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("base", "fused", "recovered", "rehearsed", "reasoning")

@@ -81,6 +81,13 @@ class Training:
         max_skipped_steps: Number of steps that may be skipped because their gradient is not finite (logged as
             ``train/skipped_steps``); the next one ends the run. A loss that is not finite always does.
         seed: Seed of the dropout; each step's random numbers depend on seed, step and rank alone, so that resuming repeats them.
+
+    Example:
+        >>> settings = Training(lr=3e-4, warmup_steps=2, temperatures={"audio": 0.05})
+        >>> settings.temperature_of("audio"), settings.temperature_of("image")
+        (0.05, 0.02)
+        >>> [round(settings.scale(step, total=6), 2) for step in range(6)]
+        [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
     """
 
     lr: float = 1e-4
@@ -184,6 +191,11 @@ class Lora:
         rank: Inner size.
         alpha: Scale, relative to ``rank``.
         dropout: On the adapters' inputs.
+
+    Example:
+        >>> lora = Lora(rank=16, alpha=32)
+        >>> lora.alpha / lora.rank  # factor of the adapters' product
+        2.0
     """
 
     rank: int = 32
