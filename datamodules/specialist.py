@@ -8,7 +8,7 @@ from datamodules.loading.base import PairData
 
 @dataclass(eq=False, repr=False)
 class SpecialistData(PairData):
-    """Pairs of one packed folder, in batches of one task.
+    """Streams the pairs of one packed data set, in batches of one task.
 
     Args:
         train: Packed folder to train on, or its URL (https, s3, gs, hf).

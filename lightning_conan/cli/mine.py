@@ -105,12 +105,12 @@ class MineOptions:
         folder: The checkpoint folder whose mistakes are wanted.
         out: The new manifest, with negatives; those that the old one had come first.
         count: Negatives of a query at most.
-        skip: The best so many wrong targets are passed over: they are the likeliest to be right after all.
-        depth: Only the best so many different targets are looked at.
+        skip: Number of best-ranked wrong targets to skip: they are the likeliest to be right after all.
+        depth: Number of best-ranked different targets to choose from.
         margin: A negative must score at least this much below the query's own target.
-        relative: A negative must score below this share of it.
+        relative: A negative must score below this share of the own target's score.
         accelerator: cpu, gpu, mps, or auto for what there is.
-        devices: How many; each embeds parts of its own.
+        devices: Number of devices; each embeds parts of its own.
     """
 
     manifest: Path

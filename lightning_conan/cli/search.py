@@ -23,7 +23,7 @@ class Query:
         image: The query's image.
         video: The query's video.
         document: The query's page image or PDF.
-        audio: The query's sound.
+        audio: The query's audio file.
         text: The query's text.
         instruction: Overrides the folder's system instruction.
     """

@@ -47,9 +47,9 @@ def symmetric_info_nce(
 
     Args:
         pairs: All pairs, whose targets are everyone's negatives.
-        contrast: What counts as a negative.
-        own: The pairs whose loss is wanted: this rank's. The loss of all is the mean over the ranks, by their pairs.
-        at_once: Rows whose scores are in memory at once; see ``ROWS``.
+        contrast: Temperature, and what counts as a negative.
+        own: This rank's pairs, whose mean loss is returned; all by default.
+        at_once: Rows whose scores are in memory at once; see ``rows.ROWS``.
     """
     crossed = is_crossed(pairs)
 
@@ -67,15 +67,15 @@ def both_ways(
     own: slice,
     crossed: bool,
 ) -> Float[Tensor, ""]:
-    """The loss of some rows, all their scores at once.
+    """The mean loss of some rows, with all their scores in memory at once.
 
     Args:
-        query: The rows' queries.
-        target: The rows' targets.
-        pairs: All pairs.
-        contrast: What counts as a negative.
-        own: The rows' place among the pairs.
-        crossed: ``is_crossed`` of the pairs.
+        query: Queries of the rows, which get the gradient.
+        target: Targets of the rows, likewise.
+        pairs: All pairs, the rows included.
+        contrast: Temperature, and what counts as a negative.
+        own: Slice of the rows among the pairs.
+        crossed: ``is_crossed(pairs)``, computed once for all rows.
     """
     positive = torch.arange(len(pairs.query), device=pairs.query.device)[own]
     masks = no_negatives(pairs, own, crossed)
