@@ -53,7 +53,7 @@ class Window:
     samples: int
 
     def parts(self, tasks: Mapping[str, Sequence[int]], rng: random.Random) -> list[dict[str, list[int]]]:
-        """Yields sample numbers by task, window by window, in shuffled order of the shards.
+        """Splits sample numbers by task into windows, in shuffled order of the shards.
 
         Args:
             tasks: Sample numbers of the whole source by task.
@@ -73,7 +73,7 @@ class Window:
 
 
 def shuffled_batches(parts: Sequence[Mapping[str, Sequence[int]]], size: int, world: int, rng: random.Random) -> list[list[int]]:
-    """Yields one pass over a source in shuffled batches of one task; samples that fill no batch wait for the next part.
+    """Returns one pass over a source in shuffled batches of one task; samples that fill no batch wait for the next part.
 
     Args:
         parts: Sample numbers by task, part by part.

@@ -241,7 +241,7 @@ def inside(members: Sequence[Numbers], whole: Numbers) -> None:
         whole: Size in bytes of each member's shard.
 
     Raises:
-        ValueError: A member ends behind its shard.
+        ValueError: A member does not lie within its shard.
     """
     offset, size, _ = members
     if not ((offset >= 0) & (size >= 0) & (offset <= whole) & (size <= whole - offset)).all():
