@@ -181,7 +181,7 @@ def apart(worker: int) -> None:
 
 
 class BatchLoader(Generic[BatchT]):
-    """Iterates over encoded batches; each iteration asks anew which ones (epoch and position).
+    """Iterates over encoded batches; each iteration asks again which ones are due (epoch and position).
 
     Args:
         slots: Gives the batches that are still to come; with workers, pieces of each are made at the same time.

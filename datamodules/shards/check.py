@@ -51,7 +51,7 @@ class Report:
 
     Args:
         folder: Where it lies.
-        pairs: How many pairs it holds.
+        pairs: Number of its pairs.
         tasks: Pairs by modality and task.
         media: Bytes by modality, queries, targets and negatives together.
         queries: Keys by the content hash of the query.

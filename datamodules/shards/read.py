@@ -255,7 +255,7 @@ class ShardSet:
         """One pair, by its number.
 
         Raises:
-            ValueError: The record or a member is broken, or not what was packed.
+            ValueError: The record or a member is invalid, or differs from what was packed.
         """
         if (members := self.members(number)) is None and self.remote:  # what is kept here was damaged: it is fetched once more
             shard = self.samples.shard(number)

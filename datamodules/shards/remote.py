@@ -120,7 +120,7 @@ class ShardCache:
     """A folder on disk for remote shards, shared by all processes of a machine.
 
     Args:
-        root: The folder.
+        root: The cache folder.
         limit: Its largest size in bytes.
     """
 

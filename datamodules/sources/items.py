@@ -101,7 +101,7 @@ class ItemList:
         return digest.hexdigest()
 
     def files(self, number: int) -> list[Path]:
-        """An item's files that are there; none of a broken item, which is listed when its turn comes."""
+        """Existing files of an item; none of an invalid item, which is listed when it is read."""
         value = self.entries[number][1]
         if isinstance(value, Path):
             return [value]
@@ -201,7 +201,7 @@ def escape(found: re.Match[str]) -> str:
 
 
 def pages_of(path: Path) -> int:
-    """Number of a PDF's pages; 1 for a broken file, which then is quarantined like any other."""
+    """Number of a PDF's pages; 1 for a damaged file, which is then quarantined like any other."""
     import pypdfium2
 
     try:

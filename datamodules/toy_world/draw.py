@@ -50,7 +50,7 @@ def polygon(shape: str, x: float, y: float, radius: float) -> list[tuple[float, 
         shape: One of ``SHAPES`` with corners.
         x: Horizontal pixel of the centre.
         y: Vertical pixel of the centre, from the top.
-        radius: Pixels from the centre to a corner.
+        radius: Pixels; corners lie at 0.5 to 1.3 times it from the centre.
 
     Raises:
         ValueError: The shape has no corners.

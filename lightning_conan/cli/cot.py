@@ -166,7 +166,7 @@ def write(
     """Writes the packed folder, with the counts and the dropped pairs beside its shards.
 
     Args:
-        out: The folder.
+        out: The packed folder to write.
         entries: Faults, and the pairs that are kept.
         dropped: Reasons by the keys of dropped pairs.
         summary: Counts, for cot.json.

@@ -130,7 +130,7 @@ def examine_folder(folder: Path, record: bool, dtype: str | None, device: str) -
 
     Args:
         folder: The checkpoint folder.
-        record: Write the golden vectors anew first.
+        record: Write new golden vectors first.
         dtype: Name of a torch dtype for the weights; None for the folder's own on a CPU and bfloat16 on other devices.
         device: Device to embed on, such as ``cuda:1``.
 

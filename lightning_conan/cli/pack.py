@@ -31,7 +31,7 @@ def pack(
         modality: Keep only pairs of this modality.
         pairs_per_shard: Pairs in one tar file.
         validate: Decode every medium now, instead of when it is first read.
-        reencode: Which media are written anew; by default all keep their bytes.
+        reencode: Media to re-encode; by default all keep their bytes.
         workers: Processes that decode and re-encode; 0 does it in this one.
     """
     from tqdm import tqdm

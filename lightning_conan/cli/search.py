@@ -181,7 +181,7 @@ def search(
         index: What `conan embed` wrote.
         query: What to find.
         queries: Instead, a JSONL file of items with a key, or of pairs, whose query is taken.
-        k: How many to find.
+        k: Number of entries to find.
         format: A table, or a JSON line for each query.
         device: Where to embed the queries.
         keep: Minutes without a query after which the helper that keeps model and index loaded ends; 0 starts none.

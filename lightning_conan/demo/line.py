@@ -240,7 +240,7 @@ def demo(
         steps_scale: Factor on every stage's number of steps, for a quick look.
         configs: A folder with your own copies of the YAML files; those of the package by default.
         study: Compare methods of fusion, coefficients, ways of recovery, or embedders that reason with one that does not.
-        seeds: How many seeds a study takes.
+        seeds: Number of seeds of a study.
     """
     out = out or Path("runs/studies" if study else "runs/demo")
     if configs is not None and not (configs / "tiny").is_dir():

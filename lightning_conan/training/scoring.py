@@ -148,7 +148,7 @@ class Scoring(LightningModule):
         self.start_scores("test")
 
     def log_scores(self, prefix: str) -> None:
-        """Logs ``PREFIX/DATA_SET/METRIC`` and starts anew."""
+        """Logs ``PREFIX/DATA_SET/METRIC`` and resets the metrics."""
         for name, metric in sorted(self.metrics.items()):
             scores: Mapping[str, Tensor] = metric.compute()
             if not self.processor.config.ends:

@@ -1,4 +1,4 @@
-"""FSDP2: weights in shards over the ranks, gathered layer by layer as they are needed."""
+"""FSDP2: weights sharded over the ranks, gathered layer by layer when they are needed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

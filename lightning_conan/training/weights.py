@@ -197,7 +197,7 @@ class Weights(Scoring):
         """Writes the trained model as a checkpoint folder. Every rank has to call; the first one writes.
 
         Args:
-            out: The folder.
+            out: The checkpoint folder to write.
             form: ``dense`` merges adapters into weights of the dtype that the stage started with, ``float32`` into float32 ones;
                 ``adapter`` writes the adapters alone.
 
