@@ -20,10 +20,10 @@ KNOWN = 3
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Written beside, synced to disk, then put in place at once; the file before stays as ``previous.ckpt``.
+    """Writes .ckpt files atomically: to a scratch file, synced, then renamed; the file before stays as ``previous.ckpt``.
 
-    Beside a file lies its BLAKE3 hash, since torch.load does not notice a flipped bit. A damaged file is not read: the
-    previous one is, with a warning.
+    Beside a file lies its BLAKE3 hash, since torch.load does not notice a flipped bit. If a file is damaged, the previous one
+    is read instead, with a warning.
     """
 
     @override
@@ -93,8 +93,8 @@ def write_hashes(path: Path, hashes: list[str]) -> None:
     """Stores the newest hashes, on disk before this returns.
 
     Args:
-        path: The checkpoint.
-        hashes: The newest first.
+        path: The .ckpt file that they belong to.
+        hashes: BLAKE3 hashes, the newest first.
     """
     scratch = path.with_name(f".{hash_path(path).name}.partial")
     scratch.write_text("\n".join(hashes[:KNOWN]) + "\n")

@@ -15,7 +15,7 @@ class DataMonitor(Callback):
     ``num_workers``, shrink the media, or pack them re-encoded. Both are of this rank, over the last ``every_n_steps``.
 
     Args:
-        every_n_steps: How often.
+        every_n_steps: Steps between two log entries.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:

@@ -27,9 +27,9 @@ class EmbeddingParts(Callback):
     same command: parts that are there are not embedded again.
 
     Args:
-        out: The folder.
-        precision: How numbers are stored.
-        dim: How many leading entries to keep (Matryoshka); all by default.
+        out: Folder of the parts.
+        precision: Stored type of the embeddings.
+        dim: Number of leading dimensions to keep (Matryoshka); all by default.
     """
 
     def __init__(self, out: Path, precision: Precision = "float16", dim: int | None = None) -> None:
@@ -82,7 +82,7 @@ class EmbeddingParts(Callback):
         self.written = int(total(torch.tensor(self.written, device=trainer.strategy.root_device)))
 
     def write(self, part: int) -> None:
-        """Writes the pending part: first what is missing from it, then the part itself."""
+        """Writes the pending part: first the list of its invalid items, then the embeddings."""
         faults = [fault for batch, _ in self.pending for fault in batch.faults]
         path = self.quarantine / f"part-{part:05d}.jsonl"
         if faults:
@@ -103,7 +103,7 @@ def move_lists(old: Path, new: Path) -> None:
     """Moves the lists that an earlier version wrote among the parts; each rank may try.
 
     Args:
-        old: Their folder.
+        old: Their former folder; removed once it is empty.
         new: Their folder now.
     """
     for path in old.glob("part-*.jsonl"):

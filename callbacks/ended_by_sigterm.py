@@ -13,12 +13,16 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 class EndedBySigterm(Callback):
     """Ends validate, test and predict at once on SIGTERM, by ``SystemExit(143)``, with the processes of the other devices.
 
-    Lightning's own handler only takes a note, which nothing but a fit looks at; with several devices it waits there for ranks
-    that do not know of it. A fit has ``ResumableCheckpoint``.
+    Lightning's own handler only sets a flag that a fit alone reads; with several devices it waits for ranks that got no signal.
+    A fit has ``ResumableCheckpoint``.
     """
 
     def obey(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Puts a handler in place of Lightning's, and of the one before it while models load."""
+        """Handles SIGTERM: from ``setup`` on, while models load, and again once Lightning has set a handler of its own.
+
+        Args:
+            trainer: Its launcher's processes are killed too.
+        """
 
         def end(number: int, frame: FrameType | None) -> None:
             launcher = trainer.strategy.launcher

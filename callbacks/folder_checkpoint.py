@@ -19,16 +19,23 @@ log = logging.getLogger(__name__)
 
 
 class FolderCheckpoint(Callback):
-    """At the end of a fit that was not cut short, writes ``out``, whole or not at all.
+    """Writes the trained model as a checkpoint folder at the end of a fit that was not cut short, whole or not at all.
 
     Args:
-        out: The folder; one that the same stage wrote before is replaced.
+        out: The checkpoint folder; one that the same stage wrote before is replaced.
         form: ``dense`` merges LoRA into the weights, of the dtype that the stage started from; ``float32`` likewise, where
             bfloat16 would round small changes away (a warning says so); ``adapter`` (specialists only) writes the adapter
             alone, in PEFT's layout: a hundredth of the size, and `conan fuse` and `conan test` read both alike.
-        monitor: A score of validation, such as ``val/digits/recall@1``: the weights of the step with the best one are written,
-            which wait in ``best/best.ckpt`` under the trainer's root; those of the last step by default.
+        monitor: A score of validation, such as ``val/digits/recall@1``: the weights of the step with the best one are written;
+            until then they are kept in ``best/best.ckpt`` under the trainer's root. By default the last step's are written.
         mode: ``max`` if the highest score is the best, ``min`` if the lowest is.
+
+    Example:
+        >>> callback = FolderCheckpoint(Path("runs/image"), monitor="val/digits/recall@1")
+        >>> options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+        >>> trainer = Trainer(default_root_dir="runs/work", callbacks=[callback], **options)
+        >>> callback.kept(trainer).as_posix()  # the weights of the best step, which on_fit_end writes to runs/image
+        'runs/work/best/best.ckpt'
     """
 
     def __init__(self, out: Path, form: Form = "dense", monitor: str | None = None, mode: Literal["max", "min"] = "max") -> None:
@@ -84,11 +91,11 @@ class FolderCheckpoint(Callback):
         return Path(trainer.default_root_dir) / "best" / "best.ckpt"
 
     def restore(self, trainer: Trainer, stage: Stage) -> None:
-        """Restores the weights of the best step.
+        """Restores the weights of the best step; those of the last step stay if nothing was monitored or scored.
 
         Args:
-            trainer: The stage's.
-            stage: The stage.
+            trainer: Reads the file of the best weights.
+            stage: Its trained parameters are overwritten.
         """
         if self.monitor is None:
             return

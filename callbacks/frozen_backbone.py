@@ -18,14 +18,21 @@ log = logging.getLogger(__name__)
 
 
 class FrozenBackbone(Callback):
-    """Keeps everything but ``trains`` without gradients, in eval mode and bit for bit as it was.
+    """Freezes everything but ``trains``, keeps it in eval mode, and checks at the end that it is unchanged bit for bit.
 
     Args:
         trains: Parameter name prefixes, within the embedder, of what may move.
 
     Raises:
-        ValueError: No parameter starts so.
-        RuntimeError: Something frozen moved, or nothing else did.
+        ValueError: No parameter's name starts with one of ``trains``.
+        RuntimeError: A frozen tensor changed, or no other did.
+
+    Example:
+        >>> from lightning_conan.embedder import tiny_embedder
+        >>> model, _ = tiny_embedder()
+        >>> frozen = dict(FrozenBackbone(("audio_projector.",)).frozen(model))
+        >>> sorted({name.split(".")[0] for name in frozen})
+        ['audio_encoder', 'backbone']
     """
 
     def __init__(self, trains: tuple[str, ...] = ("audio_projector.",)) -> None:

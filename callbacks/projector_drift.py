@@ -21,15 +21,15 @@ from lightning_conan.training.sharding import whole_weights
 class ProjectorDrift(Callback):
     """Logs ``drift/MODALITY/layer_K``: the cosine of each token that a projector made to the same token in the specialist.
 
-    1 means that nothing turned. Layer 0 is what enters the language model; the inputs are those of the first batch of the
-    modality that comes by, after a resume those of the first batch from there on. Several may watch several projectors.
+    1 means that nothing has drifted. Layer 0 is the language model's input. The inputs come from the first batch of the
+    modality; a resumed run takes its own first batch. Use several callbacks for several projectors.
 
     Args:
         specialist: The modality's specialist folder.
         modality: Whose tokens: audio for the audio projector; image, document or video for the vision tower's merger.
-        every_n_steps: How often.
-        count: Inputs that are watched.
-        path: Where to write all of it at the end, as JSON: a list of ``[step, cosines]``.
+        every_n_steps: Steps between two measurements.
+        count: Number of inputs that are compared.
+        path: JSON file to write at the end: a list of ``[step, cosines]``; none by default.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ class ResumableCheckpoint(ModelCheckpoint):
     waits for the end of the step, too.
 
     Args:
-        every_n_steps: How often to save.
+        every_n_steps: Steps between two saves.
     """
 
     def __init__(self, every_n_steps: int = 100) -> None:
@@ -68,8 +68,8 @@ class ResumableCheckpoint(ModelCheckpoint):
         """Stores a signal until the step is done; a second Ctrl-C raises at once.
 
         Args:
-            number: The signal.
-            frame: Unused.
+            number: The signal's number.
+            frame: Unused; Python passes the interrupted stack frame.
         """
         if number == signal.SIGINT and self.stopped_by == signal.SIGINT:
             raise KeyboardInterrupt

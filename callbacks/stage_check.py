@@ -8,14 +8,14 @@ from lightning_conan.training.protocols import misfit
 
 
 def as_stage(module: LightningModule, callback: Callback) -> Stage:
-    """A module as the stage that a callback needs.
+    """Returns a module, typed as the stage that a callback needs.
 
     Args:
-        module: The module that runs.
+        module: LightningModule of the trainer.
         callback: Named by the error.
 
     Raises:
-        ValueError: It is no stage.
+        ValueError: The module is no stage.
     """
     if not isinstance(module, Stage):
         name = type(callback).__name__

@@ -20,8 +20,8 @@ class ItemEncoder:
     """Encodes the items of a slot; invalid ones are skipped and listed.
 
     Args:
-        items: What there is.
-        processor: Encodes one.
+        items: All items of the source.
+        processor: Encodes an item to tokens and pixels.
     """
 
     def __init__(self, items: ItemList, processor: OmniProcessor) -> None:
@@ -88,7 +88,7 @@ class EmbedData(LightningDataModule):
         """Batches of the parts that a rank still has to embed; items of like size share a batch.
 
         Args:
-            rank: This rank.
+            rank: Number of this rank, from 0.
             world: Number of ranks.
         """
         todo = [part for part in range(self.parts) if part not in self.skip][rank::world]

@@ -8,10 +8,21 @@ from datamodules.loading.base import PairData
 
 @dataclass(eq=False, repr=False)
 class SpecialistData(PairData):
-    """Pairs of one packed folder, in batches of one task.
+    """Streams the pairs of one packed data set, in batches of one task.
 
     Args:
         train: Packed folder to train on, or its URL (https, s3, gs, hf).
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from datamodules.shards.write import write_shards
+        >>> from datamodules.toy_world import draw_pairs
+        >>> with TemporaryDirectory() as root:
+        ...     summary = write_shards(draw_pairs("image", 6, seed=0), Path(root) / "packed")
+        ...     data = SpecialistData(Path(root) / "packed", batch_size=2)
+        ...     data.setup("fit")
+        >>> len(data.plan(epoch=0, ranks=1))  # batches
+        3
     """
 
     train: str | Path | None = None

@@ -13,16 +13,16 @@ BROKEN = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Recurs
 
 @contextmanager
 def time_limit(seconds: float, what: str) -> Iterator[None]:
-    """Raises within the block once it has taken too long, and each second after, should someone have caught that.
+    """Raises within the block once it has taken too long, and again each second after, in case the error was caught.
 
-    Outside of a process's main thread it cannot, and does nothing; nor can it interrupt native code, only what follows it.
+    It does nothing outside of the process's main thread. Native code is not interrupted: the error comes after it.
 
     Args:
-        seconds: The limit.
+        seconds: Time limit of the block.
         what: Name of the work, for the error.
 
     Raises:
-        TimeoutError: After ``seconds``.
+        TimeoutError: The block took more than ``seconds``.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

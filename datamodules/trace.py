@@ -10,7 +10,7 @@ from datamodules.rehearsal import RehearsalData
 
 @dataclass(eq=False, repr=False)
 class TraceData(RehearsalData):
-    """Several packed folders in turn, each batch of one task; training queries carry their reasoning (``conan cot``).
+    """Mixes packed data sets, each batch of one task; training queries carry their reasoning (``conan cot``).
 
     Args:
         teach: True to attach the reasoning as generation target; false for a plain embedder (``lambda_gen: 0``).

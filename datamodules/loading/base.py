@@ -43,14 +43,14 @@ class PairData(LightningDataModule):
         batch_size: Pairs of a global batch, all ranks together.
         num_workers: Processes that decode; 0 decodes in the training process.
         seed: Fixes the order, together with the epoch.
-        max_bad_rate: The run stops when a larger share of the samples read so far is invalid, of 100 or more.
+        max_bad_rate: Largest share of invalid samples; the run stops above it, once 100 samples have been read.
         cache_gb: Memory for encoded samples in GiB, so that small sets are decoded once (without workers).
         reading: Shuffling window, and the cache of remote shards.
 
     Attributes:
         epoch: Epoch of the current batches.
-        overcount: Difference of Lightning's count of epochs to ours: after a run it counts the last one as done, even if
-            ``max_steps`` cut it short, and a checkpoint that is saved by hand then resumes with the rest.
+        overcount: Lightning's count of epochs minus ours. After a run Lightning counts the last epoch as done, even if
+            ``max_steps`` cut it short; a checkpoint that is saved by hand then resumes with the rest of it.
 
     Raises:
         ValueError: An option is out of its range, or a name of ``val`` or ``test`` holds a slash.
@@ -136,11 +136,11 @@ class PairData(LightningDataModule):
                 yield from (text for text in found if not text[1].media)
 
     def plan(self, epoch: int, ranks: int) -> list[Slot]:
-        """An epoch's global batches, in order.
+        """Plans an epoch's global batches, in order.
 
         Args:
-            epoch: Number of the epoch.
-            ranks: Number of ranks.
+            epoch: Number of the epoch, from 0; each has an order of its own.
+            ranks: Number of ranks; no batch has fewer pairs.
         """
         return plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, ranks, self.mixture, self.windows())
 
@@ -209,7 +209,7 @@ class PairData(LightningDataModule):
         """Lists faults in ``quarantine.jsonl`` under the trainer's root, and stops the run when they are too many.
 
         Raises:
-            ValueError: More than ``max_bad_rate`` of at least 100 samples are broken.
+            ValueError: More than ``max_bad_rate`` of at least 100 samples are invalid.
         """
         assert self.trainer is not None
         rank, world = self.world

@@ -24,12 +24,13 @@ class Slot:
 
 
 def chop(numbers: Sequence[int], size: int, world: int) -> list[list[int]]:
-    """Cuts samples into global batches, in order; a rest too small for every rank, or of one pair, which has no negative,
-    joins the batch before it.
+    """Cuts samples into global batches, in order.
+
+    A last batch of fewer samples than ranks, or of a single pair, which has no negative, joins the one before it.
 
     Args:
         numbers: Sample numbers, in order.
-        size: Samples of a batch.
+        size: Samples of a global batch.
         world: Number of ranks.
     """
     batches = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
@@ -52,10 +53,10 @@ class Window:
     samples: int
 
     def parts(self, tasks: Mapping[str, Sequence[int]], rng: random.Random) -> list[dict[str, list[int]]]:
-        """Sample numbers by task, of one run of shuffled shards after the other.
+        """Splits sample numbers by task into windows, in shuffled order of the shards.
 
         Args:
-            tasks: Sample numbers by task.
+            tasks: Sample numbers of the whole source by task.
             rng: Shuffles the shards.
         """
         owners = {number: task for task, numbers in tasks.items() for number in numbers}
@@ -72,11 +73,11 @@ class Window:
 
 
 def shuffled_batches(parts: Sequence[Mapping[str, Sequence[int]]], size: int, world: int, rng: random.Random) -> list[list[int]]:
-    """One turn of a source in shuffled batches of one task; samples that fill no batch wait for the next part.
+    """Returns one pass over a source in shuffled batches of one task; samples that fill no batch wait for the next part.
 
     Args:
         parts: Sample numbers by task, part by part.
-        size: Samples of a batch.
+        size: Samples of a global batch.
         world: Number of ranks.
         rng: Shuffles samples and batches.
     """
@@ -119,11 +120,9 @@ class Mixture:
     """Share of each source in the batches.
 
     Args:
-        weights: Relative number of batches, by source; 1 where nothing is said.
-        temperature: Instead of equal shares, shares in proportion to size ** temperature (1: as they are; 0: equal), times
-            the weights.
-        max_epochs: A source is repeated at most so often within one epoch of the mixture; then it has had its turn, and the
-            others continue without it.
+        weights: Relative number of batches, by source; 1 for sources that are not named.
+        temperature: Shares in proportion to size ** temperature, times the weights: 0 equal, 1 in proportion to the sizes.
+        max_epochs: Largest number of passes over a source within one epoch of the mixture; the others then continue without it.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -158,19 +157,19 @@ def plan_training(
     mixture: Mixture = Mixture(),  # frozen
     windows: Mapping[str, Window] | None = None,
 ) -> list[Slot]:
-    """One epoch of global batches, each of one task, the sources evenly spread.
+    """Plans one epoch of global batches, each of one task, the sources evenly spread.
 
-    The source that takes longest at its share is seen once, in a shuffled order; the others start over, shuffled anew,
-    until they have had theirs. With one source every sample comes exactly once.
+    The source that takes longest at its share is seen once, in a shuffled order; the others are repeated, reshuffled each
+    time, until they have reached theirs. With one source every sample comes exactly once.
 
     Args:
         tasks: Sample numbers by source and task.
         batch_size: Samples of a global batch.
         seed: Fixes the order, together with the epoch.
-        epoch: Each has an order of its own.
+        epoch: Number of the epoch; each has an order of its own.
         world: Number of ranks.
-        mixture: How often each source comes; equally often by default.
-        windows: What of a source is shuffled together; all of it by default. Batches continue from one run of shards to the next.
+        mixture: Shares of the sources; equal by default.
+        windows: Shuffling windows by source; a source without one is shuffled whole. Batches may span two windows.
     """
     check_sources(tasks, world, batch_size)
 
@@ -194,14 +193,16 @@ def plan_training(
 
 
 def plan_scoring(tasks: Mapping[str, Sequence[int]], source: str, batch_size: int, rank: int, world: int) -> list[Slot]:
-    """A rank's batches of every sample once over all ranks, in order; ranks may differ in their number of batches. A rank
-    without samples has an empty batch: Lightning takes a loader of none for a mistake.
+    """Plans a rank's batches so that all ranks together see every sample once, in order.
+
+    Ranks may differ in their number of batches. A rank without samples gets one empty batch, since Lightning takes a loader
+    without any for a mistake.
 
     Args:
         tasks: Sample numbers by task.
         source: Name of the data set.
         batch_size: Samples of a global batch.
-        rank: This rank.
+        rank: Number of this rank, from 0.
         world: Number of ranks.
     """
     slots = [
@@ -214,11 +215,11 @@ def plan_scoring(tasks: Mapping[str, Sequence[int]], source: str, batch_size: in
 
 
 def of_rank(plan: Sequence[Slot], rank: int, world: int) -> list[Slot]:
-    """A rank's share of each global batch: as many batches on every rank.
+    """Returns a rank's share of each global batch: the same number of batches on every rank.
 
     Args:
-        plan: Global batches.
-        rank: This rank.
+        plan: Global batches, none of fewer samples than ranks.
+        rank: Number of this rank, from 0.
         world: Number of ranks.
     """
     return [Slot(slot.source, slot.numbers[rank::world]) for slot in plan]

@@ -62,7 +62,7 @@ class Encoder:
         self.cached = 0
 
     def __call__(self, slot: Slot) -> Batch:
-        """A batch of the slot's usable samples; of none, if all are broken."""
+        """Makes a batch of the slot's valid samples; an empty one if all are invalid."""
         shards = self.sets[slot.source]
         shards.bring(slot.numbers)  # before the clock runs
         keys, sides, faults = [], [], []
@@ -123,9 +123,9 @@ class Encoder:
         """Encodes one side of a pair.
 
         Args:
-            pair: The pair.
+            pair: Its reasoning is the query's generation target, if ``teach``.
             name: ``query``, ``target`` or ``negativeN``.
-            item: The side.
+            item: Content of that side.
         """
         if name != "query":
             return self.processor(item, "target")
@@ -150,10 +150,10 @@ def collate(modality: str, task: str, keys: list[str], sides: list[Sides], fault
     """Makes a batch of prepared pairs, which share modality and task.
 
     Args:
-        modality: Theirs.
-        task: Theirs.
-        keys: A key for each pair.
-        sides: Encoded sides of each pair.
+        modality: Modality of all pairs.
+        task: Task of all pairs.
+        keys: The pairs' keys.
+        sides: Encoded sides of each pair, in the order of ``keys``.
         faults: JSON lines of the samples that were skipped.
     """
     named = [{name: (encoded, digest) for name, encoded, digest in entry} for entry in sides]
@@ -173,13 +173,15 @@ def collate(modality: str, task: str, keys: list[str], sides: list[Sides], fault
 
 
 def apart(worker: int) -> None:
-    """Gives a worker a process group of its own: torchrun, `timeout` and Ctrl-C on a terminal signal a whole group, and a run
-    whose workers are gone cannot finish its step and save."""
+    """Gives a worker a process group of its own, out of reach of signals to the run's group.
+
+    torchrun, `timeout` and Ctrl-C on a terminal signal a whole group, and a run without workers cannot finish its step and save.
+    """
     os.setpgid(0, 0)
 
 
 class BatchLoader(Generic[BatchT]):
-    """Iterates over encoded batches; each iteration asks anew which ones (epoch and position).
+    """Iterates over encoded batches; each iteration asks again which ones are due (epoch and position).
 
     Args:
         slots: Gives the batches that are still to come; with workers, pieces of each are made at the same time.

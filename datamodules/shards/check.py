@@ -51,7 +51,7 @@ class Report:
 
     Args:
         folder: Where it lies.
-        pairs: How many pairs it holds.
+        pairs: Number of its pairs.
         tasks: Pairs by modality and task.
         media: Bytes by modality, queries, targets and negatives together.
         queries: Keys by the content hash of the query.
@@ -71,7 +71,7 @@ class Report:
     broken: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """For people."""
+        """Formats the report for people."""
         lines = [f"{self.folder}: {self.pairs} pairs, every shard is what was packed"]
         lines += [f"  {name}: {count} pairs" for name, count in sorted(self.tasks.items())]
         lines += [f"  {name}: {size / 2**20:.1f} MiB" for name, size in sorted(self.media.items())]
@@ -111,7 +111,7 @@ def alike(these: Iterable[Look], those: Iterable[Look]) -> Iterator[tuple[Look, 
     """Pairs each file of ``those`` with the first of ``these`` that looks like it and is another file.
 
     Args:
-        these: Hashes to search in.
+        these: Hashes to search in; of several matches the first is taken.
         those: Hashes to search for.
     """
     buckets: dict[tuple[int, int], list[Look]] = {}
@@ -135,11 +135,11 @@ def examine(folder: str, looks: bool = False) -> Report:
     """Reads every shard and pair of a packed folder, local or remote.
 
     Args:
-        folder: The folder, or its URL.
-        looks: Decode images and pages, and note what they look like.
+        folder: The packed data set, as a folder or URL.
+        looks: Decode images and pages, and add their perceptual hashes to the report.
 
     Raises:
-        ValueError: A shard that is not what was packed, or a pair that cannot be restored.
+        ValueError: A shard differs from what was packed, or a pair cannot be restored.
         UnreachableError: A remote shard cannot be fetched.
     """
     packed = ShardSet(folder)

@@ -17,8 +17,8 @@ def blocks_of(url: str, size: int) -> Generator[bytes, None, None]:
     """A remote file's bytes as they come.
 
     Args:
-        url: The file's.
-        size: Bytes of a block at most, where a file system is asked for one after the other.
+        url: Of the file.
+        size: Bytes of a block at most; HTTP servers choose their own.
 
     Raises:
         FileNotFoundError: It is not there.

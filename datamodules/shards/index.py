@@ -185,7 +185,7 @@ class Samples:
 
 
 def plausible(file: pq.ParquetFile, shards: Sequence[IndexedShard]) -> None:
-    """Refuses a file that is none of these shards, or inflates to more than they can hold, by its metadata.
+    """Refuses, by its metadata, a file that does not belong to these shards or inflates to more than they can hold.
 
     Args:
         file: ``index.parquet``, opened.
@@ -234,11 +234,14 @@ def members(table: pa.Table) -> tuple[Numbers, list[Numbers]]:
 
 
 def inside(members: Sequence[Numbers], whole: Numbers) -> None:
-    """Refuses members that do not lie within their shard's bytes: such a size would be taken from memory before it is read.
+    """Refuses members that do not lie within their shard, since memory of their size is allocated before they are read.
 
     Args:
         members: Offsets, sizes and checksums.
         whole: Size in bytes of each member's shard.
+
+    Raises:
+        ValueError: A member does not lie within its shard.
     """
     offset, size, _ = members
     if not ((offset >= 0) & (size >= 0) & (offset <= whole) & (size <= whole - offset)).all():
@@ -249,7 +252,7 @@ def write_samples(path: Path, shards: Iterable[tuple[str, Sequence[dict[str, Any
     """Writes ``index.parquet``, little of it in memory at a time.
 
     Args:
-        path: The file.
+        path: The file to write.
         shards: Each shard's name, and its samples as a ``Sample`` without ``shard``.
 
     Returns:
@@ -283,7 +286,7 @@ def table_of(shard: str, samples: Sequence[dict[str, Any]]) -> pa.Table:
     """Rows of a shard's samples.
 
     Args:
-        shard: Its name.
+        shard: Name of the shard.
         samples: Its samples, each as a ``Sample`` without ``shard``.
     """
     members = [sample["members"] for sample in samples]

@@ -93,17 +93,17 @@ class Shard:
 
 
 class ShardSet:
-    """A packed folder, local or remote, opened by its index.
+    """A packed data set, local or remote, opened by its index; ``write_shards`` has an example.
 
-    Remote shards are fetched when they are first read. Files stay open, and are opened anew in each process.
+    Remote shards are fetched when they are first read. Files stay open, and are reopened in each process.
 
     Args:
-        folder: The folder, or its URL.
-        cache: Folder where remote shards are kept.
+        folder: The packed data set, as a folder or URL.
+        cache: Folder where remote shards are kept; that of ``Reading()`` by default.
 
     Raises:
-        ValueError: No packed folder, or a shard that is missing or has another size than when it was packed.
-        UnreachableError: A remote one cannot be had.
+        ValueError: The folder is no packed data set, or a shard is missing or differs in size from when it was packed.
+        UnreachableError: A remote data set cannot be read.
     """
 
     def __init__(self, folder: str | Path, cache: ShardCache | None = None) -> None:
@@ -255,7 +255,7 @@ class ShardSet:
         """One pair, by its number.
 
         Raises:
-            ValueError: The record or a member is broken, or not what was packed.
+            ValueError: The record or a member is invalid, or differs from what was packed.
         """
         if (members := self.members(number)) is None and self.remote:  # what is kept here was damaged: it is fetched once more
             shard = self.samples.shard(number)
@@ -267,8 +267,11 @@ class ShardSet:
         return decode_pair(members)
 
     def each(self, numbers: Sequence[int]) -> Iterator[Pair | Exception]:
-        """Samples, or what is wrong with them, in runs of at most ``TOGETHER`` bytes, or of one: a run is read whole before the
-        first is given out."""
+        """Yields samples, or the error of an invalid one.
+
+        Args:
+            numbers: Of the samples; runs of at most ``TOGETHER`` bytes are read before the first of them is yielded.
+        """
         run: list[Pair | Exception] = []
         held = 0
         for number, size in zip(numbers, self.samples.sizes(numbers), strict=True):

@@ -9,7 +9,7 @@ from lightning_conan.items import Item, Media, Medium, Modality, Pair
 
 
 class Part(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """Member that holds a medium, and the part of it that is meant."""
+    """Member that holds a medium, and its start and end or page."""
 
     member: str
     modality: Medium

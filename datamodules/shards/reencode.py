@@ -35,9 +35,9 @@ class Reencoding:
         image_max_pixels: Images and pages with more are shrunk to so many; images become JPEG, pages PNG. Below the processor's
             own ``max_pixels`` (1.8 million by default) it costs detail, above it only disk.
         pages: Pages of PDFs are rendered once, as PNG, instead of each time that they are read.
-        audio: Sounds become mono at 16 kHz, only the part that is meant: flac loses nothing there, opus
+        audio: Audio clips are cut to their start and end and become mono at 16 kHz: flac is lossless there, opus
             takes an eighth of a WAV.
-        video_fps: Videos with more frames a second become H.264 with so many, only the part that is meant, without sound.
+        video_fps: Videos with more frames a second are cut to their start and end and become H.264 with so many, without audio.
     """
 
     image_max_pixels: int | None = None
@@ -51,7 +51,7 @@ class Reencoding:
                 raise ValueError(f"reencode.{name} must be positive or null, got {value}.")
 
     def __call__(self, media: Media) -> Media:
-        """One medium, written anew if that is asked for.
+        """Re-encodes a medium if the options ask for it.
 
         Raises:
             MediaError: It cannot be decoded.
@@ -65,7 +65,7 @@ class Reencoding:
         return media
 
     def heard(self, media: Media) -> Media:
-        """A sound."""
+        """Re-encodes an audio clip."""
         wave = codecs.decode_audio(media)
         return Media("audio", codecs.encode_audio(wave, format=str(self.audio)), f"{media.name}.{self.audio}")
 
@@ -74,7 +74,10 @@ class Reencoding:
 
         Args:
             media: The video.
-            fps: Frames a second.
+            fps: Frames a second of the result.
+
+        Raises:
+            MediaError: It cannot be decoded.
         """
         from lightning_conan.media.timeline import timeline
         from lightning_conan.media.video import Resampling, frames_of
@@ -91,7 +94,7 @@ class Reencoding:
         return Media("video", codecs.encode_video(even, fps), f"{media.name}.mp4")
 
     def seen(self, media: Media) -> Media:
-        """An image or a page."""
+        """Re-encodes an image or a document page."""
         from PIL import Image
         from torchvision.transforms.v2 import functional as tv
 
@@ -126,9 +129,9 @@ def prepared(entry: Pair | Fault, reencoding: Reencoding, validate: bool) -> Pai
     """Re-encodes the media of a pair; a fault where one of them cannot be decoded.
 
     Args:
-        entry: Pair, or a fault, which stays.
-        reencoding: Options.
-        validate: True to decode the other media, too.
+        entry: Pair; a fault is returned unchanged.
+        reencoding: Options: which media are re-encoded.
+        validate: True to decode all other media, too.
     """
     if isinstance(entry, Fault):
         return entry
@@ -164,9 +167,9 @@ def in_order(work: Callable[[Entry], ResultT], entries: Iterable[Entry], workers
     """``map`` by several processes, with a few entries under way at a time.
 
     Args:
-        work: Function of an entry.
-        entries: Its arguments.
-        workers: Processes; 0 calls it in this one.
+        work: Called with each entry; must be picklable if there are workers.
+        entries: Read as results are taken, a few ahead.
+        workers: Number of worker processes; 0 works in this one.
     """
     if not workers:
         yield from map(work, entries)
@@ -195,10 +198,10 @@ def prepare(
     """Yields pairs as they will be packed, in their order.
 
     Args:
-        entries: Pairs and faults.
-        reencoding: Options.
-        validate: True to decode all media.
-        workers: Processes; 0 works in this one.
+        entries: Pairs and faults; faults are yielded unchanged.
+        reencoding: Options: which media are re-encoded.
+        validate: True to decode all other media, too.
+        workers: Number of worker processes; 0 works in this one.
     """
     if not validate and reencoding == Reencoding():
         yield from entries

@@ -54,11 +54,11 @@ def check_url(url: str) -> None:
 
 
 def persistently(work: Callable[[], Found], url: str) -> Found:
-    """Result of a transfer that is tried a few times.
+    """Returns the result of a transfer, which is retried a few times.
 
     Args:
-        work: The transfer.
-        url: Its URL, for errors.
+        work: Does the transfer; each try calls it again.
+        url: Named by errors, without its secrets.
 
     Raises:
         UnreachableError: It failed each time, may not be read, or needs a package that is not there.
@@ -79,15 +79,15 @@ def persistently(work: Callable[[], Found], url: str) -> Found:
 
 
 def read_remote(url: str, limit: int | None = None) -> bytes:
-    """A small file, such as an index.
+    """Reads a small remote file, such as an index.
 
     Args:
-        url: The file's.
-        limit: Its largest size in bytes, also of what a compressed body inflates to; ``INDEX_LIMIT`` by default.
+        url: Of the file.
+        limit: Its largest size in bytes, after decompression too; ``INDEX_LIMIT`` by default.
 
     Raises:
-        ValueError: It is larger.
-        UnreachableError: It cannot be had.
+        ValueError: The file is larger.
+        UnreachableError: It cannot be fetched.
     """
     most = INDEX_LIMIT if limit is None else limit
 
@@ -120,7 +120,7 @@ class ShardCache:
     """A folder on disk for remote shards, shared by all processes of a machine.
 
     Args:
-        root: The folder.
+        root: The cache folder.
         limit: Its largest size in bytes.
     """
 
@@ -128,15 +128,15 @@ class ShardCache:
     limit: int
 
     def fetch(self, shard: RemoteShard, wait: bool = True) -> Path | None:
-        """File that a shard is kept in, fetched if it is not there; one process fetches, others wait for it or get None.
+        """Returns the local file of a shard, and fetches it first if it is not cached; only one process fetches.
 
         Args:
-            shard: The shard.
-            wait: False to return None where another process fetches it.
+            shard: URL, size and hash; the hash is checked after the transfer.
+            wait: False to return None instead of waiting while another process fetches it.
 
         Raises:
             ValueError: It is larger than the cache.
-            UnreachableError: It cannot be had, or is not what its index says, each time that it was tried.
+            UnreachableError: It cannot be fetched, or differs from its index at each try.
         """
         path = self.root / f"{shard.sha256}.tar"
         if self.use(shard):
@@ -157,11 +157,11 @@ class ShardCache:
         return path
 
     def lock(self, name: str, wait: bool = True) -> FileLock:
-        """Lock of all processes, of any user.
+        """Returns a held lock between all processes, of any user.
 
         Args:
-            name: Its name.
-            wait: False to raise ``Timeout`` where another process holds it.
+            name: Of the lock; a shard's, or that of the whole cache.
+            wait: False to raise ``Timeout`` if another process holds it.
         """
         return FileLock(self.root / f"{name}.lock", mode=0o666, blocking=wait)
 
@@ -185,9 +185,9 @@ class ShardCache:
         """Fetches a shard, whole or not at all.
 
         Args:
-            path: Its file.
-            shard: The shard.
-            wait: False to return False where transfers under way leave no room.
+            path: File to write, in the cache.
+            shard: URL, size and hash.
+            wait: False to return False instead of waiting while other transfers leave no room.
         """
         scratch = path.with_suffix(".part")
         try:
@@ -205,13 +205,14 @@ class ShardCache:
             scratch.unlink(missing_ok=True)
 
     def reserve(self, scratch: Path, size: int) -> bool:
-        """Makes an empty file as large as what is to come, and evicts the least recently used shards for it.
-
-        False if there is no room yet, as others' transfers take it.
+        """Reserves disk space for a transfer by a file of its size, and evicts the least recently used shards for it.
 
         Args:
-            scratch: The file.
-            size: Bytes.
+            scratch: File to make.
+            size: Bytes of the transfer.
+
+        Returns:
+            False if other transfers leave no room yet.
         """
         with self.lock("room"):
             kept = []
@@ -232,14 +233,14 @@ class ShardCache:
 
 
 def transfer(shard: RemoteShard, scratch: Path) -> None:
-    """Copies a shard into a file, no more of it than it should have.
+    """Copies a shard into a file, and no more bytes than its index names.
 
     Args:
-        shard: The shard.
-        scratch: The file, which exists.
+        shard: URL, size and hash.
+        scratch: File to write into; it exists.
 
     Raises:
-        ValueError: It is not the one that the index names.
+        ValueError: Size or hash differ from the index.
     """
     digest, got = hashlib.sha256(), 0
     scratch.touch()  # not dead, and there again where it was taken for that

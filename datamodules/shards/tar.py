@@ -35,8 +35,8 @@ def write_shard(path: Path, pairs: Iterable[Pair], faults: list[Fault], missing:
     """Writes one tar file. Pairs with unreadable files or invalid text are skipped.
 
     Args:
-        path: The file.
-        pairs: Its pairs.
+        path: The tar file to write.
+        pairs: Pairs to write, in order.
         faults: Takes the faults of skipped pairs.
         missing: Takes the paths of unreadable files.
 

@@ -29,21 +29,32 @@ HELD = 2**30
 def write_shards(
     pairs: Iterable[Pair | Fault], out: Path, pairs_per_shard: int = 1000, files: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Writes ``out``: shards, their index and, if any pair was skipped, ``quarantine.jsonl``.
+    """Writes a packed data set: shards, their index and, if any pair was skipped, ``quarantine.jsonl``.
 
-    Whole or not at all: written beside and renamed, with further text files where ``files`` names some.
+    It appears whole or not at all: it is written beside ``out`` and renamed.
 
     Args:
-        pairs: Pairs; faults are listed.
-        out: The folder to write.
-        pairs_per_shard: Pairs in one tar file.
-        files: Further text files, by name.
+        pairs: Pairs; faults, and pairs whose key came before, go to the quarantine.
+        out: The folder to write; it must not exist yet.
+        pairs_per_shard: Pairs in one tar file at most.
+        files: Contents of further text files in the folder, by name.
 
     Returns:
         The index's summary: counts by task, modality and cause.
 
     Raises:
         ValueError: ``out`` exists already, or no pair was left to write.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from datamodules.shards.read import ShardSet
+        >>> from datamodules.toy_world import draw_pairs
+        >>> with TemporaryDirectory() as root:
+        ...     summary = write_shards(draw_pairs("image", 3, seed=0), Path(root) / "packed", pairs_per_shard=2)
+        ...     shards = ShardSet(Path(root) / "packed")
+        ...     pairs = list(shards.each(range(len(shards))))
+        >>> summary["pairs"], list(shards.shards), pairs[0].key
+        (3, ['000000.tar', '000001.tar'], 'image-0-000000')
     """
     return write_resumable(lambda done: islice(pairs, done, None), out, "", pairs_per_shard, files)
 
@@ -55,14 +66,17 @@ def write_resumable(
     pairs_per_shard: int = 1000,
     files: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Writes ``out`` as ``write_shards`` does; after a kill the whole shards are kept, and the same call resumes behind them.
+    """Writes a packed data set as ``write_shards`` does; after a kill, the same call keeps the finished shards and resumes.
 
     Args:
-        pairs_from: The pairs from a number on.
-        out: The folder to write.
-        signature: What the pairs depend on: what was begun with another is begun anew, as is what has none.
-        pairs_per_shard: Pairs in one tar file.
-        files: Further text files, by name.
+        pairs_from: Returns the pairs after the first so many, which are in finished shards.
+        out: The folder to write; it must not exist yet.
+        signature: Text that changes with the source or the options: only an equal, non-empty one resumes.
+        pairs_per_shard: Pairs in one tar file at most.
+        files: Contents of further text files in the folder, by name.
+
+    Raises:
+        ValueError: ``out`` exists already, ``pairs_per_shard`` is below 1, or there is no pair.
     """
     if pairs_per_shard < 1:
         raise ValueError(f"pairs_per_shard must be 1 or more, got {pairs_per_shard}.")
@@ -96,10 +110,10 @@ def write_resumable(
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Keeps a second process from the same folder.
+    """Locks a folder against other processes within the block.
 
     Raises:
-        ValueError: One is at it.
+        ValueError: Another process holds the lock.
     """
     held = FileLock(path, blocking=False)
     try:
@@ -114,11 +128,11 @@ def lock(path: Path) -> Iterator[None]:
 
 
 def begin(scratch: Path, signature: str) -> None:
-    """Makes an empty folder in place of what is there, with a note of the signature.
+    """Replaces a scratch folder by an empty one that holds the signature.
 
     Args:
-        scratch: The folder.
-        signature: What the pairs depend on.
+        scratch: Scratch folder of an unfinished data set.
+        signature: See ``write_resumable``.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -130,11 +144,11 @@ def begin(scratch: Path, signature: str) -> None:
 
 
 def begun(scratch: Path, signature: str) -> bool:
-    """True if a killed run with the same signature left something.
+    """True if a killed run with the same signature left its scratch folder.
 
     Args:
-        scratch: The folder.
-        signature: What the pairs depend on.
+        scratch: Scratch folder of an unfinished data set.
+        signature: See ``write_resumable``.
     """
     try:
         first = (scratch / PROGRESS).read_text().split("\n")[0]
@@ -144,11 +158,11 @@ def begun(scratch: Path, signature: str) -> bool:
 
 
 class Filling:
-    """A folder that is being filled, from where its ``progress.jsonl`` says that it stands.
+    """Fills a scratch folder with shards, and resumes after those that its ``progress.jsonl`` lists.
 
     Args:
-        folder: The folder.
-        pairs_per_shard: Pairs in one tar file.
+        folder: Scratch folder of an unfinished data set.
+        pairs_per_shard: Pairs in one tar file at most.
     """
 
     def __init__(self, folder: Path, pairs_per_shard: int) -> None:
@@ -179,7 +193,7 @@ class Filling:
         self.listed = len(self.faults)
 
     def count(self, shard: dict[str, Any]) -> None:
-        """Takes note of a shard, but for where its members lie."""
+        """Adds a shard to the counts of keys, tasks and modalities."""
         samples = shard["samples"]
         self.shards.append({name: shard[name] for name in ("file", "bytes", "sha256")} | {"pairs": len(samples)})
         for sample in samples:
@@ -255,15 +269,15 @@ class Filling:
 
 
 def in_memory(pair: Pair) -> int:
-    """Bytes of media that are in no file."""
+    """Bytes of media that are in memory."""
     return sum(len(media.source) for _, item in pair.sides() for media in item.media if isinstance(media.source, bytes))
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all, even where the power goes.
+    """Writes a text file, whole or not at all, even if the power fails.
 
     Args:
-        path: The file.
+        path: File to write; an earlier one is replaced.
         text: Its content.
     """
     with whole_file(path) as file:

@@ -32,7 +32,7 @@ class ItemList:
         side: Which side of a pair.
 
     Raises:
-        ValueError: Nothing there, a broken line, or a key that stands twice.
+        ValueError: The source is missing or empty, a line is invalid, or a key stands twice.
     """
 
     def __init__(self, source: Path, side: Side = "target") -> None:
@@ -62,10 +62,10 @@ class ItemList:
         return self.entries[number][0]
 
     def item(self, number: int) -> Item:
-        """An item, its media still encoded.
+        """Reads an item, its media still encoded.
 
         Raises:
-            ValueError: A field that is missing, unknown or ill-typed.
+            ValueError: A field is missing, unknown or ill-typed.
             OSError: The file cannot be read.
         """
         value = self.entries[number][1]
@@ -101,7 +101,7 @@ class ItemList:
         return digest.hexdigest()
 
     def files(self, number: int) -> list[Path]:
-        """An item's files that are there; none of a broken item, which is listed when its turn comes."""
+        """Existing files of an item; none of an invalid item, which is listed when it is read."""
         value = self.entries[number][1]
         if isinstance(value, Path):
             return [value]
@@ -115,12 +115,12 @@ def folder_entries(folder: Path, others: Counter[str]) -> Iterator[tuple[str, En
     """Yields each media file below a folder by its relative path, and each page of a PDF; hidden files and folders are
     skipped.
 
-    What is called like a medium and is no file that can be read, and a subfolder that is not entered, are entries, too: they are
-    skipped by name. Files of other kinds are counted.
+    Unreadable files with a medium's suffix and subfolders that are not entered are entries, too, so that they are listed as
+    skipped. Files with other suffixes are only counted.
 
     Args:
-        folder: The folder.
-        others: Takes counts of other files, by suffix.
+        folder: Folder of media files.
+        others: Takes the counts of other files, by suffix.
 
     Raises:
         ValueError: The folder itself cannot be listed.
@@ -201,7 +201,7 @@ def escape(found: re.Match[str]) -> str:
 
 
 def pages_of(path: Path) -> int:
-    """Number of a PDF's pages; 1 for a broken file, which then is quarantined like any other."""
+    """Number of a PDF's pages; 1 for a damaged file, which is then quarantined like any other."""
     import pypdfium2
 
     try:
@@ -212,10 +212,10 @@ def pages_of(path: Path) -> int:
 
 
 def manifest_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's key and content.
+    """Yields each line's key and content.
 
     Raises:
-        ValueError: A line that is no JSON object with a key.
+        ValueError: A line is no JSON object with a key.
     """
     for where, value in json_lines(path):
         if not isinstance(value, dict) or not isinstance(value.get("key"), str):

@@ -64,11 +64,11 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
     """Yields the pairs of a source; an invalid one comes as a Fault.
 
     Args:
-        source: File or folder.
-        how: Options.
+        source: File or folder that the layout reads.
+        how: Layout and its options.
 
     Raises:
-        ValueError: The source does not exist, or is none of the layout.
+        ValueError: The source does not exist, or does not have the layout.
     """
     if not source.exists():
         raise ValueError(f"{source} does not exist. Name a manifest, a table or a folder.")
@@ -93,11 +93,11 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
 
 
 def lines_of(source: Path, how: Layout) -> Iterator["Line"]:
-    """Manifest lines that a layout makes of a source.
+    """Yields the manifest lines that a layout makes of a source.
 
     Args:
-        source: File or folder.
-        how: Options.
+        source: File or folder that the layout reads.
+        how: Layout and its options.
 
     Raises:
         ValueError: The source lacks a column or a field that the layout has, is not UTF-8, or is damaged.

@@ -35,7 +35,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yields the place and content of each line. Only a line feed ends one: JSON may hold other line ends of Unicode, too.
 
     Raises:
-        ValueError: A line that is no JSON, or not UTF-8.
+        ValueError: A line is no JSON, or not UTF-8.
     """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -48,7 +48,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault]:
-    """The pairs of a manifest, in order; a broken line comes as a Fault.
+    """Yields the pairs of a manifest, in order; an invalid line comes as a Fault.
 
     Args:
         path: The JSONL file; media paths are relative to its folder.

@@ -215,9 +215,9 @@ def draw_composed(
 
     Args:
         task: One of ``COMPOSE``.
-        count: How many.
-        seed: Another seed, other pairs.
-        avoid: Descriptions of targets that must not come.
+        count: Number of pairs.
+        seed: Seed of the pairs; it is part of their keys.
+        avoid: Descriptions of targets that must not occur.
     """
     rng, name = random.Random(f"{task} {seed}"), str(seed).replace(" ", "-")
     pairs: dict[str, Pair] = {}

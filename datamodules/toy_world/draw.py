@@ -48,9 +48,12 @@ def polygon(shape: str, x: float, y: float, radius: float) -> list[tuple[float, 
 
     Args:
         shape: One of ``SHAPES`` with corners.
-        x: Of the centre, in pixels.
-        y: Of the centre, in pixels.
-        radius: In pixels.
+        x: Horizontal pixel of the centre.
+        y: Vertical pixel of the centre, from the top.
+        radius: Pixels; corners lie at 0.5 to 1.3 times it from the centre.
+
+    Raises:
+        ValueError: The shape has no corners.
     """
     match shape:
         case "square":
@@ -77,7 +80,7 @@ def draw_scene(things: Sequence[Thing], shade: int = 255) -> Image.Image:
     """Draws things on a plain background.
 
     Args:
-        things: The later ones in front.
+        things: Objects to draw, the later ones in front.
         shade: Brightness of the background, 0 to 255.
     """
     image = Image.new("RGB", (SIDE, SIDE), (shade, shade, shade))
@@ -105,7 +108,7 @@ def draw_page(words: Sequence[str], shade: int = 255, left: int = 3) -> Image.Im
     """Draws a page with one word a line.
 
     Args:
-        words: At most three.
+        words: At most three, from the top.
         shade: Brightness of the page, 0 to 255.
         left: Margin in pixels.
     """

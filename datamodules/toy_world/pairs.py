@@ -26,10 +26,10 @@ def picture(modality: Medium, image: Image.Image, name: str, format: str = "png"
     """Encodes an image file.
 
     Args:
-        modality: image or document.
-        image: Pixels.
-        name: The file's, without suffix.
-        format: png or jpeg.
+        modality: ``image`` or ``document``.
+        image: Image to encode.
+        name: Name of the file, without suffix.
+        format: ``png`` or ``jpeg``.
     """
     buffer = io.BytesIO()
     image.save(buffer, format, **({"quality": 92} if format == "jpeg" else {}))
@@ -41,8 +41,8 @@ def thing(rng: random.Random, x: float, y: float) -> Thing:
 
     Args:
         rng: Random numbers.
-        x: In pixels.
-        y: In pixels.
+        x: Horizontal pixel of the place.
+        y: Vertical pixel of the place, from the top.
     """
     jitter = [rng.uniform(-2, 2) for _ in range(2)]
     size = rng.choice(("small", "large"))
@@ -196,9 +196,12 @@ def draw_pairs(task: str, count: int, seed: int | str, avoid: frozenset[str] = f
 
     Args:
         task: One of ``DRAW``.
-        count: How many.
-        seed: Another seed, other pairs.
-        avoid: Captions that must not come.
+        count: Number of pairs.
+        seed: Seed of the pairs; it is part of their keys.
+        avoid: Captions that must not occur.
+
+    Raises:
+        ValueError: The task has too few different captions.
     """
     modality, draw = DRAW[task]
     rng = random.Random(f"{task} {seed}")

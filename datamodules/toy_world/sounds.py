@@ -30,8 +30,8 @@ def sweep(start: float, stop: float) -> Float[Tensor, " samples"]:
     """A sine whose frequency glides.
 
     Args:
-        start: Hertz.
-        stop: Hertz.
+        start: First frequency in Hz.
+        stop: Last frequency in Hz.
     """
     hertz = torch.linspace(start, stop, EVENT, dtype=torch.float64)
     return torch.sin(2 * math.pi * hertz.cumsum(0) / SAMPLE_RATE).float()
@@ -43,7 +43,10 @@ def sound(name: str, detune: float, noise: Float[Tensor, " samples"]) -> Float[T
     Args:
         name: One of ``SOUNDS``.
         detune: Factor on every frequency, about 1.
-        noise: White noise in [-1, 1], for the sounds that hiss.
+        noise: White noise in [-1, 1], for clicks and noises.
+
+    Raises:
+        ValueError: The name is unknown.
     """
     high = 2.5 if name.startswith("high") else 1.0
     decay = torch.exp(-torch.linspace(0, 6, EVENT))

@@ -27,7 +27,7 @@ def manifest_side(item: Item, folder: str) -> dict[str, Any]:
     """An item as a manifest line has it.
 
     Args:
-        item: The item.
+        item: Texts and media, which have names.
         folder: Folder of its media, relative to the manifest.
     """
     return {
@@ -40,9 +40,9 @@ def write_pairs(pairs: list[Pair], out: Path, name: str) -> None:
     """Writes ``NAME.jsonl``, and its media under ``NAME/``.
 
     Args:
-        pairs: The pairs.
+        pairs: Pairs with media in memory, which are written to files.
         out: Folder of the manifest.
-        name: Its name.
+        name: Of the manifest without suffix, and of its folder of media.
     """
     (out / name).mkdir(parents=True)
     lines = []
@@ -105,8 +105,8 @@ def write_truths(truths: dict[str, Truth], path: Path) -> None:
     """Writes the answers of a perfect teacher, for ``conan cot --teacher toy``.
 
     Args:
-        truths: Answers by key.
-        path: JSONL file.
+        truths: Answers by the pair's key.
+        path: JSONL file to write.
     """
     path.write_text("".join(json.dumps({"key": key, **asdict(truth)}) + "\n" for key, truth in truths.items()))
 
@@ -120,6 +120,9 @@ def write_world(out: Path, pairs: int = 3072, seed: int = 0, processes: int = 2)
         pairs: Training pairs a task; 1,200 at most for audio, which has 1,728 different captions in all.
         seed: Another seed, another world.
         processes: Tasks that are drawn at once.
+
+    Raises:
+        ValueError: ``out`` exists already.
     """
     if out.exists():
         raise ValueError(f"{out} exists already. Choose another folder, or remove it first.")

@@ -25,9 +25,9 @@ def alphas(
         recipe: The base, the specialists, the method; its coefficients are the first candidate (but on a grid).
         diagnostic: Packed pairs for each specialist that it has not seen, in no benchmark either.
         out: The fused folder to write.
-        search: How.
+        search: Aim, number of trials and seed of the search.
         pairs: Pairs that are used of each data set; they stay in memory.
-        device: Where candidates are scored.
+        device: Device that candidates are scored on, such as ``cuda:1``.
     """
     from lightning_conan.cli.common.pair_sets import read_sets
     from lightning_conan.embedder.checkpoint import check_apart, check_replaceable

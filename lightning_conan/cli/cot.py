@@ -37,7 +37,7 @@ class CotOptions:
         verifier: The verifier's; the teacher's by default.
         plan: How pairs are routed and answers filtered.
         pairs_per_shard: Pairs in one tar file.
-        most_failed: So many pairs may stay without any answer; they are skipped and listed.
+        most_failed: Largest number of pairs that may stay without any answer; they are skipped and listed.
     """
 
     source: Path
@@ -127,11 +127,11 @@ async def ask(options: CotOptions, pairs: Sequence[Pair], journal: Journal) -> l
 
 
 def unreadable(source: Path, entry: Pair | Fault) -> Fault | None:
-    """Fault of a pair whose media are not there, else None: it would look like a teacher who does not answer.
+    """Returns a fault for a pair with a missing media file, else None; the teacher would seem not to answer it.
 
     Args:
-        source: Named by the fault.
-        entry: Pair, or a fault already.
+        source: The manifest, named by the fault.
+        entry: A pair; None is returned for a fault.
     """
     if isinstance(entry, Pair):
         for side, item in entry.sides():
@@ -166,7 +166,7 @@ def write(
     """Writes the packed folder, with the counts and the dropped pairs beside its shards.
 
     Args:
-        out: The folder.
+        out: The packed folder to write.
         entries: Faults, and the pairs that are kept.
         dropped: Reasons by the keys of dropped pairs.
         summary: Counts, for cot.json.

@@ -28,7 +28,7 @@ class Finding:
 
 
 def check_packages() -> Iterator[Finding]:
-    """Every required package, held against its range."""
+    """Yields a failure for each required package that is missing or outside its version range."""
     from packaging.requirements import Requirement
 
     for line in metadata.requires("lightning-conan") or []:
@@ -45,7 +45,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def check_torch() -> Iterator[Finding]:
-    """torch, its companions, and the devices that it sees."""
+    """Yields the versions of torch and its companions, and the GPUs that it sees."""
     broken = {name: Finding(name, reason, FAIL, remedy) for name, reason, remedy in misfits()}
     if "torch" in broken:
         yield broken["torch"]
@@ -69,7 +69,7 @@ def check_torch() -> Iterator[Finding]:
 
 
 def check_decoders() -> Iterator[Finding]:
-    """Decoders of every medium."""
+    """Yields the decoders of every modality, and those that are missing."""
     import av
     import pypdfium2
     from PIL import features
@@ -91,7 +91,7 @@ def check_decoders() -> Iterator[Finding]:
 
 
 def check_machine() -> Iterator[Finding]:
-    """Cores, threads, memory and disk."""
+    """Yields cores, threads, memory and free disk space."""
     cores, threads = os.cpu_count() or 1, os.environ.get("OMP_NUM_THREADS", "unset")
     yield Finding("machine", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {cores} cores")
     yield Finding(
@@ -126,7 +126,17 @@ def examine_machine() -> int:
 
 
 def examine_folder(folder: Path, record: bool, dtype: str | None, device: str) -> int:
-    """Recomputes (or writes) a folder's golden vectors and returns the exit status."""
+    """Loads a checkpoint folder, compares its golden vectors with recomputed ones, prints each and returns the exit status.
+
+    Args:
+        folder: The checkpoint folder.
+        record: Write new golden vectors first.
+        dtype: Name of a torch dtype for the weights; None for the folder's own on a CPU and bfloat16 on other devices.
+        device: Device to embed on, such as ``cuda:1``.
+
+    Returns:
+        1 if a vector differs by more than is allowed, else 0.
+    """
     import torch
 
     from lightning_conan.embedder import load_folder

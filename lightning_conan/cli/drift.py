@@ -27,7 +27,7 @@ def drift(
         diagnostic: Packed pairs of each modality that no specialist has seen.
         out: The folder for drift.json and drift.png.
         pairs: Pairs that are used of each data set.
-        device: Where to compute.
+        device: Device to compute on, such as ``cuda:1``.
     """
     from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.cli.common.pair_sets import read_sets

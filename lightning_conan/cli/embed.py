@@ -32,12 +32,12 @@ class EmbedOptions:
         out: The folder to write.
         side: Which side of a pair: query or target.
         precision: float32, float16 or int8 (with a scale for each row).
-        dim: How many leading entries to keep, for a model that was trained for it (Matryoshka); all by default.
+        dim: Number of leading dimensions to keep, for a model that was trained for it (Matryoshka); all by default.
         rows_per_part: Items of a part, which is what a killed run repeats at most on each device.
         num_workers: Processes that decode; 0 decodes in the main process.
         token_budget: Padded tokens that are embedded at once.
         accelerator: cpu, gpu, mps, or auto for what there is.
-        devices: How many; each takes parts of its own.
+        devices: Number of devices; each embeds parts of its own.
     """
 
     folder: Path

@@ -31,7 +31,7 @@ INSTEAD = {
 
 
 class SaveConfig(SaveConfigCallback):
-    """Keeps the run's options under its root, wherever its logger writes: of W&B's runs each would replace the last one's."""
+    """Saves the run's options in ``default_root_dir``, whatever logger is used: all runs of W&B share one folder."""
 
     @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -41,7 +41,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class OmniCLI(LightningCLI):
-    """LightningCLI that always can resume, shows bars on terminals only, and makes no parser but that of the verb that runs."""
+    """LightningCLI that can always resume, shows bars on terminals only, and builds only the parser of the verb that runs."""
 
     def __init__(self, *args: Any, verb: str, **kwargs: Any) -> None:
         self.verb = verb
@@ -71,7 +71,7 @@ class OmniCLI(LightningCLI):
         return trainer
 
     def show_steps(self, trainer: Trainer) -> None:
-        """Shows steps, on a bar or in lines, where nobody asked for a bar of their own."""
+        """Shows the progress in steps, as a bar or as lines, unless the options name a progress bar."""
         callbacks = callbacks_of(trainer)
         places = [place for place, callback in enumerate(callbacks) if isinstance(callback, ProgressBar)]
         if not places:
@@ -92,7 +92,7 @@ class OmniCLI(LightningCLI):
         """Looks into no .ckpt: it may be damaged and give way to the one before, and none holds options."""
 
     def after_fit(self) -> None:
-        """Says what was written."""
+        """Prints the checkpoint folder that was written."""
         for callback in callbacks_of(self.trainer):
             if isinstance(callback, FolderCheckpoint) and self.trainer.is_global_zero and callback.out.is_dir():
                 found = read_provenance(callback.out)
@@ -109,7 +109,12 @@ class OmniCLI(LightningCLI):
 
 
 def print_scores(metrics: Mapping[str, Tensor], prefix: str) -> None:
-    """Scores on stdout in per cent: each data set query to target, target to query, and the mean of both."""
+    """Prints the scores of each data set in per cent: query to target, target to query, and the mean of both.
+
+    Args:
+        metrics: Scalars by name, such as ``test/audio/forth/recall@1``; ``Trainer.callback_metrics``.
+        prefix: ``test`` or ``val``: the names' first part. Others are skipped.
+    """
     rows = sorted({name.split("/")[1] for name in metrics if name.startswith(f"{prefix}/")})
     if not rows:
         return
@@ -127,7 +132,7 @@ def print_scores(metrics: Mapping[str, Tensor], prefix: str) -> None:
 
 
 def import_public(*names: str) -> None:
-    """Imports every public class of packages that import lazily: a YAML and `--help` know the classes that are imported."""
+    """Imports every public class of lazy packages: YAML files and `--help` know only classes that are imported."""
     for package in map(importlib.import_module, names):
         for name in package.__all__:
             getattr(package, name)

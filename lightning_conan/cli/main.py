@@ -104,7 +104,11 @@ def find_own_packages() -> None:
 
 
 def report(verb: str, error: BaseException) -> int:
-    """Prints what a person needs of an error, and returns the exit status; raises what is a fault of ours.
+    """Prints what the user needs to know of an error, and returns the exit status.
+
+    Args:
+        verb: Begins the printed line.
+        error: A usage error gives status 2, an expected one 1, Ctrl-C 130, SIGTERM 143.
 
     Raises:
         Exception: An unexpected error, whose traceback helps.

@@ -54,7 +54,12 @@ class Miner:
         self.tasks = numbered([json.dumps([pair["task"], pair.get("split")]) for pair in pairs])
 
     def block(self, start: int, settings: Mining) -> Iterator[dict[str, Any]]:
-        """The negatives of some queries, a record each."""
+        """Yields a record with hard negatives for each of ``QUERIES`` queries: key, keys of the negatives' pairs, and cosines.
+
+        Args:
+            start: Number of the first query.
+            settings: Choice of the negatives.
+        """
         stop = min(start + QUERIES, len(self.keys))
         own = self.own[start:stop]
         rows, scores = mine(
@@ -70,16 +75,16 @@ class Miner:
 
 
 def numbered(values: Sequence[str]) -> Tensor:
-    """A number for each value, equal for equal ones."""
+    """Numbers the values from 0, equal ones equally."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values])
 
 
 def read_pairs(manifest: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a manifest of pairs.
+    """Yields the lines of a manifest of pairs.
 
     Raises:
-        ValueError: A line that is no pair.
+        ValueError: A line is no pair.
     """
     for where, pair in json_lines(manifest):
         if not isinstance(pair, dict) or not {"key", "task", "query", "target"} <= set(pair):
@@ -100,12 +105,12 @@ class MineOptions:
         folder: The checkpoint folder whose mistakes are wanted.
         out: The new manifest, with negatives; those that the old one had come first.
         count: Negatives of a query at most.
-        skip: The best so many wrong targets are passed over: they are the likeliest to be right after all.
-        depth: Only the best so many different targets are looked at.
+        skip: Number of best-ranked wrong targets to skip: they are the likeliest to be right after all.
+        depth: Number of best-ranked different targets to choose from.
         margin: A negative must score at least this much below the query's own target.
-        relative: A negative must score below this share of it.
+        relative: A negative must score below this share of the own target's score.
         accelerator: cpu, gpu, mps, or auto for what there is.
-        devices: How many; each embeds parts of its own.
+        devices: Number of devices; each embeds parts of its own.
     """
 
     manifest: Path
@@ -188,10 +193,10 @@ def mine_blocks(miner: Miner, settings: Mining, parts: Path) -> dict[str, list[s
 
 
 def apart(*words: str) -> int:
-    """Status of a verb that runs in a process of its own, since ranks are started by running once more what this process runs.
+    """Runs a verb in a new process and returns its exit status: Lightning starts ranks by repeating the command of their process.
 
     Raises:
-        SystemExit: A signal ended this process, and the other one before it.
+        SystemExit: A signal ended this process; the other one has ended before.
     """
     with subprocess.Popen([sys.executable, "-P", "-m", "lightning_conan.cli.main", *words]) as process:
         try:
@@ -202,7 +207,13 @@ def apart(*words: str) -> int:
 
 
 def with_negatives(pair: dict[str, Any], pairs: dict[str, dict[str, Any]], found: dict[str, list[str]]) -> dict[str, Any]:
-    """A pair with the targets that were found for it."""
+    """Returns a pair with the targets of the mined pairs appended to its negatives, each once.
+
+    Args:
+        pair: A line of the manifest.
+        pairs: All lines, by key.
+        found: Keys of the pairs whose targets are negatives, by the query's key; the nearest first.
+    """
     negatives = list(pair.get("negatives") or [])
     mined = [pairs[key]["target"] for key in found.get(pair["key"], [])]
     negatives += [target for target in mined if target not in negatives]
@@ -210,7 +221,7 @@ def with_negatives(pair: dict[str, Any], pairs: dict[str, dict[str, Any]], found
 
 
 def lines(records: Iterable[dict[str, Any]]) -> str:
-    """JSONL."""
+    """Encodes records as JSONL."""
     return "".join(json.dumps(record) + "\n" for record in records)
 
 

@@ -31,7 +31,7 @@ def pack(
         modality: Keep only pairs of this modality.
         pairs_per_shard: Pairs in one tar file.
         validate: Decode every medium now, instead of when it is first read.
-        reencode: Which media are written anew; by default all keep their bytes.
+        reencode: Media to re-encode; by default all keep their bytes.
         workers: Processes that decode and re-encode; 0 does it in this one.
     """
     from tqdm import tqdm
@@ -66,7 +66,7 @@ def pack(
 
 
 def state_of(source: Path) -> list[tuple[str, int, int]]:
-    """Changes with what is read: names, sizes and times of the files; nothing of what is missing, which its reader says."""
+    """Names, sizes and modification times of a source's files; missing files are skipped, since their reader reports them."""
     files = [source]
     if source.is_dir():  # what is hidden is none of it, such as what this call is writing
         inside = (path for path in source.rglob("*") if not any(part.startswith(".") for part in path.relative_to(source).parts))
@@ -99,10 +99,14 @@ def run(args: Sequence[str]) -> None:
 
 
 def check_packed(folders: Sequence[str], looks: bool = False) -> None:
-    """Verifies packed folders' hashes, prints what they hold, and what they share.
+    """Verifies the hashes of packed data sets; prints what they hold, and the content that they share.
+
+    Args:
+        folders: Packed data sets, as folders or URLs.
+        looks: Decode images and document pages too, and report those that look alike.
 
     Raises:
-        ValueError: No folder, or one whose shards are not what was packed.
+        ValueError: There is no folder, or a shard differs from what was packed.
     """
     from datamodules.shards.check import examine, shared
     from lightning_conan.terminal import printable

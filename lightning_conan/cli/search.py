@@ -23,7 +23,7 @@ class Query:
         image: The query's image.
         video: The query's video.
         document: The query's page image or PDF.
-        audio: The query's sound.
+        audio: The query's audio file.
         text: The query's text.
         instruction: Overrides the folder's system instruction.
     """
@@ -114,13 +114,25 @@ class Searcher:
         ]
 
     def hit(self, score: float, row: int) -> dict[str, Any]:
-        """One entry that was found."""
+        """Describes an entry of the index: key, modality and score.
+
+        Args:
+            score: Cosine to the query; rounded to six digits.
+            row: The entry's row in the index.
+        """
         key, modality = self.store.entry(row)
         return {"key": key, "modality": modality, "score": round(score, 6)}
 
 
 def open_searcher(folder: Path, index: Path, device: str, keep: float) -> Callable[[list[Asked], int], list[dict[str, Any]]]:
-    """A searcher in this process, or a helper that has one loaded; one is started to stay for ``keep`` minutes."""
+    """Returns a function from queries and ``k`` to hits, which asks a helper process if one listens and loads the model if not.
+
+    Args:
+        folder: The checkpoint folder.
+        index: Folder of embeddings that were made with it.
+        device: Device to embed queries on.
+        keep: Minutes without a query after which a helper ends; one is started unless it is 0.
+    """
     place = daemon.address([folder, index], device)
     if keep and not daemon.listens(place):
         daemon.start(place, __name__, str(folder), str(index), device, str(place), str(keep * 60))
@@ -138,7 +150,12 @@ def open_searcher(folder: Path, index: Path, device: str, keep: float) -> Callab
 
 
 def table(titles: list[str], hits: list[dict[str, Any]]) -> str:
-    """Ranks, cosines, modalities and keys in columns, below the query and what the model wrote about it; each on one line."""
+    """Formats hits as lines of rank, cosine, modality and key.
+
+    Args:
+        titles: Lines above them: the query, and the reasoning if there is one.
+        hits: From ``Searcher``, the best first.
+    """
     width = max((len(hit["modality"]) for hit in hits), default=0)
     lines = [f"{rank:>4}  {hit['score']:.4f}  {hit['modality']:<{width}}  {hit['key']}" for rank, hit in enumerate(hits, start=1)]
     return "\n".join(map(printable, [*titles, *lines]))
@@ -164,7 +181,7 @@ def search(
         index: What `conan embed` wrote.
         query: What to find.
         queries: Instead, a JSONL file of items with a key, or of pairs, whose query is taken.
-        k: How many to find.
+        k: Number of entries to find.
         format: A table, or a JSON line for each query.
         device: Where to embed the queries.
         keep: Minutes without a query after which the helper that keeps model and index loaded ends; 0 starts none.
@@ -203,7 +220,15 @@ def run(args: Sequence[str]) -> None:
 
 
 def main(folder: str, index: str, device: str, place: str, idle: str) -> None:
-    """The helper process."""
+    """Runs the helper process; all arguments are words of its command line.
+
+    Args:
+        folder: The checkpoint folder.
+        index: Folder of embeddings that were made with it.
+        device: Device to embed queries on.
+        place: Socket to listen at.
+        idle: Seconds without a query after which it ends.
+    """
     searcher = Searcher(Path(folder), Path(index), device)
     daemon.serve(Path(place), lambda request: searcher(request["asked"], request["k"]), float(idle))
 

@@ -23,15 +23,15 @@ EVERYTHING = {name: f"{name}.train" for name in MODALITIES}
 
 @dataclass
 class Demo:
-    """Calls the other verbs, one after the other, and keeps the time.
+    """Runs the other verbs in order, and measures their time.
 
     Args:
-        out: Where everything is written.
-        configs: A folder with the YAML files; those of the package where it is None.
+        out: Output folder.
+        configs: A folder with the YAML files; None for those of the package.
         seed: Of the world, of the random start and of every stage.
         steps_scale: Factor on every stage's number of steps.
         pairs: Training pairs a task.
-        keep: Whether what an earlier call made and scored is kept, instead of made again.
+        keep: True to keep what an earlier call made and scored, instead of making it again.
     """
 
     out: Path
@@ -59,7 +59,12 @@ class Demo:
             raise RuntimeError(f"`conan {words[0]}` ended with status {status}, see above.")
 
     def timed(self, name: str, *commands: Sequence[str]) -> None:
-        """Runs the commands of a step and adds up their time."""
+        """Runs commands and adds up their time in ``seconds[name]``.
+
+        Args:
+            name: Of the step.
+            commands: Words of each command, without ``conan``.
+        """
         start = time.perf_counter()
         for words in commands:
             self.conan(*words)
@@ -100,7 +105,19 @@ class Demo:
         sets: Sequence[str] = MODALITIES,
         scoring: Sequence[str] = (),
     ) -> None:
-        """Trains a stage from ``folder`` into the folder ``name``, and scores it on ``sets``; ``length`` multiplies its steps."""
+        """Trains a stage and scores its folder, unless that was ``made`` already.
+
+        Args:
+            name: The checkpoint folder to write, below ``out``.
+            config: YAML file of the stage below ``tiny/``.
+            folder: The checkpoint folder to start from, below ``out``.
+            train: Packed data sets below ``packed/`` by source; the single key ``train`` is for data modules of one data set.
+            options: Further words for ``conan fit``.
+            extra: A second YAML file below ``tiny/``.
+            length: Factor on the number of steps, besides ``steps_scale``.
+            sets: Names of the test sets, without ``.test``.
+            scoring: Further words for ``conan test``.
+        """
         if self.made(name):
             return
         from lightning_conan.strict_yaml import read_yaml
@@ -122,7 +139,14 @@ class Demo:
         self.test(name, *scoring, sets=sets)
 
     def test(self, name: str, *options: str, sets: Sequence[str] = MODALITIES, scores: str = "") -> None:
-        """Scores a folder on packed sets ``PART.test``, by default on every modality, into ``scores/NAME.json``."""
+        """Scores a checkpoint folder into ``scores/NAME.json``.
+
+        Args:
+            name: The checkpoint folder, below ``out``.
+            options: Further words for ``conan test``.
+            sets: Names of packed test sets below ``packed/``, without ``.test``; one of each modality by default.
+            scores: Name of the file; ``name`` by default.
+        """
         test = {Path(part).name: str(self.out / "packed" / f"{part}.test") for part in sets}
         words = ["test", *self.configured("base", "tiny/test")]
         words += ["--trainer.default_root_dir", str(self.out / "work" / "test"), "--data.init_args.test", json.dumps(test)]
@@ -148,21 +172,26 @@ class Demo:
         whole.touch()
 
     def make_base(self) -> None:
-        """World and base."""
+        """Makes the world and the base."""
         self.world()
         if not (self.keep and (self.out / "start" / "conan.json").is_file()):
             self.timed("start", ["graft", "--tiny", "true", "--seed", str(self.seed), "--out", str(self.out / "start")])
         self.fit("base", "base", "start", {name: f"{name}.base" for name in VISUAL})
 
     def prepare(self) -> None:
-        """World, base and specialists: what most studies start from."""
+        """Makes the world, the base and the specialists, from which most studies start."""
         self.make_base()
         for name in MODALITIES:
             options = ("--model.init_args.modality", name) if name in VISUAL else ()
             self.fit(name, "specialist", "base", {"train": f"{name}.train"}, *options, extra="" if name in VISUAL else "audio")
 
     def fuse(self, name: str, *options: str) -> None:
-        """Fuses the specialists into the folder ``name``, and scores it."""
+        """Fuses the specialists and scores the result, unless that was ``made`` already.
+
+        Args:
+            name: The checkpoint folder to write, below ``out``.
+            options: Further words for ``conan fuse``.
+        """
         if self.made(name):
             return
         specialists = {name: str(self.out / name) for name in MODALITIES}
@@ -178,6 +207,6 @@ class Demo:
         self.fit("final", "rehearsal", "recovered", EVERYTHING, *self.watched("final"))
 
     def watched(self, name: str) -> list[str]:
-        """Options that have a stage note how far the audio tokens have turned."""
+        """Returns the options that add ``callbacks.ProjectorDrift`` to a stage."""
         words = ["--trainer.callbacks+", "callbacks.ProjectorDrift", "--trainer.callbacks.specialist", str(self.out / "audio")]
         return [*words, "--trainer.callbacks.path", str(self.out / "work" / name / "drift.json"), *EVERY]

@@ -23,7 +23,12 @@ td:not(:first-child), th:not(:first-child) { text-align: right; } img { max-widt
 
 
 def page(report: dict[str, Any], rows: Mapping[str, str]) -> str:
-    """A self-contained page: no network, no scripts."""
+    """Builds the report's HTML page, which needs no network and no scripts.
+
+    Args:
+        report: What ``report.json`` holds; see ``report.collect``.
+        rows: Labels of the checkpoint folders to show, by their names, in the order of the stages.
+    """
     parts = [
         "<!doctype html><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
         f"<title>Conan-embedding-v3 in small</title><style>{STYLE}</style>",
@@ -66,7 +71,12 @@ def page(report: dict[str, Any], rows: Mapping[str, str]) -> str:
 
 
 def score_table(report: dict[str, Any], rows: Mapping[str, str]) -> str:
-    """Recall@1 as an HTML table."""
+    """Formats recall@1 in per cent as an HTML table: one row a checkpoint folder, one column a modality.
+
+    Args:
+        report: What ``report.json`` holds; see ``report.collect``.
+        rows: Labels by checkpoint folder.
+    """
     head = "".join(f"<th>{modality}</th>" for modality in COLOURS)
     lines = []
     for state, label in rows.items():
@@ -77,7 +87,7 @@ def score_table(report: dict[str, Any], rows: Mapping[str, str]) -> str:
 
 
 def trace_rows(report: dict[str, Any]) -> str:
-    """TRACE's table as HTML."""
+    """Formats TRACE's table as HTML."""
     head, _, *lines = [line.strip("| ").split(" | ") for line in trace_table(report["trace"]).splitlines()]
     tags = [("th", ["", *head])] + [("td", line) for line in lines]
     rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) for tag, cells in tags]
@@ -85,7 +95,14 @@ def trace_rows(report: dict[str, Any]) -> str:
 
 
 def picture(plot: Any, report: dict[str, Any], rows: Mapping[str, str], alt: str) -> str:
-    """Returns a plot as an image tag that carries its PNG; without the extra ``plots``, a line that says so."""
+    """Returns a plot as an image tag that holds its PNG; without the extra ``plots``, a line that says so.
+
+    Args:
+        plot: A function of axes, ``report`` and ``rows`` that draws on the axes.
+        report: What ``report.json`` holds; see ``report.collect``.
+        rows: Labels by checkpoint folder.
+        alt: The image's alternative text.
+    """
     if remedy := missing("matplotlib"):
         return f"<p>Skipped: {html.escape(alt)} ({html.escape(remedy)})</p>"
     png = draw(lambda axes: plot(axes, report, rows), width=9)
@@ -93,7 +110,13 @@ def picture(plot: Any, report: dict[str, Any], rows: Mapping[str, str], alt: str
 
 
 def plot_scores(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
-    """Bars: one group a stage, one bar a modality."""
+    """Draws recall@1 as bars: one group a checkpoint folder, one bar a modality.
+
+    Args:
+        axes: Drawn on.
+        report: What ``report.json`` holds; see ``report.collect``.
+        rows: Labels by checkpoint folder.
+    """
     for index, (modality, colour) in enumerate(COLOURS.items()):
         heights = [report["stages"][state][modality]["recall@1"] for state in rows]
         axes.bar([place + 0.2 * (index - 1.5) for place in range(len(rows))], heights, 0.2, label=modality, color=colour)
@@ -104,12 +127,24 @@ def plot_scores(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -
 
 
 def audio_drift(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
-    """Lines: cosine of the audio tokens by depth, one line a stage."""
+    """Draws the cosine of the audio tokens by layer, one line a checkpoint folder.
+
+    Args:
+        axes: Drawn on.
+        report: What ``report.json`` holds; see ``report.collect``.
+        rows: Labels by checkpoint folder.
+    """
     plot_drift(axes, report["drift"]["audio"], rows)
 
 
 def drift_by_step(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
-    """Lines: cosine of the audio tokens at some depths, over the steps of recovery and then of rehearsal."""
+    """Draws the cosine of the audio tokens after three layers, over the steps of recovery and then of rehearsal.
+
+    Args:
+        axes: Drawn on.
+        report: What ``report.json`` holds; see ``report.collect``.
+        rows: Labels by checkpoint folder.
+    """
     points: list[tuple[int, list[float]]] = []
     for state, found in report["drift_by_step"].items():
         start = points[-1][0] if points else 0
@@ -126,12 +161,24 @@ def drift_by_step(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str])
 
 
 def swaps(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
-    """Bars: the swap tests."""
+    """Draws the scores of the swap tests as bars.
+
+    Args:
+        axes: Drawn on.
+        report: What ``report.json`` holds; see ``report.collect``.
+        rows: Unused; plots have one signature.
+    """
     plot_verdicts(axes, {name: Verdict.from_json(found) for name, found in report["verdicts"].items()})
 
 
 def plot_cosines(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
-    """A grid of cosines between task vectors."""
+    """Draws the cosines between task vectors as a grid.
+
+    Args:
+        axes: Drawn on.
+        report: What ``report.json`` holds; see ``report.collect``.
+        rows: Unused; plots have one signature.
+    """
     names = sorted(report["fusion"]["norms"])
     cosines = report["fusion"]["cosines"]
     grid = [[1.0 if one == other else cosines.get("-".join(sorted((one, other))), 0.0) for other in names] for one in names]

@@ -26,7 +26,16 @@ ROWS = {
 
 
 def collect(out: Path, seconds: dict[str, float], seed: int) -> dict[str, Any]:
-    """Everything the report says, from the demo's folder."""
+    """Collects what the report says from the demo's output folder; measures the drift.
+
+    Args:
+        out: The output folder.
+        seconds: Time of each step.
+        seed: Of the run.
+
+    Returns:
+        The content of ``report.json``; its ``checks`` are still empty.
+    """
     stages = {}
     for state in STATES:
         scores = json.loads((out / "scores" / f"{state}.json").read_text())
@@ -48,14 +57,19 @@ def collect(out: Path, seconds: dict[str, float], seed: int) -> dict[str, Any]:
 
 
 def drift_of(out: Path) -> DriftReport:
-    """Verdicts and directions of every modality, on its diagnostic pairs."""
+    """Measures the drift of every modality on its diagnostic pairs."""
     sets = read_sets({name: out / "packed" / f"{name}.diagnostic" for name in MODALITIES}, out / "audio", 256)
     states = {name: out / name for name in ("fused", "recovered", "final")}
     return measure_drift({name: out / name for name in MODALITIES}, states, sets)
 
 
 def visual_embeddings_identical(out: Path, count: int = 64) -> bool:
-    """True if recovery left the embeddings of visual items unchanged, bit for bit."""
+    """True if recovery left the embeddings of visual queries unchanged, bit for bit.
+
+    Args:
+        out: The demo's output folder.
+        count: Test queries of each modality that are compared.
+    """
     import torch
 
     from lightning_conan.embedder import load_folder
@@ -102,7 +116,7 @@ def trace_checks(found: dict[str, Any]) -> dict[str, bool]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Recall@1 of every state on every modality, as Markdown (Table 3 of the paper, in small)."""
+    """Formats recall@1 of every state on every modality as Markdown (Table 3 of the paper, in small)."""
     lines = ["| recall@1, % | image | video | document | audio |", "|---|---|---|---|---|"]
     for state, label in ROWS.items():
         cells = [f"{report['stages'][state][modality]['recall@1']:.1f}" for modality in MODALITIES]
@@ -111,12 +125,18 @@ def table(report: dict[str, Any]) -> str:
 
 
 def verdicts(report: dict[str, Any]) -> str:
-    """The checks, as a Markdown list."""
+    """Formats the checks as a Markdown list."""
     return "\n".join(f"- {'yes' if held else 'NO'}: {what}" for what, held in report["checks"].items())
 
 
 def write_report(out: Path, seconds: dict[str, float], seed: int) -> str:
-    """Writes ``report.json``, ``report.md`` and ``report.html``; returns what to print."""
+    """Writes ``report.json``, ``report.md`` and ``report.html``, and returns the text to print.
+
+    Args:
+        out: The demo's output folder; its stages have been scored.
+        seconds: Time of each step.
+        seed: Of the run.
+    """
     report = collect(out, seconds, seed)
     report["checks"] = checks(report)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -27,12 +27,17 @@ METHODS = {
 
 
 def alphas(visual: float, audio: float) -> list[str]:
-    """The option that sets the coefficients."""
+    """Returns the options that set the coefficients of a fusion.
+
+    Args:
+        visual: For the image, video and document specialists.
+        audio: For the audio specialist.
+    """
     return ["--recipe.alphas", json.dumps({name: audio if name == "audio" else visual for name in MODALITIES})]
 
 
 def compare_fusion(demo: Demo) -> dict[str, str]:
-    """Every method, before and after recovery."""
+    """Compares every fusion method, before and after recovery."""
     rows: dict[str, str] = {}
     for label, (name, settings, (visual, audio)) in METHODS.items():
         folder = f"fused_{label.replace(' ', '_')}"
@@ -44,7 +49,7 @@ def compare_fusion(demo: Demo) -> dict[str, str]:
 
 
 def compare_alphas(demo: Demo) -> dict[str, str]:
-    """Audio's coefficient, vision's, and those that were learned or searched on diagnostic pairs."""
+    """Compares audio's coefficient, vision's, and those that were learned or searched on diagnostic pairs."""
     rows = {}
     for visual, audio in [(0.3, 0.1), (0.3, 0.3), (0.3, 0.5), (0.3, 0.7), (0.3, 0.9), (0.1, 0.5), (0.5, 0.5), (0.7, 0.5)]:
         folder = f"fused_{visual}_{audio}"
@@ -102,7 +107,13 @@ STUDIES: dict[Study, Callable[[Demo], dict[str, str]]] = {
 
 
 def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
-    """Runs a study for each seed and writes ``STUDY.json`` and ``STUDY.md`` into ``out``; returns the table."""
+    """Runs a study for each seed, writes ``STUDY.json`` and ``STUDY.md``, and returns the text to print.
+
+    Args:
+        study: One of ``STUDIES``, or ``trace``.
+        demos: A demo for each seed; each writes into a folder of its own and keeps what an earlier study made.
+        out: Folder of the study's files.
+    """
     out.mkdir(parents=True, exist_ok=True)
     (out / ".demo").touch()
     if study == "trace":
@@ -121,7 +132,15 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
 
 
 def study_trace(demos: Mapping[int, Demo], out: Path) -> str:
-    """From each seed's base: a plain embedder, one that always reasons, one of two stages, and TRACE."""
+    """Compares, for each seed, a plain embedder, one that always reasons, one trained in two stages, and TRACE.
+
+    Args:
+        demos: A demo for each seed.
+        out: Folder for ``trace.json`` and ``trace.md``.
+
+    Returns:
+        The text to print.
+    """
     found = {}
     for seed, demo in demos.items():
         check_prepared(demo)
@@ -140,16 +159,16 @@ def study_trace(demos: Mapping[int, Demo], out: Path) -> str:
 
 
 def prepare(demo: Demo) -> None:
-    """World, base and specialists, as far as no earlier study left them."""
+    """Makes world, base and specialists, unless an earlier study made them."""
     check_prepared(demo)
     demo.prepare()
 
 
 def check_prepared(demo: Demo) -> None:
-    """An empty folder, or one that was prepared for the same.
+    """Starts with an empty folder, or with one that was prepared with the same seed, pairs and steps.
 
     Raises:
-        ValueError: It left others than are asked for.
+        ValueError: It was prepared with others.
     """
     note = demo.out / "prepared.json"
     wanted = {"seed": demo.seed, "pairs": demo.pairs, "steps_scale": demo.steps_scale}
@@ -161,13 +180,18 @@ def check_prepared(demo: Demo) -> None:
 
 
 def scores_of(demo: Demo, folder: str) -> dict[str, float]:
-    """Recall@1 by modality, of a folder that was tested."""
+    """Returns recall@1 in per cent by modality, of a checkpoint folder that was tested.
+
+    Args:
+        demo: Its output folder holds the scores.
+        folder: Name of the checkpoint folder.
+    """
     scores = json.loads((demo.out / "scores" / f"{folder}.json").read_text())
     return {name: scores[name]["recall@1"] for name in MODALITIES}
 
 
 def table(found: Mapping[str, Scores]) -> str:
-    """Mean and standard deviation over the seeds, as Markdown."""
+    """Formats mean and standard deviation over the seeds as Markdown."""
     lines = [f"| | {' | '.join(MODALITIES)} |", "|---" * (1 + len(MODALITIES)) + "|"]
     for label in next(iter(found.values())):
         values = {name: [scores[label][name] for scores in found.values()] for name in MODALITIES}

@@ -32,7 +32,14 @@ EFFORT = {"reasoned": 0, "tokens": 1, "queries_per_second": 0}
 
 
 def run_trace(demo: Demo, start: str, length: float = 1.0, variants: Mapping[str, str] = SHORT) -> None:
-    """Writes the reasoning data, teaches a small model to write, then trains the variants and scores every route."""
+    """Writes the reasoning data, teaches a small model to write, then trains the variants and scores TRACE with every route.
+
+    Args:
+        demo: Runs the verbs; its world has been packed.
+        start: The checkpoint folder that training starts from.
+        length: Factor on the steps of the variants.
+        variants: The checkpoint folders to train, with their labels.
+    """
     rooms = {"trace": "rule"} | ({"always": "always"} if "trace_always" in variants else {})
     for folder, by in rooms.items():
         for task in ("composed", "simple", "caption") if by == "rule" else TASKS:
@@ -59,13 +66,18 @@ def run_trace(demo: Demo, start: str, length: float = 1.0, variants: Mapping[str
 
 
 def collect_trace(out: Path, variants: Mapping[str, str] = SHORT) -> dict[str, Any]:
-    """Scores of every variant and route by task, and some of what was written."""
+    """Reads the scores of every variant and route by task, and some texts that TRACE writes.
+
+    Args:
+        out: The demo's output folder.
+        variants: The checkpoint folders that were trained, with their labels.
+    """
     names = [*variants, *(f"trace.{name}" for name in ROUTES)]
     return {name: json.loads((out / "scores" / f"{name}.json").read_text()) for name in names} | {"written": examples(out)}
 
 
 def examples(out: Path) -> list[dict[str, str]]:
-    """Some queries of the test set, and what the model writes about them."""
+    """Returns some queries of the test sets, and the reasoning that the model writes about them."""
     from lightning_conan.cli.common.pair_sets import read_pairs
     from lightning_conan.embedder import load_folder
     from lightning_conan.reasoning import Decoding, Reasoner
@@ -79,7 +91,12 @@ def examples(out: Path) -> list[dict[str, str]]:
 
 
 def trace_table(found: Mapping[str, Any], variants: Mapping[str, str] = SHORT) -> str:
-    """Each variant on each task, and what TRACE's folder does when every query has to be reasoned about, as Markdown."""
+    """Formats each variant's scores on each task as Markdown, with those of TRACE made to reason about every query.
+
+    Args:
+        found: From ``collect_trace``.
+        variants: Labels of the checkpoint folders to show.
+    """
     lines = [
         "| | task | recall@1 | recall@5 | reasoned, % | tokens a query | queries a second |",
         "|---|---|---|---|---|---|---|",
@@ -94,7 +111,12 @@ def trace_table(found: Mapping[str, Any], variants: Mapping[str, str] = SHORT) -
 
 
 def trace_means(seeds: Sequence[Mapping[str, Any]], variants: Mapping[str, str]) -> str:
-    """Mean and standard deviation of each variant and route over the seeds, as Markdown."""
+    """Formats mean and standard deviation of each variant and route over the seeds as Markdown.
+
+    Args:
+        seeds: For each seed the result of ``collect_trace``.
+        variants: Labels of the checkpoint folders to show.
+    """
     head = "| | task | recall@1 | recall@5 | reasoned, % | tokens a query |"
     lines = [head, "|---" * 6 + "|"]
     for name, label in {**variants, **{f"trace.{route}": f"TRACE, {route}" for route in ("direct", "always")}}.items():
@@ -108,7 +130,13 @@ def trace_means(seeds: Sequence[Mapping[str, Any]], variants: Mapping[str, str])
 
 
 def plot_routes(axes: "Axes", report: Mapping[str, Any], rows: Mapping[str, str]) -> None:
-    """Points: accuracy against speed of each way of decoding, over as many simple as composed queries."""
+    """Draws recall@1 against queries a second for each way of decoding, over as many simple as composed queries.
+
+    Args:
+        axes: Drawn on.
+        report: What ``report.json`` holds; see ``report.collect``.
+        rows: Unused; plots have one signature.
+    """
     found, markers = report["trace"], iter("osD^vx")
     for name in ("trace", *(f"trace.{name}" for name in ROUTES)):
         scores = found[name]

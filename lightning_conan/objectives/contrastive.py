@@ -20,6 +20,14 @@ class SymmetricInfoNCE(Objective):
 
     It has no settings of its own: ``temperature``, ``false_negative_margin``, ``same_side_negatives`` and ``matryoshka_dims``
     stand in ``training``, and ``back`` (the direction from target to query) in ``Trace``.
+
+    Example:
+        >>> vectors = torch.eye(4)  # three pairs, whose queries equal their targets, and a hard negative
+        >>> pairs = PairEmbeddings(vectors[:3], vectors[:3], vectors[3:], torch.arange(3), torch.arange(3, 6), torch.tensor([6]))
+
+        >>> loss = SymmetricInfoNCE()(pairs, Contrast(temperature=1.0))
+        >>> round(float(loss), 3)  # forth log(e + 3) - 1, back log(e + 2) - 1
+        0.648
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"temperature", "margin", "same_side", "back", "dims"})
@@ -39,9 +47,9 @@ def symmetric_info_nce(
 
     Args:
         pairs: All pairs, whose targets are everyone's negatives.
-        contrast: What counts as a negative.
-        own: The pairs whose loss is wanted: this rank's. The loss of all is the mean over the ranks, by their pairs.
-        at_once: Rows whose scores are in memory at once; see ``ROWS``.
+        contrast: Temperature, and what counts as a negative.
+        own: This rank's pairs, whose mean loss is returned; all by default.
+        at_once: Rows whose scores are in memory at once; see ``rows.ROWS``.
     """
     crossed = is_crossed(pairs)
 
@@ -59,15 +67,15 @@ def both_ways(
     own: slice,
     crossed: bool,
 ) -> Float[Tensor, ""]:
-    """The loss of some rows, all their scores at once.
+    """The mean loss of some rows, with all their scores in memory at once.
 
     Args:
-        query: The rows' queries.
-        target: The rows' targets.
-        pairs: All pairs.
-        contrast: What counts as a negative.
-        own: The rows' place among the pairs.
-        crossed: ``is_crossed`` of the pairs.
+        query: Queries of the rows, which get the gradient.
+        target: Targets of the rows, likewise.
+        pairs: All pairs, the rows included.
+        contrast: Temperature, and what counts as a negative.
+        own: Slice of the rows among the pairs.
+        crossed: ``is_crossed(pairs)``, computed once for all rows.
     """
     positive = torch.arange(len(pairs.query), device=pairs.query.device)[own]
     masks = no_negatives(pairs, own, crossed)

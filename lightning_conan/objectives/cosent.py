@@ -19,12 +19,20 @@ from lightning_conan.objectives.rows import connected_zero, leading, rows_at_onc
 class CoSENT(Objective):
     """The ranking loss of Conan-embedding (arXiv 2408.15710) and sentence-transformers' ``CoSENTLoss``, over a whole batch.
 
-    Scored pairs are formed in the batch: each query with its own target has label 1, and each query with each other target and
-    each hard negative has label 0, except what equals its query or target or is as right, which has none. Every pair of label 1
-    must score above every pair of label 0, whichever queries they belong to: InfoNCE compares only within a query.
+    Pairs are labelled in the batch: a query with its own target has label 1; with any other target or a hard negative label 0.
+    Candidates that equal the query or its target, or are known to be positives of it, have no label. Every pair of label 1 must
+    score above every pair of label 0, whichever queries they belong to; InfoNCE compares only within a query.
 
     One logarithm joins all pairs, so every rank computes the scores of all of them, some rows at a time, and the loss of its own
     pairs is that of all. Sentence-transformers' default ``scale`` of 20 is ``training.temperature`` 0.05.
+
+    Example:
+        >>> vectors = torch.eye(4)  # three pairs, whose queries equal their targets, and a hard negative
+        >>> pairs = PairEmbeddings(vectors[:3], vectors[:3], vectors[3:], torch.arange(3), torch.arange(3, 6), torch.tensor([6]))
+
+        >>> loss = CoSENT()(pairs, Contrast(temperature=1.0))
+        >>> round(float(loss), 3)  # 3 matches score 1 and 9 other pairs 0: log(1 + 27 / e)
+        2.392
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"temperature", "dims"})
@@ -49,7 +57,7 @@ def cosent(pairs: PairEmbeddings, temperature: float | Tensor, at_once: int | No
     The double sum is a product of two sums. Scores are computed some rows at a time, and again in the backward pass.
 
     Args:
-        pairs: All pairs.
+        pairs: The pairs of all ranks.
         temperature: Divides the scores: 1 over sentence-transformers' ``scale``.
         at_once: Rows whose scores are in memory at once; see ``rows.ROWS``.
     """

@@ -26,9 +26,9 @@ def generation_loss(
     alone. Logits are computed some tokens at a time, and again in the backward pass.
 
     Args:
-        states: The language model's last states.
-        labels: The token that should follow each token, ``IGNORED`` where none is asked for.
-        logits: Computes logits from states.
+        states: Last hidden states of the language model.
+        labels: Id of the token that should follow each token; ``IGNORED`` where the loss counts none.
+        logits: The LM head: computes logits from hidden states.
         at_once: Tokens whose logits are in memory at once.
     """
     asked = labels != IGNORED

@@ -52,8 +52,8 @@ def each(change: Callable[[Tensor], Tensor], output: OutputT) -> OutputT:
     """Changes every tensor of an output.
 
     Args:
-        change: From one tensor to another.
-        output: A tensor, or a named tuple of tensors.
+        change: Called with each tensor; returns the one to put in its place.
+        output: A tensor, or a named tuple of tensors and None.
     """
     changed: OutputT = tree_map(lambda part: change(part) if isinstance(part, Tensor) else part, output)
     return changed
@@ -101,8 +101,8 @@ def arriving(chunks: Sequence[Chunk], numbers: Sequence[int], device: torch.devi
 
     Args:
         chunks: All chunks, on the host.
-        numbers: The chunks to yield, in this order.
-        device: Where they are computed.
+        numbers: Positions in ``chunks``, in the order in which they are yielded.
+        device: Device to transfer to.
     """
     if device.type == "cpu" or not numbers:
         yield from ((number, chunks[number]) for number in numbers)

@@ -27,6 +27,13 @@ def info_nce(
         ignore: Where a target does not count as a query's negative (see ``equal_targets``).
         margin: Targets whose score exceeds the positive's by more are taken for unmarked positives, and do not count
             either (Qwen3-VL-Embedding uses 0.1).
+
+    Example:
+        >>> import torch
+        >>> query, target = torch.ones(2, 4) / 2, torch.ones(3, 4) / 2  # all equal: guessing among three
+        >>> loss = info_nce(query, target, positive=torch.tensor([0, 1]), temperature=0.05)
+        >>> round(float(loss.exp()), 3)
+        3.0
     """
     scores = (query / temperature) @ target.T  # dividing the scores would go through all of them twice more
     if margin is not None:

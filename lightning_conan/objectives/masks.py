@@ -14,7 +14,7 @@ AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Masks:
-    """True where an item is no negative of a row.
+    """Boolean masks, True where a candidate must not count as a row's negative.
 
     Args:
         targets: Targets that are no negatives of the rows' queries, their own ones included.
@@ -50,8 +50,8 @@ def no_negatives(pairs: PairEmbeddings, own: slice, crossed: bool) -> Masks:
     """Masks of some rows.
 
     Args:
-        pairs: All pairs.
-        own: The rows.
+        pairs: The pairs of all ranks.
+        own: Slice of the rows among the pairs.
         crossed: ``is_crossed`` of the pairs; False saves two comparisons of all with all.
     """
     positive = torch.arange(len(pairs.query), device=pairs.query.device)[own]

@@ -42,6 +42,11 @@ class Contrast:
         dims: Leading dimensions that are trained to serve alone (Matryoshka, https://arxiv.org/abs/2205.13147): the loss is the
             mean over them; empty for all dimensions only.
         learned: Current values of what ``Objective.learned`` names.
+
+    Example:
+        >>> settings = Contrast(temperature=0.05, same_side=True, dims=(64, 128))
+        >>> settings.back, settings.margin
+        (True, None)
     """
 
     temperature: float | Tensor = 0.02

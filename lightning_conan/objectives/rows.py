@@ -19,28 +19,28 @@ LossOfRows = Callable[[Tensor, Tensor, PairEmbeddings, Contrast, slice], Tensor]
 
 
 def slices_of(start: int, stop: int, at_once: int) -> list[slice]:
-    """Consecutive slices of at most ``at_once`` rows.
+    """Cuts the rows from ``start`` to ``stop`` into consecutive slices.
 
     Args:
-        start: The first row.
-        stop: The row after the last one.
-        at_once: Rows of a slice.
+        start: Number of the first row.
+        stop: Number after the last row.
+        at_once: Rows of a slice at most; the last may be shorter.
     """
     return [slice(first, min(first + at_once, stop)) for first in range(start, stop, at_once)]
 
 
 def rows_at_once(pairs: PairEmbeddings, at_once: int | None) -> int:
-    """Rows of a slice.
+    """Returns the number of rows whose scores are computed at once.
 
     Args:
-        pairs: Their width sets the default.
-        at_once: Another number; None for the default.
+        pairs: Half the dimensions of their embeddings are the default, if that is more than ``ROWS``.
+        at_once: Overrides the default; None keeps it.
     """
     return at_once or max(ROWS, pairs.query.shape[1] // 2)
 
 
 def connected_zero(pairs: PairEmbeddings) -> Float[Tensor, ""]:
-    """The loss of no pairs, connected to the embeddings: ranks take part in each other's backward pass."""
+    """Returns 0 that depends on the embeddings: a rank without pairs must still take part in the others' backward pass."""
     return 0.0 * (pairs.query.sum() + pairs.target.sum())
 
 
@@ -63,10 +63,10 @@ def mean_over_rows(
     """The mean of a loss over own rows and ``contrast.dims``; scores of all rows never stand in memory together.
 
     Args:
-        loss: The mean loss of some rows.
-        pairs: All pairs.
-        contrast: Settings; tensors among them get their gradients.
-        own: The rows whose loss is wanted.
+        loss: Computes the mean loss of some rows.
+        pairs: The pairs of all ranks.
+        contrast: Settings; tensors among them get gradients.
+        own: Rows whose mean loss is returned: this rank's.
         at_once: Rows whose scores are in memory at once; see ``ROWS``.
     """
     start, stop, _ = own.indices(len(pairs.query))

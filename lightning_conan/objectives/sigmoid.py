@@ -17,15 +17,23 @@ from lightning_conan.objectives.rows import mean_over_rows
 
 @dataclass(frozen=True)
 class PairwiseSigmoid(Objective):
-    """SigLIP's loss (https://arxiv.org/abs/2303.15343): each query with each target is a yes-or-no question of its own.
+    """SigLIP's loss (https://arxiv.org/abs/2303.15343): binary classification of each query with each target.
 
-    A query's negatives are all other targets and all hard negatives, those of other queries too, except what equals its query or
-    target or is as right. Each query meets each target once, so there is no second direction. SigLIP starts at
-    ``training.temperature`` 0.1, which it learns (``training.learn_temperature``), and at a bias of -10.
+    A query's negatives are all other targets and all hard negatives, those of other queries too; candidates that equal the query
+    or its target, or are known positives, are ignored. Each query meets each target once, so there is no second direction.
+    SigLIP starts at ``training.temperature`` 0.1, which it learns (``training.learn_temperature``), and at a bias of -10.
 
     Args:
-        bias: Added to each score after division by the temperature; below 0, since most questions are answered with no.
+        bias: Added to each score after division by the temperature; below 0, since most pairs do not match.
         learn_bias: Trains one bias for all modalities, starting there; false keeps it.
+
+    Example:
+        >>> vectors = torch.eye(4)  # three pairs, whose queries equal their targets, and a hard negative
+        >>> pairs = PairEmbeddings(vectors[:3], vectors[:3], vectors[3:], torch.arange(3), torch.arange(3, 6), torch.tensor([6]))
+
+        >>> loss = PairwiseSigmoid(bias=-10.0)(pairs, Contrast(temperature=0.1))
+        >>> round(float(loss), 3)  # a match scores 1 / 0.1 - 10 = 0 and costs log 2
+        0.693
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"temperature", "dims"})
@@ -72,8 +80,8 @@ def pairwise_sigmoid(
         target: Every rank's embeddings, negatives included.
         positive: The row of ``target`` that matches each query; no other does.
         temperature: Divides the scores.
-        bias: Added to them.
-        ignore: Where a target counts neither as a match nor as a negative.
+        bias: Added to the divided scores.
+        ignore: True where a target is neither a match nor a negative of a query.
     """
     logits = (query / temperature) @ target.T + bias
     matches = torch.arange(len(target), device=target.device)[None, :] == positive[:, None]

@@ -18,10 +18,10 @@ def in_tiles(loss: RowLoss, slices: Sequence[slice], sides: Sequence[Tensor], wh
     slice's graph; ``backward`` only scales it.
 
     Args:
-        loss: A slice's share of the loss.
-        slices: Rows that are computed at once.
-        sides: Tensors of which a slice needs its own rows.
-        whole: Tensors that every slice needs.
+        loss: Computes a slice's share of the loss, a scalar.
+        slices: Rows to compute at once; together all rows, none twice.
+        sides: Tensors of which a slice gets its own rows, (rows, ...).
+        whole: Tensors that every slice gets whole.
     """
     tensors = [*sides, *whole]
     if len(slices) == 1 or not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):

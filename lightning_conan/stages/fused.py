@@ -28,17 +28,27 @@ WHOLE = "all"
 
 
 class Fused(Stage):
-    """The fusion of a recipe, in memory: for scoring coefficients before `conan fuse` writes a folder, or learning them.
+    """Fuses a recipe in memory, to score its coefficients before `conan fuse` writes a folder, or to learn them.
 
-    `conan test` scores it. `conan fit` learns the coefficients, and nothing else, by the contrastive loss (AdaMerging,
-    https://arxiv.org/abs/2310.02575, with pairs instead of entropy), from those of the recipe on; the folder that it
-    writes is that of `conan fuse` with what was learned, and its ``alphas.png`` shows how. Learn on pairs that no
+    `conan test` scores it. `conan fit` learns only the coefficients, by the contrastive loss (AdaMerging,
+    https://arxiv.org/abs/2310.02575, with pairs instead of entropy), starting from the recipe's. It writes the folder that
+    `conan fuse` would write with the learned ones, and plots their course in ``alphas.png``. Learn on pairs that no
     specialist has seen: on their own training pairs all coefficients look too good.
 
     Args:
         recipe: Base, specialists and initial coefficients.
         training: Settings of training; a learning rate of 1e-3 to 1e-2 suits coefficients.
         by_layer: Learn a coefficient for each layer or module of each specialist, instead of one for each specialist.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+        >>> with TemporaryDirectory() as root:
+        ...     base = save_folder(Path(root) / "base", *tiny_embedder(), Provenance("base"))
+        ...     audio = save_folder(Path(root) / "audio", *tiny_embedder(), Provenance("specialist", "audio"))
+        ...     stage = Fused(Recipe(base, {"audio": audio}), by_layer=True)
+        >>> stage.names, stage.recipe.alphas
+        (['audio'], {'audio': 0.5})
     """
 
     accepts: ClassVar[tuple[State, ...]] = STATES
@@ -98,17 +108,17 @@ class Fused(Stage):
         return group_of(name) if self.by_layer else WHOLE
 
     def start(self, group: str, names: list[str]) -> dict[str, float]:
-        """The recipe's coefficients of a group.
+        """Returns the recipe's coefficients of a group, by specialist.
 
         Args:
-            group: The group.
-            names: All fused tensors.
+            group: Name of the group, from ``group``.
+            names: Names of all fused tensors.
         """
         return self.recipe.alphas_of(next(name for name in names if self.group(name) == group))
 
     @override
     def gather_gradients(self) -> None:
-        """The coefficients' gradients: of each weight the gradient, times what its coefficient multiplies."""
+        """Computes the coefficients' gradients: each weight's gradient times its task vector, summed over a group."""
         gradient = torch.zeros_like(self.alphas)
         parameters = dict(self.embedder.named_parameters())
         for name, (_, deltas) in self.vectors.items():
@@ -129,7 +139,11 @@ class Fused(Stage):
         self.apply_alphas()
 
     def bring_vectors(self) -> None:
-        """Moves the task vectors to the device; they are no parameters, so Lightning does not."""
+        """Moves the task vectors to the device; they are no parameters, so Lightning does not.
+
+        Raises:
+            ValueError: They do not fit into its memory.
+        """
         device = self.alphas.device
         need = sum(anchor.nbytes + deltas.nbytes for anchor, deltas in self.vectors.values())
         if device.type == "cuda" and need > (free := torch.cuda.mem_get_info(device)[0]):

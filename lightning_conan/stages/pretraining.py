@@ -7,7 +7,7 @@ from lightning_conan.training.stage import Stage
 
 
 class Pretraining(Stage):
-    """Trains the whole backbone on generic text and vision: what a downloaded Qwen3-VL brings along."""
+    """Trains the whole backbone on generic text and vision, in place of the pretraining of a downloaded Qwen3-VL."""
 
     accepts: ClassVar[tuple[State, ...]] = ("base",)
     writes: ClassVar[State | None] = "base"

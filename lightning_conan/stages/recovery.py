@@ -29,12 +29,12 @@ BANK_BLOCK = 1024
 
 @dataclass(frozen=True)
 class Bank:
-    """Every text of the training data that stands on one side of its pair.
+    """All texts of one side of the training data's pairs, embedded.
 
     Args:
         texts: Unit-norm embeddings.
-        ids: The texts' identities.
-        right: Identities of the other sides, and of the texts that are right for them.
+        ids: Identities of the texts.
+        right: Positives, as identities: the other side of a pair, then the text.
     """
 
     texts: Float[Tensor, "texts dim"]
@@ -42,7 +42,7 @@ class Bank:
     right: Int[Tensor, "known 2"]
 
     def others(self, pairs: PairEmbeddings) -> tuple[Float[Tensor, "others dim"], Int[Tensor, " others"]]:
-        """The texts that are not among the pairs' targets and negatives, and are right for none of their queries."""
+        """Selects the texts that are neither targets nor negatives of the pairs, nor positives of any of their queries."""
         known = self.right[torch.isin(self.right[:, 0], pairs.query_ids), 1]
         rest = ~torch.isin(self.ids, torch.cat([pairs.target_ids, pairs.negative_ids, known]))
         return self.texts[rest], self.ids[rest]
@@ -65,6 +65,15 @@ class ProjectorRecovery(Stage):
         constants_gb: The folder's largest size in GiB.
         bank: Makes every text of the training data a negative at every step, except those that the data names as right for one
             of the batch's audio clips; needs ``constants``.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+        >>> with TemporaryDirectory() as root:
+        ...     folder = save_folder(Path(root) / "fused", *tiny_embedder(), Provenance("fused"))
+        ...     stage = ProjectorRecovery(folder, Training(lr=1e-3, optimizer="muon"))
+        >>> stage.trainable_prefixes, stage.lora
+        (('audio_projector.',), None)
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("fused",)
@@ -142,12 +151,12 @@ class ProjectorRecovery(Stage):
             self.banks = {side: self.make_bank(side, texts[side], right[side]) for side in texts if texts[side]}
 
     def make_bank(self, side: Side, texts: dict[str, Item], right: list[tuple[str, str]]) -> Bank:
-        """Embeds a side's texts; ranks share the work of those that are not cached yet.
+        """Embeds the training data's texts of a side; ranks share the work of those that are not cached yet.
 
         Args:
-            side: The side of a pair.
-            texts: Its texts by content hash.
-            right: Content hashes of other sides, each with that of a text that is right for it.
+            side: Side of the pairs on which the texts stand.
+            texts: The texts by content hash.
+            right: Positives, as content hashes: the other side, then the text.
         """
         assert self.constants is not None, "__init__ refused such a stage"
         digests = sorted(texts)
@@ -162,12 +171,12 @@ class ProjectorRecovery(Stage):
         return Bank(torch.stack([row.to(self.device) for row in found]), hash_ids(digests).to(self.device), known.to(self.device))
 
     def fetch_texts(self, side: Side, digests: list[str], encode: Callable[[str], Encoded]) -> list[Tensor]:
-        """Embeddings of texts, from the cache or computed.
+        """Returns unit-norm embeddings of texts, from the cache or computed and cached.
 
         Args:
-            side: The side of a pair on which they stand.
-            digests: Their content hashes.
-            encode: From a content hash to the encoded text.
+            side: Side of the pairs on which the texts stand; each has its own instruction.
+            digests: Content hashes of the texts.
+            encode: From a content hash to the encoded text; called for texts that are not cached.
         """
         assert self.constants is not None, "without them texts are embedded like everything else"
         budget = self.training_settings.inference_budget
@@ -232,7 +241,7 @@ class ProjectorRecovery(Stage):
         return items, texts
 
     def frames_of(self, items: list[Encoded]) -> Sequence[Tensor]:
-        """The audio encoder's frames of each item, as many items at once as the budget holds."""
+        """Encodes the items' audio clips to the audio encoder's frames, as many items at once as the budget holds."""
         groups: list[list[Encoded]] = [[]]
         for item in items:
             if groups[-1] and sum(other.heard for other in groups[-1]) + item.heard > self.training_settings.inference_budget:

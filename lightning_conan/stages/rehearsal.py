@@ -12,11 +12,20 @@ class Rehearsal(Stage):
     """LoRA on language backbone and vision tower, on a balanced mix of the modalities.
 
     Args:
-        folder: The recovered folder; a fused one to rehearse without recovery, or with it in one stage (``train_projector``); a
-            base for joint training, what the paper holds its fusion against.
+        folder: The recovered folder. A fused one rehearses without recovery, or does both in one stage (``train_projector``); a
+            base trains all modalities jointly, which is the baseline of the paper's fusion.
         training: Settings of training.
         lora: The adapters.
         train_projector: Trains the audio projector too, fully.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+        >>> with TemporaryDirectory() as root:
+        ...     folder = save_folder(Path(root) / "recovered", *tiny_embedder(), Provenance("recovered"))
+        ...     stage = Rehearsal(folder, lora=Lora(rank=8), train_projector=True)
+        >>> stage.lora_prefixes, stage.trainable_prefixes
+        (('backbone.',), ('audio_projector.',))
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("recovered", "fused", "base")

@@ -23,6 +23,15 @@ class Specialist(Stage):
             random, where low-rank changes are meaningless, so it stands here for audio. Add ``audio_encoder.`` when
             the encoder starts at random too.
         alone_steps: Number of first steps in which only ``train_fully`` trains, before the adapters join (stage 1a).
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+        >>> with TemporaryDirectory() as root:
+        ...     folder = save_folder(Path(root) / "base", *tiny_embedder(), Provenance("base"))
+        ...     stage = Specialist(folder, "audio", Training(lr=3e-4), Lora(rank=8))
+        >>> stage.lora_prefixes, stage.trainable_prefixes
+        (('backbone.language_model.', 'audio_encoder.', 'audio_projector.'), ('audio_projector.',))
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("base",)

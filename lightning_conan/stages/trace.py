@@ -20,11 +20,11 @@ MERGERS = ("backbone.visual.merger.", "backbone.visual.deepstack_merger_list.")
 
 
 class Trace(Stage):
-    """Teaches an embedder to write its reasoning first where a query needs it: lambda_gen * L_gen + lambda_ret * L_ret.
+    """Teaches an embedder to reason about hard queries before it embeds them: lambda_gen * L_gen + lambda_ret * L_ret.
 
-    A query is followed by its generation target (``Pair.reasoning``, empty for an easy one) and ``<|emb|>``, and L_gen is the
-    cross-entropy of both; its embedding is the state that predicts ``<|emb|>``, and L_ret is ``training.objective`` from it to
-    the targets, which never reason. Its data is ``datamodules.TraceData``.
+    A query is followed by its generation target (``Pair.reasoning``, empty for an easy query) and ``<|emb|>``; L_gen is the
+    cross-entropy of both. The query's embedding is the hidden state that predicts ``<|emb|>``, and L_ret is
+    ``training.objective`` from it to the targets, which never reason. The data module is ``datamodules.TraceData``.
 
     Args:
         folder: An embedder's folder, of any state but a specialist's.
@@ -33,12 +33,21 @@ class Trace(Stage):
         train_fully: Name prefixes of parameters that train without adapters, besides the rows of ``<|emb|>``: the
             vision tower's mergers by default.
         lambda_gen: Weight of L_gen; 0 trains a plain embedder, on data without reasoning (``teach: false``).
-        lambda_ret: Weight of L_ret; 0 teaches to write only.
+        lambda_ret: Weight of L_ret; 0 trains generation only.
         back: Adds the loss of finding each target's query, if the objective has two directions.
         query_hint: Ends the instruction of queries; by default that of ``reasoning/prompts/trace.yaml``, or the folder's if it
             reasons already.
         target_hint: Ends the instruction of targets, likewise.
-        decoding: Settings of writing, when it is scored.
+        decoding: Settings of generation, when the stage is scored.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+        >>> with TemporaryDirectory() as root:
+        ...     folder = save_folder(Path(root) / "base", *tiny_embedder(), Provenance("base"))
+        ...     stage = Trace(folder, lora=Lora(rank=8), query_hint="Think first.")
+        >>> stage.processor.config.reasons, stage.processor.config.query_hint
+        (True, 'Think first.')
     """
 
     accepts: ClassVar[tuple[State, ...]] = ("base", "fused", "recovered", "rehearsed", "reasoning")

@@ -49,8 +49,13 @@ class Adapters:
             layer.lora_variant["default"] = OneProduct
 
     def merge(self, dtype: torch.dtype) -> tuple[float, float]:
-        """Adds the adapters to the dense weights and removes them; returns the squared length of what rounding to ``dtype`` takes
-        of the weights, and of what was added.
+        """Adds the adapters to the dense weights and removes them.
+
+        Args:
+            dtype: Only used to measure the rounding error; the weights keep their dtype.
+
+        Returns:
+            Squared norms of the error of rounding the sums to ``dtype``, and of the update.
         """
         from peft.tuners.lora import LoraLayer
 
@@ -70,11 +75,11 @@ class Adapters:
 
         Args:
             embedder: The adapted model.
-            base: The folder that the adapter belongs to.
-            trainable_prefixes: Name prefixes of what trained fully besides.
+            base: The checkpoint folder that the adapter belongs to.
+            trainable_prefixes: Name prefixes of parameters that were trained fully; each must be a whole module.
 
         Raises:
-            ValueError: Something that trained fully is no whole module, which adapter folders cannot express.
+            ValueError: A prefix is no whole module, which adapter folders cannot express.
         """
         check_modules(embedder, trainable_prefixes)
         named = dict(embedder.named_parameters())
@@ -85,14 +90,14 @@ class Adapters:
 
 
 def check_modules(embedder: OmniEmbedder, trainable_prefixes: tuple[str, ...]) -> None:
-    """Refuses what an adapter folder cannot express.
+    """Refuses fully trained parameters that are no whole modules, since adapter folders cannot express them.
 
     Args:
-        embedder: The model.
-        trainable_prefixes: Name prefixes of what trains fully.
+        embedder: Its module names are checked against.
+        trainable_prefixes: Name prefixes of parameters that train fully; a dot at the end is ignored.
 
     Raises:
-        ValueError: Something that trains fully is no whole module.
+        ValueError: A prefix is no module's name.
     """
     modules = {name for name, _ in embedder.named_modules()}
     if odd := [name for name in trainable_prefixes if name.removesuffix(".") not in modules]:
@@ -100,8 +105,10 @@ def check_modules(embedder: OmniEmbedder, trainable_prefixes: tuple[str, ...]) -
 
 
 class OneProduct:
-    """LoRA's sum, scaled where it is narrow and added by the second product itself: peft's own makes a tensor as wide as the
-    layer's output for the product, its scaled copy and the sum, and again in the backward pass.
+    """LoRA's forward pass with fewer wide tensors: it scales the rank-sized product, and ``addmm`` adds the second one in place.
+
+    peft's own makes a tensor of the output's width each for the product, its scaled copy and the sum, and again in the
+    backward pass.
     """
 
     @staticmethod
@@ -112,8 +119,8 @@ class OneProduct:
             layer: peft's layer.
             active_adapter: The adapter's name.
             x: The input, (*, in).
-            result: What the layer says without the adapter, (*, out).
-            kwargs: Those of other variants.
+            result: The layer's output without the adapter, (*, out).
+            kwargs: Unused; other variants take some.
         """
         narrow = layer.lora_A[active_adapter](layer.lora_dropout[active_adapter](x)) * layer.scaling[active_adapter]
         second = layer.lora_B[active_adapter].weight
@@ -123,11 +130,12 @@ class OneProduct:
 
 
 def cast_input(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """An adapter's input in its weights' dtype, in place of peft's own way: under autocast, which casts by itself, each adapter's
-    input would be widened and narrowed again, and a copy of it kept for each.
+    """Casts an adapter's input to its weights' dtype, but not under autocast, which casts by itself.
+
+    peft's own way would widen and narrow the input under autocast, and keep a copy for each adapter.
 
     Args:
-        value: The input.
-        dtype: The dtype of the adapter's weights.
+        value: The input; None is returned unchanged.
+        dtype: Of the adapter's weights.
     """
     return value if value is None or torch.is_autocast_enabled(value.device.type) else value.to(dtype)

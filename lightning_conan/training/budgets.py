@@ -26,12 +26,12 @@ class TokenBudgets:
         self.measured: dict[str, int] = {}
 
     def of(self, modality: Modality, measure: Callable[[Modality], int], device: torch.device) -> int:
-        """The budget of a modality.
+        """Returns the budget of a modality, in padded tokens.
 
         Args:
-            modality: The modality of a batch.
-            measure: Measures it on this rank, where it has to be.
-            device: Where ranks communicate.
+            modality: Of a batch.
+            measure: Measures the budget of this rank's device; called once a modality if the setting is ``auto``.
+            device: Device of the collective operations.
         """
         if self.setting != "auto":
             return self.setting
@@ -44,14 +44,17 @@ class TokenBudgets:
 def pack_chunks(
     embedder: OmniEmbedder, items: list[Encoded], modality: Modality, budget: int, device: torch.device
 ) -> tuple[Sequence[Chunk], bool]:
-    """Items in chunks under the budget, and True if all chunks' graphs fit into memory together.
+    """Packs items into chunks of at most ``budget`` padded tokens.
 
     Args:
         embedder: The model; in shards, ranks must run equal towers in equal order.
-        items: This rank's items, possibly none.
-        modality: The modality of the batch.
-        budget: Padded tokens of a chunk.
-        device: Where ranks communicate.
+        items: This rank's items; a dummy row stands in for none.
+        modality: Of the batch; a dummy row is of it.
+        budget: Padded tokens of a chunk at most.
+        device: Device of the collective operations.
+
+    Returns:
+        The chunks, and True if all their graphs fit into memory together.
     """
     chunks: Sequence[Chunk]
     if items:

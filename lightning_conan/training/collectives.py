@@ -28,9 +28,9 @@ def gather_pairs(embeddings: Float[Tensor, "items dim"], ids: Int[Tensor, " item
     Gradients are exact: the gradient of any rank's loss with respect to an item returns, summed, to the rank that embedded it.
 
     Args:
-        embeddings: This rank's queries, then its targets, then its negatives.
-        ids: Equal for items of equal content, in the same order.
-        pairs: Number of queries.
+        embeddings: This rank's queries, then its targets, then its hard negatives.
+        ids: Identities in the same order: equal for items of equal content.
+        pairs: Number of this rank's queries, and so of its targets.
     """
     counts = gather_counts([len(embeddings), pairs], embeddings.device)
     items, per_rank = [count[0] for count in counts], [count[1] for count in counts]
@@ -49,11 +49,11 @@ def gather_pairs(embeddings: Float[Tensor, "items dim"], ids: Int[Tensor, " item
 
 
 def gather_counts(numbers: list[int], device: torch.device) -> list[list[int]]:
-    """Each rank's numbers.
+    """Gathers a list of numbers from each rank, in the order of the ranks.
 
     Args:
-        numbers: This rank's, equally many on every rank.
-        device: Where ranks communicate.
+        numbers: This rank's list; every rank's is of the same length.
+        device: Device of the collective operation.
     """
     if world_size() == 1:
         return [numbers]
@@ -108,14 +108,14 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 def in_step(chunks: Sequence[Chunk], items: Sequence[Encoded], config: OmniConfig, device: torch.device) -> list[Chunk]:
     """Adds dummy rows and dummy chunks, so that every rank runs the same towers in the same order.
 
-    Weights in shards are gathered by all ranks together: one that had nothing to run would leave the others waiting. A
-    chunk's dummy rows come after those that ``Chunk.rows`` names.
+    All ranks gather sharded weights together, so a rank without anything to run would leave the others waiting. A chunk's
+    dummy rows come after those that ``Chunk.rows`` names.
 
     Args:
-        chunks: This rank's.
-        items: What they were packed from.
-        config: The model's.
-        device: Where ranks communicate.
+        chunks: This rank's chunks.
+        items: The items that they were packed from.
+        config: Sizes of the dummy rows.
+        device: Device of the collective operations.
     """
     towers = torch.zeros(most(len(chunks), device), 2, dtype=torch.long, device=device)
     for number, chunk in enumerate(chunks):
@@ -135,11 +135,11 @@ def in_step(chunks: Sequence[Chunk], items: Sequence[Encoded], config: OmniConfi
 
 
 def most(number: int, device: torch.device) -> int:
-    """The largest of the ranks' numbers.
+    """Returns the largest of the ranks' numbers.
 
     Args:
-        number: This rank's.
-        device: Where ranks communicate.
+        number: This rank's number.
+        device: Device of the collective operation.
     """
     if world_size() == 1:
         return number

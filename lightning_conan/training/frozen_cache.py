@@ -25,9 +25,9 @@ class FrozenOutputs:
     An LMDB: memory-mapped, safe under several ranks and against being killed, never larger than asked for.
 
     Args:
-        folder: Where they are kept; several models may share it.
+        folder: Cache folder; several models may share it.
         maker: Everything that determines the values besides the content: the weights' fingerprint and the arithmetic.
-        gigabytes: Once it is full, nothing is added.
+        gigabytes: Largest size in GiB; nothing is added to a full cache.
     """
 
     def __init__(self, folder: Path, maker: str, gigabytes: float) -> None:

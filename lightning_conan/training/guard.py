@@ -22,9 +22,9 @@ class StepGuard:
         """Raises if the value is not finite on every rank: Lightning itself would continue with NaN weights.
 
         Args:
-            value: This rank's loss, or the gradient's norm.
-            batch: The batch that it belongs to.
-            step: The step's number.
+            value: This rank's loss, or the gradient's norm; a scalar.
+            batch: Named by the error.
+            step: Number of steps so far, named by the error.
             what: Name of the value in the message.
 
         Raises:
@@ -43,8 +43,8 @@ class StepGuard:
 
         Args:
             norm: The gradient's norm, the same on every rank.
-            batch: The step's batch.
-            step: The step's number.
+            batch: Named by the error.
+            step: Number of steps so far, named by the error.
 
         Raises:
             ValueError: More steps than allowed were skipped.
@@ -60,8 +60,8 @@ class StepGuard:
         """Counts a batch without anything to contrast: every sample is invalid, or there is a single pair.
 
         Args:
-            batch: The batch.
-            batches: Batches of an epoch.
+            batch: Its first fault is named by the error.
+            batches: Batches of an epoch: so many idle ones in a row are an error.
 
         Raises:
             ValueError: So many in a row were idle.

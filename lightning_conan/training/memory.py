@@ -195,7 +195,7 @@ def saved_bytes(config: OmniConfig, plan: Plan) -> float:
 
 @contextmanager
 def counted(weights: set[int]) -> Iterator[dict[int, int]]:
-    """Bytes of each storage that autograd saves within the block, those of weights left out."""
+    """Bytes of each storage that autograd saves within the block, without those of weights."""
     kept: dict[int, int] = {}
     alive: list[Tensor] = []  # a freed storage's address would be given out again
 

@@ -78,8 +78,8 @@ def by_query(batch: Batch, flat: list[str]) -> list[list[str]]:
     """Groups a list by query.
 
     Args:
-        batch: Says how many negatives each query has.
-        flat: An entry for each negative, all queries' in order.
+        batch: Gives the number of each query's negatives.
+        flat: An entry for each negative, in the order of the queries.
     """
     ends = list(accumulate(len(row) for row in batch.negatives))
     return [flat[end - len(row) : end] for end, row in zip(ends, batch.negatives, strict=True)]

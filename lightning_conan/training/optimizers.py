@@ -38,8 +38,8 @@ def go_on_with(checkpoint: dict[str, Any], settings: Training) -> None:
     """Lets a run resume at another learning rate.
 
     Args:
-        checkpoint: The loaded .ckpt; changed in place.
-        settings: The new ones.
+        checkpoint: The loaded .ckpt; its learning rates are changed in place.
+        settings: Settings of the resumed run.
 
     Raises:
         ValueError: Another setting differs, which the optimizer's state depends on.
@@ -62,7 +62,7 @@ def go_on_with(checkpoint: dict[str, Any], settings: Training) -> None:
 
 
 class MuonAdamW(Optimizer):
-    """Muon (https://kellerjordan.github.io/posts/muon/) for matrices and AdamW for what is none, as one optimizer.
+    """Muon (https://kellerjordan.github.io/posts/muon/) for matrices and AdamW for all other parameters, as one optimizer.
 
     Muon's updates are orthogonal: each direction of a matrix moves equally fast, however small its gradient is. They are
     scaled to the size of AdamW's (https://arxiv.org/abs/2502.16982).

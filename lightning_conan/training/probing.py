@@ -30,15 +30,16 @@ def free_bytes(device: torch.device) -> int:
 def fitting_budget(
     embedder: OmniEmbedder, embed: Callable[[Chunk], object], modality: Modality, device: torch.device, moments: int
 ) -> int:
-    """The padded tokens whose forward and backward pass fit into the device, by measuring a few; of three binary digits, so that
-    a little more or less free memory finds the same.
+    """Measures how many padded tokens fit into the device in a forward and backward pass.
+
+    The number is rounded down to three binary digits, so that a little more or less free memory gives the same.
 
     Args:
-        embedder: The model; gradients of what trains count as taken, and none are left.
+        embedder: The model; room for the gradients of its trainable parameters is kept free, and none are left.
         embed: A stage's ``embed_chunk``; every token of the chunk is a generation target.
-        modality: The modality that passes through it, besides texts.
-        device: Where chunks are embedded.
-        moments: Bytes that an optimizer will take.
+        modality: Passes through the model, besides texts.
+        device: Device that chunks are embedded on.
+        moments: Bytes that the optimizer's state will take.
 
     Raises:
         ValueError: Not even one token fits.
@@ -74,14 +75,18 @@ def trained_bytes(embedder: OmniEmbedder) -> int:
 def measured_bytes(
     embedder: OmniEmbedder, embed: Callable[[Chunk], object], item: Encoded, device: torch.device
 ) -> tuple[int, int]:
-    """Memory of what a forward pass over an item, twice, keeps; and the peak of both passes and their gradients, of which none
-    are left. On the host what autograd keeps, and half as much for what it does not.
+    """Measures a forward and backward pass over a chunk of one item, twice; leaves no gradients.
+
+    On a CPU it counts the tensors that autograd saves, and half as much again for the others.
 
     Args:
         embedder: The model.
         embed: A stage's ``embed_chunk``.
-        item: The item.
-        device: Where chunks are embedded.
+        item: Stands twice in the chunk.
+        device: Device that the chunk is embedded on.
+
+    Returns:
+        Bytes that the forward pass keeps, and the peak of both passes.
     """
     chunk = pad([item] * 2, [0, 1]).to(device)  # torch.compile makes another form for a single row
     if device.type == "cuda":

@@ -79,9 +79,9 @@ def misfit(rule: str, found: object, remedy: str) -> ValueError:
     """Builds the error of an object that lacks what another one asks of it.
 
     Args:
-        rule: Requirement.
-        found: Object that does not meet it.
-        remedy: Advice.
+        rule: First sentence of the message, without its full stop.
+        found: Object that does not meet it; its class is named.
+        remedy: Last sentence of the message.
     """
     name = "none" if found is None else type(found).__name__
     return ValueError(f"{rule}, got {name}. {remedy}")

@@ -47,8 +47,8 @@ class Effort:
         """Counts a batch.
 
         Args:
-            written: The batch's reasoning.
-            seconds: Time that it took.
+            written: The reasoning about the batch's queries.
+            seconds: Time that reasoning and embedding took.
         """
         self.queries += len(written.tokens)
         self.reasoned += sum(map(bool, written.tokens))
@@ -104,8 +104,8 @@ class Scoring(LightningModule):
         """Embeddings of queries, after reasoning if the model reasons.
 
         Args:
-            items: The queries.
-            effort: Counts the reasoning.
+            items: The queries, encoded.
+            effort: Counts tokens and time; unchanged if ``processor.config.ends``, since nothing is generated then.
         """
         if self.processor.config.ends:
             return self.embed(items)
@@ -121,8 +121,8 @@ class Scoring(LightningModule):
         """Adds a batch to the metric of a data set.
 
         Args:
-            batch: Pairs of the data set.
-            name: The data set's name.
+            batch: Pairs of the data set, encoded.
+            name: Of the data set, from ``data_set``.
         """
         if not batch.queries:  # all of them are broken
             return
@@ -130,7 +130,7 @@ class Scoring(LightningModule):
         self.metrics[name].update(queries, targets, batch.query_hashes, batch.target_hashes)
 
     def start_scores(self, stage: str) -> None:
-        """An empty metric for each data set, on every rank: one that gets no pair of a small set must take part in gathering."""
+        """Makes an empty metric for each data set; every rank needs one, since ranks without pairs take part in gathering."""
         folders = scored_data(self.trainer).folders[stage]
         gather_weights(self.embedder)  # ranks score as many pairs as they get
         self.metrics = {name: RetrievalMetric().to(self.device) for name in folders}
@@ -148,7 +148,7 @@ class Scoring(LightningModule):
         self.start_scores("test")
 
     def log_scores(self, prefix: str) -> None:
-        """Logs ``PREFIX/DATA_SET/METRIC`` and starts anew."""
+        """Logs ``PREFIX/DATA_SET/METRIC`` and resets the metrics."""
         for name, metric in sorted(self.metrics.items()):
             scores: Mapping[str, Tensor] = metric.compute()
             if not self.processor.config.ends:
@@ -162,7 +162,7 @@ class Scoring(LightningModule):
 
         Args:
             stage: ``validate`` or ``test``.
-            index: The data set's number.
+            index: Number of the loader, which is Lightning's ``dataloader_idx``.
         """
         return list(scored_data(self.trainer).folders[stage])[index]
 

@@ -65,8 +65,8 @@ class Training:
             ``lightning_conan.objectives``, or a class of your own. The next six settings are given to it, and refused if it does
             not use them.
         temperature: Divides the scores.
-        temperatures: Temperatures by modality, where they differ.
-        learn_temperature: Learn each modality's temperature, from those on; it stays at 0.01 or above.
+        temperatures: Temperatures of single modalities, in place of ``temperature``.
+        learn_temperature: Learn each modality's temperature, starting there; it stays at 0.01 or above.
         false_negative_margin: Targets that score higher than the positive by more than this do not count as negatives
             (Qwen3-VL-Embedding: 0.1); by default all count.
         same_side_negatives: Adds the other queries to a query's negatives, and the other targets to a target's.
@@ -81,6 +81,13 @@ class Training:
         max_skipped_steps: Number of steps that may be skipped because their gradient is not finite (logged as
             ``train/skipped_steps``); the next one ends the run. A loss that is not finite always does.
         seed: Seed of the dropout; each step's random numbers depend on seed, step and rank alone, so that resuming repeats them.
+
+    Example:
+        >>> settings = Training(lr=3e-4, warmup_steps=2, temperatures={"audio": 0.05})
+        >>> settings.temperature_of("audio"), settings.temperature_of("image")
+        (0.05, 0.02)
+        >>> [round(settings.scale(step, total=6), 2) for step in range(6)]
+        [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
     """
 
     lr: float = 1e-4
@@ -149,11 +156,11 @@ class Training:
         return self.temperatures.get(modality, self.temperature)
 
     def contrast(self, temperature: float | Tensor, learned: Mapping[str, Tensor]) -> Contrast:
-        """The settings that the objective is called with.
+        """Returns the settings that the objective is called with.
 
         Args:
-            temperature: The current temperature of a batch's modality.
-            learned: Current values of what the objective learns.
+            temperature: Current temperature of the batch's modality.
+            learned: Current values of the scalars that the objective learns, by name.
         """
         margin, same_side = self.false_negative_margin, self.same_side_negatives
         return Contrast(temperature, margin, same_side, dims=self.matryoshka_dims, learned=learned)
@@ -164,11 +171,11 @@ class Training:
         return 16_384 if self.token_budget == "auto" else self.token_budget
 
     def scale(self, step: int, total: int) -> float:
-        """The factor of ``lr`` at a step.
+        """Returns the factor of ``lr`` at a step: linear warm-up, then a cosine to 0.
 
         Args:
-            step: Steps so far.
-            total: Steps of the run.
+            step: Number of steps so far, from 0.
+            total: Steps of the whole run.
         """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
@@ -184,6 +191,11 @@ class Lora:
         rank: Inner size.
         alpha: Scale, relative to ``rank``.
         dropout: On the adapters' inputs.
+
+    Example:
+        >>> lora = Lora(rank=16, alpha=32)
+        >>> lora.alpha / lora.rank  # factor of the adapters' product
+        2.0
     """
 
     rank: int = 32

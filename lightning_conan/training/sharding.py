@@ -1,4 +1,4 @@
-"""FSDP2: weights in shards over the ranks, gathered layer by layer as they are needed."""
+"""FSDP2: weights sharded over the ranks, gathered layer by layer when they are needed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,8 +34,8 @@ def shard(embedder: OmniEmbedder, mesh: DeviceMesh) -> None:
     """Shards every layer's weights, and the remaining ones, over the ranks of a mesh; gradients become sums over the ranks.
 
     Args:
-        embedder: The model; changed in place.
-        mesh: One dimension of ranks.
+        embedder: Changed in place.
+        mesh: A device mesh of one dimension, the ranks.
     """
     for module in [*embedder.layers(), embedder]:
         fully_shard(module, mesh=mesh)
@@ -57,18 +57,18 @@ def sharded_modules(module: nn.Module) -> list[FSDPModule]:
 
 
 def sync_gradients(module: nn.Module, sync: bool) -> None:
-    """Sets the next backward pass to sum gradients over the ranks, or to keep them for a later one that does.
+    """Sets whether the next backward pass sums gradients over the ranks or accumulates them on each rank.
 
     Args:
-        module: The module; nothing happens if it is not sharded.
-        sync: Sums them.
+        module: Unchanged if it is not sharded.
+        sync: True to sum.
     """
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(sync)
 
 
 def gather_weights(module: nn.Module) -> None:
-    """Makes the weights whole on every rank until ``share_weights``: what runs then need not keep step with other ranks."""
+    """Gathers the whole weights on every rank until ``share_weights``, so that ranks may run different code in between."""
     if isinstance(module, FSDPModule):
         module._get_fsdp_state()._lazy_init()  # else the first layer that runs alone would take itself for the root
     # Lightning scores in inference mode, and what is first gathered there could never train.
@@ -96,13 +96,12 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may lie in shards, or wait to be summed, as it is; every rank has to ask."""
+    """Returns a tensor that may be sharded or partial as a plain one; a collective operation."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that may lie in shards, whole and on the host of the first rank, which writes them; none on others, whose hosts it
-    would fill. Every rank has to ask."""
+    """Gathers tensors that may be sharded into the first rank's host memory; other ranks get none. A collective operation."""
     found = {}
     for name, tensor in tensors.items():
         gathered = whole(tensor.detach())
@@ -115,8 +114,8 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Float[Tensor, 
     """Scales gradients, in shards or not, down to a norm; returns the norm before, the same on every rank.
 
     Args:
-        parameters: Parameters, with or without gradients.
-        limit: The largest norm.
+        parameters: Those without gradients are skipped.
+        limit: The largest L2 norm of all gradients together.
     """
     listed = [parameter for parameter in parameters if parameter.grad is not None]
     gradients = [parameter.grad for parameter in listed if parameter.grad is not None]

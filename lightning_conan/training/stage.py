@@ -147,13 +147,13 @@ class Stage(Weights):
         return total(value)
 
     def log_step(self, batch: Batch, value: Tensor, norm: Tensor, lr: float | Tensor) -> None:
-        """Logs a step.
+        """Logs loss, gradient norm, learning rate and samples seen.
 
         Args:
-            batch: Its batch.
-            value: The loss of all ranks.
-            norm: The gradient's norm before clipping.
-            lr: The next step's learning rate.
+            batch: Its modality names the loss.
+            value: Loss of all ranks.
+            norm: Norm of the gradient before clipping.
+            lr: Learning rate of the next step.
         """
         self.log("train/loss", value, prog_bar=True)
         self.log(f"train/loss/{batch.modality}", value)
@@ -168,8 +168,8 @@ class Stage(Weights):
         """This rank's share of the loss of all ranks' pairs.
 
         Args:
-            batch: This rank's pairs.
-            output: ``embed_chunk`` of ``batch.items()``, in their order.
+            batch: This rank's pairs, encoded.
+            output: ``embed_chunk`` of ``batch.items()``, in their order; embeddings in float32.
         """
         if self.watch is not None:
             self.watch.note(batch, output.embeddings.detach())
@@ -202,11 +202,11 @@ class Stage(Weights):
         return self.training_settings.contrast(self.temperature(batch.modality), learned)
 
     def add_negatives(self, pairs: PairEmbeddings, batch: Batch) -> PairEmbeddings:
-        """The pairs with negatives that no batch holds.
+        """Returns the pairs with further negatives, from outside the batch; unchanged by default.
 
         Args:
-            pairs: The pairs of all ranks.
-            batch: This rank's pairs.
+            pairs: Embedded pairs of all ranks.
+            batch: This rank's pairs, encoded.
         """
         return pairs
 

@@ -27,6 +27,6 @@ class LogTemperatures(nn.ParameterDict):
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Raises temperatures that a step took below the minimum; limited in the loss they would get no gradient any more."""
+        """Raises temperatures that a step took below the minimum; a clamp in the loss would stop their gradients."""
         for value in self.values():
             value.clamp_(min=math.log(LEAST_TEMPERATURE))

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Weights(Scoring):
-    """A folder's model, some of whose parameters train, and that becomes another folder."""
+    """Loads the model of a checkpoint folder, chooses what trains, and writes the trained model as another folder."""
 
     accepts: ClassVar[tuple[State, ...]] = STATES
     """States that a folder may have for this stage to train it; scoring takes any."""
@@ -84,7 +84,7 @@ class Weights(Scoring):
         """Reads the folder's model.
 
         Raises:
-            ValueError: It is to train, and in a state that this stage does not take.
+            ValueError: The stage fits, and does not accept the folder's state.
         """
         self.embedder, _, self.provenance = load_folder(self.folder, self.accepts if fitting else STATES)
         self.stored = self.embedder.dtype
@@ -126,10 +126,10 @@ class Weights(Scoring):
             )
 
     def set_up(self) -> None:
-        """Makes the model compute as the settings say.
+        """Applies the settings of attention, compilation and activation checkpointing to the model.
 
         Raises:
-            ValueError: It cannot.
+            ValueError: ``matryoshka_dims`` are more than the embedding has.
         """
         settings, width = self.training_settings, self.embedder.config.dim
         if settings.matryoshka_dims and max(settings.matryoshka_dims) > width:
@@ -151,10 +151,10 @@ class Weights(Scoring):
         return {**lora, "its inputs' settings (hints, sizes, tokenizer)": self.processor.fingerprint}
 
     def check_resumable(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a .ckpt whose weights would be another model here.
+        """Refuses a .ckpt that belongs to another run.
 
         Raises:
-            ValueError: It is of another folder, of other parameters, or was made with something else.
+            ValueError: It is from another folder, holds other parameters, or was written with another LoRA or processor.
         """
         if not self.trained_names:
             verb = getattr(self.trainer.state.fn, "value", "")
@@ -184,8 +184,8 @@ class Weights(Scoring):
             form: See ``write_folder``.
 
         Raises:
-            ValueError: ``out`` is read from, or holds something else than this stage would write there; or an adapter is asked
-                for and there is none.
+            ValueError: ``out`` is the folder to start from, or holds something else than this stage would write there; or an
+                adapter is asked for and there is none.
         """
         check_apart(out, self.folder)
         if self.writes is not None:  # prepare() refuses such a stage
@@ -197,7 +197,7 @@ class Weights(Scoring):
         """Writes the trained model as a checkpoint folder. Every rank has to call; the first one writes.
 
         Args:
-            out: The folder.
+            out: The checkpoint folder to write.
             form: ``dense`` merges adapters into weights of the dtype that the stage started with, ``float32`` into float32 ones;
                 ``adapter`` writes the adapters alone.
 
@@ -210,10 +210,10 @@ class Weights(Scoring):
                 self.write_whole(out, form)
 
     def write_whole(self, out: Path, form: Form) -> None:
-        """Writes a model whose weights are not in shards.
+        """Writes a model whose weights are not sharded; called on the first rank.
 
         Args:
-            out: The folder.
+            out: The checkpoint folder.
             form: See ``write_folder``.
         """
         assert self.writes is not None, "prepare() refused such a stage"
@@ -244,7 +244,7 @@ class Weights(Scoring):
         save_folder(out, self.embedder, self.processor, provenance)
 
     def rounding(self) -> tuple[float, float]:
-        """Squared norms, of what trained fully, of the rounding error of the weights and of the whole update."""
+        """Squared norms, over the fully trained parameters, of the rounding error and of the whole update."""
         lost = changed = 0.0
         if self.stored == torch.float32:
             return lost, changed
@@ -258,7 +258,7 @@ class Weights(Scoring):
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:
-        """Within the block the first rank's model is whole: one in shards is made anew, of its folder and what trained."""
+        """Within the block the first rank has a whole model: a sharded one is reloaded, and the trained parameters copied in."""
         if not is_sharded(self.embedder):
             yield
             return

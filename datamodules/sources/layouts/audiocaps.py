@@ -1,4 +1,4 @@
-"""AudioCaps, captions of sounds (https://aclanthology.org/N19-1011)."""
+"""AudioCaps, captions of audio clips (https://aclanthology.org/N19-1011)."""
 
 from collections.abc import Iterator
 from pathlib import Path

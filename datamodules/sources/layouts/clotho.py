@@ -1,4 +1,4 @@
-"""Clotho, captions of sounds (https://arxiv.org/abs/1910.09387)."""
+"""Clotho, captions of audio clips (https://arxiv.org/abs/1910.09387)."""
 
 from collections.abc import Iterator
 from pathlib import Path

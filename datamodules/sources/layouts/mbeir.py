@@ -53,7 +53,7 @@ def mbeir_key(query: str, candidate: str) -> str:
     """Key of a pair, from ids such as 9:1.
 
     Args:
-        query: The query's.
-        candidate: The candidate's.
+        query: Id of the query.
+        candidate: Id of the candidate.
     """
     return plain(f"{query}-{candidate}".replace(":", "-"))

@@ -32,8 +32,8 @@ def cells(row: Mapping[str, Any], columns: Mapping[str, str], how: Layout) -> di
     """Makes an item of a row's cells, media first.
 
     Args:
-        row: Cells by column.
-        columns: Columns by what they hold.
+        row: Cells by column name.
+        columns: Column names by field of a manifest's item, such as ``text`` or ``image``.
         how: Options of reading.
     """
     found: dict[str, Any] = {}

@@ -30,10 +30,14 @@ LONGEST = 2**28
 
 
 def address(folders: Sequence[Path], *facts: str) -> Path:
-    """Socket of the helper for these folders: another one as soon as a file in them, or the package, changes.
+    """Socket path of the helper process for these folders; it changes when a file in them or the package changes.
+
+    Args:
+        folders: Their files' paths, sizes and modification times enter the path, contents do not.
+        facts: Further settings that need a helper of their own, such as the device.
 
     Raises:
-        ValueError: The place belongs to another user.
+        ValueError: The socket's folder belongs to another user, or others may open it.
     """
     digest = hashlib.sha256(repr((lightning_conan.__version__, sys.prefix, *facts)).encode())
     for path in sorted(path for folder in folders for path in folder.resolve().rglob("*") if path.is_file()):
@@ -48,7 +52,7 @@ def address(folders: Sequence[Path], *facts: str) -> Path:
 
 
 def listens(place: Path) -> bool:
-    """True if a helper is there; what a killed one left is removed."""
+    """True if a helper process listens there; removes the socket of one that was killed."""
     with socket.socket(socket.AF_UNIX) as link:
         try:
             link.connect(str(place))
@@ -61,10 +65,15 @@ def listens(place: Path) -> bool:
 
 
 def ask(place: Path, request: dict[str, Any]) -> Any:
-    """The helper's answer, or None where none listens.
+    """Sends a request to the helper process and returns its answer; None if none listens.
+
+    Args:
+        place: Socket of the helper, from ``address``.
+        request: Sent as one line of JSON.
 
     Raises:
-        ValueError: What the helper was asked made no sense.
+        ValueError: The helper answered with an error.
+        RuntimeError: It ended before it answered.
     """
     with socket.socket(socket.AF_UNIX) as link:
         try:
@@ -85,10 +94,15 @@ def ask(place: Path, request: dict[str, Any]) -> Any:
 def start(place: Path, module: str, *words: str) -> None:
     """Starts ``python -m MODULE WORDS``, which must call ``serve``, and waits until it listens.
 
-    Of several commands that do so at the same time one starts a helper, and the others wait for it.
+    If several commands do so at once, one starts a helper and the others wait for it.
+
+    Args:
+        place: Socket of the helper, from ``address``; a lock file lies beside it.
+        module: Module to run.
+        words: Its command-line arguments.
 
     Raises:
-        ValueError: It ended instead, with what it said.
+        ValueError: The helper ended instead of listening; the message is the last line that it printed.
     """
     with FileLock(place.with_suffix(".lock")), tempfile.TemporaryFile("w+") as said:
         if listens(place):
@@ -103,10 +117,15 @@ def start(place: Path, module: str, *words: str) -> None:
 
 
 def serve(place: Path, answer: Answer, idle: float) -> None:
-    """Answers one request after the other, until none has come for ``idle`` seconds.
+    """Answers requests one by one, and returns when none has come for ``idle`` seconds.
 
-    Requests are read and answers sent by a thread for each command: one that says nothing, or does not read, is in nobody's way.
-    ``answer`` is called in this thread alone.
+    A thread for each connection reads the request and sends the answer, so that a slow client blocks no other; ``answer`` is
+    called in this thread alone.
+
+    Args:
+        place: Socket to listen at, from ``address``.
+        answer: From a request to an answer that JSON can hold; its exceptions are sent to the client.
+        idle: Seconds.
     """
     beside = place.with_suffix(f".{os.getpid()}")
     waiting: Queue[Question] = Queue()
@@ -130,7 +149,12 @@ def serve(place: Path, answer: Answer, idle: float) -> None:
 
 
 def welcome(door: socket.socket, waiting: "Queue[Question]") -> None:
-    """Hands each command that connects to a thread of its own, until the door is shut."""
+    """Gives each connection a thread of its own that runs ``attend``; returns when the socket is shut down.
+
+    Args:
+        door: The listening socket.
+        waiting: Takes the requests.
+    """
     while True:
         try:
             link = door.accept()[0]
@@ -143,7 +167,12 @@ def welcome(door: socket.socket, waiting: "Queue[Question]") -> None:
 
 
 def attend(link: socket.socket, waiting: "Queue[Question]") -> None:
-    """Reads a command's request, has it answered, and sends the answer; whatever it does, the helper lives on."""
+    """Reads one request, waits for its answer and sends it; an error of the connection ends only this connection.
+
+    Args:
+        link: The connection; ``PATIENCE`` limits how long it may stay silent, ``LONGEST`` the request.
+        waiting: Takes the request, with what sends the answer.
+    """
     link.settimeout(PATIENCE)
     answers: Queue[str] = Queue()
     with suppress(OSError), link, link.makefile("rwb") as stream:  # OSError: it said nothing, or did not wait for the answer
@@ -153,7 +182,12 @@ def attend(link: socket.socket, waiting: "Queue[Question]") -> None:
 
 
 def respond(request: bytes, answer: Answer) -> str:
-    """The result, or the error that the command is to show, as JSON."""
+    """Returns the answer to a request, or its error, as JSON.
+
+    Args:
+        request: A line that should hold a JSON object; any other is answered with an error.
+        answer: From the object to an answer that JSON can hold; any exception becomes ``{"error": ...}``.
+    """
     try:
         asked = json.loads(request)
         if not isinstance(asked, dict):

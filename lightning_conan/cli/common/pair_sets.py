@@ -16,8 +16,11 @@ def read_pairs(packed: Path, most: int) -> list[Pair]:
     """Reads the first pairs of a packed data set.
 
     Args:
-        packed: The folder.
+        packed: Folder of the data set.
         most: Pairs at most.
+
+    Raises:
+        ValueError: One of them cannot be read.
     """
     from datamodules.shards.read import ShardSet
 

@@ -19,7 +19,7 @@ def length(trainer: Trainer) -> int:
 
 
 class StepBar(TQDMProgressBar):
-    """One bar for all epochs: Lightning's begins anew in each, and some have a single step."""
+    """One bar for all epochs: Lightning's restarts at each, and some have a single step."""
 
     @override
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:

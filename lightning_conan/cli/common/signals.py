@@ -8,13 +8,18 @@ from types import FrameType
 
 
 def end(number: int, frame: FrameType | None) -> None:
-    """Ends the process by an exception, so that what has to be put away is."""
+    """Signal handler that ends the process by ``SystemExit``, so that ``finally`` blocks run.
+
+    Args:
+        number: The signal's number; the exit status is 128 more.
+        frame: Unused; Python passes the interrupted stack frame.
+    """
     raise SystemExit(128 + number)
 
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Has SIGTERM end the block by ``SystemExit(143)``, unless somebody handles it already; puts back what was there."""
+    """Within the block SIGTERM raises ``SystemExit(143)``, unless it has a handler; restores the setting that was there."""
     before = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or before is None:  # None: not set by Python
         yield
