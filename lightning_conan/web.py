@@ -50,7 +50,12 @@ def check_host(url: str) -> None:
 
 
 def file_url(folder: str, name: str) -> str:
-    """The URL of a file in a folder: before the query of an ``http:`` URL, such as a signature, which each file needs."""
+    """The URL of a file in a folder: before the query of an ``http:`` URL, such as a signature, which each file needs.
+
+    Args:
+        folder: URL or path of the folder, with or without a slash at the end.
+        name: Name of the file; escaped in an ``http:`` URL.
+    """
     if not folder.startswith(("http://", "https://")):
         return f"{folder.rstrip('/')}/{name}"
     place, mark, query = folder.partition("#")[0].partition("?")
@@ -73,7 +78,12 @@ def secrets_of(url: str) -> set[str]:
 
 
 def redact(text: str, *secrets: str) -> str:
-    """A text without secrets, and its URLs without theirs."""
+    """A text without secrets, and its URLs without theirs.
+
+    Args:
+        text: Any text, such as an error or a log record.
+        secrets: Passwords, keys and tokens to replace by ``***``; those of fewer than ``SHORT`` characters stay.
+    """
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN) if len(secret) >= SHORT else text
     return URL.sub(lambda found: without_secrets(found[0]), text)

@@ -1,4 +1,4 @@
-"""Seconds of a file, which its pictures and its sound share."""
+"""Clock of a file, which its video and its audio track share."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

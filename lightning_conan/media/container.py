@@ -137,7 +137,12 @@ def opened(data: bytes) -> Any:
 
 
 def track(container: Any, index: int) -> Any:
-    """A container's track of a number."""
+    """Selects a track, to be decoded on one thread.
+
+    Args:
+        container: An open file.
+        index: Number of the track among all tracks.
+    """
     stream = container.streams[index]
     stream.thread_type = "NONE"  # the data workers are the parallelism
     if stream.codec_context.name not in ORDERLY:
@@ -157,7 +162,12 @@ def disposition(stream: Any) -> int:
 
 
 def rank(stream: Any, packets: int) -> tuple[int, int, int, int]:
-    """Sorts tracks, the best last."""
+    """Sort key of tracks, the best last.
+
+    Args:
+        stream: A video or audio track.
+        packets: Packets with content that were counted in it; more than ``MOVES`` make no difference.
+    """
     flags = disposition(stream)
     size = stream.width * stream.height if stream.type == "video" else stream.channels
     return (not flags & IMPAIRED) + bool(flags & DEFAULT), min(packets, MOVES), int(size or 0), -stream.index
@@ -165,7 +175,16 @@ def rank(stream: Any, packets: int) -> tuple[int, int, int, int]:
 
 @contextmanager
 def open_source(media: Media, kind: str, limits: Limits) -> Iterator[Source]:
-    """A file's best track of a kind; whatever fails inside becomes a MediaError."""
+    """Opens a file's best track of a kind; any error within the block becomes a MediaError.
+
+    Args:
+        media: The file.
+        kind: ``video`` or ``audio``.
+        limits: Caps on bytes and seconds; a header's length counts only if the packets confirm it.
+
+    Raises:
+        MediaError: No such track, undecodable, or over a limit.
+    """
     data = limits.read(media)
     source = None
     try:
@@ -184,7 +203,14 @@ def open_source(media: Media, kind: str, limits: Limits) -> Iterator[Source]:
 
 
 def lasts(data: bytes, index: int, seconds: float) -> bool:
-    """True if a track's packets, too, take longer: FFmpeg guesses a length from the first bit rate where no header holds one."""
+    """True if a track's packets last longer than ``seconds``: FFmpeg guesses a length from the first bit rate if no header has
+    one.
+
+    Args:
+        data: The file's bytes.
+        index: Number of the track among all tracks.
+        seconds: The limit.
+    """
     total, begin, end = 0, math.inf, -math.inf
     with opened(data) as container:
         stream = container.streams[index]

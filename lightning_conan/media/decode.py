@@ -17,7 +17,7 @@ def decode_media(
     shrink: Shrink | None = None,
     frame_size: FrameSize | None = None,
 ) -> Tensor | Clip:
-    """Pixels of an image or page, a video's sampled frames, or a sound's waveform.
+    """Decodes pixels of an image or document page, sampled frames of a video, or the waveform of an audio clip.
 
     Args:
         media: What to decode.

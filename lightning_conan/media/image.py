@@ -63,8 +63,12 @@ class Shrink:
 
 
 def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None = None) -> UInt8[Tensor, "3 height width"]:
-    """Upright RGB pixels of a PNG, JPEG, WebP or GIF file, of its first frame where it is animated, on white where it is
-    transparent; a JPEG that ``shrink`` reduces has the size that is wanted already.
+    """Decodes upright RGB pixels of a PNG, JPEG, WebP or GIF file: the first frame of an animation, transparency on white.
+
+    Args:
+        media: The image file.
+        limits: Caps on bytes and pixels.
+        shrink: Size that the image will be resized to: a much larger JPEG is decoded at a fraction and comes back in that size.
 
     Raises:
         MediaError: Not such a file, truncated, or over a limit (checked from the header).
@@ -86,7 +90,12 @@ def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None =
 
 
 def whole(image: Image.Image, data: bytes) -> UInt8[Tensor, "3 height width"]:
-    """An opened image at its full size; straight from its bytes where that takes a third to two thirds of Pillow's time."""
+    """Decodes an opaque image at full size; straight from its bytes if that takes a third to two thirds of Pillow's time.
+
+    Args:
+        image: The image as Pillow opened it, not yet decoded.
+        data: Its encoded bytes.
+    """
     if image.format in STRAIGHT and image.mode in ("L", "RGB"):
         try:
             return STRAIGHT[image.format](torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
@@ -96,7 +105,12 @@ def whole(image: Image.Image, data: bytes) -> UInt8[Tensor, "3 height width"]:
 
 
 def upright(pixels: UInt8[Tensor, "3 _ _"], orientation: object) -> UInt8[Tensor, "3 _ _"]:
-    """Turned and mirrored as EXIF's orientation says (1 to 8; anything else stays as it is)."""
+    """Turns and mirrors pixels as EXIF's orientation asks.
+
+    Args:
+        pixels: As stored in the file.
+        orientation: EXIF's value, 1 to 8; anything else changes nothing.
+    """
     if orientation in ON_ITS_SIDE:
         pixels = pixels.transpose(1, 2)
     return pixels.flip(FLIPS[orientation]) if orientation in FLIPS else pixels
@@ -138,7 +152,12 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def resize(frames: UInt8[Tensor, "frames 3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "frames 3 _ _"]:
-    """Bicubic and anti-aliased, as Qwen3-VL's processors resize; frames of the right size pass through."""
+    """Resizes with bicubic, anti-aliased filtering, as Qwen3-VL's processors do; frames of the right size pass through.
+
+    Args:
+        frames: An image (1 frame) or a video.
+        size: Height and width in pixels.
+    """
     if tuple(frames.shape[2:]) == tuple(size):
         return frames
     resized: Tensor = tv.resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)

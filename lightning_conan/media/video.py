@@ -1,4 +1,4 @@
-"""Videos: the frames that the model looks at, with their times."""
+"""Videos: the sampled frames, with their times."""
 
 import io
 import math
@@ -90,7 +90,13 @@ DEFAULT_SAMPLING = Sampling()
 def decode_video(
     media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT, size: FrameSize | None = None
 ) -> Clip:
-    """The frames of an MP4 or WebM file that ``sampling`` asks for.
+    """Decodes the frames of a video file that ``sampling`` asks for.
+
+    Args:
+        media: The video; ``start`` and ``end`` choose a part, in seconds.
+        sampling: Choice of frames.
+        limits: Caps on bytes, pixels, seconds and frames.
+        size: Maps the number, height and width of the frames to the height and width to resize to; by default unchanged.
 
     Raises:
         MediaError: No video, truncated, no frames, or over a limit (checked from the header).
@@ -106,9 +112,8 @@ def decode_video(
 def frames_of(
     media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT, size: FrameSize | None = None
 ) -> Iterator[tuple[float, UInt8[Tensor, "3 height width"]]]:
-    """The same frames, one after the other, each with its second of the part that is meant.
-
-    Each is resized before the next is decoded: 64 frames as large as the limits allow would take 12 GB.
+    """Yields the same frames with their seconds in the chosen part, each resized before the next is decoded: 64 frames as large
+    as the limits allow would take 12 GB.
 
     Raises:
         MediaError: As ``decode_video``, once that is found.
@@ -277,7 +282,9 @@ def opaque(frame: Any) -> UInt8[Tensor, "3 height width"]:
 
 
 def encode_video(frames: Iterable[UInt8[Tensor, "3 height width"]], fps: int, codec: str = "libx264") -> bytes:
-    """An MP4 (``libx264``, ``mpeg4``) of frames of one size, lossy as such files are."""
+    """Encodes uint8 RGB frames of one size, with even sides, as an MP4 of ``fps`` frames a second (``libx264`` or ``mpeg4``),
+    lossy.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(fps))
