@@ -32,6 +32,10 @@ class Weighted(Method):
     def read(self, deltas: Deltas, context: TensorContext) -> dict[str, Tensor]:
         """Each specialist's statistic of one tensor.
 
+        Args:
+            deltas: The task vectors, by specialist.
+            context: The tensor's name.
+
         Raises:
             ValueError: A specialist has no file, or none of this tensor.
         """

@@ -19,6 +19,12 @@ class Ties(Method):
     Args:
         density: Share of each task vector's entries that is kept.
         scale: Factor on the result (the paper's lambda).
+
+    Example:
+        >>> import torch
+        >>> deltas = {"image": torch.tensor([3.0, 0.1, 1.0]), "audio": torch.tensor([-1.0, 0.2, 2.0])}
+        >>> Ties(density=0.7)(deltas, {"image": 0.5, "audio": 0.5}, TensorContext("layer.weight"))
+        tensor([3.0000, 0.0000, 1.5000])
     """
 
     density: float = 0.2
