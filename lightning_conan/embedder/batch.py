@@ -55,11 +55,11 @@ class ItemBatch:
     """Encoded items of one part of what is being embedded.
 
     Args:
-        part: The part's number.
-        side: Which side of a search they are.
-        rows: Each item's place in the whole.
+        part: Number of the output part.
+        side: Side of a search, query or target.
+        rows: Row of each item in the whole.
         keys: Each item's key.
-        modalities: What each item holds, such as ``image+text``.
+        modalities: Modalities of each item, such as ``image+text``.
         items: The encoded items.
         faults: JSON lines of the items that were skipped.
     """

@@ -26,7 +26,12 @@ class Draft:
     opening: int = 0
 
     def add(self, token: str, count: int = 1) -> None:
-        """Appends ``count`` placeholders of a name of ``SPECIAL_TOKENS``."""
+        """Appends placeholders.
+
+        Args:
+            token: A name in ``SPECIAL_TOKENS``.
+            count: Number of placeholders.
+        """
         self.text.append((token, count))
 
     def write(self, words: str) -> None:

@@ -93,6 +93,11 @@ class ProcessorConfig:
 def check_fields(kind: type[Any], found: Any, what: str) -> None:
     """Refuses settings that another version wrote, whose defaults may be others.
 
+    Args:
+        kind: The dataclass that the settings make.
+        found: The settings as read.
+        what: Name of the settings, for the error.
+
     Raises:
         ValueError: Fields that are missing or unknown.
     """

@@ -37,6 +37,11 @@ class InputReader:
     def encode(self, value: Any, prompt: str | None, side: Side) -> Encoded:
         """Encodes one input; a prompt is a system turn before all others.
 
+        Args:
+            value: The input.
+            prompt: System instruction; None or an empty one is none.
+            side: Side of a search, for the instruction's hint.
+
         Raises:
             ValueError: It is of none of the library's forms, or one of its media is invalid or over a limit.
         """
@@ -107,7 +112,12 @@ class InputReader:
         return self.contents(kind, value)
 
     def contents(self, kind: Any, content: Any) -> list[str | Decoded]:
-        """One or several media or texts of a kind; none for None, as rows of mixed data sets have it."""
+        """One or several media or texts of a kind; none for None, as rows of mixed data sets have it.
+
+        Args:
+            kind: Modality of the content.
+            content: One text or medium, a list of them, or None.
+        """
         if content is None:
             return []
         if isinstance(content, list | tuple) and kind == "video" and content and all(map(is_image, content)):
@@ -118,6 +128,10 @@ class InputReader:
 
     def content(self, kind: Any, content: Any) -> str | Decoded:
         """One text or medium.
+
+        Args:
+            kind: Modality of the content.
+            content: A text, a path, a mapping with a path and a span, or a medium in memory.
 
         Raises:
             ValueError: Something that is no content of this kind.
@@ -135,6 +149,10 @@ class InputReader:
 
 def media_of(kind: Medium, entry: Mapping[str, Any]) -> Media:
     """A medium by its local path, with the span of a manifest's entry, or by a data URI.
+
+    Args:
+        kind: Modality of the file.
+        entry: ``path``, and ``start`` and ``end`` in seconds for video and audio.
 
     Raises:
         ValueError: Another URL, or an entry that a manifest would not take.

@@ -1,7 +1,7 @@
-"""Pictures and frames as the vision tower takes them: patches of many at once, and where each lies.
+"""Images and frames as the vision tower takes them: patches of many at once, and the position of each.
 
-transformers' tower loops over pictures for some of that, a dozen operations each, and waits for a GPU to tell it
-their sizes; the host knows those.
+transformers' tower loops over images for some of that, a dozen operations each, and waits for a GPU to report their sizes; the
+host knows those.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,15 @@ class PatchProduct(Qwen3VLVisionPatchEmbed):
 
 
 def encode_pixels(tower: Any, pixels: Pixels) -> tuple[Float[Tensor, "tokens dim"], list[Tensor]]:
-    """Visual tokens of all inputs, one after the other, and DeepStack's for the first layers."""
+    """Encodes images and videos.
+
+    Args:
+        tower: The vision tower.
+        pixels: uint8 frames of each, (frames, 3, height, width), resized.
+
+    Returns:
+        Visual tokens of all inputs, one after the other, and DeepStack's features for the first layers.
+    """
     patches, grids = patchify(pixels, tower.config.patch_size, tower.config.spatial_merge_size)
     output = tower(patches.to(tower.dtype), grid_thw=torch.tensor(grids), **layout(tower, grids, patches.device))
     return output.pooler_output, list(output.deepstack_features)
@@ -47,6 +55,11 @@ def patchify(pixels: Pixels, patch: int, merge: int) -> tuple[Float[Tensor, "pat
 
     A single frame stands twice, since patches span two frames. The order is that of Qwen3-VL's processors: patches
     that merge into one token lie side by side.
+
+    Args:
+        pixels: uint8 frames of each input; sides are multiples of ``patch * merge``.
+        patch: Side of a patch, in pixels.
+        merge: Patches a side that merge into one token.
     """
     parts: list[Tensor] = []
     grids: list[Grid] = []

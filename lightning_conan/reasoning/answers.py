@@ -23,11 +23,11 @@ class Reply:
     """An answer, and what it cost.
 
     Args:
-        text: What was written.
-        finished: Whether the model ended by itself.
-        prompt_tokens: Read.
-        completion_tokens: Written.
-        withheld: Why there is no text, where a filter or the model itself declined: asked again, it would be the same.
+        text: The generated text.
+        finished: True if the model ended by itself, False if the token limit cut it.
+        prompt_tokens: Tokens that were read.
+        completion_tokens: Tokens that were generated.
+        withheld: Reason for an empty text that a filter or the model's refusal left: asked again, it would be the same.
     """
 
     text: str
@@ -66,7 +66,12 @@ class NoAnswerError(OSError):
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-    """An answer in OpenAI's form.
+    """Reads an answer in OpenAI's form.
+
+    Args:
+        status: HTTP status.
+        headers: The response's headers, for ``Retry-After``.
+        body: The inflated body, of any content.
 
     Raises:
         UnusableError: Something else.
@@ -149,6 +154,11 @@ def excerpt(body: bytes) -> str:
 
 
 def printable(text: str, most: int) -> str:
-    """A text on one line that does nothing to a terminal, cut off."""
+    """Puts a text on one line without characters that a terminal obeys.
+
+    Args:
+        text: The text.
+        most: Characters to keep.
+    """
     words = " ".join(text.split())
     return "".join(character if character.isprintable() else "?" for character in words)[:most]

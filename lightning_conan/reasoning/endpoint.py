@@ -93,7 +93,12 @@ class Teacher(Protocol):
     """Answers questions about queries."""
 
     async def ask(self, key: str, question: str, messages: Messages) -> Reply:
-        """The answer to a question (a name in ``prompts/cot.yaml``) about the pair of a key.
+        """Answers a question about a pair.
+
+        Args:
+            key: Key of the pair.
+            question: Name of the prompt in ``prompts/cot.yaml``, such as ``route`` or ``verify``.
+            messages: The conversation, in OpenAI's form.
 
         Raises:
             OSError: No answer was to be had.
@@ -102,10 +107,10 @@ class Teacher(Protocol):
 
 @dataclass
 class Client:
-    """Asks an endpoint, within its limits.
+    """Sends questions to an endpoint, within its limits.
 
     Args:
-        endpoint: Where and how.
+        endpoint: Address and limits.
     """
 
     endpoint: Endpoint
@@ -130,9 +135,9 @@ class Client:
         """The model's answer; asked again while the error is one that passes.
 
         Args:
-            key: What errors call it.
-            question: Of no concern to an endpoint.
-            messages: The conversation.
+            key: Name of the question in errors.
+            question: Unused.
+            messages: The conversation, in OpenAI's form.
             more: Further fields of the request, which not every server knows.
 
         Returns:
@@ -201,7 +206,12 @@ async def read_body(response: httpx.Response) -> bytes:
 
 
 def plus(reply: Reply, cost: Reply) -> Reply:
-    """An answer with the tokens of another one."""
+    """Adds the tokens of another answer.
+
+    Args:
+        reply: The answer to return.
+        cost: The one whose tokens are added.
+    """
     prompt, completion = reply.prompt_tokens + cost.prompt_tokens, reply.completion_tokens + cost.completion_tokens
     return replace(reply, prompt_tokens=prompt, completion_tokens=completion)
 
@@ -227,6 +237,14 @@ def media_part(media: Media) -> dict[str, Any]:
 
 
 def messages_of(item: Item, instruction: str = "") -> Messages:
-    """An item as the model is asked about it: the instruction as system turn, the rest as the user's."""
+    """Makes the conversation that asks about an item.
+
+    Args:
+        item: Its parts become the user's turn.
+        instruction: The system turn; none if it is empty.
+
+    Raises:
+        ValueError: A span of a file, or a PDF: endpoints take whole files only.
+    """
     system = [{"role": "system", "content": instruction}] if instruction else []
     return [*system, {"role": "user", "content": content_of(item.parts)}]

@@ -21,18 +21,18 @@ class Outcome:
     """Outcome of a pair: a line of the journal.
 
     Args:
-        key: The pair's.
-        kind: What it asks for.
-        content: Of the pair that was asked about: what it says of another under the same key is no answer.
-        reason: Why it was dropped; empty for a simple pair, and for one whose reasoning stands.
-        reasoning: What passed the filters.
-        answer: Likewise.
-        verified: Whether a verifier looked at it.
-        prompt_tokens: Read by the teacher.
-        completion_tokens: Written by it.
-        verifier_prompt_tokens: Read by the verifier, which may be the teacher.
-        verifier_completion_tokens: Written by it.
-        failed: Why there was no answer. The pair is asked again, and what was paid counts nevertheless.
+        key: Key of the pair.
+        kind: Kind of reasoning that it needs.
+        content: Hash of the pair that was asked about: an outcome of other content under the same key is ignored.
+        reason: Reason for dropping it; empty for a simple pair, and for one whose reasoning is kept.
+        reasoning: Reasoning that passed the filters.
+        answer: Answer that passed the filters.
+        verified: True if a verifier checked it.
+        prompt_tokens: Tokens that the teacher read.
+        completion_tokens: Tokens that the teacher generated.
+        verifier_prompt_tokens: Tokens that the verifier read, which may be the teacher.
+        verifier_completion_tokens: Tokens that the verifier generated.
+        failed: Error, if there was no answer. The pair is asked again; its tokens count nevertheless.
     """
 
     key: str

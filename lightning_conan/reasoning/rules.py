@@ -128,12 +128,22 @@ def check(thought: Thought, rules: Rules, kind: str, instruction: str, target: s
 
 
 def says(text: str, phrase: str) -> bool:
-    """True if a phrase stands in a text as words of its own: "has an airplane" does not say "as an ai"."""
+    """True if a text holds a phrase as words of its own: "has an airplane" does not say "as an ai".
+
+    Args:
+        text: In lower case.
+        phrase: In lower case.
+    """
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
 
 
 def repeated(words: list[str], rules: Rules) -> bool:
-    """True if a sequence of words comes too often."""
+    """True if an n-gram occurs too often.
+
+    Args:
+        words: Words and punctuation marks.
+        rules: Length of the n-gram, and how often it may occur.
+    """
     if not rules.repeats:
         return False
     counts = Counter(tuple(words[start : start + rules.ngram]) for start in range(len(words) - rules.ngram + 1))
@@ -152,7 +162,11 @@ def source_of(reasoning: str) -> list[str]:
 
 
 def verdict(text: str, rules: Rules) -> None:
-    """A verifier's yes, sure enough.
+    """Accepts a verifier's yes of sufficient confidence.
+
+    Args:
+        text: The verifier's reply, such as ``yes 0.9`` or ``no, 80%``.
+        rules: Least confidence.
 
     Raises:
         RuleBroken: A no, a doubtful yes, or neither.

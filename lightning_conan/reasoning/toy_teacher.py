@@ -24,7 +24,12 @@ class TruthTeacher:
         self.truths = {line["key"]: line for line in map(json.loads, filter(str.strip, lines))}
 
     async def ask(self, key: str, question: str, messages: Messages) -> Reply:
-        """The truth about a pair.
+        """Looks up the truth about a pair.
+
+        Args:
+            key: Key of the pair.
+            question: ``route``, ``verify`` or a kind of reasoning.
+            messages: Unused.
 
         Raises:
             OSError: The file says nothing about it.
