@@ -50,7 +50,7 @@ class OmniModule(InputModule):
 
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> "OmniModule":
-        """Loads an exported folder, strictly.
+        """Loads an exported folder strictly.
 
         Args:
             model_name_or_path: An exported folder, or a repository on the hub.

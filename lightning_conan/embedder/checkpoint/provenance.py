@@ -100,6 +100,10 @@ def read_provenance(folder: Path) -> Provenance:
 def check_version(record: Any, path: Path) -> None:
     """Refuses a ``conan.json`` with more fields than this version knows: what they say may change how the folder is read.
 
+    Args:
+        record: Content of ``conan.json``.
+        path: The file, for errors.
+
     Raises:
         ValueError: Names the first such field, both versions, and the remedy.
     """

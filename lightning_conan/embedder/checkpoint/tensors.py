@@ -1,4 +1,4 @@
-"""Safetensors files: which tensors they hold, one tensor at a time, and files written tensor by tensor."""
+"""Safetensors files, read and written one tensor at a time."""
 
 import json
 import mmap
@@ -131,6 +131,10 @@ def unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 def tensor_paths(folder: Path, stem: str = STEM) -> list[Path]:
     """A folder's safetensors files: those that its index names, or all.
 
+    Args:
+        folder: The folder.
+        stem: Prefix of the index's name.
+
     Raises:
         ValueError: None, or one that the index names is missing.
     """
@@ -152,7 +156,12 @@ def tensor_paths(folder: Path, stem: str = STEM) -> list[Path]:
 
 
 def check_specs(found: Mapping[str, Spec], expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
-    """Every tensor expected is there with its shape, and none besides.
+    """Checks that every expected tensor is there with its shape, and no other.
+
+    Args:
+        found: Specs of the tensors that are there.
+        expected: Shape of each tensor, by name.
+        where: The folder, for errors.
 
     Raises:
         ValueError: Names the first odd tensors and the likely reason.
@@ -173,7 +182,12 @@ def check_specs(found: Mapping[str, Spec], expected: Mapping[str, tuple[int, ...
 
 
 def finite(tensor: Tensor, name: str, where: Path | str) -> Tensor:
-    """A tensor that is about to be handed on.
+    """Returns a tensor that is finite.
+
+    Args:
+        tensor: The tensor, of any dtype.
+        name: Its name, for the error.
+        where: Its folder or file, for the error.
 
     Raises:
         ValueError: It holds NaN or inf.
@@ -187,13 +201,25 @@ def finite(tensor: Tensor, name: str, where: Path | str) -> Tensor:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes one safetensors file with the mode that the umask gives; the library's own writer lets its owner alone read it."""
+    """Writes one safetensors file with the mode that the umask gives; the library's own writer lets its owner alone read it.
+
+    Args:
+        path: The file.
+        tensors: Its tensors by name.
+    """
     specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     write_file(path, write_order(specs), specs, tensors.__getitem__)
 
 
 def write_file(path: Path, names: Sequence[str], specs: Mapping[str, Spec], tensor_of: Callable[[str], Tensor]) -> None:
-    """Writes one safetensors file of the named tensors, in their order."""
+    """Writes one safetensors file of the named tensors, in their order.
+
+    Args:
+        path: The file.
+        names: Names of its tensors.
+        specs: Shape and dtype of each.
+        tensor_of: Returns one tensor; called once for each.
+    """
     with path.open("wb") as file:
         file.write(header_of({name: specs[name] for name in names}))
         for name in names:
