@@ -26,7 +26,7 @@ SUFFIXES: dict[Modality, tuple[str, ...]] = {
     "document": ("pdf",),
     "text": ("txt",),
 }
-"""Suffixes by which files of a folder are taken for a modality."""
+"""File suffixes of each modality."""
 MODALITY_OF = {suffix: modality for modality, suffixes in SUFFIXES.items() for suffix in suffixes}
 
 

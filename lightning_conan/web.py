@@ -19,7 +19,7 @@ LOGGERS = ("httpx", "httpcore.http11", "httpcore.http2", "httpcore.connection")
 
 
 def without_secrets(url: str) -> str:
-    """A URL without user, password, query (such as a signature) and fragment; another text unchanged."""
+    """Strips user, password, query (such as a signature) and fragment from a URL; another text is unchanged."""
     found = PARTS.fullmatch(url)
     if found is None:
         return url
@@ -63,7 +63,7 @@ def file_url(folder: str, name: str) -> str:
 
 
 def secrets_of(url: str) -> set[str]:
-    """Passwords and values of the query, also as libraries may write them in their errors."""
+    """Passwords and values of the query of a URL, also in the spellings that libraries use in their errors."""
     found = PARTS.fullmatch(url)
     if found is None:
         return set()
@@ -111,7 +111,7 @@ class Inflater:
     """Undoes a body's gzip or deflate, a block at a time: few bytes may inflate to gigabytes.
 
     Args:
-        encoding: ``Content-Encoding``. A body that is not what it says is passed on unchanged.
+        encoding: ``Content-Encoding``. A body that does not match it passes through unchanged.
     """
 
     def __init__(self, encoding: str) -> None:
@@ -120,10 +120,10 @@ class Inflater:
         self.begun = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Decompresses some bytes of the body, in blocks of at most ``BLOCK``.
+        """Decompresses bytes of the body, in blocks of at most ``BLOCK``.
 
         Raises:
-            OSError: They come after the end of what was compressed.
+            OSError: They come after the end of the compressed stream.
         """
         if data and not self.begun:
             self.packed, self.begun = self.packed and data[:1] in (b"\x1f", b"\x78"), True

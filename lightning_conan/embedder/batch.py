@@ -17,7 +17,7 @@ class Batch:
         keys: Each pair's key.
         queries: Encoded queries.
         targets: Encoded targets, row for row.
-        negatives: Each query's hard negatives, possibly none.
+        negatives: Hard negatives of each query, possibly none.
         query_hashes: Content hashes of the queries.
         target_hashes: Content hashes of the targets.
         negative_hashes: Content hashes of the negatives, all queries' in order.

@@ -245,7 +245,7 @@ class OmniEmbedder(PreTrainedModel):
         return torch.cat(pieces)[torch.tensor(order, dtype=torch.long, device=self.device).argsort()]
 
     def chunks(self, items: Sequence[Encoded], token_budget: int) -> Iterator[tuple[Chunk, Past | None]]:
-        """Yields chunks on the model's device, each with the KV cache of the prefix that its rows were packed without, or None."""
+        """Yields chunks on the model's device, each with the KV cache of the prefix that its rows lack, or None."""
         apart = torch.is_grad_enabled() or self.flash or self.implementation == "eager"  # these take no such mask
         if not items:
             return

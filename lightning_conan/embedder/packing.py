@@ -14,7 +14,7 @@ from typing_extensions import override
 IGNORED = -100
 """The label of a place where nothing is asked, as in torch's losses."""
 CHUNK_COST = 128
-"""Cost of a chunk beside its tokens, in tokens; on a CPU with the tiny model 70 (texts alone) to 160 (with sounds)."""
+"""Cost of a chunk beside its tokens, in tokens; on a CPU with the tiny model 70 (texts alone) to 160 (with audio)."""
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class OmniModule(InputModule):
         return {"encoded": [reader.encode(value, prompt, side) for value in inputs], "side": side}
 
     def side(self, task: str | None) -> Side:
-        """The side that the library's ``task`` means.
+        """Side of a search that the library's ``task`` names.
 
         Raises:
             ValueError: None was named, and the model reads queries and candidates differently.

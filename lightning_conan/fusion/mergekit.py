@@ -14,7 +14,7 @@ MERGEKIT_CONFIG = "mergekit_config.yml"
 KNOWN = {"merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source"}
 PARAMETERS = {"weight", "density", "normalize", "rescale", "lambda", "int8_mask"}
 MEANINGS = {"task_arithmetic": False, "ties": True}
-"""Methods that mean the same there and here, and whether ``normalize`` must be set (a mean of what agrees)."""
+"""Methods of the same meaning there and here, and the value that their ``normalize`` must have (a mean of what agrees)."""
 RESCALED = ("dare", "della")
 """Methods, by the beginning of their names, that mergekit has too but with another rule."""
 OF_A_MODEL = {"weight", "density"}

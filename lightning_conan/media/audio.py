@@ -39,7 +39,7 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
         limits: Caps on bytes and seconds.
 
     Raises:
-        MediaError: No sound, undecodable, empty, not finite, or over a limit.
+        MediaError: No audio track, undecodable, empty, not finite, or over a limit.
     """
     data = limits.read(media)
     check_whole(media, data)

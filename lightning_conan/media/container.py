@@ -13,7 +13,7 @@ from lightning_conan.items import Media
 from lightning_conan.media.limits import Limits, MediaError
 
 OPENING = {"max_probe_packets": "4"}
-"""FFmpeg looks whether 16-bit samples in a WAV are DTS in disguise, by default at 128 kB: four times as long as decoding 7 s."""
+"""FFmpeg checks if 16-bit samples in a WAV are DTS in disguise, by default at 128 kB: four times as long as decoding 7 s."""
 GENERATED_TIMES = 0x1
 """AVFMT_FLAG_GENPTS, which PyAV sets: where a file gives only times of decoding, as AVI, it makes up those of showing."""
 ORDERLY = ("mpeg1video", "mpeg2video")

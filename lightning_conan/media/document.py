@@ -17,14 +17,14 @@ PDF_DPI = 144
 
 
 class FilledPdf(pypdfium2.PdfDocument):  # type: ignore[misc]  # untyped
-    """A PDF that shows what its form fields hold, also where no catalog lists them: pages that were merged from several files.
+    """A PDF that shows filled form fields, even if no catalog lists them, as in pages merged from several files.
 
-    XFA is not read: such a file shows the pages that it holds for other readers.
+    XFA is not read: such a file shows its fallback pages.
     """
 
     @override
     def get_formtype(self) -> int:
-        """That of a form, so that ``init_forms`` never leaves one out."""
+        """Returns the type of a form, so that ``init_forms`` never skips one."""
         return int(pypdfium2.raw.FORMTYPE_ACRO_FORM)
 
 

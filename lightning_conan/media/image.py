@@ -37,19 +37,19 @@ KEYS: dict[object, Callable[[Any], object]] = {
 
 @dataclass(frozen=True)
 class Shrink:
-    """Coming size of an image, so that a JPEG need not be decoded whole before.
+    """Target size of an image, so that a JPEG can be decoded at a lower resolution.
 
     Args:
-        size: From the upright image's height and width to those that are wanted.
-        gap: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still so many times as large as what is wanted
-            (Pillow's ``reducing_gap``).
+        size: Maps the upright image's height and width to those that it will be resized to.
+        gap: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is still this many times the target (Pillow's
+            ``reducing_gap``).
     """
 
     size: Callable[[int, int], tuple[int, int]]
     gap: float
 
     def draft(self, image: JpegImageFile) -> tuple[int, int] | None:
-        """Lets a JPEG be decoded at a reduced scale; the height and width that are wanted, None if it stays whole."""
+        """Sets a JPEG to be decoded at a reduced scale; returns the target height and width, None if it is decoded whole."""
         turned = image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE
         width, height = reversed(image.size) if turned else image.size
         try:
@@ -117,7 +117,7 @@ def upright(pixels: UInt8[Tensor, "3 _ _"], orientation: object) -> UInt8[Tensor
 
 
 def scale_key(image: Image.Image) -> None:
-    """Puts the color that a PNG declares transparent on the scale of its pixels; Pillow leaves it as it is stored."""
+    """Scales the transparent color of a PNG like its pixels; Pillow keeps it as it is stored."""
     key = image.info.get("transparency")
     if key is not None and isinstance(image, PngImageFile) and image.tile:
         scale = KEYS.get(image.tile[0].args)
@@ -125,7 +125,7 @@ def scale_key(image: Image.Image) -> None:
 
 
 def rgb_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    """A PIL image as RGB pixels; what is transparent lies on white, as transformers' image processors take PIL images."""
+    """Converts a PIL image to RGB pixels; transparency lies on white, as in transformers' image processors."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray(shades(image))
     elif "A" in image.getbands() or image.info.get("transparency") is not None:
@@ -135,7 +135,7 @@ def rgb_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
 
 
 def shades(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
-    """Grays of 16 bits as ones of 8: Pillow would take all but the darkest 256 of 65,536 for white."""
+    """Converts 16-bit grays to 8 bits: Pillow would take all but the darkest 256 of 65,536 for white."""
     values = np.asarray(image)
     found = (values >> 8).astype(np.uint8)
     if (key := image.info.get("transparency")) is not None:
@@ -144,7 +144,7 @@ def shades(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An image with transparent parts before a white ground."""
+    """Puts an image with transparent parts on white."""
     clear = image if image.mode == "RGBA" else image.convert("RGBA")
     if clear.getchannel("A").getextrema() == (255, 255):
         return clear  # opaque after all: many pictures of screens are

@@ -24,9 +24,9 @@ class Limits:
 
     Args:
         max_bytes: Size of the encoded file.
-        max_pixels: Width times height of an image, a page or a frame.
-        max_seconds: Length of a sound or a video.
-        max_frames: Frames in a video's header.
+        max_pixels: Width times height of an image, a document page or a video frame.
+        max_seconds: Length of an audio clip or a video.
+        max_frames: Frames of a video.
 
     Example:
         >>> clip = Media("image", bytes(2000), "photo.png")

@@ -25,12 +25,12 @@ class Timeline:
     """Times of a video's frames.
 
     Args:
-        total: How many there are.
-        fps: Frames a second in the mean.
-        times: Each one's packet's time, ascending; empty where packets are no guide: one may hold a field, or have no time.
-        keys: When each key frame is shown, and when it is decoded, by which some formats seek.
-        seconds: Each frame's second after the first, where frames are not equally long; else empty.
-        begin: The second of the file at which the first is shown.
+        total: Number of frames.
+        fps: Mean frames a second.
+        times: Time of each frame's packet, ascending; empty if packets are no guide: one may hold a field, or have no time.
+        keys: Presentation and decoding time of each key frame; some formats seek by the latter.
+        seconds: Second of each frame after the first, if they are not equally long; else empty.
+        begin: Second of the file at which the first frame is shown.
     """
 
     total: int
@@ -122,17 +122,17 @@ class Timeline:
 
 @dataclass
 class Packets:
-    """A video's packets that hold something.
+    """Packets of a video that are not empty.
 
     Args:
-        times: When the frame of each is shown, in the order of decoding; None where the file does not say.
-        keys: When each key frame is shown, and when it is decoded.
-        count: How many there are, with those that are decoded but not shown.
+        times: Presentation time of each packet's frame, in decoding order; None if the file has none.
+        keys: Presentation and decoding time of each key frame.
+        count: Number of packets, with those that are decoded but not shown.
         begin: The file's first second, or 0 if that is earlier.
-        end: Its last.
-        last: When its last frame ends, in the track's own units.
-        ordered: Whether they are decoded in the order of their times of decoding.
-        delayed: Whether any is shown later than it is decoded.
+        end: The file's last second.
+        last: End of the last frame, in the track's units.
+        ordered: True if they come in the order of their decoding times.
+        delayed: True if any is shown later than it is decoded.
     """
 
     times: list[int | None] = field(default_factory=list)

@@ -12,7 +12,7 @@ PLACEHOLDERS = (0x7F000000, 2**31, 2**32, 2**63, 2**64)
 """Sizes near these are written by programs that do not know the size: SoX, arecord, mplayer, FFmpeg, ... (a few bytes off)."""
 NEAR = 4096
 TABLES = (13, 21, 36)
-"""Place of Xing's table in a frame without sound: behind the side information of MPEG 1 or 2, mono or stereo."""
+"""Place of Xing's table in a frame without audio: behind the side information of MPEG 1 or 2, mono or stereo."""
 DATA_OBJECT = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 """ASF's GUID of the packets."""
 SAMPLES_OF_W64 = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")

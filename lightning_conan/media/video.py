@@ -37,7 +37,7 @@ SKIPPING = frozenset(("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"
 
 
 class Misled(LookupError):
-    """The packets' times do not tell which frames there are."""
+    """Raised if the packets' times do not match the decoded frames."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Clip:
     """Sampled frames of a video and the second at which each is shown.
 
     Args:
-        frames: Their pixels.
-        seconds: When each is shown.
-        resized: Whether they have the size already that was wanted of them. Qwen3-VL's choice for its own choice may be another.
+        frames: Pixels of the frames.
+        seconds: Second at which each is shown.
+        resized: True if they have their final size already: Qwen3-VL would resize that a second time.
     """
 
     frames: UInt8[Tensor, "frames 3 height width"]
@@ -76,7 +76,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Resampling(Sampling):
-    """The frames that are shown at multiples of ``1 / fps`` seconds, for a video of that rate."""
+    """Choice of the frames that are shown at multiples of ``1 / fps`` seconds, as a video of that rate."""
 
     @override
     def choose(self, shown: Timeline, start: float, end: float) -> list[int]:
@@ -163,7 +163,7 @@ def shots(
 
 
 def resized(media: Media, pixels: UInt8[Tensor, "3 _ _"], size: FrameSize, count: int) -> UInt8[Tensor, "3 _ _"]:
-    """A frame in the size that is wanted of one of so many.
+    """Resizes one of ``count`` frames.
 
     Raises:
         MediaError: There is none, as for a sliver.
@@ -215,7 +215,7 @@ def by_times(source: Source, shown: Timeline, wanted: list[int], check: Check) -
 
 
 def seek(source: Source, key: tuple[int, int]) -> bool:
-    """Goes to a key frame, or before it; False in formats in which FFmpeg cannot."""
+    """Seeks to a key frame, or before it; False in formats in which FFmpeg cannot."""
     shown, decoded = key
     try:
         source.container.seek(decoded if source.discontinuous else shown, stream=source.stream)
@@ -225,12 +225,12 @@ def seek(source: Source, key: tuple[int, int]) -> bool:
 
 
 def decode(source: Source, due: set[int], key: int | None = None) -> Iterator[Any]:
-    """Frames from here on, without those that are not due at their times and that no other frame is made from.
+    """Decodes frames from here on, skipping those that are neither due nor a reference of others.
 
     Args:
-        source: Where to decode.
-        due: Times of the frames that are wanted.
-        key: When the key frame is shown from which to begin; what FFmpeg finds before it was made from frames that are missing.
+        source: The open video.
+        due: Times of the wanted frames.
+        key: Presentation time of the key frame to start from; frames before it lack their references.
 
     Raises:
         Misled: A packet cannot be decoded.
@@ -251,7 +251,7 @@ def decode(source: Source, due: set[int], key: int | None = None) -> Iterator[An
 
 
 def rgb(frame: Any, check: Check) -> UInt8[Tensor, "3 height width"]:
-    """A frame's pixels, turned and mirrored as players show it."""
+    """RGB pixels of a frame, turned and mirrored as players show it."""
     check(frame.width, frame.height)
     pixels = opaque(frame)
     right_x, right_y, down_x, down_y = orientation(frame)
@@ -275,7 +275,7 @@ def orientation(frame: Any) -> tuple[int, int, int, int]:
 
 
 def opaque(frame: Any) -> UInt8[Tensor, "3 height width"]:
-    """A frame's pixels; what is transparent lies on white, as in images."""
+    """RGB pixels of a frame; transparency lies on white, as in images."""
     if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
         return rgb_tensor(Image.fromarray(frame.to_ndarray(format="rgba")))
     return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)

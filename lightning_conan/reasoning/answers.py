@@ -41,10 +41,10 @@ class UnusableError(ValueError):
     """A body that holds no answer.
 
     Args:
-        reason: For an error.
-        cost: The tokens that it reports nevertheless.
-        passes: Whether asking again may help.
-        wait: Seconds to wait before that at least.
+        reason: Text of the error.
+        cost: Tokens that the body reports nevertheless.
+        passes: True if asking again may help.
+        wait: Least seconds to wait before that.
     """
 
     def __init__(self, reason: str, cost: Reply, passes: bool = True, wait: float = 0.0) -> None:
@@ -56,8 +56,8 @@ class NoAnswerError(OSError):
     """A question without an answer.
 
     Args:
-        message: For people, without secrets.
-        cost: The tokens of its attempts.
+        message: Text of the error, without secrets.
+        cost: Tokens of all attempts.
     """
 
     def __init__(self, message: str, cost: Reply = Reply("")) -> None:  # frozen
@@ -105,7 +105,7 @@ def parsed(body: bytes) -> Any:
 
 
 def text_of(content: object) -> str:
-    """The text of a message: none where a model ended without one, such as in the middle of its hidden reasoning.
+    """Text of a message: empty if a model ended without one, such as in the middle of its hidden reasoning.
 
     Raises:
         TypeError: It is neither a text nor a list of parts.

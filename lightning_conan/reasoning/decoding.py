@@ -1,4 +1,4 @@
-"""Adaptive decoding: the first token decides whether a query is embedded at once or reasoned about (TRACE, arXiv 2603.02929)."""
+"""Adaptive decoding: the first token decides between embedding a query and reasoning about it (TRACE, arXiv 2603.02929)."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

@@ -28,18 +28,18 @@ class Endpoint:
     """Address of a model, and limits on requests to it.
 
     Args:
-        url: Up to and without ``/chat/completions``, such as http://localhost:8000/v1; a query (``?api-version=...``) stays last.
-        model: The name that it serves the model under.
-        key: The environment variable that holds the API key.
-        concurrency: Questions that are under way at once.
-        per_minute: Questions that are begun a minute at most; 0 for any number.
-        retries: How often a question is asked again after an error that passes (429, 5xx, no answer), with growing pauses.
-        pause: Seconds before the first of these; they double with each further one.
+        url: Address without ``/chat/completions``, such as http://localhost:8000/v1; a query (``?api-version=...``) stays last.
+        model: Name under which the server has the model.
+        key: Environment variable that holds the API key.
+        concurrency: Questions that are under way at the same time.
+        per_minute: Most questions that are started a minute; 0 for any number.
+        retries: Times that a question is asked again after a temporary error (429, 5xx, no answer), with growing pauses.
+        pause: Seconds before the first of these; doubled for each further one.
         timeout: Seconds that an answer may take.
-        max_tokens: Of an answer.
-        temperature: 0 answers greedily.
-        prompt_price: Of a million tokens that are read, to report what was spent.
-        completion_price: Of a million tokens that are written.
+        max_tokens: Most tokens of an answer.
+        temperature: Sampling temperature; 0 is greedy.
+        prompt_price: Price of a million tokens that are read, to report the cost.
+        completion_price: Price of a million tokens that are generated.
     """
 
     url: str = "http://localhost:8000/v1"

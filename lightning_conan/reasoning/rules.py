@@ -23,10 +23,10 @@ class Rules:
     Args:
         reasoning: Fewest and most tokens of a reasoning.
         answer: Fewest and most tokens of an answer.
-        ngram: A sequence of so many tokens ...
-        repeats: ... may come at most so often; 0 for any number.
+        ngram: Length of the n-grams that are counted, in tokens.
+        repeats: Times that one may occur; 0 for any number.
         latin: Least share of letters that are ASCII, without accents: the rest of the data is English.
-        keyword: Whether an answer must hold a word of the instruction or of the target's text, where these have any.
+        keyword: True if an answer must hold a word of the instruction or of the target's text, if these have any.
         confidence: A verifier's yes counts above this.
     """
 
@@ -88,7 +88,7 @@ def parse(text: str) -> Thought:
 
 
 def check(thought: Thought, rules: Rules, kind: str, instruction: str, target: str) -> None:
-    """Holds an answer against the rules.
+    """Checks an answer against the rules.
 
     Args:
         thought: The answer.
@@ -151,7 +151,7 @@ def repeated(words: list[str], rules: Rules) -> bool:
 
 
 def salient(text: str) -> set[str]:
-    """Words that say something."""
+    """Words that carry meaning: longer than two letters and not common."""
     return {word for word in pieces(text) if len(word) > 2 and word not in COMMON}
 
 

@@ -62,14 +62,14 @@ class Tensors(ABC):
 
 
 class TensorFiles(Tensors):
-    """The tensors of some safetensors files. Each is read when it is asked for, and held by nobody else.
+    """Tensors of safetensors files; each is read when it is asked for, and not kept.
 
     Args:
         paths: The files.
-        wanted: Which names to take; all by default. Other tensors are never read.
+        wanted: True for names to take; all by default. Other tensors are never read.
 
     Raises:
-        ValueError: A tensor that is there twice, or a file that is no sound safetensors file.
+        ValueError: A tensor that is there twice, or a file that is no valid safetensors file.
     """
 
     def __init__(self, paths: list[Path], wanted: Callable[[str], bool] = bool) -> None:
