@@ -58,7 +58,7 @@ class Media(msgspec.Struct, frozen=True):
         return f"Media({', '.join(shown)})"
 
     def read(self) -> bytes:
-        """The encoded bytes."""
+        """Reads the encoded bytes."""
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
     @property
@@ -162,7 +162,7 @@ class Pair(msgspec.Struct, frozen=True):
     reasoning: str = ""
 
     def sides(self) -> Iterator[tuple[str, Item]]:
-        """Each item with its name: ``query``, ``target``, ``negative0``, ``negative1``, ..."""
+        """Yields each item with its name: ``query``, ``target``, ``negative0``, ``negative1``, ..."""
         yield "query", self.query
         yield "target", self.target
         for index, item in enumerate(self.negatives):
@@ -170,7 +170,7 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 def split_page(name: str) -> tuple[str, int | None]:
-    """A file's name, and the page that ``report.pdf#page=3`` names."""
+    """Splits ``report.pdf#page=3`` into the file's name and the page; None for a name without one."""
     found = re.fullmatch(r"(.*\.pdf)#page=(\d+)", name, flags=re.IGNORECASE)
     return (found[1], int(found[2])) if found else (name, None)
 
@@ -211,7 +211,7 @@ def parse_media(modality: Medium, value: object, root: Path) -> Media:
 
 
 def is_other(path: Path) -> bool:
-    """True if the path names something other than a file; a missing one is reported by whoever reads it."""
+    """True if the path names something that is no file; False if it is missing, which its reader reports."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):

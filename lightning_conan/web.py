@@ -31,7 +31,7 @@ def without_secrets(url: str) -> str:
 
 
 def authority(place: str) -> tuple[str, str]:
-    """User with password, and host with port, of what follows a scheme."""
+    """Splits the part after a scheme into user with password, and host with port."""
     user, _, host = place.partition("/")[0].rpartition("@")
     return user, host
 
@@ -78,7 +78,7 @@ def secrets_of(url: str) -> set[str]:
 
 
 def redact(text: str, *secrets: str) -> str:
-    """A text without secrets, and its URLs without theirs.
+    """Removes secrets from a text, and those of the URLs in it.
 
     Args:
         text: Any text, such as an error or a log record.
@@ -108,7 +108,7 @@ def redact_logs() -> None:
 
 
 class Inflater:
-    """Undoes a body's gzip or deflate, a block at a time: few bytes may inflate to gigabytes.
+    """Decompresses a body's gzip or deflate, a block at a time: few bytes may inflate to gigabytes.
 
     Args:
         encoding: ``Content-Encoding``. A body that does not match it passes through unchanged.

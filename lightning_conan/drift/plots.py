@@ -1,4 +1,4 @@
-"""Drift, drawn: panels for reports and pages."""
+"""Plots of drift, for reports and pages."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle

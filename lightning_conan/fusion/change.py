@@ -69,7 +69,7 @@ class Change(ABC):
 
 
 class DenseChange(Change):
-    """Any method's: each task vector is written densely, and the method called on them."""
+    """The change by any method: each task vector is written densely, and the method called on them."""
 
     def __init__(
         self,

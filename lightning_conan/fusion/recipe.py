@@ -61,7 +61,7 @@ class Recipe:
         return {specialist: alpha for specialist, alpha in alphas.items() if alpha != 0}
 
     def check(self) -> dict[str, Provenance]:
-        """Provenance of the base and of each specialist.
+        """Reads and checks the provenance of the base and of each specialist.
 
         Raises:
             ValueError: Coefficients and specialists that do not match, a pattern that is none, or a folder that is none of this

@@ -12,7 +12,7 @@ from lightning_conan.fusion.method import Deltas, Method, TensorContext, agreein
 
 @dataclass(frozen=True)
 class Ties(Method):
-    """The weighted mean of what agrees in sign among each task vector's largest entries, times ``scale``.
+    """The weighted mean of the entries that agree in sign among each task vector's largest ones, times ``scale``.
 
     Entries whose weighted sum is exactly 0 elect the positive ones, as in mergekit.
 

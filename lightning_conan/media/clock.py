@@ -26,7 +26,7 @@ class BestGuess:
     faults_dts: int = 0
 
     def __call__(self, pts: int | None, dts: int | None) -> int | None:
-        """The time of the next frame, None if it has none."""
+        """Returns the time of the next frame, None if it has none."""
         if dts is not None:
             self.faults_dts += self.last_dts is not None and dts <= self.last_dts
         if pts is not None:

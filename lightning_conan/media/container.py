@@ -49,7 +49,7 @@ class Source:
         self.stream: Any = track(self.container, self.index)
 
     def best(self) -> int:
-        """The number of the track that FFmpeg takes by itself: its author's choice, then one that moves, then the largest."""
+        """Number of the track that FFmpeg's tools select: its author's choice, then one that lasts, then the largest."""
         streams = [stream for stream in getattr(self.container.streams, self.kind) if decodable(stream)]
         if not streams:
             raise MediaError(self.media, f"holds no {self.kind} stream that can be decoded")
@@ -73,13 +73,13 @@ class Source:
             self.reopen()
 
     def reopen(self) -> None:
-        """Goes back to the beginning, whatever has been done."""
+        """Opens the file anew, at its beginning, which always works."""
         self.container.close()
         self.container = opened(self.data)
         self.stream = track(self.container, self.index)
 
     def frames(self) -> Iterator[Any]:
-        """Decodes all from here; where no header announces anything, packets that were cut at either end give nothing."""
+        """Decodes all frames from here; if no header announces anything, packets that are cut at either end are skipped."""
         begun, failed = False, None
         self.stream.codec_context.skip_frame = "DEFAULT"
         for packet in self.container.demux(self.stream):
@@ -102,7 +102,7 @@ class Source:
 
     @property
     def discontinuous(self) -> bool:
-        """True for formats in which times may begin anew."""
+        """True for formats in which times may start over."""
         return bool(self.container.format.flags & DISCONTINUOUS)
 
     @property
@@ -112,18 +112,18 @@ class Source:
 
     @property
     def rate(self) -> float:
-        """Frames a second, as a header says or FFmpeg guesses from the first packets; 0 if neither does."""
+        """Frames a second by the header, or FFmpeg's guess from the first packets; 0 without either."""
         rate = None if self.timeless else self.stream.average_rate  # of a raw stream FFmpeg says 25, whatever it holds
         return float(rate or self.stream.guessed_rate or 0)
 
     @property
     def announced(self) -> float:
-        """Seconds that the header promises; 0 where there is none, FFmpeg guessed, or writers add a late beginning (ASF)."""
+        """Length in seconds by the header; 0 if it has none, FFmpeg guessed it, or writers add a late beginning (ASF)."""
         return 0.0 if self.discontinuous or self.container.format.name == "asf" else self.estimated
 
     @property
     def estimated(self) -> float:
-        """Seconds that the header promises, or that FFmpeg guesses; 0 if neither does."""
+        """Length in seconds by the header, or FFmpeg's guess; 0 without either."""
         return (self.container.duration or 0) / av.time_base
 
 
@@ -132,7 +132,7 @@ TOLERANT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.p
 
 
 def opened(data: bytes) -> Any:
-    """A PyAV container."""
+    """Opens a PyAV container."""
     return av.open(io.BytesIO(data), "r", options=OPENING, **TOLERANT)
 
 
@@ -151,12 +151,12 @@ def track(container: Any, index: int) -> Any:
 
 
 def decodable(stream: Any) -> bool:
-    """True for a track that is no cover picture, and that FFmpeg has a decoder for."""
+    """True for a track that FFmpeg can decode, and that is no cover art."""
     return stream.codec_context is not None and not disposition(stream) & COVER
 
 
 def disposition(stream: Any) -> int:
-    """A track's flags; 0 in a PyAV that does not tell. Before 17 they are no integer."""
+    """Flags of a track; 0 in a PyAV without them. Before 17 they are no integer."""
     found = getattr(stream, "disposition", 0)
     return int(getattr(found, "value", found))
 

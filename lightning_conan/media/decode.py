@@ -1,4 +1,4 @@
-"""Any medium, decoded by its modality."""
+"""Decoding of any medium by its modality."""
 
 from torch import Tensor
 

@@ -111,7 +111,7 @@ class Timeline:
         return max(0, bisect_right(self.seconds, second) - 1 if self.seconds else math.floor(second * self.fps))
 
     def frame_after(self, second: float) -> int:
-        """The first frame that is shown at a second, or later, for the first time."""
+        """The first frame that starts at a second or later."""
         second -= MOMENT
         return bisect_left(self.seconds, second) if self.seconds else max(0, math.ceil(second * self.fps))
 
@@ -202,7 +202,7 @@ class Packets:
             raise MediaError(source.media, f"truncated: the header announces {announced:.2f} s, {self.end:.2f} s are there")
 
     def guide(self, source: Source) -> bool:
-        """True if each packet holds one frame and says when it is shown."""
+        """True if each packet holds one frame with its presentation time."""
         stream, times = source.stream, sorted(time for time in self.times if time is not None)
         if source.timeless or not times or len(set(times)) < len(self.times) or not self.ordered:
             return False

@@ -1,4 +1,4 @@
-"""Cut audio files: a file's own structure says how many bytes or samples there should be."""
+"""Detection of truncated audio files, by the bytes or samples that their structure announces."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -48,13 +48,13 @@ def check_whole(media: Media, data: bytes) -> None:
 
 
 def is_placeholder(size: int) -> bool:
-    """True of sizes that stand for an unknown one."""
+    """True for a size that means an unknown one."""
     return any(abs(size - top) <= NEAR for top in PLACEHOLDERS)
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """A format of named chunks one after the other; called, it yields the extents of those that hold samples.
+    """A format of consecutive named chunks; called, it yields the extents of those with samples.
 
     Args:
         first: Where the first chunk begins.
@@ -100,7 +100,7 @@ def sun(data: bytes) -> Iterator[Extent]:
 
 
 def pages(data: bytes) -> Iterator[Extent]:
-    """The pages of an Ogg file."""
+    """Yields the pages of an Ogg file."""
     place = 0
     for _ in range(STEPS):
         if data[place : place + 4] != b"OggS" or place + 27 > len(data):
@@ -112,7 +112,7 @@ def pages(data: bytes) -> Iterator[Extent]:
 
 
 def elements(data: bytes) -> Iterator[Extent]:
-    """The outer elements of a Matroska or WebM file; those in a segment of unknown size."""
+    """Yields the outer elements of a Matroska or WebM file, and those in a segment of unknown size."""
     place = 0
     for _ in range(STEPS):
         kind, place = number(data, place)

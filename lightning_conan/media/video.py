@@ -69,7 +69,7 @@ class Sampling:
         return np.linspace(0, total - 1, wanted).round().astype(int).tolist()  # type: ignore[no-any-return]
 
     def choose(self, shown: Timeline, start: float, end: float) -> list[int]:
-        """Numbers of the frames to keep, of those that are shown between two seconds."""
+        """Numbers of the sampled frames among those shown between two seconds, as a list."""
         first = shown.frame_at(start)
         return [first + index for index in self.indices(shown.frame_after(end) - first, shown.fps)]
 
@@ -175,7 +175,7 @@ def resized(media: Media, pixels: UInt8[Tensor, "3 _ _"], size: FrameSize, count
 
 
 def pick(source: Source, shown: Timeline, wanted: set[int], check: Check) -> Iterator[tuple[int, Tensor]]:
-    """Yields the wanted frames, decoding little else; where times are no guide, all from the beginning.
+    """Yields the wanted frames, decoding little else; if times are no guide, from the beginning on.
 
     ``check`` gets each one's width and height, before its pixels are made: they may differ from the header's.
 
@@ -262,7 +262,7 @@ def rgb(frame: Any, check: Check) -> UInt8[Tensor, "3 height width"]:
 
 
 def orientation(frame: Any) -> tuple[int, int, int, int]:
-    """Steps (to the right, down) on the screen for one pixel to the right in a frame, and for one down: the display matrix."""
+    """Display matrix: steps on the screen (right, down) of one pixel to the right in a frame, and of one down."""
     try:
         matrix = frame.side_data.get(Type.DISPLAYMATRIX)
     except ValueError:  # PyAV before 19 does not know all kinds of side data

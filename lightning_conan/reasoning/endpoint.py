@@ -132,7 +132,7 @@ class Client:
         await self.http.aclose()
 
     async def ask(self, key: str, question: str, messages: Messages, more: Mapping[str, Any] | None = None) -> Reply:
-        """The model's answer; asked again while the error is one that passes.
+        """Asks for the model's answer; asks again after a temporary error.
 
         Args:
             key: Name of the question in errors.
@@ -165,7 +165,7 @@ class Client:
         raise NoAnswerError(f"{without_secrets(self.endpoint.url)} gave no answer about {key}: {problem}", spent) from None
 
     async def post(self, body: Mapping[str, Any]) -> Reply:
-        """Asks once.
+        """Sends one request.
 
         Raises:
             UnusableError: What came back is no answer.
@@ -179,7 +179,7 @@ class Client:
         return read_reply(response.status_code, response.headers, found)
 
     async def turn(self) -> None:
-        """Waits until another question may be begun."""
+        """Waits until the rate limit allows another question."""
         if not self.endpoint.per_minute:
             return
         async with self.clock:
@@ -191,7 +191,7 @@ class Client:
 
 
 async def read_body(response: httpx.Response) -> bytes:
-    """A body, inflated.
+    """Reads and inflates a body.
 
     Raises:
         ValueError: It is larger than ``LARGEST``.
@@ -217,12 +217,12 @@ def plus(reply: Reply, cost: Reply) -> Reply:
 
 
 def content_of(parts: Sequence[str | Media]) -> list[dict[str, Any]]:
-    """Texts and media as parts of a message; media travel as data."""
+    """Encodes texts and media as parts of a message; media are sent as base64."""
     return [{"type": "text", "text": part} if isinstance(part, str) else media_part(part) for part in parts]
 
 
 def media_part(media: Media) -> dict[str, Any]:
-    """One medium.
+    """Encodes a medium as a part of a message.
 
     Raises:
         ValueError: A span of a file, or a PDF: endpoints take whole files only.

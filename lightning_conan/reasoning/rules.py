@@ -73,7 +73,7 @@ def pieces(text: str) -> list[str]:
 
 
 def parse(text: str) -> Thought:
-    """Exactly one reasoning before exactly one answer, neither within the other.
+    """Splits a reply into exactly one reasoning before exactly one answer, neither within the other.
 
     Raises:
         RuleBroken: Anything else.

@@ -19,7 +19,7 @@ from lightning_conan.reasoning.reasoner import Reasoner
 
 
 def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> Written:
-    """Embeds queries after an engine that serves the same weights has written about them.
+    """Embeds queries after an engine that serves the same weights has generated the reasoning.
 
     The engine gets the folder's instruction as system turn and the item as the user's, and stops at ``<|emb|>``; what it wrote is
     then read behind the prompt in one packed pass, whose last state is the embedding.

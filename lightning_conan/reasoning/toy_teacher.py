@@ -1,4 +1,4 @@
-"""A teacher that knows: answers from a file of ground truth, so that everything runs offline."""
+"""A teacher for tests and demos, which answers from a file of ground truth, offline."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from lightning_conan.reasoning.endpoint import Messages
 
 
 class TruthTeacher:
-    """Answers what stands in a file; every answer of its own is right.
+    """Answers from a file of ground truth.
 
     Args:
         path: JSONL of ``key``, ``reasoning`` and ``answer``.
