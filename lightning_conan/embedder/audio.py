@@ -47,7 +47,7 @@ class AudioEncoder(ABC):
 
 
 class Qwen3Omni(AudioEncoder):
-    """Windows of a second, convolved apart, attended over several (Qwen3-Omni's ``thinker.audio_tower``)."""
+    """Windows of a second, convolved separately; attention spans several (Qwen3-Omni's ``thinker.audio_tower``)."""
 
     encoder_class = Qwen3OmniMoeAudioEncoder
     halvings = 3
@@ -89,7 +89,7 @@ class Qwen3Omni(AudioEncoder):
 
 
 class Whisper(AudioEncoder):
-    """Windows of thirty seconds, filled up with silence as Whisper's own pipeline does."""
+    """Windows of thirty seconds, padded with silence as in Whisper's own pipeline."""
 
     encoder_class = WhisperEncoder
     halvings = 1
@@ -123,7 +123,7 @@ ENCODERS: dict[str, AudioEncoder] = {"qwen3_omni_moe_audio_encoder": Qwen3Omni()
 
 
 def audio_encoder_of(config: PreTrainedConfig) -> AudioEncoder:
-    """The kind of encoder that a config describes.
+    """Class of the encoder that a config describes.
 
     Raises:
         ValueError: A kind that is not among ``ENCODERS``.

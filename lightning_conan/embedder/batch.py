@@ -9,7 +9,7 @@ from lightning_conan.items import Modality, Side
 
 @dataclass(frozen=True)
 class Batch:
-    """Encoded pairs of one task; tensors stay on the host until their chunk is due.
+    """Encoded pairs of one task; tensors stay on the CPU until their chunk is computed.
 
     Args:
         task: The task that all pairs share.
@@ -39,7 +39,7 @@ class Batch:
         return len(self.keys)
 
     def items(self) -> Iterator[Encoded]:
-        """Queries, then targets, then negatives."""
+        """Yields queries, then targets, then negatives."""
         yield from self.queries
         yield from self.targets
         for row in self.negatives:
@@ -52,7 +52,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class ItemBatch:
-    """Encoded items of one part of what is being embedded.
+    """Encoded items of one output part, for embedding a corpus.
 
     Args:
         part: Number of the output part.

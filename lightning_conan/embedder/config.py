@@ -72,7 +72,7 @@ class OmniConfig(PreTrainedConfig):
 
 
 def check_attention(fields: Mapping[str, Any]) -> None:
-    """Refuses a ``config.json`` that chooses how the model attends: transformers takes what it lacks from a hub, and runs it.
+    """Refuses a ``config.json`` that chooses an attention kernel: transformers would download an unknown one, and run it.
 
     Raises:
         ValueError: The attention or the experts of the model, or of a part, are neither eager nor SDPA.

@@ -35,7 +35,7 @@ class Draft:
         self.text.append((token, count))
 
     def write(self, words: str) -> None:
-        """Joins neighbouring text: tokenisers merge across such borders, and so must we."""
+        """Appends text, joined to neighbouring text: tokenizers merge across such borders."""
         if self.text and isinstance(self.text[-1], str):
             self.text[-1] += words
         else:

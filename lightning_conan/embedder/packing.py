@@ -1,4 +1,4 @@
-"""From encoded items to padded chunks: slicing comes first, so every modality is sliced right by construction."""
+"""Packs encoded items into padded chunks: items are sliced before they are padded, so every modality is sliced right."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,7 +92,7 @@ class Chunk:
         return [int(last) + 1 for last in self.last]
 
     def to(self, device: torch.device) -> "Chunk":
-        """The chunk with its tensors on a device, through pinned memory where that is a GPU."""
+        """Copies the tensors to a device, through pinned memory if that is a GPU."""
 
         def moved(tensor: Tensor) -> Tensor:
             pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
@@ -125,7 +125,7 @@ def as_one(tensors: list[Tensor], change: Callable[[Tensor], Tensor]) -> list[Te
 
 
 class Chunks(Sequence[Chunk]):
-    """Chunks that are padded whenever they are taken: padded all at once they would be a second copy of a large batch.
+    """Chunks that are padded when they are taken: all padded at once would be a second copy of a large batch.
 
     Args:
         items: The encoded items.
@@ -188,8 +188,7 @@ def pack(items: Sequence[Encoded], token_budget: int) -> Chunks:
 
 
 def cuts(items: Sequence[Encoded], token_budget: int) -> list[tuple[int, int]]:
-    """Start and end of each chunk of sorted items, by dynamic programming: the cheapest cover of the items up to a place is
-    one up to an earlier place, and a chunk.
+    """Start and end of each chunk of sorted items, by dynamic programming over the cheapest cover of the items up to each place.
 
     Args:
         items: Sorted by length.

@@ -168,12 +168,12 @@ class OmniProcessor:
         return ids
 
     def instruction_of(self, instruction: str | None, side: Side) -> str:
-        """The system turn of an item: its own instruction or the folder's, and the side's hint."""
+        """Joins the system instruction of an item, or else the folder's, and the side's hint."""
         hint = self.config.query_hint if side == "query" else self.config.target_hint
         return " ".join(words for words in (self.config.instruction if instruction is None else instruction, hint) if words)
 
     def begin(self, instruction: str | None, side: Side = "query", role: str = "user") -> Draft:
-        """The template up to the first turn's content."""
+        """Writes the template up to the first turn's content."""
         draft = Draft()
         instruction = self.instruction_of(instruction, side)
         if instruction:
@@ -257,7 +257,7 @@ class OmniProcessor:
         return size
 
     def add_grid(self, draft: Draft, token: str, size: tuple[int, int]) -> None:
-        """Placeholders of one image or of one pair of frames."""
+        """Appends the placeholders of one image or of one pair of frames."""
         side = self.config.patch_size * self.config.merge_size
         draft.grids.append((size[0] // side, size[1] // side))
         draft.add("vision_start")
@@ -278,7 +278,7 @@ class OmniProcessor:
         draft.add("audio_end")
 
     def finish(self, draft: Draft) -> Encoded:
-        """The rest of the template, then token ids and positions."""
+        """Completes the template, and makes token ids and positions."""
         self.next_turn(draft, "assistant")
         if self.config.ends:
             draft.add("end")

@@ -91,7 +91,7 @@ class ProcessorConfig:
 
 
 def check_fields(kind: type[Any], found: Any, what: str) -> None:
-    """Refuses settings that another version wrote, whose defaults may be others.
+    """Refuses settings of another version, whose defaults may differ.
 
     Args:
         kind: The dataclass that the settings make.

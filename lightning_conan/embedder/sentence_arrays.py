@@ -24,7 +24,7 @@ GUESSED_FPS = 24.0
 
 
 def is_image(value: Any) -> bool:
-    """True for what the library takes for an image, and a list of which for the frames of one video."""
+    """True for a type that the library takes for an image; a list of these is the frames of one video."""
     try:
         return bool(infer_modality(value) == "image")
     except ValueError:
@@ -209,7 +209,7 @@ def is_array(value: Any) -> bool:
 
 
 def pixels_of(array: Any, axes: int, what: str) -> UInt8[Tensor, "*frames 3 height width"]:
-    """An array's pixels, channels before rows.
+    """Converts an array to pixels, channels before rows.
 
     Args:
         array: An array or tensor, (frames,) 3, height, width or (frames,) height, width, 3.
@@ -231,7 +231,7 @@ def pixels_of(array: Any, axes: int, what: str) -> UInt8[Tensor, "*frames 3 heig
 
 
 def mono_of(array: Any) -> Float[Tensor, " samples"]:
-    """The mean of an array's channels, which are fewer than its samples, whichever axis they are.
+    """Averages an array's channels, whichever axis they are: there are fewer of them than samples.
 
     Raises:
         ValueError: No floats, another number of axes, no samples, or NaN or inf among them.
@@ -251,7 +251,7 @@ def mono_of(array: Any) -> Float[Tensor, " samples"]:
 
 
 def hertz_of(rate: Any) -> int:
-    """A sample rate.
+    """Checks a sample rate.
 
     Raises:
         ValueError: No positive whole number, or one whose filter would take gigabytes.
@@ -263,7 +263,7 @@ def hertz_of(rate: Any) -> int:
 
 
 def nameless(kind: Medium) -> Media:
-    """Stands for a medium in memory in errors of limits."""
+    """Makes a stand-in for a medium in memory, for errors of limits."""
     return Media(kind, b"", "in memory")
 
 

@@ -79,7 +79,7 @@ class OmniModule(InputModule):
 
     @property
     def modalities(self) -> list[Any]:
-        """Modalities that it takes."""
+        """Supported modalities."""
         return [*MODALITIES, "message"]
 
     def get_embedding_dimension(self) -> int:

@@ -25,8 +25,9 @@ Grid = tuple[int, int, int]
 
 
 class PatchProduct(Qwen3VLVisionPatchEmbed):
-    """Patches do not overlap, so that transformers' convolution is one product: on a CPU in a quarter of the time forward and a
-    sixth backward, and on some GPUs in a fiftieth (https://github.com/huggingface/transformers/issues/45750).
+    """Patch embedding as one matrix product, which equals transformers' convolution as patches do not overlap: on a CPU in a
+    quarter of the time forward and a sixth backward, on some GPUs in a fiftieth
+    (https://github.com/huggingface/transformers/issues/45750).
     """
 
     @no_type_check  # by tests, which torch.compile could not look through
@@ -51,7 +52,7 @@ def encode_pixels(tower: Any, pixels: Pixels) -> tuple[Float[Tensor, "tokens dim
 
 
 def patchify(pixels: Pixels, patch: int, merge: int) -> tuple[Float[Tensor, "patches values"], list[Grid]]:
-    """Pixels in [-1, 1] as the vision tower's patches, and the inputs' grids.
+    """Converts pixels to the vision tower's patches, with values in [-1, 1], and their grids.
 
     A single frame stands twice, since patches span two frames. The order is that of Qwen3-VL's processors: patches
     that merge into one token lie side by side.
@@ -75,7 +76,7 @@ def patchify(pixels: Pixels, patch: int, merge: int) -> tuple[Float[Tensor, "pat
 
 
 def layout(tower: Any, grids: Sequence[Grid], device: torch.device) -> dict[str, Any]:
-    """Positions, weights and bounds of grids, which the tower would compute itself: once for each distinct grid, on the host.
+    """Computes positions, weights and bounds of grids on the host, once for each distinct grid; the tower would compute all.
 
     Args:
         tower: The vision tower.

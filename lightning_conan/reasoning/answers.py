@@ -1,4 +1,4 @@
-"""Answers of an OpenAI-compatible endpoint: a body may hold anything, and may have been paid for whatever it holds."""
+"""Answers of an OpenAI-compatible endpoint, whose body may hold anything; its tokens count in any case."""
 
 import json
 import re
@@ -20,7 +20,7 @@ MOST = 2**40
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, and what it cost.
+    """An answer, and its tokens.
 
     Args:
         text: The generated text.
@@ -97,7 +97,7 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
 
 
 def parsed(body: bytes) -> Any:
-    """A body's JSON, in whatever of Unicode's encodings; None if it is none."""
+    """Parses a body's JSON, in any Unicode encoding; None if it is none."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -126,7 +126,7 @@ def cost_of(value: object) -> Reply:
 
 
 def tokens(value: object) -> int:
-    """A number of tokens; 0 for what is none."""
+    """Reads a number of tokens; 0 for any other value."""
     return int(value) if isinstance(value, (int, float)) and 0 < value < MOST else 0
 
 

@@ -66,7 +66,7 @@ class RoomyLayer(DynamicLayer):
         return self.used
 
     def keep(self, rows: Bool[Tensor, " rows"]) -> None:
-        """Drops the other rows."""
+        """Drops all rows but these."""
         self.both = self.both[:, rows]
         self.keys, self.values = self.both[:, :, :, : self.used]
 
@@ -100,7 +100,7 @@ class RowCache(Cache):
         return self.own
 
     def keep(self, rows: Bool[Tensor, " rows"]) -> None:
-        """Drops the other rows."""
+        """Drops all rows but these."""
         self.own = self.own[rows]
         for layer in self.layers:
             assert isinstance(layer, RoomyLayer), "they were made above"

@@ -1,4 +1,4 @@
-"""Chain-of-thought data: route each pair, ask a teacher, filter what it says (TRACE, arXiv 2603.02929)."""
+"""Chain-of-thought data: route each pair, ask a teacher, filter the answers (TRACE, arXiv 2603.02929)."""
 
 import asyncio
 from collections import Counter

@@ -127,7 +127,9 @@ def encode_queries(embedder: OmniEmbedder, items: Sequence[Encoded], decoding: D
 
 
 def ungraded(embedder: OmniEmbedder) -> AbstractContextManager[None]:
-    """Inference mode, a twelfth faster than ``no_grad``; not for sharded weights, which would be gathered unfit for training."""
+    """Inference mode, a twelfth faster than ``no_grad``; ``no_grad`` for sharded weights, which inference mode would spoil for
+    training.
+    """
     sharded = any(isinstance(part, FSDPModule) for part in embedder.modules())
     return torch.no_grad() if sharded else torch.inference_mode()
 

@@ -1,4 +1,4 @@
-"""Retrieval both ways over pairs, as a torchmetrics Metric."""
+"""Retrieval in both directions over pairs, as a torchmetrics Metric."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -39,7 +39,7 @@ class Origin:
     parts: int
 
     def to_metadata(self) -> dict[str, str]:
-        """As Parquet stores it."""
+        """Converts the fields to text, as Parquet stores them."""
         return {name: str(value) for name, value in asdict(self).items()}
 
 
@@ -54,7 +54,7 @@ def part_path(folder: Path, number: int) -> Path:
 
 
 def quarantine_of(folder: Path) -> Path:
-    """Folder that lists the items which a folder of parts lacks.
+    """Folder of the lists of items that were skipped.
 
     Beside the parts and not among them: readers that take the folder as a data set (pandas, polars, pyarrow) would try to read
     the lists as Parquet.
@@ -119,7 +119,7 @@ def read_origin(path: Path) -> dict[str, str]:
 
 
 def mapped(path: Path) -> pa.MemoryMappedFile:
-    """A file, memory-mapped, whatever it is called: pyarrow takes a text for UTF-8, and ``a=b`` in it for a column."""
+    """Memory-maps a file of any name: pyarrow takes a text for UTF-8, and ``a=b`` in it for a column."""
     return pa.memory_map(os.fsencode(path))
 
 
@@ -186,7 +186,11 @@ class EmbeddingStore:
         return int(self.origin["dim"])
 
     def entry(self, row: int) -> tuple[str, str]:
-        """Key and modality of a row."""
+        """Key and modality of a row.
+
+        Raises:
+            IndexError: There is no such row.
+        """
         for table in self.tables:
             if row < len(table):
                 return table["key"][row].as_py(), table["modality"][row].as_py()
@@ -198,7 +202,7 @@ class EmbeddingStore:
         return [key for table in self.tables for key in table["key"].to_pylist()]
 
     def rows(self, numbers: Int[Tensor, " rows"]) -> Float[Tensor, "rows dim"]:
-        """Some rows' embeddings in float32, in the order asked for."""
+        """Embeddings of some rows in float32, in the order asked for."""
         found, start = torch.empty(len(numbers), self.dim), 0
         for block in self.blocks():
             here = (numbers >= start) & (numbers < start + len(block))
@@ -207,7 +211,7 @@ class EmbeddingStore:
         return found
 
     def blocks(self, rows: int = 16_384) -> Iterator[Float[Tensor, "_ dim"]]:
-        """The embeddings in float32, a block at a time."""
+        """Yields the embeddings in float32, a block of at most ``rows`` at a time."""
         for table in self.tables:
             for batch in table.to_batches(rows):
                 values = batch["embedding"].flatten().to_numpy(zero_copy_only=True)

@@ -64,7 +64,7 @@ class AdapterTensors(Tensors):
             self.specs |= changed
 
     def sort(self, folder: Path) -> None:
-        """Assigns the file's tensors to the base's; each must have its place.
+        """Maps the file's tensors to the base's; each must match one.
 
         Raises:
             ValueError: A factor without its other half, or a tensor that the base lacks or has in another shape.

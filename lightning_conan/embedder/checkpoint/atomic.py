@@ -60,7 +60,7 @@ def whole_folder(folder: Path, state: State, modality: Modality | None = None) -
 
 
 def share(folder: Path) -> None:
-    """Gives each file below a folder the mode of a file that is made there now: that of the umask, or of the folder's ACL.
+    """Sets the mode of each file below a folder to that of a file made there now: by the umask, or by the folder's ACL.
 
     safetensors lets nobody but the owner read what it writes, and copies keep the mode of what they were copied from.
     """
@@ -74,7 +74,7 @@ def share(folder: Path) -> None:
 
 
 def lives(process: str) -> bool:
-    """True if a process of that number is there, other than this one."""
+    """True if another process with that number is running."""
     return process.isdigit() and int(process) != os.getpid() and psutil.pid_exists(int(process))
 
 

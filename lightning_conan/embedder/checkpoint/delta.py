@@ -31,7 +31,7 @@ def write_delta_config(folder: Path, base: Path, whole: list[str]) -> None:
 
 
 class DeltaTensors(Tensors):
-    """A base plus differences in float32, tensor by tensor: what rounds is the dtype that a model is loaded in.
+    """A base plus differences in float32, tensor by tensor; only loading a model in another dtype rounds them.
 
     Args:
         folder: The differences.

@@ -28,7 +28,7 @@ POOLING = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "we
 
 
 def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[str, Any] | None = None) -> None:
-    """Writes ``out`` so that ``SentenceTransformer(out)`` gives the folder's vectors.
+    """Exports a checkpoint so that ``SentenceTransformer(out)`` gives its embeddings.
 
     Args:
         folder: A checkpoint folder, dense or an adapter.
@@ -183,7 +183,7 @@ def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor, pro
 
 
 def chat_template(processor: OmniProcessor) -> str:
-    """The template that our processor writes, an end token included, with the candidates' instruction where none is given."""
+    """Chat template of our processor, its end token included; without a system turn it adds the targets' instruction."""
     settings, instruction = processor.config, processor.instruction_of(None, "target")
     video = "<|vision_start|><|video_pad|><|vision_end|>" if settings.wrap_videos else "<|video_pad|>"
     system = f"<|im_start|>system\n{instruction}<|im_end|>\n" if instruction else ""

@@ -54,7 +54,7 @@ def write_sidecars(scratch: Path, processor: OmniProcessor, provenance: Provenan
 
 
 def record_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -> None:
-    """Adds golden vectors to a folder that has none, or replaces them; at no moment does the folder fail its hashes.
+    """Adds or replaces golden vectors of a folder, which passes its hashes at every moment.
 
     Args:
         folder: A checkpoint folder.
@@ -211,7 +211,7 @@ def base_of(folder: Path) -> Path:
 
 
 def load_processor(folder: Path) -> OmniProcessor:
-    """The processor of a checkpoint folder."""
+    """Loads the processor of a checkpoint folder."""
     settings = json.loads((folder / PROCESSOR).read_text())
     return OmniProcessor(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), ProcessorConfig.from_dict(settings))
 

@@ -62,7 +62,7 @@ class GraftReport:
 
 
 class Graft:
-    """A base in the making: each tensor of it comes from the backbone, from the audio encoder, or is fresh.
+    """A base that is being assembled: each tensor comes from the backbone or the audio encoder, or is fresh.
 
     Args:
         backbone: Folder or hub name of a Qwen3-VL checkpoint.
@@ -102,7 +102,11 @@ class Graft:
         self.report.fresh = [*self.fresh, *(f"row of {token}" for token in OWN_TOKENS)]
 
     def audio_source(self, audio: str) -> Upstream:
-        """The audio encoder's checkpoint, of which only the encoder is read."""
+        """Opens the audio encoder's checkpoint, of which only the encoder is read.
+
+        Raises:
+            ValueError: A checkpoint without a known audio encoder.
+        """
         kind = Upstream(audio, ()).config.model_type
         if kind not in AUDIO_SOURCES:
             raise ValueError(

@@ -48,7 +48,7 @@ class Spec:
 
 
 class Tensors(ABC):
-    """Tensors by name, whatever they are read from: dense files, or a base with an adapter on it."""
+    """Tensors by name, read from dense files, or from a base with an adapter or differences."""
 
     specs: Mapping[str, Spec]
 
@@ -119,7 +119,7 @@ def read_header(path: Path) -> dict[str, tuple[Spec, int]]:
 
 
 def unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    """A JSON object whose names differ: the library takes the last of two tensors of one name."""
+    """Makes a JSON object, and refuses a name that occurs twice: the library would take the last."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -129,7 +129,7 @@ def unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 
 
 def tensor_paths(folder: Path, stem: str = STEM) -> list[Path]:
-    """A folder's safetensors files: those that its index names, or all.
+    """Paths of a folder's safetensors files: those that its index names, or all.
 
     Args:
         folder: The folder.
@@ -201,7 +201,7 @@ def finite(tensor: Tensor, name: str, where: Path | str) -> Tensor:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes one safetensors file with the mode that the umask gives; the library's own writer lets its owner alone read it.
+    """Writes one safetensors file with the umask's mode; the library's own writer makes it readable for its owner alone.
 
     Args:
         path: The file.
@@ -235,7 +235,7 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
     stem: str = STEM,
 ) -> None:
-    """Safetensors files and, for several, their index; memory holds one tensor.
+    """Writes safetensors files and, for several, their index; memory holds one tensor.
 
     Args:
         folder: Where to write.
@@ -257,7 +257,7 @@ def write_shards(
 
 
 def plan_shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
-    """Names of each file's tensors. Wide dtypes come first, as safetensors wants it, so that each is aligned."""
+    """Names of each file's tensors; wide dtypes come first, as safetensors requires, so that each is aligned."""
     shards: list[list[str]] = [[]]
     size = 0
     for name in write_order(specs):

@@ -60,7 +60,7 @@ class Upstream:
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The model's config."""
+        """Config of the model."""
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)  # type: ignore[no-any-return]
 
     def wants(self, name: str) -> bool:
@@ -68,7 +68,7 @@ class Upstream:
         return name.startswith(self.prefixes)
 
     def tensors(self) -> TensorFiles:
-        """The wanted tensors.
+        """Opens the wanted tensors.
 
         Raises:
             ValueError: No tensor's name begins so.
@@ -79,7 +79,7 @@ class Upstream:
         return found
 
     def paths(self) -> list[Path]:
-        """Files with wanted tensors, downloaded if need be."""
+        """Paths of the files with wanted tensors, downloaded if need be."""
         if not (self.folder / INDEX).is_file():
             if self.local and not (self.folder / WHOLE).is_file():
                 return tensor_paths(self.folder)
@@ -93,7 +93,7 @@ class Upstream:
         return [self.folder / name for name in names]
 
     def download(self, name: str) -> Path:
-        """One file of weights."""
+        """Downloads a weight file."""
         from huggingface_hub import hf_hub_download
 
         return Path(self.fetched(hf_hub_download, self.source, name))
