@@ -69,7 +69,7 @@ class Sampling:
         return np.linspace(0, total - 1, wanted).round().astype(int).tolist()  # type: ignore[no-any-return]
 
     def choose(self, shown: Timeline, start: float, end: float) -> list[int]:
-        """Numbers of the sampled frames among those shown between two seconds, as a list."""
+        """Numbers of the sampled frames, of those that are shown between two seconds."""
         first = shown.frame_at(start)
         return [first + index for index in self.indices(shown.frame_after(end) - first, shown.fps)]
 

@@ -206,7 +206,7 @@ async def read_body(response: httpx.Response) -> bytes:
 
 
 def plus(reply: Reply, cost: Reply) -> Reply:
-    """Adds the tokens of another answer.
+    """Returns an answer with the tokens of another added.
 
     Args:
         reply: The answer to return.

@@ -54,7 +54,7 @@ class Outcome:
         return "dropped" if self.reason else "simple" if self.kind == "simple" else "kept"
 
     def plus(self, other: "Outcome") -> "Outcome":
-        """Adds the tokens of another outcome to this one."""
+        """Returns this outcome with the tokens of another added."""
         sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in TOKENS}
         return replace(self, **sums)
 

@@ -182,7 +182,7 @@ def check_specs(found: Mapping[str, Spec], expected: Mapping[str, tuple[int, ...
 
 
 def finite(tensor: Tensor, name: str, where: Path | str) -> Tensor:
-    """Returns a tensor that is finite.
+    """Returns the tensor if it is finite.
 
     Args:
         tensor: The tensor, of any dtype.
