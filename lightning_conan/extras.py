@@ -7,7 +7,7 @@ EXTRAS = {"optuna": "alphas", "scipy": "alphas", "lmdb": "cache", "matplotlib": 
 
 
 def missing(module: str) -> str:
-    """Returns how to install an optional module, or nothing if it is there.
+    """Returns the command that installs an optional module, or an empty string if it is there.
 
     Args:
         module: A key of ``EXTRAS``.

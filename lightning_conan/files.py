@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Has a write within the block that fails name its file: a full disk's error does not.
+    """Names the file in the error of a write that fails within the block: the error of a full disk does not.
 
     Raises:
         OSError: The write failed, for the reason given.
@@ -27,7 +27,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path, mark: str = "") -> Iterator[BinaryIO]:
-    """A file that takes ``path``'s place when the block ends well, and vanishes when it does not.
+    """Opens a scratch file that replaces ``path`` when the block succeeds, and is removed when it fails.
 
     Args:
         path: The file.

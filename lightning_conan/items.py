@@ -1,7 +1,4 @@
-"""The vocabulary of everything: media, items and pairs, still encoded, free of torch.
-
-Structs, not dataclasses: every sample makes four of them, and a frozen dataclass takes eight times as long.
-"""
+"""Media, items and pairs, still encoded, free of torch; structs, since frozen dataclasses take eight times as long to make."""
 
 import hashlib
 import os
@@ -29,20 +26,24 @@ SUFFIXES: dict[Modality, tuple[str, ...]] = {
     "document": ("pdf",),
     "text": ("txt",),
 }
-"""Suffixes by which files of a folder are taken for a modality."""
+"""File suffixes of each modality."""
 MODALITY_OF = {suffix: modality for modality, suffixes in SUFFIXES.items() for suffix in suffixes}
 
 
 class Media(msgspec.Struct, frozen=True):
-    """One encoded file: an image, a video, a page or a sound.
+    """One encoded file: an image, a video, a document page or an audio clip.
 
     Args:
-        modality: What the bytes hold.
+        modality: Kind of content.
         source: The file's bytes, or the path to them; bytes are read when they are first needed.
-        name: What errors call it, and whose suffix tells the format.
+        name: Name in errors; its suffix tells the format.
         start: Seconds to skip at the beginning (video and audio).
         end: Second at which to stop; None means the end of the file.
         page: Page of a PDF, from 1 (documents only).
+
+    Example:
+        >>> Media("video", Path("clip.mp4"), "clip.mp4", start=2.0).span
+        {'start': 2.0}
     """
 
     modality: Medium
@@ -57,7 +58,7 @@ class Media(msgspec.Struct, frozen=True):
         return f"Media({', '.join(shown)})"
 
     def read(self) -> bytes:
-        """The encoded bytes."""
+        """Reads the encoded bytes."""
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
 
     @property
@@ -97,6 +98,10 @@ class Item(msgspec.Struct, frozen=True):
     Args:
         parts: Strings and media, in the order in which the model reads them.
         instruction: Overrides the folder's default system instruction.
+
+    Example:
+        >>> Item((Media("image", Path("a.jpg"), "a.jpg"), "make it blue")).media
+        [Media(modality='image', name='a.jpg', start=0.0, end=None, page=None)]
     """
 
     parts: tuple[str | Media, ...]
@@ -121,7 +126,7 @@ class Item(msgspec.Struct, frozen=True):
         return [part for part in self.parts if isinstance(part, Media)]
 
     def content_hash(self) -> str:
-        """The same for equal contents, wherever they lie: used to find equal targets."""
+        """SHA-256 of the contents, equal for equal contents wherever they are stored: used to find equal targets."""
         digest = hashlib.sha256(repr(self.instruction).encode())
         for part in self.parts:
             kind, data = ("text", part.encode()) if isinstance(part, str) else (part.modality, part.read())
@@ -132,16 +137,20 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class Pair(msgspec.Struct, frozen=True):
-    """A query and what it must find.
+    """A query and the target that it must find.
 
     Args:
         key: Unique in its data set.
-        task: Pairs of one task share a batch, and so serve as each other's negatives.
+        task: Pairs of one task share a batch, and so are each other's in-batch negatives.
         modality: The specialist that owns the pair.
-        query: What is asked.
-        target: What must be found.
+        query: The search query.
+        target: The item to be found.
         negatives: Hard negatives, none by default.
-        reasoning: What a model that reasons should write about the query before it embeds it; empty for an easy one.
+        reasoning: Text that a reasoning model should write about the query before it embeds it; empty for an easy one.
+
+    Example:
+        >>> [side for side, _ in Pair("1", "caption", "text", Item(("red",)), Item(("rot",)), (Item(("blau",)),)).sides()]
+        ['query', 'target', 'negative0']
     """
 
     key: str
@@ -153,7 +162,7 @@ class Pair(msgspec.Struct, frozen=True):
     reasoning: str = ""
 
     def sides(self) -> Iterator[tuple[str, Item]]:
-        """Each item with its name: ``query``, ``target``, ``negative0``, ``negative1``, ..."""
+        """Yields each item with its name: ``query``, ``target``, ``negative0``, ``negative1``, ..."""
         yield "query", self.query
         yield "target", self.target
         for index, item in enumerate(self.negatives):
@@ -161,13 +170,18 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 def split_page(name: str) -> tuple[str, int | None]:
-    """A file's name, and the page that ``report.pdf#page=3`` names."""
+    """Splits ``report.pdf#page=3`` into the file's name and the page; None for a name without one."""
     found = re.fullmatch(r"(.*\.pdf)#page=(\d+)", name, flags=re.IGNORECASE)
     return (found[1], int(found[2])) if found else (name, None)
 
 
 def parse_media(modality: Medium, value: object, root: Path) -> Media:
-    """One media entry of a manifest: a path, a mapping with ``path`` and a span, or a medium that is in memory already.
+    """Parses a media entry of a manifest: a path, a mapping with ``path`` and a span, or a ``Media``, which passes through.
+
+    Args:
+        modality: Kind of content; decides which fields a mapping may have.
+        value: The entry.
+        root: Folder of the manifest: paths are relative to it, and must stay inside.
 
     Raises:
         ValueError: The entry is neither, or its path leaves ``root``.
@@ -197,7 +211,7 @@ def parse_media(modality: Medium, value: object, root: Path) -> Media:
 
 
 def is_other(path: Path) -> bool:
-    """True if the path names something other than a file; a missing one is reported by whoever reads it."""
+    """True if the path names something that is no file; False if it is missing, which its reader reports."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -205,12 +219,16 @@ def is_other(path: Path) -> bool:
 
 
 def is_moment(value: object) -> bool:
-    """True for a number of seconds from the beginning."""
+    """True for a number of seconds, from 0 on."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def parse_item(value: object, root: Path) -> Item:
-    """One side of a manifest line: ``{"image": "a.jpg", "text": "make it blue", "instruction": "..."}``.
+    """Parses one side of a manifest line: ``{"image": "a.jpg", "text": "make it blue", "instruction": "..."}``.
+
+    Args:
+        value: The mapping; its order is that of the parts.
+        root: Folder of the manifest.
 
     Raises:
         ValueError: An unknown field, an empty item or a path that leaves ``root``.
@@ -234,7 +252,11 @@ def parse_item(value: object, root: Path) -> Item:
 
 
 def parse_pair(value: object, root: Path) -> Pair:
-    """One line of a manifest, media paths relative to ``root``.
+    """Parses a line of a manifest.
+
+    Args:
+        value: The mapping; ``query`` and ``target`` are items, ``negatives`` is a list of them.
+        root: Folder of the manifest: media paths are relative to it.
 
     Raises:
         ValueError: A missing, unknown or ill-typed field, named with its value.

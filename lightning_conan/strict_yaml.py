@@ -28,6 +28,10 @@ def read_yaml(path: Path) -> Any:
 def load_yaml(text: str, load: Callable[[str], Any]) -> Any:
     """Loads a text in which no key stands twice.
 
+    Args:
+        text: The document.
+        load: Parser that makes values of the text once its keys are checked, such as ``yaml.safe_load``.
+
     Raises:
         YAMLError: It is no YAML, or a key stands twice in it.
     """

@@ -1,4 +1,4 @@
-"""Text from elsewhere, such as names of files, made safe to print."""
+"""Text from outside, such as names of files, made safe to print."""
 
 import re
 
@@ -7,7 +7,7 @@ UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u
 
 
 def printable(text: str) -> str:
-    r"""Text on one line whose control characters are escaped: ``\x1b``, ``\n``, ``\u202e``.
+    r"""Puts a text on one line, its control characters escaped: ``\x1b``, ``\n``, ``\u202e``.
 
     A file may be called anything: printed raw, its name could colour, hide or forge lines of a terminal. Letters of any
     script, emoji and their joiners stay.

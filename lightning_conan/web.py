@@ -19,7 +19,7 @@ LOGGERS = ("httpx", "httpcore.http11", "httpcore.http2", "httpcore.connection")
 
 
 def without_secrets(url: str) -> str:
-    """A URL without user, password, query (such as a signature) and fragment; another text unchanged."""
+    """Strips user, password, query (such as a signature) and fragment from a URL; another text is unchanged."""
     found = PARTS.fullmatch(url)
     if found is None:
         return url
@@ -31,7 +31,7 @@ def without_secrets(url: str) -> str:
 
 
 def authority(place: str) -> tuple[str, str]:
-    """User with password, and host with port, of what follows a scheme."""
+    """Splits the part after a scheme into user with password, and host with port."""
     user, _, host = place.partition("/")[0].rpartition("@")
     return user, host
 
@@ -50,7 +50,12 @@ def check_host(url: str) -> None:
 
 
 def file_url(folder: str, name: str) -> str:
-    """The URL of a file in a folder: before the query of an ``http:`` URL, such as a signature, which each file needs."""
+    """The URL of a file in a folder: before the query of an ``http:`` URL, such as a signature, which each file needs.
+
+    Args:
+        folder: URL or path of the folder, with or without a slash at the end.
+        name: Name of the file; escaped in an ``http:`` URL.
+    """
     if not folder.startswith(("http://", "https://")):
         return f"{folder.rstrip('/')}/{name}"
     place, mark, query = folder.partition("#")[0].partition("?")
@@ -58,7 +63,7 @@ def file_url(folder: str, name: str) -> str:
 
 
 def secrets_of(url: str) -> set[str]:
-    """Passwords and values of the query, also as libraries may write them in their errors."""
+    """Passwords and values of the query of a URL, also in the spellings that libraries use in their errors."""
     found = PARTS.fullmatch(url)
     if found is None:
         return set()
@@ -73,7 +78,12 @@ def secrets_of(url: str) -> set[str]:
 
 
 def redact(text: str, *secrets: str) -> str:
-    """A text without secrets, and its URLs without theirs."""
+    """Removes secrets from a text, and those of the URLs in it.
+
+    Args:
+        text: Any text, such as an error or a log record.
+        secrets: Passwords, keys and tokens to replace by ``***``; those of fewer than ``SHORT`` characters stay.
+    """
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN) if len(secret) >= SHORT else text
     return URL.sub(lambda found: without_secrets(found[0]), text)
@@ -98,10 +108,10 @@ def redact_logs() -> None:
 
 
 class Inflater:
-    """Undoes a body's gzip or deflate, a block at a time: few bytes may inflate to gigabytes.
+    """Decompresses a body's gzip or deflate, a block at a time: few bytes may inflate to gigabytes.
 
     Args:
-        encoding: ``Content-Encoding``. A body that is not what it says is passed on unchanged.
+        encoding: ``Content-Encoding``. A body that does not match it passes through unchanged.
     """
 
     def __init__(self, encoding: str) -> None:
@@ -110,10 +120,10 @@ class Inflater:
         self.begun = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Decompresses some bytes of the body, in blocks of at most ``BLOCK``.
+        """Decompresses bytes of the body, in blocks of at most ``BLOCK``.
 
         Raises:
-            OSError: They come after the end of what was compressed.
+            OSError: They come after the end of the compressed stream.
         """
         if data and not self.begun:
             self.packed, self.begun = self.packed and data[:1] in (b"\x1f", b"\x78"), True

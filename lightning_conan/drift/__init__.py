@@ -1,4 +1,4 @@
-"""Drift: rotation of a modality's tokens against the specialist's, and its cost."""
+"""Drift: rotation of a modality's tokens against the specialist's, and the loss of recall that it causes."""
 
 import lazy_loader
 

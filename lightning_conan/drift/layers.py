@@ -18,10 +18,10 @@ MOST = 4096
 def token_states(
     model: OmniEmbedder, items: Sequence[Encoded], modality: Modality = "audio", token_budget: int = 16_384
 ) -> Float[Tensor, "layers tokens dim"]:
-    """Hidden states of tokens that a projector made: what enters the first layer, then what each layer gives.
+    """Hidden states of the tokens that a projector made: the input of the first layer, then the output of each layer.
 
-    Of more than ``MOST`` tokens so many are taken, evenly spread over the items: those of 64 pages, in all layers of an 8B model,
-    would be 70 GB.
+    At most ``MOST`` tokens are taken, evenly spread over the items: those of 64 pages in all layers of an 8B model would be 70
+    GB.
 
     Args:
         model: The model.
@@ -62,13 +62,23 @@ def token_states(
 
 
 def holding(model: OmniEmbedder, items: Sequence[Encoded], modality: Modality) -> list[Encoded]:
-    """The items that hold tokens which a modality's projector made: of pairs from images to sounds, every other one."""
+    """Selects the items with tokens that a modality's projector made: of pairs from images to audio clips, every other one.
+
+    Args:
+        model: Its config says which placeholder tokens these are.
+        items: Encoded items of any modality.
+        modality: audio, image, document or video.
+    """
     token = placeholder(model, modality)
     return [item for item in items if bool((item.input_ids == token).any())]
 
 
 def placeholder(model: OmniEmbedder, modality: Modality) -> int:
-    """The token that stands for what a modality's projector gives.
+    """Id of the placeholder token that a modality's projector fills.
+
+    Args:
+        model: Its config holds the ids.
+        modality: audio, image, document (the same as image) or video.
 
     Raises:
         ValueError: Text, which no projector makes.
@@ -88,5 +98,10 @@ def placeholder(model: OmniEmbedder, modality: Modality) -> int:
 def layer_cosines(
     reference: Float[Tensor, "layers tokens dim"], other: Float[Tensor, "layers tokens dim"]
 ) -> Float[Tensor, " layers"]:
-    """Mean cosine of corresponding tokens at each depth: 1 means that nothing turned."""
+    """Mean cosine of corresponding tokens at each depth: 1 means that nothing turned.
+
+    Args:
+        reference: Hidden states of the specialist (``token_states``).
+        other: Those of another model for the same items.
+    """
     return F.cosine_similarity(reference, other, dim=-1).mean(dim=1)

@@ -1,4 +1,4 @@
-"""Drift, drawn: panels for reports and pages."""
+"""Plots of drift, for reports and pages."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 def plot_drift(
     axes: "Axes", layers: Mapping[str, Sequence[float]], labels: Mapping[str, str] | None = None, title: str = ""
 ) -> None:
-    """Cosine to the specialist by depth, one line a state."""
+    """Plots the cosine to the specialist by depth, one line a state.
+
+    Args:
+        axes: Axes to draw on.
+        layers: Cosines by state, the projector's output first, then each layer's.
+        labels: Legend of a state, where it is not its name.
+        title: Title of the panel.
+    """
     for (state, values), style in zip(layers.items(), cycle(("-", "--", "-.", ":"))):  # equal states lie on one another
         axes.plot(range(len(values)), values, style, marker="o", label=(labels or {}).get(state, state))
     depth = len(next(iter(layers.values())))
@@ -26,7 +33,12 @@ def plot_drift(
 
 
 def plot_verdicts(axes: "Axes", verdicts: Mapping[Modality, Verdict]) -> None:
-    """Bars: each modality's score with parts of the specialist and of the fused model."""
+    """Draws bars: each modality's recall@1 with parts of the specialist and of the fused model.
+
+    Args:
+        axes: Axes to draw on.
+        verdicts: One for each modality.
+    """
     kinds = {
         "specialist": "specialist",
         "fused_projector": "specialist, fused projector",

@@ -29,7 +29,7 @@ class DriftReport:
     layers: dict[Modality, dict[str, list[float]]] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Everything, each verdict with its sentence."""
+        """All of the report, each verdict with its sentence."""
         verdicts = {name: verdict.to_dict() for name, verdict in self.verdicts.items()}
         return json.dumps({"verdicts": verdicts, "layers": self.layers}, indent=2) + "\n"
 
@@ -40,11 +40,11 @@ def measure_drift(
     """Compares later states with the specialists.
 
     Args:
-        specialists: Folders by modality.
+        specialists: Checkpoint folders by modality.
         states: Folders of later states by name: ``fused`` at least; the one named ``recovered`` goes into the verdicts, others
-            into the directions alone.
+            into the cosines alone.
         sets: For each modality, pairs that no specialist has seen.
-        device: Where to compute.
+        device: Device that computes.
 
     Raises:
         ValueError: No fused folder, no specialist, one without pairs, or one of another modality.

@@ -24,18 +24,18 @@ NEGLIGIBLE = 0.05
 
 @dataclass(frozen=True)
 class Verdict:
-    """A modality's scores (recall@1, per cent) with its specialist's parts in the fused model, and the other way round.
+    """Scores of a modality (recall@1, per cent) with its specialist's parts in the fused model, and the other way round.
 
     Args:
-        modality: Which.
-        specialist: The specialist's score.
-        fused: The fused model's.
-        fused_projector: The specialist with the fused model's projector: below the specialist's, the projector itself changed.
-        own_projector: The fused model with the specialist's projector.
-        own_media: Media embedded by the specialist, texts by the fused model: what a perfect repair of the media side
-            towards the specialist would give.
-        own_text: Texts embedded by the specialist, media by the fused model; neither where both sides hold media.
-        recovered: The recovered model's score, if there is one.
+        modality: Modality of the pairs that were scored.
+        specialist: Score of the specialist.
+        fused: Score of the fused model.
+        fused_projector: Score of the specialist with the fused model's projector: below ``specialist``, the projector itself
+            changed.
+        own_projector: Score of the fused model with the specialist's projector.
+        own_media: Media embedded by the specialist, texts by the fused model: the gain of a perfect repair of the media side.
+        own_text: Texts embedded by the specialist, media by the fused model; None, as ``own_media``, if both sides hold media.
+        recovered: Score of the recovered model, if there is one.
     """
 
     modality: Modality
@@ -93,7 +93,7 @@ class Verdict:
 def examine(
     modality: Modality, specialist: OmniEmbedder, fused: OmniEmbedder, pairs: PairSet, recovered: OmniEmbedder | None = None
 ) -> Verdict:
-    """Scores every combination; the models come back as they were.
+    """Scores every combination of parts; the models are unchanged afterwards.
 
     Args:
         modality: Whose projector is swapped.
@@ -126,7 +126,16 @@ def examine(
 
 
 def swap(host: OmniEmbedder, donor: OmniEmbedder, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Gives ``host`` those parameters of ``donor``, and returns its own."""
+    """Copies parameters of ``donor`` into ``host``.
+
+    Args:
+        host: Model that is changed.
+        donor: Model of the same shapes.
+        prefixes: Parameter name prefixes.
+
+    Returns:
+        The host's own parameters by name, to restore them.
+    """
     own, other = host.state_dict(), donor.state_dict()
     names = [name for name in own if name.startswith(prefixes)]
     assert names, f"no parameter starts with {prefixes}"

@@ -34,7 +34,19 @@ def segment_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads dim"], None]:
-    """Full attention within each segment that ``cu_seq_lens_q`` bounds, none across; the longest's length is ``max_length_q``."""
+    """Computes full attention within each segment, none across.
+
+    Args:
+        module: Unused.
+        query: Queries of all segments, one after the other.
+        key: Their keys.
+        value: Their values.
+        attention_mask: Unused.
+        cu_seq_lens_q: First token of each segment, and the end of the last.
+        max_length_q: Length of the longest segment.
+        scaling: Factor on the scores.
+        kwargs: Other options of transformers, unused.
+    """
     if query.is_cuda and query.dtype in HALVES and torch.cuda.get_device_capability(query.device) >= AMPERE:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         bounds = cu_seq_lens_q.int()
@@ -51,7 +63,15 @@ def grouped_attention(
     bounds: Int[Tensor, " bounds"],
     scaling: float,
 ) -> Float[Tensor, "1 tokens heads dim"]:
-    """Segments of one length at a time."""
+    """Computes attention for all segments of one length at a time.
+
+    Args:
+        query: Queries of all segments, one after the other.
+        key: Their keys.
+        value: Their values.
+        bounds: First token of each segment, and the end of the last.
+        scaling: Factor on the scores.
+    """
     lengths = bounds.diff()
     if lengths.numel() and bool((lengths == lengths[0]).all()):
         return merge(attend(split(query, lengths[0]), split(key, lengths[0]), split(value, lengths[0]), scaling))
@@ -68,18 +88,30 @@ def grouped_attention(
 
 
 def split(tensor: Float[Tensor, "1 heads tokens dim"], length: Tensor) -> Float[Tensor, "segments heads length dim"]:
-    """Consecutive segments of one length, as a batch."""
+    """Views consecutive segments of one length as a batch.
+
+    Args:
+        tensor: Queries, keys or values of these segments alone.
+        length: Tokens of each segment.
+    """
     _, heads, tokens, dim = tensor.shape
     return tensor.view(heads, tokens // int(length), int(length), dim).transpose(0, 1)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Float[Tensor, "segments heads length dim"]:
-    """Plain attention; the towers have no attention dropout."""
+    """Computes plain attention; the towers have no attention dropout.
+
+    Args:
+        query: (segments, heads, length, dim).
+        key: Same shape.
+        value: Same shape.
+        scaling: Factor on the scores.
+    """
     return F.scaled_dot_product_attention(query, key, value, scale=scaling)
 
 
 def merge(tensor: Float[Tensor, "segments heads length dim"]) -> Float[Tensor, "1 tokens heads dim"]:
-    """The segments one after the other again."""
+    """Concatenates the segments again."""
     segments, heads, length, dim = tensor.shape
     return tensor.transpose(1, 2).reshape(1, segments * length, heads, dim)
 

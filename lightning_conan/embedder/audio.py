@@ -1,7 +1,6 @@
-"""Audio encoders: which ones can be named, and how each turns log-mels of any length into frames.
+"""Audio encoders: those that a config can name, and how each turns log-mels of any length into frames.
 
-Every encoder sees windows that are padded to its full window: what it makes of a sound never depends on the sounds
-beside it.
+Every encoder sees windows that are padded to its full window: the frames of an audio clip never depend on its neighbours.
 """
 
 from abc import ABC, abstractmethod
@@ -39,11 +38,16 @@ class AudioEncoder(ABC):
 
     @abstractmethod
     def encode(self, encoder: PreTrainedModel, mels: Mels) -> Float[Tensor, "frames width"]:
-        """All sounds' frames, one after the other."""
+        """Encodes audio clips, and returns their frames, one clip after the other.
+
+        Args:
+            encoder: The encoder model.
+            mels: Log-mel of each clip, (bins, mel frames), at 100 mel frames a second.
+        """
 
 
 class Qwen3Omni(AudioEncoder):
-    """Windows of a second, convolved apart, attended over several (Qwen3-Omni's ``thinker.audio_tower``)."""
+    """Windows of a second, convolved separately; attention spans several (Qwen3-Omni's ``thinker.audio_tower``)."""
 
     encoder_class = Qwen3OmniMoeAudioEncoder
     halvings = 3
@@ -56,6 +60,12 @@ class Qwen3Omni(AudioEncoder):
         return int(config.output_dim)
 
     def encode(self, encoder: PreTrainedModel, mels: Mels) -> Float[Tensor, "frames width"]:
+        """Encodes audio clips, and returns their frames, 13 for each full second.
+
+        Args:
+            encoder: The encoder model.
+            mels: Log-mel of each clip, (bins, mel frames).
+        """
         window, device = self.window(encoder.config), mels[0].device
         padded = torch.cat([windows_of(mel, window) for mel in mels])
         # What the encoder would find out by itself, asking a GPU for each sound's length, and counting a window's places by the
@@ -79,7 +89,7 @@ class Qwen3Omni(AudioEncoder):
 
 
 class Whisper(AudioEncoder):
-    """Windows of thirty seconds, filled up with silence as Whisper's own pipeline does."""
+    """Windows of thirty seconds, padded with silence as in Whisper's own pipeline."""
 
     encoder_class = WhisperEncoder
     halvings = 1
@@ -92,6 +102,12 @@ class Whisper(AudioEncoder):
         return int(config.d_model)
 
     def encode(self, encoder: PreTrainedModel, mels: Mels) -> Float[Tensor, "frames width"]:
+        """Encodes audio clips, and returns their frames, 50 a second.
+
+        Args:
+            encoder: The encoder model.
+            mels: Log-mel of each clip, (bins, mel frames).
+        """
         window = self.window(encoder.config)
         padded = torch.cat([windows_of(mel, window, -torch.inf) for mel in mels])
         # Silence is the floor of the log-mel: 8 below its maximum before scaling, so 2 after, and never below -1.5.
@@ -107,7 +123,7 @@ ENCODERS: dict[str, AudioEncoder] = {"qwen3_omni_moe_audio_encoder": Qwen3Omni()
 
 
 def audio_encoder_of(config: PreTrainedConfig) -> AudioEncoder:
-    """The kind of encoder that a config describes.
+    """Class of the encoder that a config describes.
 
     Raises:
         ValueError: A kind that is not among ``ENCODERS``.
@@ -118,24 +134,47 @@ def audio_encoder_of(config: PreTrainedConfig) -> AudioEncoder:
 
 
 def windows_of(mel: Float[Tensor, "mels _"], window: int, value: float = 0.0) -> Float[Tensor, "windows mels {window}"]:
-    """A sound's windows, the last filled up with a value."""
+    """Cuts the log-mel of a clip into windows.
+
+    Args:
+        mel: (bins, mel frames).
+        window: Mel frames of a window.
+        value: Padding of the last window.
+    """
     windows: Tensor = F.pad(mel, (0, -mel.shape[1] % window), value=value).unflatten(1, (-1, window))  # type: ignore[no-untyped-call]
     return windows.transpose(0, 1)
 
 
 def audio_tokens(frames: int, window: int, halvings: int) -> int:
-    """Encoder frames that a log-mel of so many frames becomes: halved within each window, rounded up."""
+    """Number of encoder frames of a log-mel: halved within each window, rounded up.
+
+    Args:
+        frames: Mel frames.
+        window: Mel frames of the encoder's window.
+        halvings: Number of the encoder's convolutions of stride 2.
+    """
     whole, rest = divmod(frames, window)
     return whole * halve(window, halvings) + halve(rest, halvings)
 
 
 def window_tokens(frames: int, window: int, halvings: int) -> int:
-    """Encoder frames that the same log-mel costs: as many as if it filled its last window, which is padded."""
+    """Number of encoder frames after padding the log-mel to whole windows, which is what the encoder computes.
+
+    Args:
+        frames: Mel frames.
+        window: Mel frames of the encoder's window.
+        halvings: Number of the encoder's convolutions of stride 2.
+    """
     return -(-frames // window) * halve(window, halvings)
 
 
 def halve(frames: int, times: int) -> int:
-    """Length after so many convolutions of stride 2."""
+    """Length after some convolutions of stride 2, each rounding up.
+
+    Args:
+        frames: Length before.
+        times: Number of convolutions.
+    """
     for _ in range(times):
         frames = (frames + 1) // 2
     return frames

@@ -9,7 +9,7 @@ from lightning_conan.items import Modality, Side
 
 @dataclass(frozen=True)
 class Batch:
-    """Encoded pairs of one task; tensors stay on the host until their chunk is due.
+    """Encoded pairs of one task; tensors stay on the CPU until their chunk is computed.
 
     Args:
         task: The task that all pairs share.
@@ -17,7 +17,7 @@ class Batch:
         keys: Each pair's key.
         queries: Encoded queries.
         targets: Encoded targets, row for row.
-        negatives: Each query's hard negatives, possibly none.
+        negatives: Hard negatives of each query, possibly none.
         query_hashes: Content hashes of the queries.
         target_hashes: Content hashes of the targets.
         negative_hashes: Content hashes of the negatives, all queries' in order.
@@ -39,7 +39,7 @@ class Batch:
         return len(self.keys)
 
     def items(self) -> Iterator[Encoded]:
-        """Queries, then targets, then negatives."""
+        """Yields queries, then targets, then negatives."""
         yield from self.queries
         yield from self.targets
         for row in self.negatives:
@@ -52,14 +52,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class ItemBatch:
-    """Encoded items of one part of what is being embedded.
+    """Encoded items of one output part, for embedding a corpus.
 
     Args:
-        part: The part's number.
-        side: Which side of a search they are.
-        rows: Each item's place in the whole.
+        part: Number of the output part.
+        side: Side of a search, query or target.
+        rows: Row of each item in the whole.
         keys: Each item's key.
-        modalities: What each item holds, such as ``image+text``.
+        modalities: Modalities of each item, such as ``image+text``.
         items: The encoded items.
         faults: JSON lines of the items that were skipped.
     """

@@ -16,14 +16,13 @@ class OmniConfig(PreTrainedConfig):
 
     Args:
         backbone_config: Config of a Qwen3-VL model, or its dictionary.
-        audio_config: Config of Qwen3-Omni's audio encoder, or its dictionary.
+        audio_config: Config of Qwen3-Omni's audio encoder (or another of ``audio.ENCODERS``), or its dictionary.
         projector_hidden_size: Width of the audio projector's hidden layer.
-        audio_token_id: The token whose embeddings the projected audio frames replace.
-        audio_start_token_id: Stands before a sound.
-        audio_end_token_id: Stands after a sound.
-        emb_token_id: What a model that reasons writes when it is done: the state that predicts it is the embedding.
-        output_head: Whether there is a language model head of its own, which reasoning writes with; where the backbone
-            ties it to the token embeddings there is none.
+        audio_token_id: Placeholder token whose embeddings the projected audio frames replace.
+        audio_start_token_id: Token before an audio clip.
+        audio_end_token_id: Token after an audio clip.
+        emb_token_id: Token by which a reasoning model ends: the hidden state that predicts it is the embedding.
+        output_head: True for a separate LM head, which reasoning generates with; False if it is tied to the token embeddings.
     """
 
     model_type = "conan_omni"
@@ -63,12 +62,17 @@ class OmniConfig(PreTrainedConfig):
         return int(self.backbone_config.text_config.hidden_size)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The language model's config, where transformers looks for the vocabulary."""
+        """Returns the language model's config, where transformers looks for the vocabulary.
+
+        Args:
+            args: Unused.
+            kwargs: Unused.
+        """
         return self.backbone_config.text_config  # type: ignore[no-any-return]
 
 
 def check_attention(fields: Mapping[str, Any]) -> None:
-    """Refuses a ``config.json`` that chooses how the model attends: transformers takes what it lacks from a hub, and runs it.
+    """Refuses a ``config.json`` that chooses an attention kernel: transformers would download an unknown one, and run it.
 
     Raises:
         ValueError: The attention or the experts of the model, or of a part, are neither eager nor SDPA.
@@ -94,7 +98,12 @@ def values_of(value: Any) -> Iterator[Any]:
 
 
 def build(config: PreTrainedConfig | dict[str, Any] | None, default_type: str) -> PreTrainedConfig:
-    """A config object from a config, a dictionary with its ``model_type``, or nothing (the class's defaults)."""
+    """Makes a config object of a config, a dictionary with its ``model_type``, or None (the class's defaults).
+
+    Args:
+        config: The config, its dictionary, or None.
+        default_type: ``model_type`` of a dictionary without one.
+    """
     if isinstance(config, PreTrainedConfig):
         return config
     fields = dict(config or {})

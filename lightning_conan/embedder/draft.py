@@ -26,11 +26,16 @@ class Draft:
     opening: int = 0
 
     def add(self, token: str, count: int = 1) -> None:
-        """Appends ``count`` placeholders of a name of ``SPECIAL_TOKENS``."""
+        """Appends placeholders.
+
+        Args:
+            token: A name in ``SPECIAL_TOKENS``.
+            count: Number of placeholders.
+        """
         self.text.append((token, count))
 
     def write(self, words: str) -> None:
-        """Joins neighbouring text: tokenisers merge across such borders, and so must we."""
+        """Appends text, joined to neighbouring text: tokenizers merge across such borders."""
         if self.text and isinstance(self.text[-1], str):
             self.text[-1] += words
         else:

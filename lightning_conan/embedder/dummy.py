@@ -1,4 +1,4 @@
-"""Items that say nothing, of any modality and length: for measuring memory, and to keep ranks in step."""
+"""Dummy items of any modality and length: to measure memory, and to keep ranks in step."""
 
 import torch
 
@@ -10,7 +10,13 @@ from lightning_conan.items import Modality
 
 
 def blank(config: OmniConfig, modality: Modality, tokens: int = 1) -> Encoded:
-    """A black picture, silence, or one word again and again, of about so many tokens."""
+    """Makes a dummy item: a black image, silence, or one word repeated.
+
+    Args:
+        config: Token ids and sizes of the model.
+        modality: Kind of content; a document or video is one image.
+        tokens: Number of tokens, which an image rounds down to a square.
+    """
     if modality == "text":
         return Encoded(torch.zeros(tokens, dtype=torch.long), mrope_positions([tokens]))
     if modality == "audio":

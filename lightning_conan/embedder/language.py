@@ -1,5 +1,5 @@
-"""The language model, faster for embeddings and otherwise as transformers has it: norms in one kernel, and a last layer that
-works for the token alone whose state is asked for.
+"""Faster layers of the language model with transformers' results: norms in one kernel, and a last layer that computes only the
+token whose hidden state is asked for.
 """
 
 from typing import Any, no_type_check
@@ -24,8 +24,8 @@ class FusedRMSNorm(nn.RMSNorm):
 
 
 class LastLayer(Qwen3VLTextDecoderLayer):
-    """A layer that, asked for one token of each row, computes keys and values of all and the rest for that one: no later layer
-    looks at the others. Saves nine tenths of the layer.
+    """A layer that, asked for one token of each row, computes keys and values of all tokens and the rest for that one: no later
+    layer reads the others. Saves nine tenths of the layer.
     """
 
     @no_type_check  # by tests, which torch.compile could not look through
@@ -37,7 +37,15 @@ class LastLayer(Qwen3VLTextDecoderLayer):
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "rows _ dim"]:
-        """The layer's states; with ``last`` those of each row's token there alone, which sees itself and all before."""
+        """Computes the layer's hidden states; with ``last`` those of one token of each row, which sees itself and all before.
+
+        Args:
+            hidden_states: Input of the layer.
+            position_embeddings: Cosines and sines of the rotary embedding.
+            last: Column of each row's token; None computes all.
+            cache: KV cache of the tokens before, if there are any.
+            kwargs: Options of transformers' layer, such as the attention mask; ignored with ``last``.
+        """
         if last is None:
             return super().forward(hidden_states, position_embeddings=position_embeddings, cache=cache, **kwargs)
         attention, heads = self.self_attn, (*hidden_states.shape[:2], -1, self.self_attn.head_dim)
@@ -63,7 +71,12 @@ class LastLayer(Qwen3VLTextDecoderLayer):
 
 @no_type_check
 def taken(states: Float[Tensor, "rows length _"], last: Int[Tensor, " rows"]) -> Float[Tensor, "rows 1 _"]:
-    """One token of each row."""
+    """Selects one token of each row.
+
+    Args:
+        states: Hidden states, or any tensor by row and column.
+        last: Column of each row's token.
+    """
     return states[torch.arange(len(last), device=last.device), last][:, None]
 
 
@@ -71,7 +84,13 @@ def taken(states: Float[Tensor, "rows length _"], last: Int[Tensor, " rows"]) ->
 def rotated(
     heads: Float[Tensor, "rows length heads head"], cos: Float[Tensor, "rows length head"], sin: Float[Tensor, "rows length head"]
 ) -> Float[Tensor, "rows length heads head"]:
-    """Queries or keys at their positions."""
+    """Applies the rotary embedding to queries or keys.
+
+    Args:
+        heads: Queries or keys.
+        cos: Cosine for each position and entry of a head.
+        sin: Sine likewise.
+    """
     return heads * cos[:, :, None] + rotate_half(heads) * sin[:, :, None]
 
 

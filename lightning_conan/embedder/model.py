@@ -1,4 +1,4 @@
-"""OmniEmbedder: text, images, videos, pages and sounds to one unit vector each."""
+"""OmniEmbedder: text, images, videos, document pages and audio clips to one unit vector each."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -35,11 +35,16 @@ Writing = Callable[
 
 
 class OmniEmbedder(PreTrainedModel):
-    """A vision-language backbone with ears (arXiv 2606.09331).
+    """Qwen3-VL with an audio encoder and projector (arXiv 2606.09331); the embedding is the last token's normalised hidden state.
 
-    ``backbone`` is a transformers Qwen3-VL model (vision tower and language model), ``audio_encoder`` Qwen3-Omni's (or
-    another of ``audio.ENCODERS``), and ``audio_projector`` the MLP between them. The embedding is the last token's final
-    state, normalised.
+    ``backbone`` holds vision tower and language model, ``audio_encoder`` is Qwen3-Omni's (or another of ``audio.ENCODERS``), and
+    ``audio_projector`` the MLP between them.
+
+    Example:
+        >>> from lightning_conan.embedder import tiny_embedder
+        >>> model, processor = tiny_embedder()
+        >>> model.embed([processor.encode(["a red circle"])]).shape
+        torch.Size([1, 128])
     """
 
     config: OmniConfig
@@ -102,9 +107,7 @@ class OmniEmbedder(PreTrainedModel):
             module.compile(backend=backend, dynamic=True)
 
     def keep_checkpointing(self) -> None:
-        """Has the backbone's layers recompute their activations in eval mode too, if any do: transformers asks whether a layer
-        trains. Those layers drop nothing out themselves.
-        """
+        """Keeps activation checkpointing on in eval mode: transformers asks if a layer trains. Such layers have no dropout."""
         for module in self.backbone.modules():
             if getattr(module, "gradient_checkpointing", False) and self.is_layer(module):
                 module.training = True
@@ -145,7 +148,7 @@ class OmniEmbedder(PreTrainedModel):
 
         Args:
             chunk: The rows.
-            past: Keys and values of a prefix that all rows share and the chunk leaves out.
+            past: KV cache of a prefix that all rows share, and that the chunk omits.
             writing: Computes the loss of rows with a generation target; others have 0.
         """
         taught = writing is not None and chunk.labels is not None
@@ -173,15 +176,13 @@ class OmniEmbedder(PreTrainedModel):
         return torch.where(column, own[..., None], found)
 
     def free_emb_rows(self) -> None:
-        """Makes the rows of ``<|emb|>`` a small parameter of their own (as input and, untied, as output), so that they can train
-        while the other tokens' rows stay as they are.
-        """
+        """Makes the ``<|emb|>`` rows of the input embedding and LM head a separate trainable parameter."""
         tables = [self.get_input_embeddings().weight, *([self.lm_head.weight] if self.config.output_head else [])]
         rows = torch.stack([table.detach()[self.config.emb_token_id].float() for table in tables])
         self.emb_rows = nn.Parameter(rows)
 
     def settle_emb_rows(self) -> None:
-        """Puts the rows back to where folders have them."""
+        """Copies the trained ``<|emb|>`` rows back into the input embedding and LM head."""
         assert self.emb_rows is not None, "free_emb_rows comes first"
         with torch.no_grad():
             tables = [self.get_input_embeddings().weight, *([self.lm_head.weight] if self.config.output_head else [])]
@@ -190,7 +191,7 @@ class OmniEmbedder(PreTrainedModel):
         self.emb_rows = None
 
     def hidden_states(self, chunk: Chunk, **kwargs: Any) -> Float[Tensor, "rows _ dim"]:
-        """The language model's last states, after its final norm; with ``last``, those of each row's token there alone."""
+        """Hidden states after the final norm; with ``last=chunk.last``, those of each row's last token alone."""
         embeds, visual_mask, deepstack = self.input_embeddings(chunk)
         # No attention mask: padding stands on the right, where causal attention never looks.
         output = self.backbone.language_model(
@@ -230,9 +231,12 @@ class OmniEmbedder(PreTrainedModel):
         return self.ears.encode(self.audio_encoder, mels)
 
     def embed(self, items: Sequence[Encoded], token_budget: int = 16_384) -> Float[Tensor, "items dim"]:
-        """Unit-norm float32 embeddings of any items, in their order, in chunks of ``token_budget`` padded tokens.
+        """Unit-norm float32 embeddings of any items, in their order; without gradients, items of one instruction share its KV
+        cache.
 
-        Without gradients, items of one instruction share the computation of their common first tokens.
+        Args:
+            items: Encoded items, of any modalities and number.
+            token_budget: Padded tokens of a chunk.
         """
         pieces, order = [torch.zeros(0, self.config.dim, device=self.device)], []
         for chunk, past in self.chunks(items, token_budget):
@@ -241,7 +245,7 @@ class OmniEmbedder(PreTrainedModel):
         return torch.cat(pieces)[torch.tensor(order, dtype=torch.long, device=self.device).argsort()]
 
     def chunks(self, items: Sequence[Encoded], token_budget: int) -> Iterator[tuple[Chunk, Past | None]]:
-        """Items in chunks on the model's device; with each the prefix that its rows share, if they were packed without it."""
+        """Yields chunks on the model's device, each with the KV cache of the prefix that its rows lack, or None."""
         apart = torch.is_grad_enabled() or self.flash or self.implementation == "eager"  # these take no such mask
         if not items:
             return
@@ -262,8 +266,7 @@ class OmniEmbedder(PreTrainedModel):
 
 
 def by_prefix(items: Sequence[Encoded]) -> list[tuple[list[int], bool]]:
-    """Rows of like prefix, which they can share; and all others, long ones and ones of an instruction of their own, whom sharing
-    would save next to nothing."""
+    """Groups rows by a prefix that is worth sharing (True), and all other rows (False)."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for row, item in enumerate(items):
         worth = item.prefix >= LEAST_SHARED and len(item) <= LONG * item.prefix
@@ -274,7 +277,7 @@ def by_prefix(items: Sequence[Encoded]) -> list[tuple[list[int], bool]]:
 
 
 def prefix_options(past: Past, rows: int, length: int) -> dict[str, Any]:
-    """Options with which the language model continues a prefix: its keys and values for each row, and the attention mask."""
+    """Options of the language model to continue a prefix: its KV cache for each row, and the attention mask."""
     seen = past[0][0].shape[2]
     cache = DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in past])
     mask = torch.ones(length, seen + length, dtype=torch.bool, device=past[0][0].device).tril(diagonal=seen)

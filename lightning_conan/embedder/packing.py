@@ -1,4 +1,4 @@
-"""From encoded items to padded chunks: slicing comes first, so every modality is sliced right by construction."""
+"""Packs encoded items into padded chunks: items are sliced before they are padded, so every modality is sliced right."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from typing_extensions import override
 IGNORED = -100
 """The label of a place where nothing is asked, as in torch's losses."""
 CHUNK_COST = 128
-"""Cost of a chunk beside its tokens, in tokens; on a CPU with the tiny model 70 (texts alone) to 160 (with sounds)."""
+"""Cost of a chunk beside its tokens, in tokens; on a CPU with the tiny model 70 (texts alone) to 160 (with audio)."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,17 @@ class Encoded:
         input_ids: Token ids, with one placeholder for each visual token and audio frame.
         positions: M-RoPE positions: time, height, width.
         pixels: Each image (1 frame), page (1 frame) or video (an even number of frames), resized, in order.
-        mels: Each sound's log-mel frames, in order.
-        frames: Instead of them, what the audio encoder made of all sounds, one after the other.
-        prefix: How many leading tokens are template and instruction, and hold nothing of the item.
-        labels: What should be written after each token, ``IGNORED`` where nothing is asked; None without a lesson.
-        heard: Tokens that its sounds would be if each filled its encoder's last window, as the encoder computes them.
+        mels: Log-mel of each audio clip, in order.
+        frames: Audio encoder's frames of all clips, one after the other, in place of ``mels``.
+        prefix: Number of leading tokens of template and instruction, which do not depend on the item.
+        heard: Audio tokens after padding each clip to a whole encoder window.
+        labels: Token that should be generated after each one, ``IGNORED`` where there is none; None if there is no generation
+            target.
+
+    Example:
+        >>> item = Encoded(torch.tensor([5, 6, 7]), torch.arange(3).expand(3, 3), prefix=1)
+        >>> len(item), item.without_prefix().input_ids.tolist()
+        (3, [6, 7])
     """
 
     input_ids: Int[Tensor, " length"]
@@ -62,12 +68,13 @@ class Chunk:
     Args:
         input_ids: Token ids, 0 where padded.
         positions: M-RoPE positions, 0 where padded.
-        last: Each row's last token, whose state is the embedding.
-        pixels: All rows' visual inputs, in the order of their placeholders.
-        mels: All rows' sounds, in the order of their placeholders.
-        frames: Instead of them, what the audio encoder made of all rows' sounds.
-        rows: Where each row stood in the list that was packed.
-        labels: What should be written after each token, ``IGNORED`` where nothing is asked; None if no row has a lesson.
+        last: Column of each row's last token, whose hidden state is the embedding.
+        pixels: All rows' images and videos, in the order of their placeholders.
+        mels: Log-mels of all rows' audio clips, in the order of their placeholders.
+        frames: Audio encoder's frames of all rows, in place of ``mels``.
+        rows: Index of each row in the list that was packed.
+        labels: Token that should be generated after each one, ``IGNORED`` where there is none; None if no row has a generation
+            target.
     """
 
     input_ids: Int[Tensor, "rows length"]
@@ -85,7 +92,7 @@ class Chunk:
         return [int(last) + 1 for last in self.last]
 
     def to(self, device: torch.device) -> "Chunk":
-        """The chunk with its tensors on a device, through pinned memory where that is a GPU."""
+        """Copies the tensors to a device, through pinned memory if that is a GPU."""
 
         def moved(tensor: Tensor) -> Tensor:
             pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
@@ -105,7 +112,12 @@ class Chunk:
 
 
 def as_one(tensors: list[Tensor], change: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Tensors of one dtype after a change that keeps each number's place, made once for all of them."""
+    """Applies a change to all tensors at once.
+
+    Args:
+        tensors: Tensors of one dtype.
+        change: A change that keeps the number and order of entries, such as a copy to a device.
+    """
     if not tensors:
         return []
     changed = change(torch.cat([tensor.flatten() for tensor in tensors])).split([tensor.numel() for tensor in tensors])
@@ -113,11 +125,11 @@ def as_one(tensors: list[Tensor], change: Callable[[Tensor], Tensor]) -> list[Te
 
 
 class Chunks(Sequence[Chunk]):
-    """Chunks that are padded whenever they are taken: padded all at once they would be a second copy of a large batch.
+    """Chunks that are padded when they are taken: all padded at once would be a second copy of a large batch.
 
     Args:
-        items: What is packed.
-        groups: Which of them each chunk holds.
+        items: The encoded items.
+        groups: Indices of the items of each chunk.
     """
 
     def __init__(self, items: Sequence[Encoded], groups: list[list[int]]) -> None:
@@ -145,16 +157,25 @@ class Chunks(Sequence[Chunk]):
 
 
 def pack(items: Sequence[Encoded], token_budget: int) -> Chunks:
-    """Chunks of at most ``token_budget`` padded tokens, sorted by length (longest first, so memory peaks at once).
+    """Packs items into chunks of at most ``token_budget`` padded tokens, sorted by length (longest first, so memory peaks at
+    once).
 
-    Among items of one length texts and media alternate, so that no chunk has more than its share of what encoders take.
+    Among items of one length texts and media alternate, so that no chunk has more than its share of the encoders' work.
 
-    Sounds count as what their encoder pads them to, where that is more: many short ones fill a chunk. An item that is longer
-    than the budget makes a chunk of its own: nothing is cut. Where chunks end, padded tokens and ``CHUNK_COST`` for each chunk
-    are the least in all.
+    Audio clips count as their padded encoder windows, where that is more: many short ones fill a chunk. An item that is longer
+    than the budget makes a chunk of its own: nothing is cut. Chunks minimise padded tokens plus ``CHUNK_COST`` for each chunk.
+
+    Args:
+        items: Encoded items.
+        token_budget: Largest number of rows times length of a chunk.
 
     Raises:
         ValueError: No items, or a budget below 1.
+
+    Example:
+        >>> items = [Encoded(torch.zeros(size, dtype=torch.long), torch.zeros(3, size, dtype=torch.long)) for size in (2, 900, 3)]
+        >>> [chunk.rows for chunk in pack(items, token_budget=1000)]
+        [[1], [2, 0]]
     """
     if not items or token_budget < 1:
         raise ValueError(f"Packing needs items and a positive token budget, got {len(items)} items and {token_budget}.")
@@ -167,8 +188,7 @@ def pack(items: Sequence[Encoded], token_budget: int) -> Chunks:
 
 
 def cuts(items: Sequence[Encoded], token_budget: int) -> list[tuple[int, int]]:
-    """Start and end of each chunk of sorted items, by dynamic programming: the cheapest cover of the items up to a place is
-    one up to an earlier place, and a chunk.
+    """Start and end of each chunk of sorted items, by dynamic programming over the cheapest cover of the items up to each place.
 
     Args:
         items: Sorted by length.
@@ -191,7 +211,12 @@ def cuts(items: Sequence[Encoded], token_budget: int) -> list[tuple[int, int]]:
 
 
 def pad(items: Sequence[Encoded], rows: list[int]) -> Chunk:
-    """One chunk that holds the items, in their order."""
+    """Pads items to one chunk, in their order.
+
+    Args:
+        items: Encoded items, at least one.
+        rows: Index of each in the list that is packed.
+    """
     lengths = torch.tensor([len(item) for item in items])
     held = torch.arange(int(lengths.max())) < lengths[:, None]
 

@@ -1,4 +1,4 @@
-"""From an Item to an Encoded: decoding, resizing, log-mel, the chat template and its placeholders."""
+"""Encodes an Item: decoding, resizing, log-mel, the chat template and its placeholders."""
 
 import json
 from collections.abc import Sequence
@@ -48,14 +48,20 @@ OWN_TOKENS = [token for name, token in SPECIAL_TOKENS.items() if name.startswith
 
 
 class OmniProcessor:
-    """Turns items into tokens, pixels and log-mel frames, in a data worker or wherever it is called.
+    """Turns items into tokens, pixels and log-mels.
 
     Args:
         tokenizer: The backbone's tokenizer; it must know every token of ``SPECIAL_TOKENS``.
-        config: How inputs become tokens.
+        config: Settings of the encoding.
 
     Raises:
         ValueError: The tokenizer lacks one of the special tokens.
+
+    Example:
+        >>> from lightning_conan.embedder import tiny_embedder
+        >>> encoded = tiny_embedder()[1](Item(("a red circle",)))
+        >>> encoded.input_ids.shape, encoded.positions.shape
+        (torch.Size([12]), torch.Size([3, 12]))
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ProcessorConfig) -> None:
@@ -67,7 +73,7 @@ class OmniProcessor:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for processors that make the same of every input."""
+        """Equal for processors that encode every input alike."""
         made_of = (json.dumps(self.config.to_dict(), sort_keys=True), sorted(self.tokenizer.get_vocab().items()))
         return sha256(repr(made_of).encode()).hexdigest()
 
@@ -77,7 +83,7 @@ class OmniProcessor:
         return WhisperFeatureExtractor(feature_size=self.config.mel_bins, sampling_rate=SAMPLE_RATE)
 
     def __call__(self, item: Item, side: Side = "query") -> Encoded:
-        """Decodes and encodes one item, as a query or as what is searched.
+        """Decodes and encodes an item, as a query or a target.
 
         Raises:
             MediaError: One of its media is broken or over a limit.
@@ -95,7 +101,7 @@ class OmniProcessor:
         return self.finish(draft)
 
     def decode(self, media: Media) -> Decoded:
-        """One medium, as this processor's settings ask for it.
+        """Decodes a medium by this processor's settings.
 
         Raises:
             MediaError: It is broken or over a limit.
@@ -105,10 +111,15 @@ class OmniProcessor:
         return decode_media(media, config.sampling, config.limits, shrink, self.frame_size)
 
     def encode(self, parts: Sequence[str | Decoded], instruction: str | None = None, side: Side = "query") -> Encoded:
-        """As calling it, for media that are decoded already: pixels, sampled frames, a 16 kHz waveform.
+        """Encodes media that are decoded already.
+
+        Args:
+            parts: Texts, uint8 pixels of images, sampled frames and 16 kHz waveforms, in order.
+            instruction: System instruction; the folder's own by default.
+            side: Side of a search.
 
         Raises:
-            ValueError: A sliver of an image, a blip of a sound.
+            ValueError: An image or audio clip is too small to encode.
         """
         return self.encode_turns([("user", parts)], instruction, side)
 
@@ -116,7 +127,7 @@ class OmniProcessor:
         """Encodes a chat, whose media are decoded already, with the embedding after its last turn.
 
         Raises:
-            ValueError: A sliver of an image, a blip of a sound.
+            ValueError: An image or audio clip is too small to encode.
         """
         draft = self.begin(instruction, side, turns[0][0])
         for number, (role, parts) in enumerate(turns):
@@ -130,9 +141,7 @@ class OmniProcessor:
         return self.finish(draft)
 
     def teach(self, encoded: Encoded, reasoning: str) -> Encoded:
-        """A query with what the model should write about it, and the labels of that: ``<|emb|>`` comes last, also where there
-        is nothing to write.
-        """
+        """Appends the generation target of a query, with labels; ``<|emb|>`` comes last, also after an empty one."""
         assert not self.config.ends, "only a prompt that ends where the model begins to write can be continued"
         words = self.tokenize(reasoning)
         ids = torch.cat([encoded.input_ids, torch.tensor(words, dtype=torch.long)])
@@ -142,9 +151,7 @@ class OmniProcessor:
         return replace(encoded, input_ids=ids, positions=torch.cat([encoded.positions, after], dim=1), labels=labels)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of text, in which special tokens are text, too: they must not become placeholders.
-
-        Asked of the library below: an item has three to five pieces, and transformers' call takes 16 us more for each.
+        """Token ids of a text, special tokens as text too; by the backend tokenizer, as transformers' call takes 16 us more.
 
         Raises:
             ValueError: It holds half a character.
@@ -161,12 +168,12 @@ class OmniProcessor:
         return ids
 
     def instruction_of(self, instruction: str | None, side: Side) -> str:
-        """The system turn of an item: its own instruction or the folder's, and the side's hint."""
+        """Joins the system instruction of an item, or else the folder's, and the side's hint."""
         hint = self.config.query_hint if side == "query" else self.config.target_hint
         return " ".join(words for words in (self.config.instruction if instruction is None else instruction, hint) if words)
 
     def begin(self, instruction: str | None, side: Side = "query", role: str = "user") -> Draft:
-        """The template up to the first turn's content."""
+        """Writes the template up to the first turn's content."""
         draft = Draft()
         instruction = self.instruction_of(instruction, side)
         if instruction:
@@ -250,7 +257,7 @@ class OmniProcessor:
         return size
 
     def add_grid(self, draft: Draft, token: str, size: tuple[int, int]) -> None:
-        """Placeholders of one image or of one pair of frames."""
+        """Appends the placeholders of one image or of one pair of frames."""
         side = self.config.patch_size * self.config.merge_size
         draft.grids.append((size[0] // side, size[1] // side))
         draft.add("vision_start")
@@ -271,7 +278,7 @@ class OmniProcessor:
         draft.add("audio_end")
 
     def finish(self, draft: Draft) -> Encoded:
-        """The rest of the template, then token ids and positions."""
+        """Completes the template, and makes token ids and positions."""
         self.next_turn(draft, "assistant")
         if self.config.ends:
             draft.add("end")

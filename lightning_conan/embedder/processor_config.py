@@ -13,33 +13,33 @@ LATER = {"reducing_gap"}
 
 @dataclass(frozen=True)
 class ProcessorConfig:
-    """Settings that make tokens of inputs; saved in the checkpoint folder, so that serving equals training.
+    """Settings of the encoding; saved in the checkpoint folder, so that serving equals training.
 
     Args:
-        instruction: System instruction of items that carry none of their own; with an empty one there is no system turn.
-        query_hint: Ends the instruction of queries.
-        target_hint: Ends the instruction of what is searched.
-        ends: Whether the template ends with an end token, whose state is the embedding; otherwise it ends where the model would
-            begin to write, and the embedding is the state that predicts ``<|emb|>`` (TRACE, arXiv 2603.02929).
-        reasons: Whether it writes about a query before that, where it finds it necessary.
-        patch_size: Side of a patch in pixels.
-        merge_size: Patches a side that become one token.
+        instruction: System instruction of items without their own; an empty one makes no system turn.
+        query_hint: Appended to the instruction of queries.
+        target_hint: Appended to the instruction of targets.
+        ends: True to end the template with an end token, whose hidden state is the embedding; False to end it where the model
+            would begin to generate: the embedding is the hidden state that predicts ``<|emb|>`` (TRACE, arXiv 2603.02929).
+        reasons: True if the model may reason about a query before it is embedded.
+        patch_size: Side of a patch, in pixels.
+        merge_size: Patches a side that merge into one token.
         min_pixels: Smaller images are enlarged to this many pixels.
         max_pixels: Larger images are shrunk to this many pixels.
         video_min_pixels: As ``min_pixels``, over all frames of a video.
         video_max_pixels: As ``max_pixels``, over all frames of a video.
-        frame_max_tokens: A frame's cap in tokens, so that a short clip does not spend the whole budget on a few frames
+        frame_max_tokens: Cap on a frame's tokens, so that a short clip does not spend the whole budget on a few frames
             (``cap_pixels_per_frame`` of Qwen3-VL's processor); null for none.
-        wrap_videos: Whole videos stand between vision tokens, besides each pair of frames: what transformers writes since
-            5.10, and vLLM with it; false for what they wrote before.
-        sampling: Which frames of a video are looked at.
+        wrap_videos: True to put whole videos between vision tokens, besides each pair of frames, as transformers since 5.10 and
+            vLLM do; False for their earlier template.
+        sampling: Choice of a video's frames.
         mel_bins: Frequency bins of the log-mel spectrogram.
-        mel_window: Mel frames of the audio encoder's window (100 of Qwen3-Omni's, 3000 of Whisper's).
-        mel_halvings: How often the audio encoder halves them (3 and 1).
-        limits: What a file may cost.
-        reducing_gap: JPEGs (images and pages) that are to be shrunk are decoded at 1/2, 1/4 or 1/8 of their size where that is
-            still so many times as large as what they are shrunk to: 2 takes 0.8 of the time for a photo of 7 megapixels shrunk
-            to 512 x 512, and moves pixels by 0.2 of 255 in the mean. null decodes them whole, as the published processors do.
+        mel_window: Mel frames of the audio encoder's window (100 for Qwen3-Omni's, 3000 for Whisper's).
+        mel_halvings: Number of the audio encoder's convolutions of stride 2 (3 and 1).
+        limits: Caps on media files.
+        reducing_gap: Decodes JPEGs (images and pages) that will be shrunk at 1/2, 1/4 or 1/8 of their size if that is still this
+            many times the target: 2 takes 0.8 of the time for a photo of 7 megapixels shrunk to 512 x 512, and moves pixels by
+            0.2 of 255 in the mean. null decodes them whole, as the published processors do.
     """
 
     instruction: str = "Represent the user's input."
@@ -70,7 +70,7 @@ class ProcessorConfig:
 
     @property
     def tells_sides(self) -> bool:
-        """True if queries are encoded otherwise than candidates."""
+        """True if queries are encoded differently from targets."""
         return self.reasons or self.query_hint != self.target_hint
 
     @classmethod
@@ -91,7 +91,12 @@ class ProcessorConfig:
 
 
 def check_fields(kind: type[Any], found: Any, what: str) -> None:
-    """Refuses settings that another version wrote, whose defaults may be others.
+    """Refuses settings of another version, whose defaults may differ.
+
+    Args:
+        kind: The dataclass that the settings make.
+        found: The settings as read.
+        what: Name of the settings, for the error.
 
     Raises:
         ValueError: Fields that are missing or unknown.

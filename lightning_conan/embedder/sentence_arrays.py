@@ -1,4 +1,4 @@
-"""Media that are in memory: PIL images, arrays, tensors and torchcodec's decoders, as sentence-transformers takes them."""
+"""Media in memory: PIL images, arrays, tensors and torchcodec's decoders, as sentence-transformers takes them."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ GUESSED_FPS = 24.0
 
 
 def is_image(value: Any) -> bool:
-    """True for what the library takes for an image, and a list of which for the frames of one video."""
+    """True for a type that the library takes for an image; a list of these is the frames of one video."""
     try:
         return bool(infer_modality(value) == "image")
     except ValueError:
@@ -46,6 +46,10 @@ class ArrayReader:
     def read(self, kind: Medium, content: Any) -> Decoded:
         """Reads one medium.
 
+        Args:
+            kind: Modality of the content.
+            content: A PIL image, an array, a mapping with an array, a list of frames, or a decoder.
+
         Raises:
             ValueError: Another type, shape or dtype than is documented, or a medium over a limit.
         """
@@ -56,7 +60,15 @@ class ArrayReader:
         return self.image(kind, content)
 
     def image(self, kind: Medium, content: Any) -> UInt8[Tensor, "3 height width"]:
-        """Pixels of a PIL image, turned as its EXIF says, or of an array."""
+        """Reads pixels of a PIL image, turned as its EXIF says, or of an array.
+
+        Args:
+            kind: image or document; a frame's is video.
+            content: The image, or uint8 pixels of 3 axes.
+
+        Raises:
+            ValueError: Another type, or over a limit.
+        """
         if isinstance(content, Image.Image):
             self.config.limits.check_pixels(nameless(kind), *content.size)
             return rgb_tensor(ImageOps.exif_transpose(content))
@@ -67,7 +79,15 @@ class ArrayReader:
         return pixels
 
     def wave(self, kind: Medium, content: Any) -> Float[Tensor, " samples"]:
-        """A waveform at 16 kHz; an array without a rate has that one."""
+        """Reads a waveform, resampled to 16 kHz.
+
+        Args:
+            kind: audio.
+            content: Samples at 16 kHz, ``{"array": samples, "sampling_rate": rate}`` in Hz, or torchcodec's ``AudioDecoder``.
+
+        Raises:
+            ValueError: Another type, samples that are no floats, or over a limit.
+        """
         rate: Any = SAMPLE_RATE
         if hasattr(content, "get_all_samples"):
             self.config.limits.check_seconds(nameless(kind), content.metadata.duration_seconds or 0.0)
@@ -84,7 +104,15 @@ class ArrayReader:
         return resampled(iter([wave]), hertz)
 
     def clip(self, kind: Medium, content: Any) -> Clip:
-        """Sampled frames of a video, with the second of each."""
+        """Reads sampled frames of a video, with the second of each.
+
+        Args:
+            kind: video.
+            content: Frames, a mapping with frames and their rate, or torchcodec's ``VideoDecoder``.
+
+        Raises:
+            ValueError: Another type, or over a limit.
+        """
         if hasattr(content, "get_frames_at"):
             return self.decoded_clip(kind, content)
         frames, metadata = content, dict[str, Any]()
@@ -99,7 +127,12 @@ class ArrayReader:
         return Clip(pixels[wanted], seconds)
 
     def decoded_clip(self, kind: Medium, decoder: Any) -> Clip:
-        """Frames of torchcodec's decoder, of which only those that are sampled are decoded."""
+        """Decodes the sampled frames alone.
+
+        Args:
+            kind: video.
+            decoder: torchcodec's ``VideoDecoder``.
+        """
         found = decoder.metadata
         self.check_frames(kind, len(decoder), found.height or 1, found.width or 1)
         wanted, seconds = self.chosen(len(decoder), {"fps": found.average_fps})
@@ -107,6 +140,10 @@ class ArrayReader:
 
     def frames(self, kind: Medium, frames: Any) -> UInt8[Tensor, "frames 3 height width"]:
         """All frames of an array, or of a list of images.
+
+        Args:
+            kind: video.
+            frames: uint8 pixels of 4 axes, or a list of images.
 
         Raises:
             ValueError: None at all, several sizes, or over a limit.
@@ -122,13 +159,27 @@ class ArrayReader:
         return pixels
 
     def check_frames(self, kind: Medium, count: int, height: int, width: int) -> None:
-        """Refuses videos without frames, and those over the limits of files."""
+        """Refuses videos without frames, and those over the limits of files.
+
+        Args:
+            kind: video.
+            count: Number of frames.
+            height: In pixels.
+            width: In pixels.
+
+        Raises:
+            ValueError: No frames, or over a limit.
+        """
         if not 0 < count <= self.config.limits.max_frames:
             raise ValueError(f"A video must have 1 to {self.config.limits.max_frames} frames, got {count}.")
         self.config.limits.check_pixels(nameless(kind), width, height)
 
     def chosen(self, count: int, metadata: Mapping[str, Any]) -> tuple[list[int], list[float]]:
         """Numbers of the frames to keep, and the second of each, as transformers' video processor chooses them.
+
+        Args:
+            count: Number of frames that are there.
+            metadata: ``fps``, ``total_num_frames`` and ``frames_indices``, each optional.
 
         Raises:
             ValueError: Metadata of another video.
@@ -158,7 +209,12 @@ def is_array(value: Any) -> bool:
 
 
 def pixels_of(array: Any, axes: int, what: str) -> UInt8[Tensor, "*frames 3 height width"]:
-    """An array's pixels, channels before rows.
+    """Converts an array to pixels, channels before rows.
+
+    Args:
+        array: An array or tensor, (frames,) 3, height, width or (frames,) height, width, 3.
+        axes: Number of axes that it must have: 3 for an image, 4 for frames.
+        what: Name of the content, for the error.
 
     Raises:
         ValueError: No uint8, or no three channels: floats may mean 0 to 1 or 0 to 255.
@@ -175,7 +231,7 @@ def pixels_of(array: Any, axes: int, what: str) -> UInt8[Tensor, "*frames 3 heig
 
 
 def mono_of(array: Any) -> Float[Tensor, " samples"]:
-    """The mean of an array's channels, which are fewer than its samples, whichever axis they are.
+    """Averages an array's channels, whichever axis they are: there are fewer of them than samples.
 
     Raises:
         ValueError: No floats, another number of axes, no samples, or NaN or inf among them.
@@ -195,7 +251,7 @@ def mono_of(array: Any) -> Float[Tensor, " samples"]:
 
 
 def hertz_of(rate: Any) -> int:
-    """A sample rate.
+    """Checks a sample rate.
 
     Raises:
         ValueError: No positive whole number, or one whose filter would take gigabytes.
@@ -207,12 +263,17 @@ def hertz_of(rate: Any) -> int:
 
 
 def nameless(kind: Medium) -> Media:
-    """Stands for a medium in memory in errors of limits."""
+    """Makes a stand-in for a medium in memory, for errors of limits."""
     return Media(kind, b"", "in memory")
 
 
 def refused(kind: Medium, content: Any) -> ValueError:
-    """The error for content of another type."""
+    """Makes the error for content of another type.
+
+    Args:
+        kind: Modality that was expected.
+        content: The content.
+    """
     return ValueError(
         f"A {kind} must be a path, a PIL image, an array with its rate or frames with their fps, got {content!r:.80}."
     )

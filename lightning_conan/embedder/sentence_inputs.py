@@ -37,6 +37,11 @@ class InputReader:
     def encode(self, value: Any, prompt: str | None, side: Side) -> Encoded:
         """Encodes one input; a prompt is a system turn before all others.
 
+        Args:
+            value: The input.
+            prompt: System instruction; None or an empty one is none.
+            side: Side of a search, for the instruction's hint.
+
         Raises:
             ValueError: It is of none of the library's forms, or one of its media is invalid or over a limit.
         """
@@ -50,7 +55,7 @@ class InputReader:
         return self.processor.encode_turns(turns, "", side)
 
     def turns(self, value: Any) -> list[Turn]:
-        """The turns of a chat: its messages, the two sides of a pair, or a single one of the user."""
+        """Splits an input into turns of a chat: its messages, the two sides of a pair, or a single turn of the user."""
         entries = [value] if is_message_dict(value) else value
         if isinstance(entries, list | tuple) and entries:
             if is_message_dict(entries[0]):
@@ -71,7 +76,11 @@ class InputReader:
         return message["role"], [part for entry in content for part in self.message_part(entry)]
 
     def message_part(self, entry: Any) -> list[str | Decoded]:
-        """A part of a message, ``{"type": "image", "image": ...}``, as transformers' chat templates take it."""
+        """Reads a part of a message, ``{"type": "image", "image": ...}``, as in transformers' chat templates.
+
+        Raises:
+            ValueError: A part of another form.
+        """
         kind = entry.get("type", "text") if isinstance(entry, Mapping) else None
         if kind == "image_url" and "image_url" in entry:
             address = entry["image_url"]
@@ -107,7 +116,12 @@ class InputReader:
         return self.contents(kind, value)
 
     def contents(self, kind: Any, content: Any) -> list[str | Decoded]:
-        """One or several media or texts of a kind; none for None, as rows of mixed data sets have it."""
+        """Reads one or several media or texts of a kind; None, as in rows of mixed data sets, gives none.
+
+        Args:
+            kind: Modality of the content.
+            content: One text or medium, a list of them, or None.
+        """
         if content is None:
             return []
         if isinstance(content, list | tuple) and kind == "video" and content and all(map(is_image, content)):
@@ -118,6 +132,10 @@ class InputReader:
 
     def content(self, kind: Any, content: Any) -> str | Decoded:
         """One text or medium.
+
+        Args:
+            kind: Modality of the content.
+            content: A text, a path, a mapping with a path and a span, or a medium in memory.
 
         Raises:
             ValueError: Something that is no content of this kind.
@@ -134,7 +152,11 @@ class InputReader:
 
 
 def media_of(kind: Medium, entry: Mapping[str, Any]) -> Media:
-    """A medium by its local path, with the span of a manifest's entry, or by a data URI.
+    """Makes a medium of a local path, with the span of a manifest's entry, or of a data URI.
+
+    Args:
+        kind: Modality of the file.
+        entry: ``path``, and ``start`` and ``end`` in seconds for video and audio.
 
     Raises:
         ValueError: Another URL, or an entry that a manifest would not take.

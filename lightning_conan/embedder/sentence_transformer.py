@@ -50,7 +50,13 @@ class OmniModule(InputModule):
 
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> "OmniModule":
-        """Loads an exported folder, strictly."""
+        """Loads an exported folder strictly.
+
+        Args:
+            model_name_or_path: An exported folder, or a repository on the hub.
+            kwargs: Of the library's options ``model_kwargs`` (its dtype), ``cache_folder``, ``revision``, ``token`` and
+                ``local_files_only``.
+        """
         options = kwargs.get("model_kwargs") or {}
         dtype = options.get("dtype", options.get("torch_dtype"))
         dtype = None if dtype == "auto" else dtype  # the folder's own
@@ -59,7 +65,13 @@ class OmniModule(InputModule):
         return cls(*load_folder(folder, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype))
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Writes weights, processor and provenance into the library's folder, which holds other files too."""
+        """Writes weights, processor and provenance into the library's folder, which holds other files too.
+
+        Args:
+            output_path: An existing folder of the library.
+            args: Unused.
+            kwargs: Unused.
+        """
         with TemporaryDirectory(dir=output_path) as scratch:
             written = save_folder(Path(scratch) / "model", self.model, self.processor, self.provenance)
             shutil.copytree(written, output_path, dirs_exist_ok=True)
@@ -67,7 +79,7 @@ class OmniModule(InputModule):
 
     @property
     def modalities(self) -> list[Any]:
-        """Modalities that it takes."""
+        """Supported modalities."""
         return [*MODALITIES, "message"]
 
     def get_embedding_dimension(self) -> int:
@@ -97,7 +109,7 @@ class OmniModule(InputModule):
         return {"encoded": [reader.encode(value, prompt, side) for value in inputs], "side": side}
 
     def side(self, task: str | None) -> Side:
-        """The side that the library's ``task`` means.
+        """Side of a search that the library's ``task`` names.
 
         Raises:
             ValueError: None was named, and the model reads queries and candidates differently.
@@ -107,17 +119,32 @@ class OmniModule(InputModule):
         return "target" if task == "document" else "query"
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Adds ``sentence_embedding``."""
+        """Adds ``sentence_embedding``.
+
+        Args:
+            features: Result of ``preprocess``.
+            kwargs: Unused.
+        """
         return {**features, "sentence_embedding": self.embed(features["encoded"], features["side"])}
 
     def embed(self, encoded: list[Encoded], side: Side) -> Tensor:
-        """Unit-norm embeddings."""
+        """Unit-norm embeddings, which subclasses may compute in another way for queries.
+
+        Args:
+            encoded: Encoded items.
+            side: Side of a search.
+        """
         found: Tensor = self.model.embed(encoded)
         return found
 
 
 def folder_of(name: str, **options: Any) -> Path:
-    """A local folder, or a repository's files downloaded from the hub, with the hub's options."""
+    """Returns a local folder, or downloads a repository's files from the hub.
+
+    Args:
+        name: A folder, or the repository's OWNER/NAME.
+        options: Options of ``snapshot_download``.
+    """
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download

@@ -114,7 +114,7 @@ def tiny_config(ids: dict[str, int], vocab_size: int) -> OmniConfig:
 
 
 def tiny_embedder(seed: int = 0) -> tuple[OmniEmbedder, OmniProcessor]:
-    """A randomly started tiny model and its processor: the same for the same seed."""
+    """Makes a randomly initialised tiny model and its processor: the same for the same seed."""
     settings = ProcessorConfig(
         instruction="",  # every token counts on two cores
         patch_size=8,

@@ -1,7 +1,7 @@
-"""Pictures and frames as the vision tower takes them: patches of many at once, and where each lies.
+"""Images and frames as the vision tower takes them: patches of many at once, and the position of each.
 
-transformers' tower loops over pictures for some of that, a dozen operations each, and waits for a GPU to tell it
-their sizes; the host knows those.
+transformers' tower loops over images for some of that, a dozen operations each, and waits for a GPU to report their sizes; the
+host knows those.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,9 @@ Grid = tuple[int, int, int]
 
 
 class PatchProduct(Qwen3VLVisionPatchEmbed):
-    """Patches do not overlap, so that transformers' convolution is one product: on a CPU in a quarter of the time forward and a
-    sixth backward, and on some GPUs in a fiftieth (https://github.com/huggingface/transformers/issues/45750).
+    """Patch embedding as one matrix product, which equals transformers' convolution as patches do not overlap: on a CPU in a
+    quarter of the time forward and a sixth backward, on some GPUs in a fiftieth
+    (https://github.com/huggingface/transformers/issues/45750).
     """
 
     @no_type_check  # by tests, which torch.compile could not look through
@@ -36,17 +37,30 @@ class PatchProduct(Qwen3VLVisionPatchEmbed):
 
 
 def encode_pixels(tower: Any, pixels: Pixels) -> tuple[Float[Tensor, "tokens dim"], list[Tensor]]:
-    """Visual tokens of all inputs, one after the other, and DeepStack's for the first layers."""
+    """Encodes images and videos.
+
+    Args:
+        tower: The vision tower.
+        pixels: uint8 frames of each, (frames, 3, height, width), resized.
+
+    Returns:
+        Visual tokens of all inputs, one after the other, and DeepStack's features for the first layers.
+    """
     patches, grids = patchify(pixels, tower.config.patch_size, tower.config.spatial_merge_size)
     output = tower(patches.to(tower.dtype), grid_thw=torch.tensor(grids), **layout(tower, grids, patches.device))
     return output.pooler_output, list(output.deepstack_features)
 
 
 def patchify(pixels: Pixels, patch: int, merge: int) -> tuple[Float[Tensor, "patches values"], list[Grid]]:
-    """Pixels in [-1, 1] as the vision tower's patches, and the inputs' grids.
+    """Converts pixels to the vision tower's patches, with values in [-1, 1], and their grids.
 
     A single frame stands twice, since patches span two frames. The order is that of Qwen3-VL's processors: patches
     that merge into one token lie side by side.
+
+    Args:
+        pixels: uint8 frames of each input; sides are multiples of ``patch * merge``.
+        patch: Side of a patch, in pixels.
+        merge: Patches a side that merge into one token.
     """
     parts: list[Tensor] = []
     grids: list[Grid] = []
@@ -62,7 +76,7 @@ def patchify(pixels: Pixels, patch: int, merge: int) -> tuple[Float[Tensor, "pat
 
 
 def layout(tower: Any, grids: Sequence[Grid], device: torch.device) -> dict[str, Any]:
-    """Positions, weights and bounds of grids, which the tower would compute itself: once for each distinct grid, on the host.
+    """Computes positions, weights and bounds of grids on the host, once for each distinct grid; the tower would compute all.
 
     Args:
         tower: The vision tower.

@@ -1,4 +1,4 @@
-"""Task vectors: many specialists of one base into one model."""
+"""Fusion of specialists of one base into one model, by their task vectors."""
 
 import lazy_loader
 

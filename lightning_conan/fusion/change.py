@@ -24,7 +24,7 @@ class Change(ABC):
 
     Args:
         vectors: The task vectors by specialist, all of them.
-        alphas: The coefficients, those of weight 0 left out.
+        alphas: The coefficients, without those of weight 0.
         check: Raises if an input holds NaN or inf, or the result that it is given.
 
     Attributes:
@@ -57,14 +57,19 @@ class Change(ABC):
             self.check(None)
 
     def blocks(self, rows: int, columns: int) -> Iterator[slice]:
-        """Ranges of rows that fit the cache, or all rows where the method needs the whole tensor."""
+        """Yields ranges of rows that fit the cache, or all rows if the method needs the whole tensor.
+
+        Args:
+            rows: Rows of the tensor as a matrix.
+            columns: Its columns.
+        """
         size = max(1, CACHE // ((1 + self.buffers) * max(1, columns))) if self.elementwise else rows
         for start in range(0, max(rows, 1), max(size, 1)):
             yield slice(start, min(start + size, rows))
 
 
 class DenseChange(Change):
-    """Any method's: each task vector is written densely, and the method called on them."""
+    """The change by any method: each task vector is written densely, and the method called on them."""
 
     def __init__(
         self,
@@ -127,8 +132,8 @@ def change_of(
 
     Args:
         vectors: All task vectors by specialist.
-        alphas: The coefficients, those of weight 0 left out.
-        method: The method.
+        alphas: The coefficients, without those of weight 0.
+        method: The fusion method.
         context: The tensor's name and the seed.
         shape: The tensor's shape.
         check: Raises if an input holds NaN or inf, or the result that it is given.

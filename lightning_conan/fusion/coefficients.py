@@ -147,12 +147,22 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search, d
 
 
 def share(score: float, own: float) -> float:
-    """Returns the share that is kept of a specialist's score; 1 where that is 0, and so nothing can be lost."""
+    """Returns the share that is kept of a specialist's score; 1 where that is 0, and so nothing can be lost.
+
+    Args:
+        score: Recall@1 of the fused model on one modality, in per cent.
+        own: Recall@1 of that modality's specialist.
+    """
     return score / own if own else 1.0
 
 
 def sampler_of(search: Search, names: list[str]) -> Any:
-    """Returns optuna's sampler for a search over the named coefficients."""
+    """Returns optuna's sampler for a search over the named coefficients.
+
+    Args:
+        search: Sampler, seed, grid and trials.
+        names: Names of the coefficients, which are the specialists'.
+    """
     from optuna.exceptions import ExperimentalWarning
     from optuna.samplers import GPSampler, GridSampler
 

@@ -37,7 +37,12 @@ class Della(Method):
         )
 
     def prune(self, delta: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:
-        """Drops entries by their rank within their row, and rescales each by its own probability of staying."""
+        """Drops entries by their rank within their row, and rescales each by its own probability of staying.
+
+        Args:
+            delta: A task vector of one tensor; a row is its last dimension.
+            generator: Random numbers of this tensor and specialist.
+        """
         if not delta.ndim or delta.shape[-1] == 1:
             return delta
         rank = delta.abs().argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)  # 0 is the smallest

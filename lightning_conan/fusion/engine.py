@@ -172,8 +172,13 @@ class Fusion:
         return lost, size
 
     def buffers(self, count: int, shape: torch.Size) -> Tensor:
-        """Returns uninitialised float32 memory for ``count`` tensors of a shape. Each thread uses the same for each block:
-        fresh memory costs more than the arithmetic on it."""
+        """Returns uninitialised float32 memory; a thread uses the same for each block, as fresh memory costs more than the
+        arithmetic.
+
+        Args:
+            count: Number of tensors.
+            shape: Their shape.
+        """
         size = count * shape.numel()
         kept: Tensor | None = getattr(self.memory, "tensor", None)
         if kept is None or len(kept) < size:
@@ -197,7 +202,12 @@ class Fusion:
         return anchor, deltas
 
     def add(self, name: str, fused: FusedTensor) -> Tensor:
-        """Adds a tensor to the report and returns it."""
+        """Adds a tensor to the report and returns it.
+
+        Args:
+            name: The tensor's name.
+            fused: The tensor, its Gram matrix and its squared lengths.
+        """
         copied = self.action(name) == "copied"
         (self.report.copied if copied else self.report.fused).append(name)
         if not copied:
@@ -220,7 +230,16 @@ class Fusion:
 
 
 def check_precision(found: Mapping[str, Spec], base: Mapping[str, Spec], where: Path) -> None:
-    """Refuses a specialist that cannot hold the base: its task vector would be rounding."""
+    """Refuses a specialist that cannot hold the base: its task vector would be rounding.
+
+    Args:
+        found: Specs of a specialist's tensors.
+        base: Specs of the base's tensors.
+        where: The specialist's folder, for the error.
+
+    Raises:
+        ValueError: A tensor is coarser than the base's, such as bfloat16 beside float32.
+    """
     for name, spec in found.items():
         if torch.promote_types(spec.dtype, base[name].dtype) != spec.dtype:
             raise ValueError(

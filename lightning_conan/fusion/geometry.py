@@ -56,7 +56,12 @@ class Geometry:
 
     @classmethod
     def from_gram(cls, names: Sequence[str], gram: Float[Tensor, "vectors vectors"]) -> "Geometry":
-        """From the inner products of the named vectors."""
+        """Computes norms and cosines from inner products.
+
+        Args:
+            names: Names of the task vectors, by row.
+            gram: Their inner products.
+        """
         found = cls({name: float(gram[row, row]) ** 0.5 for row, name in enumerate(names)})
         for row, one in enumerate(names):
             for column, other in enumerate(names[row + 1 :], start=row + 1):
@@ -67,7 +72,12 @@ class Geometry:
 
 
 def by_group(names: Sequence[str], grams: Mapping[str, Float[Tensor, "vectors vectors"]]) -> dict[str, Geometry]:
-    """The geometry of each layer or module."""
+    """Computes the geometry of each layer or module, in natural order.
+
+    Args:
+        names: Names of the task vectors, by row.
+        grams: Their inner products, by layer or module.
+    """
     return {group: Geometry.from_gram(names, gram) for group, gram in sorted(grams.items(), key=lambda item: natural(item[0]))}
 
 

@@ -1,4 +1,4 @@
-"""mergekit's YAML, the field's lingua franca for merges: read into a recipe, and written beside a result."""
+"""Reads mergekit's YAML, the field's lingua franca for merges, into a recipe, and writes it beside a result."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -14,14 +14,14 @@ MERGEKIT_CONFIG = "mergekit_config.yml"
 KNOWN = {"merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source"}
 PARAMETERS = {"weight", "density", "normalize", "rescale", "lambda", "int8_mask"}
 MEANINGS = {"task_arithmetic": False, "ties": True}
-"""Methods that mean the same there and here, and whether ``normalize`` must be set (a mean of what agrees)."""
+"""Methods of the same meaning there and here, and the value that their ``normalize`` must have (a mean of what agrees)."""
 RESCALED = ("dare", "della")
 """Methods, by the beginning of their names, that mergekit has too but with another rule."""
 OF_A_MODEL = {"weight", "density"}
 
 
 def read_mergekit(path: Path) -> Recipe:
-    """The recipe that a mergekit YAML describes; paths are relative to it.
+    """Reads the recipe that a mergekit YAML describes; paths are relative to it.
 
     Each model must be a specialist folder, whose modality names it here.
 
@@ -64,14 +64,33 @@ def read_mergekit(path: Path) -> Recipe:
 
 
 def number(path: Path, what: str, value: Any) -> float:
-    """A plain number: mergekit's gradients and filters have their own way here."""
+    """Reads a plain number: for mergekit's gradients and filters a recipe has another way.
+
+    Args:
+        path: The file, for the error.
+        what: Name of the parameter, for the error.
+        value: Its value.
+
+    Raises:
+        ValueError: It is no number.
+    """
     if not isinstance(value, int | float):
         raise ValueError(f"{what} in {path} must be one number, got {value!r}. For layers use recipe.alphas_by_module.")
     return float(value)
 
 
 def method_of(path: Path, name: str, density: float, shared: dict[str, Any]) -> Method:
-    """The method that means the same here; what the file leaves out is as mergekit has it."""
+    """Returns the method of the same meaning; a parameter that the file omits has mergekit's default.
+
+    Args:
+        path: The file, for errors.
+        name: mergekit's ``merge_method``.
+        density: Share of entries to keep, of all models.
+        shared: The file's ``parameters``.
+
+    Raises:
+        ValueError: A method or a parameter of another meaning.
+    """
     if name not in MEANINGS:
         other = " It rescales to each tensor's L1 norm what it keeps, not by 1 / (1 - drop)." if name.startswith(RESCALED) else ""
         raise ValueError(

@@ -65,7 +65,12 @@ def rank_of(values: Float[Tensor, " rank"]) -> int:
 
 
 def weighted_sum(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "*shape"]:
-    """``sum_m alpha_m * delta_m``, in alphabetical order."""
+    """``sum_m alpha_m * delta_m``, in alphabetical order.
+
+    Args:
+        deltas: Task vectors by specialist, at least one.
+        alphas: A coefficient for each.
+    """
     total = torch.zeros_like(next(iter(deltas.values())))
     for name in sorted(deltas):
         total.add_(deltas[name], alpha=alphas[name])
@@ -73,7 +78,12 @@ def weighted_sum(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "
 
 
 def keep_largest(delta: Float[Tensor, "*shape"], density: float) -> Float[Tensor, "*shape"]:
-    """The ``density`` share of entries of largest magnitude, all others 0; of equal ones those that mergekit's sort keeps."""
+    """Keeps the entries of largest magnitude, all others are 0; of equal ones those that mergekit's sort keeps.
+
+    Args:
+        delta: A task vector of one tensor.
+        density: Share of its entries to keep, rounded down to a number of at least 1.
+    """
     count = max(1, int(density * delta.numel()))
     if count >= delta.numel():
         return delta
@@ -89,6 +99,10 @@ def agreeing_mean(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, 
     A sum of exactly 0 elects the positive entries, as in mergekit. Products are rounded before they are added, also as
     there: a fused multiply-add leaves a remainder of either sign where they cancel.
 
+    Args:
+        deltas: Task vectors by specialist, at least one.
+        alphas: A coefficient for each, 0 or more.
+
     Raises:
         ValueError: A negative weight.
     """
@@ -102,12 +116,26 @@ def agreeing_mean(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, 
 
 
 def check_mean(alphas: Mapping[str, float]) -> None:
-    """Refuses negative weights, with which a mean says nothing."""
+    """Refuses negative weights, with which a mean has no meaning.
+
+    Raises:
+        ValueError: A coefficient is below 0.
+    """
     if odd := {name: alpha for name, alpha in alphas.items() if alpha < 0}:
         raise ValueError(f"A mean needs coefficients of 0 or more, got {odd}. Use TaskArithmetic.")
 
 
 def check_share(what: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
-    """Refuses a share outside of its range."""
+    """Refuses a share outside of its range.
+
+    Args:
+        what: Name of the setting, for the error.
+        value: Its value.
+        low: Bound that it must be above.
+        high: Bound that it must not be above.
+
+    Raises:
+        ValueError: It is outside.
+    """
     if not low < value <= high:
         raise ValueError(f"{what} must be above {low:g} and at most {high:g}, got {value}.")

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 
 def draw(*panels: "Callable[[Axes], Any]", width: float = 4.8) -> bytes:
-    """Panels side by side, each ``width`` inches wide."""
+    """Draws panels side by side, and returns a PNG.
+
+    Args:
+        panels: Functions that each draw on the axes that they get.
+        width: Width of each panel, in inches.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -26,7 +31,13 @@ def draw(*panels: "Callable[[Axes], Any]", width: float = 4.8) -> bytes:
 
 
 def plot_trials(found: SearchResult, owner: str) -> bytes:
-    """Each candidate by what the owner and what the others keep; and what the first and the best keep, one by one."""
+    """Plots each candidate by the shares of their specialists' scores that the owner and the others keep, and the first and best
+    candidate by modality; returns a PNG.
+
+    Args:
+        found: Result of a search.
+        owner: The recipe's owner.
+    """
     kept = [found.kept(trial) for trial in found.trials]
     others = [name for name in sorted(found.own) if name != owner]
 
@@ -58,7 +69,13 @@ def plot_trials(found: SearchResult, owner: str) -> bytes:
 
 
 def plot_learning(names: Sequence[str], alphas: Sequence[Sequence[float]], losses: dict[str, list[tuple[int, float]]]) -> bytes:
-    """Coefficients and each modality's loss, step by step."""
+    """Plots coefficients and each modality's loss, step by step; returns a PNG.
+
+    Args:
+        names: Names of the coefficients.
+        alphas: Their values after each step.
+        losses: Step and loss of each measurement, by modality.
+    """
 
     def coefficients(axes: "Axes") -> None:
         for name, values in zip(names, zip(*alphas, strict=True), strict=True):

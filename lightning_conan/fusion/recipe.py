@@ -18,20 +18,25 @@ OutputType = Literal["base", "float32", "bfloat16", "float16", "delta"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A base, its specialists, and how much of each goes in.
+    """Specification of a fusion: a base, its specialists, and the coefficient of each.
 
     Args:
-        base: The folder that every specialist was trained from.
+        base: The checkpoint folder that every specialist was trained from.
         specialists: Specialist folders by modality, dense or adapters.
-        alphas: Coefficient of each specialist; the paper's for those that are not named. 0 leaves a specialist out.
-        method: The rule of fusion.
-        alphas_by_module: Other coefficients for tensors whose names match a pattern (a regular expression, anywhere in the
-            name), such as ``visual`` or ``layers\\.(2[0-9]|3[0-5])``; of several that match the last holds.
+        alphas: Coefficient of each specialist; the paper's for those that are not named. 0 skips a specialist.
+        method: The fusion method.
+        alphas_by_module: Other coefficients for tensors whose names match a pattern (a regular expression, anywhere in the name),
+            such as ``visual`` or ``layers\\.(2[0-9]|3[0-5])``; of several that match the last holds.
         owner: The specialist whose own modules (``owned``) are copied bit for bit.
-        owned: Beginnings of the names of tensors that only the owner trains: they have no task vector.
-        dtype: Of the result; ``base`` for the base's. In bfloat16 small changes are lost to rounding, which is reported.
-            ``delta`` writes no model but float32 differences to the base, which loads with the base beside it.
-        seed: Of methods that draw at random.
+        owned: Name prefixes of the tensors that only the owner trains: they have no task vector.
+        dtype: Dtype of the result; ``base`` for the base's. bfloat16 loses small changes to rounding, which is reported.
+            ``delta`` writes float32 differences to the base instead of a model; the base must be there to load them.
+        seed: Seed of methods that draw at random.
+
+    Example:
+        >>> recipe = Recipe(Path("base"), {"image": Path("image"), "audio": Path("audio")}, alphas={"audio": 0.0})
+        >>> recipe.alphas_of("backbone.norm.weight")
+        {'image': 0.3}
     """
 
     base: Path
@@ -49,14 +54,14 @@ class Recipe:
         object.__setattr__(self, "alphas", paper | self.alphas)
 
     def alphas_of(self, name: str) -> dict[str, float]:
-        """The coefficients of one tensor, those of weight 0 left out."""
+        """The coefficients of one tensor, without those of weight 0."""
         alphas = self.alphas
         for pattern, other in self.alphas_by_module.items():
             alphas = other if re.search(pattern, name) else alphas
         return {specialist: alpha for specialist, alpha in alphas.items() if alpha != 0}
 
     def check(self) -> dict[str, Provenance]:
-        """Provenance of the base and of each specialist.
+        """Reads and checks the provenance of the base and of each specialist.
 
         Raises:
             ValueError: Coefficients and specialists that do not match, a pattern that is none, or a folder that is none of this

@@ -30,7 +30,11 @@ class Weighted(Method):
         return {name: TensorFiles([path]) for name, path in self.statistics.items()}
 
     def read(self, deltas: Deltas, context: TensorContext) -> dict[str, Tensor]:
-        """Each specialist's statistic of one tensor.
+        """Reads each specialist's statistic of one tensor.
+
+        Args:
+            deltas: The task vectors, by specialist.
+            context: The tensor's name.
 
         Raises:
             ValueError: A specialist has no file, or none of this tensor.
@@ -61,7 +65,7 @@ class Fisher(Weighted):
 
 @dataclass(frozen=True)
 class RegMean(Weighted):
-    """https://arxiv.org/abs/2212.09849: linear layers whose outputs are closest to every specialist's on its own inputs.
+    """RegMean, https://arxiv.org/abs/2212.09849: linear layers whose outputs are closest to every specialist's on its own inputs.
 
     A statistics file holds, under each linear layer's weight, the Gram matrix of its inputs (inputs by inputs); tensors
     that none of the files holds are averaged with the alphas as weights.

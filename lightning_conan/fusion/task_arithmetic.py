@@ -13,7 +13,14 @@ from lightning_conan.fusion.method import Deltas, Method, TensorContext, weighte
 
 @dataclass(frozen=True)
 class TaskArithmetic(Method):
-    """``sum_m alpha_m * delta_m``, not normalised (arXiv 2606.09331): the paper's rule."""
+    """``sum_m alpha_m * delta_m``, not normalised (arXiv 2606.09331): the paper's rule.
+
+    Example:
+        >>> import torch
+        >>> deltas = {"image": torch.tensor([1.0, 0.0]), "audio": torch.tensor([0.0, 2.0])}
+        >>> TaskArithmetic()(deltas, {"image": 0.3, "audio": 0.5}, TensorContext("layer.weight"))
+        tensor([0.3000, 1.0000])
+    """
 
     elementwise: ClassVar[bool] = True
     linear: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Fused folders and models: several tensors made ahead, written whole or not at all."""
+"""Fused folders and models: several tensors made in advance, written whole or not at all."""
 
 import json
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ from lightning_conan.fusion.recipe import Recipe
 
 
 class Ahead:
-    """Makes pieces on several threads, a few ahead of the one that is asked for next.
+    """Fuses tensors on several threads, a few in advance of the one that is asked for next.
 
     Args:
-        fusion: Makes one.
-        order: In which order they will be asked for.
+        fusion: Fuses one tensor.
+        order: Names of the tensors in the order in which they will be asked for.
         workers: Number of threads; memory holds one tensor for each.
     """
 
@@ -53,13 +53,13 @@ class Ahead:
         return self.fusion.add(name, piece)
 
     def close(self) -> None:
-        """Drops what was made ahead."""
+        """Drops the tensors that were made in advance."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.bar.close()
 
 
 def fused_model(recipe: Recipe, model: OmniEmbedder | None = None) -> OmniEmbedder:
-    """The fused model in memory, nothing written.
+    """Fuses a model in memory, and writes nothing.
 
     Args:
         recipe: A recipe that was checked.
@@ -79,9 +79,9 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
 
     Args:
         recipe: Base, specialists, coefficients and method.
-        out: The folder.
-        workers: Tensors that are made at once.
-        beside: Further files of the folder, by name.
+        out: The folder to write.
+        workers: Tensors that are fused at the same time.
+        beside: Contents of further files of the folder, by name.
     """
     check_apart(out, recipe.base, *recipe.specialists.values())
     found = recipe.check()

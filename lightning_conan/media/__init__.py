@@ -1,4 +1,4 @@
-"""Bytes to pixels, frames, pages and waveforms: one file a modality."""
+"""Media decoding: bytes to pixels, frames, document pages and waveforms; one file a modality."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Sounds: WAV, FLAC, MP3, OGG (or a video's sound track) to a 16 kHz mono waveform."""
+"""Audio files: WAV, FLAC, MP3, OGG (or the sound track of a video) to a 16 kHz mono waveform."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -32,10 +32,14 @@ AT_ONCE = 2**20
 
 
 def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samples"]:
-    """A waveform at 16 kHz: channels averaged, any sample rate resampled.
+    """Decodes an audio file to a waveform at 16 kHz: channels averaged, any sample rate resampled.
+
+    Args:
+        media: An audio file, or a video whose sound track is taken; ``start`` and ``end`` choose a part, in seconds.
+        limits: Caps on bytes and seconds.
 
     Raises:
-        MediaError: No sound, undecodable, empty, not finite, or over a limit.
+        MediaError: No audio track, undecodable, empty, not finite, or over a limit.
     """
     data = limits.read(media)
     check_whole(media, data)
@@ -78,12 +82,18 @@ def decode_audio(media: Media, limits: Limits = DEFAULT) -> Float[Tensor, " samp
 
 @lru_cache(8)
 def resampler(rate: int) -> Resample:
-    """From a rate to 16 kHz; its filter takes as long to make as 4 s of sound to resample."""
+    """Makes the resampler from a rate to 16 kHz, and keeps it: its filter takes as long as resampling 4 s of audio."""
     return Resample(rate, SAMPLE_RATE)
 
 
 def resampled(blocks: Iterable[Float[Tensor, " samples"]], rate: int, at_once: int = AT_ONCE) -> Float[Tensor, " samples"]:
-    """A waveform in blocks at 16 kHz: as torchaudio resamples all of it, without holding it at its own rate."""
+    """Resamples a waveform in blocks to 16 kHz: equal to torchaudio's result for the whole, without holding it at its own rate.
+
+    Args:
+        blocks: Consecutive samples, in blocks of any length.
+        rate: Their sample rate, in Hz.
+        at_once: Samples that are resampled together; more take more memory.
+    """
     if rate == SAMPLE_RATE:
         return torch.cat([torch.zeros(0), *blocks])
     convert = resampler(rate)
@@ -106,9 +116,17 @@ def resampled(blocks: Iterable[Float[Tensor, " samples"]], rate: int, at_once: i
 def collect(
     media: Media, container: Any, stream: Any, stop: int, clock: SampleClock | None = None
 ) -> Iterator[tuple[int, Float[Tensor, " samples"]]]:
-    """Decodes up to ``stop`` samples, some at a time, and averages the channels; with the number of each block's first sample.
+    """Decodes up to ``stop`` samples, some at a time, and averages the channels.
 
-    Without a clock samples follow each other, whatever times the file gives them.
+    Args:
+        media: Named in errors.
+        container: The open file.
+        stream: Its audio track.
+        stop: Samples at the file's own rate to read at most.
+        clock: Places samples by the times in the file; without one they follow each other, whatever these times are.
+
+    Returns:
+        Number of each block's first sample, and the block.
 
     Raises:
         MediaError: Samples' format, channels or rate change within the file.
@@ -147,7 +165,13 @@ def drained(fifo: av.AudioFifo) -> Float[Tensor, " samples"]:
 
 
 def encode_audio(wave: Float[Tensor, " samples"], rate: int = SAMPLE_RATE, format: str = "flac") -> bytes:
-    """A mono FLAC, WAV (16 bits) or Opus (``opus``, lossy) file of a waveform in [-1, 1], beyond which it is clipped."""
+    """Encodes a waveform as a mono file.
+
+    Args:
+        wave: Samples in [-1, 1]; those beyond are clipped.
+        rate: Sample rate, in Hz.
+        format: ``flac``, ``wav`` (both 16 bits), or ``opus`` (lossy, 32 kbit/s).
+    """
     buffer = io.BytesIO()
     samples = (wave * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()[None]  # what was 16 bits stays as it was
     codec = {"flac": "flac", "wav": "pcm_s16le", "opus": "libopus"}[format]

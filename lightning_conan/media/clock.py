@@ -1,4 +1,4 @@
-"""Seconds of a file, which its pictures and its sound share."""
+"""Clock of a file, which its video and its audio track share."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ JITTER = 0.1
 
 @dataclass
 class BestGuess:
-    """Chooses between a frame's own time and that of its decoding, of which broken files give only one in order.
+    """Chooses between a frame's presentation time and its decoding time, of which broken files have only one in order.
 
-    FFmpeg's ``best_effort_timestamp``, which PyAV does not tell.
+    It is FFmpeg's ``best_effort_timestamp``, which PyAV does not expose.
     """
 
     last_pts: int | None = None
@@ -26,7 +26,7 @@ class BestGuess:
     faults_dts: int = 0
 
     def __call__(self, pts: int | None, dts: int | None) -> int | None:
-        """The time of the next frame, None if it has none."""
+        """Returns the time of the next frame, None if it has none."""
         if dts is not None:
             self.faults_dts += self.last_dts is not None and dts <= self.last_dts
         if pts is not None:
@@ -39,11 +39,11 @@ class BestGuess:
 
 
 def continued(frames: Iterable[tuple[float | None, float]], discontinuous: bool) -> list[float]:
-    """Seconds at which frames are shown, ascending: one without a time, or whose time begins anew, follows the one before.
+    """Seconds at which frames are shown, ascending: one without a time, or whose time starts over, follows the one before.
 
     Args:
-        frames: Each one's second, None if it has none, and how long it is shown.
-        discontinuous: Whether a jump ahead of more than ``GAP`` is a new beginning, too.
+        frames: Second of each frame, None if it has none, and its duration in seconds.
+        discontinuous: True if a jump ahead of more than ``GAP`` is a new start too.
     """
     seconds, shift, due = list[float](), 0.0, 0.0
     for second, length in frames:
@@ -63,7 +63,7 @@ class SampleClock:
     Args:
         rate: Samples a second.
         beginning: The file's first second.
-        discontinuous: Whether its format may begin anew.
+        discontinuous: True if the times of its format may start over.
     """
 
     rate: int
@@ -76,7 +76,7 @@ class SampleClock:
         """The number of a frame's first sample.
 
         Args:
-            second: The time that the file gives the frame, None if it gives none.
+            second: The frame's time in the file, None if it has none.
             due: The number if it follows the frame before.
         """
         if second is None:

@@ -13,7 +13,7 @@ from lightning_conan.items import Media
 from lightning_conan.media.limits import Limits, MediaError
 
 OPENING = {"max_probe_packets": "4"}
-"""FFmpeg looks whether 16-bit samples in a WAV are DTS in disguise, by default at 128 kB: four times as long as decoding 7 s."""
+"""FFmpeg checks if 16-bit samples in a WAV are DTS in disguise, by default at 128 kB: four times as long as decoding 7 s."""
 GENERATED_TIMES = 0x1
 """AVFMT_FLAG_GENPTS, which PyAV sets: where a file gives only times of decoding, as AVI, it makes up those of showing."""
 ORDERLY = ("mpeg1video", "mpeg2video")
@@ -49,7 +49,7 @@ class Source:
         self.stream: Any = track(self.container, self.index)
 
     def best(self) -> int:
-        """The number of the track that FFmpeg takes by itself: its author's choice, then one that moves, then the largest."""
+        """Number of the track that FFmpeg's tools select: its author's choice, then one that lasts, then the largest."""
         streams = [stream for stream in getattr(self.container.streams, self.kind) if decodable(stream)]
         if not streams:
             raise MediaError(self.media, f"holds no {self.kind} stream that can be decoded")
@@ -73,13 +73,13 @@ class Source:
             self.reopen()
 
     def reopen(self) -> None:
-        """Goes back to the beginning, whatever has been done."""
+        """Opens the file anew, at its beginning, which always works."""
         self.container.close()
         self.container = opened(self.data)
         self.stream = track(self.container, self.index)
 
     def frames(self) -> Iterator[Any]:
-        """Decodes all from here; where no header announces anything, packets that were cut at either end give nothing."""
+        """Decodes all frames from here; if no header announces anything, packets that are cut at either end are skipped."""
         begun, failed = False, None
         self.stream.codec_context.skip_frame = "DEFAULT"
         for packet in self.container.demux(self.stream):
@@ -102,7 +102,7 @@ class Source:
 
     @property
     def discontinuous(self) -> bool:
-        """True for formats in which times may begin anew."""
+        """True for formats in which times may start over."""
         return bool(self.container.format.flags & DISCONTINUOUS)
 
     @property
@@ -112,18 +112,18 @@ class Source:
 
     @property
     def rate(self) -> float:
-        """Frames a second, as a header says or FFmpeg guesses from the first packets; 0 if neither does."""
+        """Frames a second by the header, or FFmpeg's guess from the first packets; 0 without either."""
         rate = None if self.timeless else self.stream.average_rate  # of a raw stream FFmpeg says 25, whatever it holds
         return float(rate or self.stream.guessed_rate or 0)
 
     @property
     def announced(self) -> float:
-        """Seconds that the header promises; 0 where there is none, FFmpeg guessed, or writers add a late beginning (ASF)."""
+        """Length in seconds by the header; 0 if it has none, FFmpeg guessed it, or writers add a late beginning (ASF)."""
         return 0.0 if self.discontinuous or self.container.format.name == "asf" else self.estimated
 
     @property
     def estimated(self) -> float:
-        """Seconds that the header promises, or that FFmpeg guesses; 0 if neither does."""
+        """Length in seconds by the header, or FFmpeg's guess; 0 without either."""
         return (self.container.duration or 0) / av.time_base
 
 
@@ -132,12 +132,17 @@ TOLERANT: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.p
 
 
 def opened(data: bytes) -> Any:
-    """A PyAV container."""
+    """Opens a PyAV container."""
     return av.open(io.BytesIO(data), "r", options=OPENING, **TOLERANT)
 
 
 def track(container: Any, index: int) -> Any:
-    """A container's track of a number."""
+    """Selects a track, to be decoded on one thread.
+
+    Args:
+        container: An open file.
+        index: Number of the track among all tracks.
+    """
     stream = container.streams[index]
     stream.thread_type = "NONE"  # the data workers are the parallelism
     if stream.codec_context.name not in ORDERLY:
@@ -146,18 +151,23 @@ def track(container: Any, index: int) -> Any:
 
 
 def decodable(stream: Any) -> bool:
-    """True for a track that is no cover picture, and that FFmpeg has a decoder for."""
+    """True for a track that FFmpeg can decode, and that is no cover art."""
     return stream.codec_context is not None and not disposition(stream) & COVER
 
 
 def disposition(stream: Any) -> int:
-    """A track's flags; 0 in a PyAV that does not tell. Before 17 they are no integer."""
+    """Flags of a track; 0 in a PyAV without them. Before 17 they are no integer."""
     found = getattr(stream, "disposition", 0)
     return int(getattr(found, "value", found))
 
 
 def rank(stream: Any, packets: int) -> tuple[int, int, int, int]:
-    """Sorts tracks, the best last."""
+    """Sort key of tracks, the best last.
+
+    Args:
+        stream: A video or audio track.
+        packets: Packets with content that were counted in it; more than ``MOVES`` make no difference.
+    """
     flags = disposition(stream)
     size = stream.width * stream.height if stream.type == "video" else stream.channels
     return (not flags & IMPAIRED) + bool(flags & DEFAULT), min(packets, MOVES), int(size or 0), -stream.index
@@ -165,7 +175,16 @@ def rank(stream: Any, packets: int) -> tuple[int, int, int, int]:
 
 @contextmanager
 def open_source(media: Media, kind: str, limits: Limits) -> Iterator[Source]:
-    """A file's best track of a kind; whatever fails inside becomes a MediaError."""
+    """Opens a file's best track of a kind; any error within the block becomes a MediaError.
+
+    Args:
+        media: The file.
+        kind: ``video`` or ``audio``.
+        limits: Caps on bytes and seconds; a header's length counts only if the packets confirm it.
+
+    Raises:
+        MediaError: No such track, undecodable, or over a limit.
+    """
     data = limits.read(media)
     source = None
     try:
@@ -184,7 +203,14 @@ def open_source(media: Media, kind: str, limits: Limits) -> Iterator[Source]:
 
 
 def lasts(data: bytes, index: int, seconds: float) -> bool:
-    """True if a track's packets, too, take longer: FFmpeg guesses a length from the first bit rate where no header holds one."""
+    """True if a track's packets last longer than ``seconds``: FFmpeg guesses a length from the first bit rate if no header has
+    one.
+
+    Args:
+        data: The file's bytes.
+        index: Number of the track among all tracks.
+        seconds: The limit.
+    """
     total, begin, end = 0, math.inf, -math.inf
     with opened(data) as container:
         stream = container.streams[index]

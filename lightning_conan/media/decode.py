@@ -1,4 +1,4 @@
-"""Any medium, decoded by its modality."""
+"""Decoding of any medium by its modality."""
 
 from torch import Tensor
 
@@ -17,14 +17,14 @@ def decode_media(
     shrink: Shrink | None = None,
     frame_size: FrameSize | None = None,
 ) -> Tensor | Clip:
-    """Pixels of an image or page, a video's sampled frames, or a sound's waveform.
+    """Decodes pixels of an image or document page, sampled frames of a video, or the waveform of an audio clip.
 
     Args:
-        media: What to decode.
-        sampling: How a video's frames are chosen.
-        limits: What a file may cost.
-        shrink: What images and pages will be resized to; they may come smaller.
-        frame_size: What a video's frames are resized to, one by one; as they are by default.
+        media: The file to decode.
+        sampling: Choice of a video's frames.
+        limits: Caps on a file.
+        shrink: Size that images and document pages will be resized to; they may come smaller.
+        frame_size: Size that a video's frames are resized to, one by one; by default unchanged.
 
     Raises:
         MediaError: The file is broken or over a limit.

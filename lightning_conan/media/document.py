@@ -17,20 +17,25 @@ PDF_DPI = 144
 
 
 class FilledPdf(pypdfium2.PdfDocument):  # type: ignore[misc]  # untyped
-    """A PDF that shows what its form fields hold, also where no catalog lists them: pages that were merged from several files.
+    """A PDF that shows filled form fields, even if no catalog lists them, as in pages merged from several files.
 
-    XFA is not read: such a file shows the pages that it holds for other readers.
+    XFA is not read: such a file shows its fallback pages.
     """
 
     @override
     def get_formtype(self) -> int:
-        """That of a form, so that ``init_forms`` never leaves one out."""
+        """Returns the type of a form, so that ``init_forms`` never skips one."""
         return int(pypdfium2.raw.FORMTYPE_ACRO_FORM)
 
 
 def decode_document(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None = None) -> UInt8[Tensor, "3 height width"]:
-    """RGB pixels of a page: an image as it is; a PDF page at 144 dots an inch, with its annotations and what is filled into its
-    form fields. ``UserUnit`` is ignored, as PDFium does.
+    """Decodes RGB pixels of a page: an image unchanged; a PDF page at 144 dots an inch, with its annotations and filled form
+    fields. ``UserUnit`` is ignored, as PDFium does.
+
+    Args:
+        media: An image or a PDF file; ``page`` counts from 1, None is the first.
+        limits: Caps on bytes, and on pixels after rendering.
+        shrink: Size that an image will be resized to, so that a JPEG is decoded smaller; a PDF page ignores it.
 
     Raises:
         MediaError: Not such a file, no such page, or over a limit.

@@ -37,19 +37,19 @@ KEYS: dict[object, Callable[[Any], object]] = {
 
 @dataclass(frozen=True)
 class Shrink:
-    """Coming size of an image, so that a JPEG need not be decoded whole before.
+    """Target size of an image, so that a JPEG can be decoded at a lower resolution.
 
     Args:
-        size: From the upright image's height and width to those that are wanted.
-        gap: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still so many times as large as what is wanted
-            (Pillow's ``reducing_gap``).
+        size: Maps the upright image's height and width to those that it will be resized to.
+        gap: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is still this many times the target (Pillow's
+            ``reducing_gap``).
     """
 
     size: Callable[[int, int], tuple[int, int]]
     gap: float
 
     def draft(self, image: JpegImageFile) -> tuple[int, int] | None:
-        """Lets a JPEG be decoded at a reduced scale; the height and width that are wanted, None if it stays whole."""
+        """Sets a JPEG to be decoded at a reduced scale; returns the target height and width, None if it is decoded whole."""
         turned = image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE
         width, height = reversed(image.size) if turned else image.size
         try:
@@ -63,8 +63,12 @@ class Shrink:
 
 
 def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None = None) -> UInt8[Tensor, "3 height width"]:
-    """Upright RGB pixels of a PNG, JPEG, WebP or GIF file, of its first frame where it is animated, on white where it is
-    transparent; a JPEG that ``shrink`` reduces has the size that is wanted already.
+    """Decodes upright RGB pixels of a PNG, JPEG, WebP or GIF file: the first frame of an animation, transparency on white.
+
+    Args:
+        media: The image file.
+        limits: Caps on bytes and pixels.
+        shrink: Size that the image will be resized to: a much larger JPEG is decoded at a fraction and comes back in that size.
 
     Raises:
         MediaError: Not such a file, truncated, or over a limit (checked from the header).
@@ -86,7 +90,12 @@ def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None =
 
 
 def whole(image: Image.Image, data: bytes) -> UInt8[Tensor, "3 height width"]:
-    """An opened image at its full size; straight from its bytes where that takes a third to two thirds of Pillow's time."""
+    """Decodes an opaque image at full size; straight from its bytes if that takes a third to two thirds of Pillow's time.
+
+    Args:
+        image: The image as Pillow opened it, not yet decoded.
+        data: Its encoded bytes.
+    """
     if image.format in STRAIGHT and image.mode in ("L", "RGB"):
         try:
             return STRAIGHT[image.format](torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
@@ -96,14 +105,19 @@ def whole(image: Image.Image, data: bytes) -> UInt8[Tensor, "3 height width"]:
 
 
 def upright(pixels: UInt8[Tensor, "3 _ _"], orientation: object) -> UInt8[Tensor, "3 _ _"]:
-    """Turned and mirrored as EXIF's orientation says (1 to 8; anything else stays as it is)."""
+    """Turns and mirrors pixels as EXIF's orientation asks.
+
+    Args:
+        pixels: As stored in the file.
+        orientation: EXIF's value, 1 to 8; anything else changes nothing.
+    """
     if orientation in ON_ITS_SIDE:
         pixels = pixels.transpose(1, 2)
     return pixels.flip(FLIPS[orientation]) if orientation in FLIPS else pixels
 
 
 def scale_key(image: Image.Image) -> None:
-    """Puts the color that a PNG declares transparent on the scale of its pixels; Pillow leaves it as it is stored."""
+    """Scales the transparent color of a PNG like its pixels; Pillow keeps it as it is stored."""
     key = image.info.get("transparency")
     if key is not None and isinstance(image, PngImageFile) and image.tile:
         scale = KEYS.get(image.tile[0].args)
@@ -111,7 +125,7 @@ def scale_key(image: Image.Image) -> None:
 
 
 def rgb_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
-    """A PIL image as RGB pixels; what is transparent lies on white, as transformers' image processors take PIL images."""
+    """Converts a PIL image to RGB pixels; transparency lies on white, as in transformers' image processors."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray(shades(image))
     elif "A" in image.getbands() or image.info.get("transparency") is not None:
@@ -121,7 +135,7 @@ def rgb_tensor(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
 
 
 def shades(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
-    """Grays of 16 bits as ones of 8: Pillow would take all but the darkest 256 of 65,536 for white."""
+    """Converts 16-bit grays to 8 bits: Pillow would take all but the darkest 256 of 65,536 for white."""
     values = np.asarray(image)
     found = (values >> 8).astype(np.uint8)
     if (key := image.info.get("transparency")) is not None:
@@ -130,7 +144,7 @@ def shades(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An image with transparent parts before a white ground."""
+    """Puts an image with transparent parts on white."""
     clear = image if image.mode == "RGBA" else image.convert("RGBA")
     if clear.getchannel("A").getextrema() == (255, 255):
         return clear  # opaque after all: many pictures of screens are
@@ -138,7 +152,12 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def resize(frames: UInt8[Tensor, "frames 3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "frames 3 _ _"]:
-    """Bicubic and anti-aliased, as Qwen3-VL's processors resize; frames of the right size pass through."""
+    """Resizes with bicubic, anti-aliased filtering, as Qwen3-VL's processors do; frames of the right size pass through.
+
+    Args:
+        frames: An image (1 frame) or a video.
+        size: Height and width in pixels.
+    """
     if tuple(frames.shape[2:]) == tuple(size):
         return frames
     resized: Tensor = tv.resize(frames, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)

@@ -24,9 +24,16 @@ class Limits:
 
     Args:
         max_bytes: Size of the encoded file.
-        max_pixels: Width times height of an image, a page or a frame.
-        max_seconds: Length of a sound or a video.
-        max_frames: Frames in a video's header.
+        max_pixels: Width times height of an image, a document page or a video frame.
+        max_seconds: Length of an audio clip or a video.
+        max_frames: Frames of a video.
+
+    Example:
+        >>> clip = Media("image", bytes(2000), "photo.png")
+        >>> Limits(max_bytes=1000).read(clip)
+        Traceback (most recent call last):
+        ...
+        lightning_conan.media.limits.MediaError: image 'photo.png': 2000 bytes, must be 1 to 1000
     """
 
     max_bytes: int = 512 * 2**20
@@ -35,19 +42,40 @@ class Limits:
     max_frames: int = 250_000
 
     def read(self, media: Media) -> bytes:
-        """A file's bytes; empty and oversized files are refused before they are read."""
+        """Reads a file; empty and oversized ones are refused before.
+
+        Raises:
+            MediaError: The file is empty or larger than ``max_bytes``.
+        """
         size = media.source.stat().st_size if isinstance(media.source, Path) else len(media.source)
         if not 0 < size <= self.max_bytes:
             raise MediaError(media, f"{size} bytes, must be 1 to {self.max_bytes}")
         return media.read()
 
     def check_pixels(self, media: Media, width: int, height: int) -> None:
-        """Refuses pictures without or with too many pixels."""
+        """Refuses images without pixels or with too many.
+
+        Args:
+            media: Named in the error.
+            width: In pixels.
+            height: In pixels.
+
+        Raises:
+            MediaError: The product is 0 or above ``max_pixels``.
+        """
         if not 0 < width * height <= self.max_pixels:
             raise MediaError(media, f"{width}x{height} pixels, must be 1 to {self.max_pixels} in all")
 
     def check_seconds(self, media: Media, seconds: float) -> None:
-        """Refuses sounds and videos that are too long."""
+        """Refuses audio clips and videos that are too long.
+
+        Args:
+            media: Named in the error.
+            seconds: Its length.
+
+        Raises:
+            MediaError: It is longer than ``max_seconds``.
+        """
         if seconds > self.max_seconds:
             raise MediaError(media, f"{seconds:.0f} s long, must be at most {self.max_seconds:.0f}")
 

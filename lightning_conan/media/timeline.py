@@ -25,12 +25,12 @@ class Timeline:
     """Times of a video's frames.
 
     Args:
-        total: How many there are.
-        fps: Frames a second in the mean.
-        times: Each one's packet's time, ascending; empty where packets are no guide: one may hold a field, or have no time.
-        keys: When each key frame is shown, and when it is decoded, by which some formats seek.
-        seconds: Each frame's second after the first, where frames are not equally long; else empty.
-        begin: The second of the file at which the first is shown.
+        total: Number of frames.
+        fps: Mean frames a second.
+        times: Time of each frame's packet, ascending; empty if packets are no guide: one may hold a field, or have no time.
+        keys: Presentation and decoding time of each key frame; some formats seek by the latter.
+        seconds: Second of each frame after the first, if they are not equally long; else empty.
+        begin: Second of the file at which the first frame is shown.
     """
 
     total: int
@@ -42,7 +42,11 @@ class Timeline:
 
     @classmethod
     def read(cls, source: Source, limits: Limits = DEFAULT) -> "Timeline":
-        """From the packets, without decoding any where they are a guide; rewinds.
+        """Reads a timeline from the packets, and from decoded frames only if packets are no guide; rewinds.
+
+        Args:
+            source: The open video.
+            limits: Cap on the number of frames.
 
         Raises:
             MediaError: There are fewer of them than the header announces, or too many.
@@ -59,7 +63,11 @@ class Timeline:
 
     @classmethod
     def decoded(cls, source: Source, limits: Limits = DEFAULT) -> "Timeline":
-        """From the frames, all of which are decoded, as FFmpeg shows them; rewinds.
+        """Reads a timeline from the frames, as FFmpeg shows them, decoding all of them; rewinds.
+
+        Args:
+            source: The open video.
+            limits: Cap on the number of frames.
 
         Raises:
             MediaError: There are too many.
@@ -80,7 +88,14 @@ class Timeline:
 
     @classmethod
     def of(cls, seconds: list[float], fps: float, begin: float, **packets: Any) -> "Timeline":
-        """Of each frame's second after the first, and a rate that holds if they keep to it: a header may say anything."""
+        """Makes a timeline of frames' seconds; keeps a rate only if they keep to it, since a header may name any.
+
+        Args:
+            seconds: Second of each frame after the first, ascending.
+            fps: Frames a second by the header; 0 if it names none.
+            begin: Second of the file at which the first frame is shown.
+            packets: Fields ``times`` and ``keys``, if they are known.
+        """
         if not steady(seconds, fps):
             fps = (len(seconds) - 1) / seconds[-1] if seconds and seconds[-1] > 0 else fps or USUAL_RATE
         return cls(len(seconds), fps, seconds=[] if steady(seconds, fps) else seconds, begin=begin, **packets)
@@ -96,7 +111,7 @@ class Timeline:
         return max(0, bisect_right(self.seconds, second) - 1 if self.seconds else math.floor(second * self.fps))
 
     def frame_after(self, second: float) -> int:
-        """The first frame that is shown at a second, or later, for the first time."""
+        """The first frame that starts at a second or later."""
         second -= MOMENT
         return bisect_left(self.seconds, second) if self.seconds else max(0, math.ceil(second * self.fps))
 
@@ -107,17 +122,17 @@ class Timeline:
 
 @dataclass
 class Packets:
-    """A video's packets that hold something.
+    """Packets of a video that are not empty.
 
     Args:
-        times: When the frame of each is shown, in the order of decoding; None where the file does not say.
-        keys: When each key frame is shown, and when it is decoded.
-        count: How many there are, with those that are decoded but not shown.
+        times: Presentation time of each packet's frame, in decoding order; None if the file has none.
+        keys: Presentation and decoding time of each key frame.
+        count: Number of packets, with those that are decoded but not shown.
         begin: The file's first second, or 0 if that is earlier.
-        end: Its last.
-        last: When its last frame ends, in the track's own units.
-        ordered: Whether they are decoded in the order of their times of decoding.
-        delayed: Whether any is shown later than it is decoded.
+        end: The file's last second.
+        last: End of the last frame, in the track's units.
+        ordered: True if they come in the order of their decoding times.
+        delayed: True if any is shown later than it is decoded.
     """
 
     times: list[int | None] = field(default_factory=list)
@@ -131,7 +146,11 @@ class Packets:
 
     @classmethod
     def read(cls, source: Source, limits: Limits) -> "Packets":
-        """Reads a file to its end, and keeps no packet: a million of PyAV's would be gigabytes.
+        """Reads a file to its end, and keeps no packet: a million of PyAV's would take gigabytes.
+
+        Args:
+            source: The open video; it is not rewound.
+            limits: Cap on the number of frames.
 
         Raises:
             MediaError: There are too many.
@@ -154,7 +173,12 @@ class Packets:
         return found
 
     def add(self, time: int | None, packet: Any) -> None:
-        """Notes a packet of the video."""
+        """Records a packet of the video track.
+
+        Args:
+            time: Presentation time in the track's units; None if the file has none.
+            packet: PyAV's packet.
+        """
         self.delayed |= packet.pts is not None and packet.pts != packet.dts
         self.last = max(self.last, (packet.dts or 0 if time is None else time) + (packet.duration or 0))
         if packet.is_discard:
@@ -178,7 +202,7 @@ class Packets:
             raise MediaError(source.media, f"truncated: the header announces {announced:.2f} s, {self.end:.2f} s are there")
 
     def guide(self, source: Source) -> bool:
-        """True if each packet holds one frame and says when it is shown."""
+        """True if each packet holds one frame with its presentation time."""
         stream, times = source.stream, sorted(time for time in self.times if time is not None)
         if source.timeless or not times or len(set(times)) < len(self.times) or not self.ordered:
             return False
@@ -192,14 +216,21 @@ class Packets:
 
 
 def shown_at(unit: Any, reorders: bool = False) -> int | None:
-    """Presentation time of a packet or a decoded frame; where a file has none, as AVI, its decoding time, in order of
-    presentation.
+    """Presentation time of a packet or a decoded frame, in the track's units; if a file has none, as AVI, its decoding time.
+
+    Args:
+        unit: PyAV's packet or frame.
+        reorders: True if the track shows packets in another order than it decodes them: then a decoding time is no substitute.
     """
     return unit.dts if unit.pts is None and not reorders else unit.pts  # type: ignore[no-any-return]
 
 
 def timeline(media: Media, limits: Limits = DEFAULT) -> Timeline:
     """Reads the times of a video's frames.
+
+    Args:
+        media: The video file.
+        limits: Caps on bytes, seconds and frames.
 
     Raises:
         MediaError: No video, or one that is truncated.
@@ -209,12 +240,21 @@ def timeline(media: Media, limits: Limits = DEFAULT) -> Timeline:
 
 
 def sized(container: Any, stream: Any) -> Iterator[Any]:
-    """A video's packets that hold something; where no header counts them those of all tracks, whose end shows whether it was
-    cut."""
+    """Yields packets that are not empty: the video's, or of all tracks if no header counts them, whose end shows a cut.
+
+    Args:
+        container: The open file.
+        stream: Its video track.
+    """
     return (packet for packet in container.demux(*([stream] if stream.frames else [])) if packet.size)
 
 
 def steady(seconds: list[float], fps: float) -> bool:
-    """True if every frame is shown when equally long ones would be, but for rounding."""
+    """True if all frames are equally long, but for rounding.
+
+    Args:
+        seconds: Second of each frame after the first.
+        fps: Frames a second.
+    """
     off = min(ROUNDING, 0.1 / fps) if fps > 0 else 0.0
     return fps > 0 and all(abs(second - index / fps) < off for index, second in enumerate(seconds))

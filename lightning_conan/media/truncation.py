@@ -1,4 +1,4 @@
-"""Cut audio files: a file's own structure says how many bytes or samples there should be."""
+"""Detection of truncated audio files, by the bytes or samples that their structure announces."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ PLACEHOLDERS = (0x7F000000, 2**31, 2**32, 2**63, 2**64)
 """Sizes near these are written by programs that do not know the size: SoX, arecord, mplayer, FFmpeg, ... (a few bytes off)."""
 NEAR = 4096
 TABLES = (13, 21, 36)
-"""Place of Xing's table in a frame without sound: behind the side information of MPEG 1 or 2, mono or stereo."""
+"""Place of Xing's table in a frame without audio: behind the side information of MPEG 1 or 2, mono or stereo."""
 DATA_OBJECT = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 """ASF's GUID of the packets."""
 SAMPLES_OF_W64 = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
@@ -32,6 +32,10 @@ def check_whole(media: Media, data: bytes) -> None:
 
     FFmpeg would take what is there for all. Streamed files, whose sizes were never written, pass.
 
+    Args:
+        media: Named in the error.
+        data: Its bytes.
+
     Raises:
         MediaError: It is cut.
     """
@@ -44,13 +48,13 @@ def check_whole(media: Media, data: bytes) -> None:
 
 
 def is_placeholder(size: int) -> bool:
-    """True of sizes that stand for an unknown one."""
+    """True for a size that means an unknown one."""
     return any(abs(size - top) <= NEAR for top in PLACEHOLDERS)
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """A format of named chunks one after the other; called, it yields the extents of those that hold samples.
+    """A format of consecutive named chunks; called, it yields the extents of those with samples.
 
     Args:
         first: Where the first chunk begins.
@@ -96,7 +100,7 @@ def sun(data: bytes) -> Iterator[Extent]:
 
 
 def pages(data: bytes) -> Iterator[Extent]:
-    """The pages of an Ogg file."""
+    """Yields the pages of an Ogg file."""
     place = 0
     for _ in range(STEPS):
         if data[place : place + 4] != b"OggS" or place + 27 > len(data):
@@ -108,7 +112,7 @@ def pages(data: bytes) -> Iterator[Extent]:
 
 
 def elements(data: bytes) -> Iterator[Extent]:
-    """The outer elements of a Matroska or WebM file; those in a segment of unknown size."""
+    """Yields the outer elements of a Matroska or WebM file, and those in a segment of unknown size."""
     place = 0
     for _ in range(STEPS):
         kind, place = number(data, place)
@@ -125,7 +129,15 @@ def elements(data: bytes) -> Iterator[Extent]:
 
 
 def number(data: bytes, place: int) -> tuple[int, int]:
-    """A Matroska number of varying length, its marker included, and the place behind it; the same place if there is none."""
+    """Reads a Matroska number of varying length, its marker included.
+
+    Args:
+        data: The file's bytes.
+        place: Byte at which the number starts.
+
+    Returns:
+        The number, and the place behind it; 0 and the same place if there is no whole number.
+    """
     first = data[place : place + 1]
     end = place + 9 - first[0].bit_length() if first != b"\0" and first else place
     return (int.from_bytes(data[place:end], "big"), end) if end <= len(data) else (0, place)
@@ -158,7 +170,7 @@ def count_header(data: bytes) -> bytes:
 
 
 def announced_samples(header: bytes, stream: Any) -> int | None:
-    """Samples a channel that a file of a single track promises at least; None where it says nothing.
+    """Least number of samples a channel that a file of a single track promises; None if it promises none.
 
     Args:
         header: As ``count_header`` finds it.
@@ -169,23 +181,43 @@ def announced_samples(header: bytes, stream: Any) -> int | None:
 
 
 def flac_samples(header: bytes, stream: Any) -> int | None:
-    """36 bits of STREAMINFO; 0 is unknown."""
+    """Reads 36 bits of STREAMINFO; 0 is unknown.
+
+    Args:
+        header: First bytes of the file, from ``fLaC`` on.
+        stream: Unused.
+    """
     return int.from_bytes(header[21:26], "big") & (2**36 - 1) if header[:4] == b"fLaC" else None
 
 
 def wavpack_samples(header: bytes, stream: Any) -> int | None:
-    """32 bits of the first block; those of a stream are all set."""
+    """Reads 32 bits of the first block; a stream without a count has all bits set.
+
+    Args:
+        header: First bytes of the file, from ``wvpk`` on.
+        stream: Unused.
+    """
     low = int.from_bytes(header[12:16], "little")
     return low if header[:4] == b"wvpk" and low != 2**32 - 1 else None
 
 
 def tta_samples(header: bytes, stream: Any) -> int | None:
-    """32 bits of the header."""
+    """Reads 32 bits of the header.
+
+    Args:
+        header: First bytes of the file, from ``TTA1`` on.
+        stream: Unused.
+    """
     return int.from_bytes(header[14:18], "little") if header[:4] == b"TTA1" else None
 
 
 def mp3_samples(header: bytes, stream: Any) -> int | None:
-    """Frames that the first frame counts, which holds no sound but a table (Xing, Info or VBRI), without what decoders trim."""
+    """Reads the count of frames in the first frame, which holds a table (Xing, Info or VBRI), and subtracts trimmed samples.
+
+    Args:
+        header: The first frame, from its sync word on.
+        stream: The audio track, for the samples of a frame.
+    """
     count = delays = 0
     for place in TABLES:
         if header[place : place + 4] in (b"Xing", b"Info"):

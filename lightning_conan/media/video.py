@@ -1,4 +1,4 @@
-"""Videos: the frames that the model looks at, with their times."""
+"""Videos: the sampled frames, with their times."""
 
 import io
 import math
@@ -37,7 +37,7 @@ SKIPPING = frozenset(("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"
 
 
 class Misled(LookupError):
-    """The packets' times do not tell which frames there are."""
+    """Raised if the packets' times do not match the decoded frames."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Clip:
     """Sampled frames of a video and the second at which each is shown.
 
     Args:
-        frames: Their pixels.
-        seconds: When each is shown.
-        resized: Whether they have the size already that was wanted of them. Qwen3-VL's choice for its own choice may be another.
+        frames: Pixels of the frames.
+        seconds: Second at which each is shown.
+        resized: True if they have their final size already: Qwen3-VL would resize that a second time.
     """
 
     frames: UInt8[Tensor, "frames 3 height width"]
@@ -69,14 +69,14 @@ class Sampling:
         return np.linspace(0, total - 1, wanted).round().astype(int).tolist()  # type: ignore[no-any-return]
 
     def choose(self, shown: Timeline, start: float, end: float) -> list[int]:
-        """Numbers of the frames to keep, of those that are shown between two seconds."""
+        """Numbers of the sampled frames, of those that are shown between two seconds."""
         first = shown.frame_at(start)
         return [first + index for index in self.indices(shown.frame_after(end) - first, shown.fps)]
 
 
 @dataclass(frozen=True)
 class Resampling(Sampling):
-    """The frames that are shown at multiples of ``1 / fps`` seconds, for a video of that rate."""
+    """Choice of the frames that are shown at multiples of ``1 / fps`` seconds, as a video of that rate."""
 
     @override
     def choose(self, shown: Timeline, start: float, end: float) -> list[int]:
@@ -90,7 +90,13 @@ DEFAULT_SAMPLING = Sampling()
 def decode_video(
     media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT, size: FrameSize | None = None
 ) -> Clip:
-    """The frames of an MP4 or WebM file that ``sampling`` asks for.
+    """Decodes the frames of a video file that ``sampling`` asks for.
+
+    Args:
+        media: The video; ``start`` and ``end`` choose a part, in seconds.
+        sampling: Choice of frames.
+        limits: Caps on bytes, pixels, seconds and frames.
+        size: Maps the number, height and width of the frames to the height and width to resize to; by default unchanged.
 
     Raises:
         MediaError: No video, truncated, no frames, or over a limit (checked from the header).
@@ -106,9 +112,8 @@ def decode_video(
 def frames_of(
     media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT, size: FrameSize | None = None
 ) -> Iterator[tuple[float, UInt8[Tensor, "3 height width"]]]:
-    """The same frames, one after the other, each with its second of the part that is meant.
-
-    Each is resized before the next is decoded: 64 frames as large as the limits allow would take 12 GB.
+    """Yields the same frames with their seconds in the chosen part, each resized before the next is decoded: 64 frames as large
+    as the limits allow would take 12 GB.
 
     Raises:
         MediaError: As ``decode_video``, once that is found.
@@ -158,7 +163,7 @@ def shots(
 
 
 def resized(media: Media, pixels: UInt8[Tensor, "3 _ _"], size: FrameSize, count: int) -> UInt8[Tensor, "3 _ _"]:
-    """A frame in the size that is wanted of one of so many.
+    """Resizes one of ``count`` frames.
 
     Raises:
         MediaError: There is none, as for a sliver.
@@ -170,7 +175,7 @@ def resized(media: Media, pixels: UInt8[Tensor, "3 _ _"], size: FrameSize, count
 
 
 def pick(source: Source, shown: Timeline, wanted: set[int], check: Check) -> Iterator[tuple[int, Tensor]]:
-    """Yields the wanted frames, decoding little else; where times are no guide, all from the beginning.
+    """Yields the wanted frames, decoding little else; if times are no guide, from the beginning on.
 
     ``check`` gets each one's width and height, before its pixels are made: they may differ from the header's.
 
@@ -210,7 +215,7 @@ def by_times(source: Source, shown: Timeline, wanted: list[int], check: Check) -
 
 
 def seek(source: Source, key: tuple[int, int]) -> bool:
-    """Goes to a key frame, or before it; False in formats in which FFmpeg cannot."""
+    """Seeks to a key frame, or before it; False in formats in which FFmpeg cannot."""
     shown, decoded = key
     try:
         source.container.seek(decoded if source.discontinuous else shown, stream=source.stream)
@@ -220,12 +225,12 @@ def seek(source: Source, key: tuple[int, int]) -> bool:
 
 
 def decode(source: Source, due: set[int], key: int | None = None) -> Iterator[Any]:
-    """Frames from here on, without those that are not due at their times and that no other frame is made from.
+    """Decodes frames from here on, skipping those that are neither due nor a reference of others.
 
     Args:
-        source: Where to decode.
-        due: Times of the frames that are wanted.
-        key: When the key frame is shown from which to begin; what FFmpeg finds before it was made from frames that are missing.
+        source: The open video.
+        due: Times of the wanted frames.
+        key: Presentation time of the key frame to start from; frames before it lack their references.
 
     Raises:
         Misled: A packet cannot be decoded.
@@ -246,7 +251,7 @@ def decode(source: Source, due: set[int], key: int | None = None) -> Iterator[An
 
 
 def rgb(frame: Any, check: Check) -> UInt8[Tensor, "3 height width"]:
-    """A frame's pixels, turned and mirrored as players show it."""
+    """RGB pixels of a frame, turned and mirrored as players show it."""
     check(frame.width, frame.height)
     pixels = opaque(frame)
     right_x, right_y, down_x, down_y = orientation(frame)
@@ -257,7 +262,7 @@ def rgb(frame: Any, check: Check) -> UInt8[Tensor, "3 height width"]:
 
 
 def orientation(frame: Any) -> tuple[int, int, int, int]:
-    """Steps (to the right, down) on the screen for one pixel to the right in a frame, and for one down: the display matrix."""
+    """Display matrix: steps on the screen (right, down) of one pixel to the right in a frame, and of one down."""
     try:
         matrix = frame.side_data.get(Type.DISPLAYMATRIX)
     except ValueError:  # PyAV before 19 does not know all kinds of side data
@@ -270,14 +275,16 @@ def orientation(frame: Any) -> tuple[int, int, int, int]:
 
 
 def opaque(frame: Any) -> UInt8[Tensor, "3 height width"]:
-    """A frame's pixels; what is transparent lies on white, as in images."""
+    """RGB pixels of a frame; transparency lies on white, as in images."""
     if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
         return rgb_tensor(Image.fromarray(frame.to_ndarray(format="rgba")))
     return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
 
 
 def encode_video(frames: Iterable[UInt8[Tensor, "3 height width"]], fps: int, codec: str = "libx264") -> bytes:
-    """An MP4 (``libx264``, ``mpeg4``) of frames of one size, lossy as such files are."""
+    """Encodes uint8 RGB frames of one size, with even sides, as an MP4 of ``fps`` frames a second (``libx264`` or ``mpeg4``),
+    lossy.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(fps))

@@ -1,4 +1,4 @@
-"""Answers of an OpenAI-compatible endpoint: a body may hold anything, and may have been paid for whatever it holds."""
+"""Answers of an OpenAI-compatible endpoint, whose body may hold anything; its tokens count in any case."""
 
 import json
 import re
@@ -20,14 +20,14 @@ MOST = 2**40
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, and what it cost.
+    """An answer, and its tokens.
 
     Args:
-        text: What was written.
-        finished: Whether the model ended by itself.
-        prompt_tokens: Read.
-        completion_tokens: Written.
-        withheld: Why there is no text, where a filter or the model itself declined: asked again, it would be the same.
+        text: The generated text.
+        finished: True if the model ended by itself, False if the token limit cut it.
+        prompt_tokens: Tokens that were read.
+        completion_tokens: Tokens that were generated.
+        withheld: Reason for an empty text that a filter or the model's refusal left: asked again, it would be the same.
     """
 
     text: str
@@ -41,10 +41,10 @@ class UnusableError(ValueError):
     """A body that holds no answer.
 
     Args:
-        reason: For an error.
-        cost: The tokens that it reports nevertheless.
-        passes: Whether asking again may help.
-        wait: Seconds to wait before that at least.
+        reason: Text of the error.
+        cost: Tokens that the body reports nevertheless.
+        passes: True if asking again may help.
+        wait: Least seconds to wait before that.
     """
 
     def __init__(self, reason: str, cost: Reply, passes: bool = True, wait: float = 0.0) -> None:
@@ -56,8 +56,8 @@ class NoAnswerError(OSError):
     """A question without an answer.
 
     Args:
-        message: For people, without secrets.
-        cost: The tokens of its attempts.
+        message: Text of the error, without secrets.
+        cost: Tokens of all attempts.
     """
 
     def __init__(self, message: str, cost: Reply = Reply("")) -> None:  # frozen
@@ -66,7 +66,12 @@ class NoAnswerError(OSError):
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
-    """An answer in OpenAI's form.
+    """Reads an answer in OpenAI's form.
+
+    Args:
+        status: HTTP status.
+        headers: The response's headers, for ``Retry-After``.
+        body: The inflated body, of any content.
 
     Raises:
         UnusableError: Something else.
@@ -92,7 +97,7 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:
 
 
 def parsed(body: bytes) -> Any:
-    """A body's JSON, in whatever of Unicode's encodings; None if it is none."""
+    """Parses a body's JSON, in any Unicode encoding; None if it is none."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -100,7 +105,7 @@ def parsed(body: bytes) -> Any:
 
 
 def text_of(content: object) -> str:
-    """The text of a message: none where a model ended without one, such as in the middle of its hidden reasoning.
+    """Text of a message: empty if a model ended without one, such as in the middle of its hidden reasoning.
 
     Raises:
         TypeError: It is neither a text nor a list of parts.
@@ -121,7 +126,7 @@ def cost_of(value: object) -> Reply:
 
 
 def tokens(value: object) -> int:
-    """A number of tokens; 0 for what is none."""
+    """Reads a number of tokens; 0 for any other value."""
     return int(value) if isinstance(value, (int, float)) and 0 < value < MOST else 0
 
 
@@ -149,6 +154,11 @@ def excerpt(body: bytes) -> str:
 
 
 def printable(text: str, most: int) -> str:
-    """A text on one line that does nothing to a terminal, cut off."""
+    """Puts a text on one line without characters that a terminal obeys.
+
+    Args:
+        text: The text.
+        most: Characters to keep.
+    """
     words = " ".join(text.split())
     return "".join(character if character.isprintable() else "?" for character in words)[:most]

@@ -1,4 +1,4 @@
-"""Keys and values of rows of unlike length that are written about together, and leave one by one."""
+"""KV cache of rows of unequal length that are decoded together, and leave one by one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ Pairs = list[tuple[Float[Tensor, "heads _ dim"], Float[Tensor, "heads _ dim"]]]
 
 @dataclass(frozen=True)
 class Row:
-    """A query whose prompt was read, and about which is to be written.
+    """A query that was prefilled, and needs reasoning.
 
     Args:
-        place: Where it stands among all queries.
+        place: Its index among all queries.
         pairs: Keys and values of its prompt.
-        token: The first token that it writes.
-        position: And that token's position.
+        token: The first token that it generates.
+        position: Position of that token.
     """
 
     place: int
@@ -33,12 +33,12 @@ class Row:
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer with room for more: a step writes in place, where transformers' copies everything.
+    """KV cache of a layer with spare length: a step writes in place, and transformers' own copies everything.
 
     Args:
-        keys: Padded on the right.
-        values: Likewise.
-        room: Places that are made at a time.
+        keys: Keys, padded on the right.
+        values: Values, padded on the right.
+        room: Tokens of spare length that are allocated at a time.
     """
 
     def __init__(
@@ -66,17 +66,17 @@ class RoomyLayer(DynamicLayer):
         return self.used
 
     def keep(self, rows: Bool[Tensor, " rows"]) -> None:
-        """Drops the other rows."""
+        """Drops all rows but these."""
         self.both = self.both[:, rows]
         self.keys, self.values = self.both[:, :, :, : self.used]
 
 
 class RowCache(Cache):
-    """The keys and values of several rows, and which of them are a row's own.
+    """KV cache of several rows, and a mask of the tokens that are a row's own.
 
     Args:
-        rows: Each row's, by layer.
-        room: Places that are made at a time.
+        rows: Keys and values of each row, by layer.
+        room: Tokens of spare length that are allocated at a time.
     """
 
     def __init__(self, rows: Sequence[Pairs], room: int) -> None:
@@ -100,7 +100,7 @@ class RowCache(Cache):
         return self.own
 
     def keep(self, rows: Bool[Tensor, " rows"]) -> None:
-        """Drops the other rows."""
+        """Drops all rows but these."""
         self.own = self.own[rows]
         for layer in self.layers:
             assert isinstance(layer, RoomyLayer), "they were made above"

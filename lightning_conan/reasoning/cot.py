@@ -1,4 +1,4 @@
-"""Chain-of-thought data: route each pair, ask a teacher, filter what it says (TRACE, arXiv 2603.02929)."""
+"""Chain-of-thought data: route each pair, ask a teacher, filter the answers (TRACE, arXiv 2603.02929)."""
 
 import asyncio
 from collections import Counter
@@ -25,12 +25,11 @@ class Plan:
     """Routing of pairs, and filtering of answers.
 
     Args:
-        kinds: What the pairs of a task ask for, by the beginning of the task's name; the papers' data sets are known.
-        by: ``rule`` takes the kind from the task; ``teacher`` asks for each pair; ``always`` has every pair reasoned about,
-            simple ones as visual.
-        rules: What an answer must be.
-        verify: Whether a second question asks if the answer is right.
-        under_way: Pairs that are worked on at once.
+        kinds: Kind of reasoning by prefix of the task's name; those of the papers' data sets are known.
+        by: ``rule`` uses the task's kind, ``teacher`` asks for each pair, ``always`` reasons about all (simple ones as visual).
+        rules: Limits that an answer must keep.
+        verify: True to ask a second question, about the answer's correctness.
+        under_way: Pairs that are worked on at the same time.
     """
 
     kinds: Mapping[str, Kind] = field(default_factory=dict)
@@ -40,7 +39,7 @@ class Plan:
     under_way: int = 64
 
     def kind_of(self, task: str) -> Kind:
-        """Kind of reasoning that the pairs of a task need.
+        """Kind of reasoning that the pairs of a task need, by the longest matching prefix.
 
         Raises:
             ValueError: Nobody said so.
@@ -74,12 +73,12 @@ def cost_of(spent: Spent) -> dict[str, Any]:
 
 
 class Author:
-    """Asks a teacher about pairs, and filters what it says.
+    """Asks a teacher about pairs, and filters the answers.
 
     Args:
-        plan: How.
-        teacher: Who answers.
-        verifier: Who looks at the answers; the teacher itself by default.
+        plan: Routing and filters.
+        teacher: Answers the questions.
+        verifier: Checks the answers; the teacher itself by default.
     """
 
     def __init__(self, plan: Plan, teacher: Teacher, verifier: Teacher | None = None) -> None:
@@ -91,7 +90,7 @@ class Author:
 
         Args:
             pair: The pair.
-            spent: Takes what is asked and comes back, also where it raises.
+            spent: Receives the questions and replies, also if it raises.
 
         Raises:
             OSError: Nobody answered.
@@ -112,7 +111,7 @@ class Author:
 
         Args:
             pair: The pair.
-            spent: Takes questions and replies.
+            spent: Receives the question and its reply.
         """
         if self.plan.by == "rule":
             return self.plan.kind_of(pair.task)
@@ -127,7 +126,16 @@ class Author:
         return kinds[0]
 
     async def think(self, pair: Pair, kind: Kind, spent: Spent) -> Thought:
-        """An answer that passed every filter."""
+        """Asks for an answer that passes every filter.
+
+        Args:
+            pair: The pair.
+            kind: Kind of reasoning; not ``simple``.
+            spent: Receives the questions and replies.
+
+        Raises:
+            RuleBroken: The answer was cut off, breaks a rule, or the verifier refused it.
+        """
         reply = await self.question(self.teacher, kind, pair, spent)
         if not reply.finished:
             raise RuleBroken("answer was cut off")
@@ -143,6 +151,13 @@ class Author:
 
     async def question(self, who: Teacher, name: str, pair: Pair, spent: Spent, more: Mapping[str, str] | None = None) -> Reply:
         """Asks one question about a pair.
+
+        Args:
+            who: The teacher or the verifier.
+            name: Name of the prompt in ``prompts/cot.yaml``.
+            pair: The pair.
+            spent: Receives the question and its reply.
+            more: Further fields of the prompt, by name.
 
         Raises:
             RuleBroken: It cannot be asked, or its answer was withheld.
@@ -172,9 +187,17 @@ class Author:
 async def ask_all(
     pairs: Iterable[Pair], author: Author, journal: Journal, tick: Callable[[], Any], most_failed: int = 0
 ) -> list[str]:
-    """Asks about every pair that the journal does not know, some at once; returns what failed, to be tried again another time.
+    """Asks about every pair that the journal does not know, some at the same time; ends once more than ``most_failed`` failed.
 
-    Nothing more is asked once more than ``most_failed`` have failed: an endpoint that is gone need not be asked a million times.
+    Args:
+        pairs: The pairs.
+        author: Asks about one pair.
+        journal: Knows earlier outcomes, and receives new ones.
+        tick: Called after each pair, for a progress bar.
+        most_failed: Failures to tolerate.
+
+    Returns:
+        Messages of the failures, which a later run asks about again.
     """
     failed: list[str] = []
     todo = (pair for pair in pairs if not journal.knows(pair))
@@ -203,7 +226,12 @@ async def ask_all(
 
 
 async def spread(jobs: Iterator[Any], under_way: int) -> AsyncIterator[Any]:
-    """Runs jobs as they are drawn, so many at once."""
+    """Runs jobs as they are drawn, and yields each result as it comes.
+
+    Args:
+        jobs: Coroutines; one is drawn when it can start.
+        under_way: Number of jobs that run at the same time.
+    """
     running: set[asyncio.Future[Any]] = set()
     try:
         for job in jobs:
@@ -221,7 +249,15 @@ async def spread(jobs: Iterator[Any], under_way: int) -> AsyncIterator[Any]:
 
 
 def taught(pairs: Iterable[Pair], outcomes: Mapping[str, Outcome]) -> tuple[list[Pair], dict[str, str]]:
-    """The pairs with what should be written about them, and why the others were dropped; of equal texts only the first stays."""
+    """Adds the reasoning to pairs; of equal texts only the first stays.
+
+    Args:
+        pairs: The pairs.
+        outcomes: Outcome of each, by key.
+
+    Returns:
+        The pairs to train on, and for each dropped key the reason.
+    """
     kept: list[Pair] = []
     dropped: dict[str, str] = {}
     seen: set[tuple[str, ...]] = set()
@@ -243,7 +279,14 @@ def taught(pairs: Iterable[Pair], outcomes: Mapping[str, Outcome]) -> tuple[list
 def count(
     pairs: Sequence[Pair], dropped: Mapping[str, str], outcomes: Mapping[str, Outcome], unanswered: Iterable[Outcome] = ()
 ) -> dict[str, Any]:
-    """Counts outcomes: simple, kept and dropped add up to all. Tokens are also those of pairs without an answer."""
+    """Counts outcomes: simple, kept and dropped add up to all.
+
+    Args:
+        pairs: Pairs that were kept.
+        dropped: Reason of each dropped pair, by key.
+        outcomes: All outcomes, by key.
+        unanswered: Failures, whose tokens count too.
+    """
     keys = {pair.key for pair in pairs} | set(dropped)
     reasoned = sum(bool(pair.reasoning) for pair in pairs)
     return {

@@ -1,4 +1,4 @@
-"""Adaptive decoding: the first token decides whether a query is embedded at once or reasoned about (TRACE, arXiv 2603.02929)."""
+"""Adaptive decoding: the first token decides between embedding a query and reasoning about it (TRACE, arXiv 2603.02929)."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -25,8 +25,15 @@ class Decoding:
         route: ``adaptive`` lets the first token decide; ``direct`` embeds every query at once, ``always`` reasons about each.
         threshold: Under ``adaptive``, the probability of ``<|emb|>`` as first token from which a query is embedded at once; by
             default it has to be the likeliest token (the paper's rule). 0 is ``direct``, above 1 ``always``.
-        max_new_tokens: Where ``<|emb|>`` is forced.
-        rows: Queries that are written about at once.
+        max_new_tokens: Tokens after which ``<|emb|>`` is forced.
+        rows: Queries that are decoded together.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 2.0], [2.0, 0.0]])  # of two queries; token 1 is <|emb|>
+        >>> Decoding().embeds_at_once(logits, emb=1).tolist()
+        [True, False]
+        >>> Decoding(threshold=0.1).embeds_at_once(logits, emb=1).tolist()
+        [True, True]
     """
 
     route: Literal["adaptive", "direct", "always"] = "adaptive"
@@ -43,7 +50,12 @@ class Decoding:
             )
 
     def embeds_at_once(self, logits: Float[Tensor, "rows vocabulary"], emb: int) -> Bool[Tensor, " rows"]:
-        """True for queries that need no reasoning, from the logits of their first token."""
+        """True for queries that need no reasoning.
+
+        Args:
+            logits: Logits of each query's first token.
+            emb: Token id of ``<|emb|>``.
+        """
         if self.route != "adaptive":
             return torch.full(logits.shape[:1], self.route == "direct", device=logits.device)
         if self.threshold is None:
@@ -53,12 +65,12 @@ class Decoding:
 
 @dataclass
 class Written:
-    """Embedded queries, and what was written about each.
+    """Embedded queries, and the reasoning about each.
 
     Args:
-        embeddings: Unit norm, float32.
-        tokens: Each query's token ids before ``<|emb|>``; none where it was embedded at once.
-        truncated: Whether ``<|emb|>`` had to be forced.
+        embeddings: Unit-norm float32 embeddings.
+        tokens: Token ids of each query's reasoning, before ``<|emb|>``; empty if it was embedded at once.
+        truncated: True if ``<|emb|>`` had to be forced.
     """
 
     embeddings: Float[Tensor, "queries dim"]
@@ -68,14 +80,14 @@ class Written:
 
 @dataclass
 class Group:
-    """Rows that are written about together.
+    """Rows that are decoded together.
 
     Args:
-        cache: Their keys and values.
-        places: Where each row stands among all queries.
-        token: The token that each writes next.
-        position: And its position.
-        written: Tokens so far.
+        cache: Their KV cache.
+        places: Index of each row among all queries.
+        token: Next input token of each row.
+        position: Position of that token.
+        written: Number of tokens generated so far.
     """
 
     cache: RowCache
@@ -95,9 +107,9 @@ def encode_queries(embedder: OmniEmbedder, items: Sequence[Encoded], decoding: D
 
     Args:
         embedder: The model, in eval mode.
-        items: Queries that end where the model begins to write.
-        decoding: How.
-        token_budget: Padded tokens of a chunk.
+        items: Queries that end where the model begins to generate.
+        decoding: Route, threshold and limits.
+        token_budget: Padded tokens of a chunk in prefill.
     """
     found = Written(
         torch.empty(len(items), embedder.config.dim, device=embedder.device), [[] for _ in items], [False] * len(items)
@@ -115,13 +127,26 @@ def encode_queries(embedder: OmniEmbedder, items: Sequence[Encoded], decoding: D
 
 
 def ungraded(embedder: OmniEmbedder) -> AbstractContextManager[None]:
-    """Inference mode, a twelfth faster than ``no_grad``; not for sharded weights, which would be gathered unfit for training."""
+    """Inference mode, a twelfth faster than ``no_grad``; ``no_grad`` for sharded weights, which inference mode would spoil for
+    training.
+    """
     sharded = any(isinstance(part, FSDPModule) for part in embedder.modules())
     return torch.no_grad() if sharded else torch.inference_mode()
 
 
 def read_prompts(embedder: OmniEmbedder, chunk: Chunk, past: Past | None, decoding: Decoding, found: Written) -> list[Row]:
-    """Reads a chunk's prompts; embeds those that need no reasoning, and returns the rest."""
+    """Prefills a chunk of prompts, and embeds those that need no reasoning.
+
+    Args:
+        embedder: The model.
+        chunk: The prompts, without the shared prefix if there is one.
+        past: KV cache of the prefix that all rows share.
+        decoding: Route and threshold.
+        found: Receives the embeddings.
+
+    Returns:
+        The rows that need reasoning, with their own KV cache.
+    """
     emb = embedder.config.emb_token_id
     options: dict[str, Any] = {}
     if past:
@@ -148,7 +173,14 @@ def read_prompts(embedder: OmniEmbedder, chunk: Chunk, past: Past | None, decodi
 
 
 def write(embedder: OmniEmbedder, rows: Sequence[Row], decoding: Decoding, found: Written) -> None:
-    """Writes about some queries until all have been embedded."""
+    """Decodes rows together until each has written ``<|emb|>`` or reached the limit.
+
+    Args:
+        embedder: The model.
+        rows: Prefilled rows.
+        decoding: Limit of tokens.
+        found: Receives reasoning and embeddings.
+    """
     emb = embedder.config.emb_token_id
     group = Group(
         RowCache([row.pairs for row in rows], min(decoding.max_new_tokens, 64)),
@@ -178,7 +210,12 @@ def write(embedder: OmniEmbedder, rows: Sequence[Row], decoding: Decoding, found
 
 
 def step(embedder: OmniEmbedder, group: Group) -> Float[Tensor, "rows dim"]:
-    """Feeds each row's token; the states that it leads to."""
+    """Decodes one token of each row, and returns the hidden states that predict the next one.
+
+    Args:
+        embedder: The model.
+        group: The rows; position and count of tokens are advanced.
+    """
     cache: Cache = group.cache
     mask = group.cache.seen(len(group.places))
     output = embedder.backbone.language_model(
@@ -195,5 +232,5 @@ def step(embedder: OmniEmbedder, group: Group) -> Float[Tensor, "rows dim"]:
 
 
 def unit(states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-    """States as embeddings."""
+    """Normalises hidden states to embeddings."""
     return F.normalize(states.float(), dim=-1)

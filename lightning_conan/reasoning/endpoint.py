@@ -28,18 +28,18 @@ class Endpoint:
     """Address of a model, and limits on requests to it.
 
     Args:
-        url: Up to and without ``/chat/completions``, such as http://localhost:8000/v1; a query (``?api-version=...``) stays last.
-        model: The name that it serves the model under.
-        key: The environment variable that holds the API key.
-        concurrency: Questions that are under way at once.
-        per_minute: Questions that are begun a minute at most; 0 for any number.
-        retries: How often a question is asked again after an error that passes (429, 5xx, no answer), with growing pauses.
-        pause: Seconds before the first of these; they double with each further one.
+        url: Address without ``/chat/completions``, such as http://localhost:8000/v1; a query (``?api-version=...``) stays last.
+        model: Name under which the server has the model.
+        key: Environment variable that holds the API key.
+        concurrency: Questions that are under way at the same time.
+        per_minute: Most questions that are started a minute; 0 for any number.
+        retries: Times that a question is asked again after a temporary error (429, 5xx, no answer), with growing pauses.
+        pause: Seconds before the first of these; doubled for each further one.
         timeout: Seconds that an answer may take.
-        max_tokens: Of an answer.
-        temperature: 0 answers greedily.
-        prompt_price: Of a million tokens that are read, to report what was spent.
-        completion_price: Of a million tokens that are written.
+        max_tokens: Most tokens of an answer.
+        temperature: Sampling temperature; 0 is greedy.
+        prompt_price: Price of a million tokens that are read, to report the cost.
+        completion_price: Price of a million tokens that are generated.
     """
 
     url: str = "http://localhost:8000/v1"
@@ -93,7 +93,12 @@ class Teacher(Protocol):
     """Answers questions about queries."""
 
     async def ask(self, key: str, question: str, messages: Messages) -> Reply:
-        """The answer to a question (a name in ``prompts/cot.yaml``) about the pair of a key.
+        """Answers a question about a pair.
+
+        Args:
+            key: Key of the pair.
+            question: Name of the prompt in ``prompts/cot.yaml``, such as ``route`` or ``verify``.
+            messages: The conversation, in OpenAI's form.
 
         Raises:
             OSError: No answer was to be had.
@@ -102,10 +107,10 @@ class Teacher(Protocol):
 
 @dataclass
 class Client:
-    """Asks an endpoint, within its limits.
+    """Sends questions to an endpoint, within its limits.
 
     Args:
-        endpoint: Where and how.
+        endpoint: Address and limits.
     """
 
     endpoint: Endpoint
@@ -127,12 +132,12 @@ class Client:
         await self.http.aclose()
 
     async def ask(self, key: str, question: str, messages: Messages, more: Mapping[str, Any] | None = None) -> Reply:
-        """The model's answer; asked again while the error is one that passes.
+        """Asks for the model's answer; asks again after a temporary error.
 
         Args:
-            key: What errors call it.
-            question: Of no concern to an endpoint.
-            messages: The conversation.
+            key: Name of the question in errors.
+            question: Unused.
+            messages: The conversation, in OpenAI's form.
             more: Further fields of the request, which not every server knows.
 
         Returns:
@@ -160,7 +165,7 @@ class Client:
         raise NoAnswerError(f"{without_secrets(self.endpoint.url)} gave no answer about {key}: {problem}", spent) from None
 
     async def post(self, body: Mapping[str, Any]) -> Reply:
-        """Asks once.
+        """Sends one request.
 
         Raises:
             UnusableError: What came back is no answer.
@@ -174,7 +179,7 @@ class Client:
         return read_reply(response.status_code, response.headers, found)
 
     async def turn(self) -> None:
-        """Waits until another question may be begun."""
+        """Waits until the rate limit allows another question."""
         if not self.endpoint.per_minute:
             return
         async with self.clock:
@@ -186,7 +191,7 @@ class Client:
 
 
 async def read_body(response: httpx.Response) -> bytes:
-    """A body, inflated.
+    """Reads and inflates a body.
 
     Raises:
         ValueError: It is larger than ``LARGEST``.
@@ -201,18 +206,23 @@ async def read_body(response: httpx.Response) -> bytes:
 
 
 def plus(reply: Reply, cost: Reply) -> Reply:
-    """An answer with the tokens of another one."""
+    """Returns an answer with the tokens of another added.
+
+    Args:
+        reply: The answer to return.
+        cost: The one whose tokens are added.
+    """
     prompt, completion = reply.prompt_tokens + cost.prompt_tokens, reply.completion_tokens + cost.completion_tokens
     return replace(reply, prompt_tokens=prompt, completion_tokens=completion)
 
 
 def content_of(parts: Sequence[str | Media]) -> list[dict[str, Any]]:
-    """Texts and media as parts of a message; media travel as data."""
+    """Encodes texts and media as parts of a message; media are sent as base64."""
     return [{"type": "text", "text": part} if isinstance(part, str) else media_part(part) for part in parts]
 
 
 def media_part(media: Media) -> dict[str, Any]:
-    """One medium.
+    """Encodes a medium as a part of a message.
 
     Raises:
         ValueError: A span of a file, or a PDF: endpoints take whole files only.
@@ -227,6 +237,14 @@ def media_part(media: Media) -> dict[str, Any]:
 
 
 def messages_of(item: Item, instruction: str = "") -> Messages:
-    """An item as the model is asked about it: the instruction as system turn, the rest as the user's."""
+    """Makes the conversation that asks about an item.
+
+    Args:
+        item: Its parts become the user's turn.
+        instruction: The system turn; none if it is empty.
+
+    Raises:
+        ValueError: A span of a file, or a PDF: endpoints take whole files only.
+    """
     system = [{"role": "system", "content": instruction}] if instruction else []
     return [*system, {"role": "user", "content": content_of(item.parts)}]

@@ -21,18 +21,18 @@ class Outcome:
     """Outcome of a pair: a line of the journal.
 
     Args:
-        key: The pair's.
-        kind: What it asks for.
-        content: Of the pair that was asked about: what it says of another under the same key is no answer.
-        reason: Why it was dropped; empty for a simple pair, and for one whose reasoning stands.
-        reasoning: What passed the filters.
-        answer: Likewise.
-        verified: Whether a verifier looked at it.
-        prompt_tokens: Read by the teacher.
-        completion_tokens: Written by it.
-        verifier_prompt_tokens: Read by the verifier, which may be the teacher.
-        verifier_completion_tokens: Written by it.
-        failed: Why there was no answer. The pair is asked again, and what was paid counts nevertheless.
+        key: Key of the pair.
+        kind: Kind of reasoning that it needs.
+        content: Hash of the pair that was asked about: an outcome of other content under the same key is ignored.
+        reason: Reason for dropping it; empty for a simple pair, and for one whose reasoning is kept.
+        reasoning: Reasoning that passed the filters.
+        answer: Answer that passed the filters.
+        verified: True if a verifier checked it.
+        prompt_tokens: Tokens that the teacher read.
+        completion_tokens: Tokens that the teacher generated.
+        verifier_prompt_tokens: Tokens that the verifier read, which may be the teacher.
+        verifier_completion_tokens: Tokens that the verifier generated.
+        failed: Error, if there was no answer. The pair is asked again; its tokens count nevertheless.
     """
 
     key: str
@@ -54,7 +54,7 @@ class Outcome:
         return "dropped" if self.reason else "simple" if self.kind == "simple" else "kept"
 
     def plus(self, other: "Outcome") -> "Outcome":
-        """This one with the tokens of another."""
+        """Returns this outcome with the tokens of another added."""
         sums: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in TOKENS}
         return replace(self, **sums)
 
@@ -82,7 +82,11 @@ class Journal:
         self.read()
 
     def read(self) -> int:
-        """Learns what stands in the file; returns how many of its bytes are whole lines."""
+        """Reads the file; returns how many of its bytes are whole lines.
+
+        Raises:
+            ValueError: A whole line is no outcome.
+        """
         whole = 0
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         for number, line in enumerate(lines, start=1):
@@ -97,7 +101,7 @@ class Journal:
         return whole
 
     def learn(self, outcome: Outcome) -> None:
-        """Takes an outcome for the last word about its key; of a failure, what an earlier answer said still stands."""
+        """Makes an outcome the last one of its key; after a failure, an earlier answer still holds."""
         if outcome.failed:
             self.failures[outcome.key] = outcome
         else:
@@ -127,19 +131,19 @@ class Journal:
             self.lock.release()
 
     def content(self, pair: Pair) -> str:
-        """Equal for pairs that say the same."""
+        """Hash of a pair's task and contents, equal for equal ones."""
         if pair.key not in self.contents:
             sides = (pair.task, pair.query.content_hash(), pair.target.content_hash())
             self.contents[pair.key] = sha256(repr(sides).encode()).hexdigest()
         return self.contents[pair.key]
 
     def knows(self, pair: Pair) -> bool:
-        """True if this very pair was asked about."""
+        """True if there is an answer for this key and content."""
         outcome = self.outcomes.get(pair.key)
         return outcome is not None and outcome.content == self.content(pair)
 
     def add(self, outcome: Outcome) -> None:
-        """Notes an outcome, or a failure; what earlier attempts cost is added.
+        """Writes an outcome or a failure, with the tokens of earlier attempts added.
 
         Raises:
             OSError: It cannot be written.

@@ -1,4 +1,4 @@
-"""A model that reasons, in the words of its users: items in, vectors and texts out."""
+"""Interface of a reasoning model: items in, embeddings and texts out."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from lightning_conan.reasoning.decoding import Decoding, Written, encode_queries
 
 
 class Reasoner:
-    """Queries and candidates of one model that reasons.
+    """Embeds queries and candidates with a reasoning model.
 
     Args:
-        model: The embedder of a reasoning folder.
+        model: The embedder of a reasoning checkpoint.
         processor: Its processor.
-        decoding: How it writes.
-        token_budget: Padded tokens that are read at once.
+        decoding: Settings of its decoding.
+        token_budget: Padded tokens of a chunk in prefill.
 
     Raises:
         ValueError: The folder is no reasoning one.
@@ -39,7 +39,7 @@ class Reasoner:
 
     @torch.no_grad()
     def encode_candidates(self, items: Sequence[Item]) -> Float[Tensor, "items dim"]:
-        """Unit-norm embeddings of what is searched: one forward pass, never any reasoning."""
+        """Unit-norm embeddings of candidates: one forward pass, never any reasoning."""
         found: Tensor = self.model.embed([self.processor(item, "target") for item in items], self.token_budget)
         return found
 

@@ -23,10 +23,10 @@ class Rules:
     Args:
         reasoning: Fewest and most tokens of a reasoning.
         answer: Fewest and most tokens of an answer.
-        ngram: A sequence of so many tokens ...
-        repeats: ... may come at most so often; 0 for any number.
+        ngram: Length of the n-grams that are counted, in tokens.
+        repeats: Times that one may occur; 0 for any number.
         latin: Least share of letters that are ASCII, without accents: the rest of the data is English.
-        keyword: Whether an answer must hold a word of the instruction or of the target's text, where these have any.
+        keyword: True if an answer must hold a word of the instruction or of the target's text, if these have any.
         confidence: A verifier's yes counts above this.
     """
 
@@ -73,7 +73,7 @@ def pieces(text: str) -> list[str]:
 
 
 def parse(text: str) -> Thought:
-    """Exactly one reasoning before exactly one answer, neither within the other.
+    """Splits a reply into exactly one reasoning before exactly one answer, neither within the other.
 
     Raises:
         RuleBroken: Anything else.
@@ -88,7 +88,7 @@ def parse(text: str) -> Thought:
 
 
 def check(thought: Thought, rules: Rules, kind: str, instruction: str, target: str) -> None:
-    """Holds an answer against the rules.
+    """Checks an answer against the rules.
 
     Args:
         thought: The answer.
@@ -128,12 +128,22 @@ def check(thought: Thought, rules: Rules, kind: str, instruction: str, target: s
 
 
 def says(text: str, phrase: str) -> bool:
-    """True if a phrase stands in a text as words of its own: "has an airplane" does not say "as an ai"."""
+    """True if a text holds a phrase as words of its own: "has an airplane" does not say "as an ai".
+
+    Args:
+        text: In lower case.
+        phrase: In lower case.
+    """
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
 
 
 def repeated(words: list[str], rules: Rules) -> bool:
-    """True if a sequence of words comes too often."""
+    """True if an n-gram occurs too often.
+
+    Args:
+        words: Words and punctuation marks.
+        rules: Length of the n-gram, and how often it may occur.
+    """
     if not rules.repeats:
         return False
     counts = Counter(tuple(words[start : start + rules.ngram]) for start in range(len(words) - rules.ngram + 1))
@@ -141,7 +151,7 @@ def repeated(words: list[str], rules: Rules) -> bool:
 
 
 def salient(text: str) -> set[str]:
-    """Words that say something."""
+    """Words that carry meaning: longer than two letters and not common."""
     return {word for word in pieces(text) if len(word) > 2 and word not in COMMON}
 
 
@@ -152,7 +162,11 @@ def source_of(reasoning: str) -> list[str]:
 
 
 def verdict(text: str, rules: Rules) -> None:
-    """A verifier's yes, sure enough.
+    """Accepts a verifier's yes of sufficient confidence.
+
+    Args:
+        text: The verifier's reply, such as ``yes 0.9`` or ``no, 80%``.
+        rules: Least confidence.
 
     Raises:
         RuleBroken: A no, a doubtful yes, or neither.

@@ -1,4 +1,4 @@
-"""A sentence-transformers module that reasons about queries; folders that `conan export` makes of a reasoning one name it."""
+"""A sentence-transformers module that reasons about queries; exported folders of a reasoning model name it."""
 
 from torch import Tensor
 from typing_extensions import override
@@ -10,7 +10,7 @@ from lightning_conan.reasoning.decoding import Decoding, encode_queries
 
 
 class ReasoningModule(OmniModule):
-    """``OmniModule`` whose queries are embedded as ``Reasoner`` does it: at once, or after some reasoning.
+    """``OmniModule`` whose queries are embedded as by ``Reasoner``: at once, or after reasoning.
 
     ``model[0].decoding = Decoding(...)`` sets how it writes.
     """

@@ -19,13 +19,13 @@ from lightning_conan.reasoning.reasoner import Reasoner
 
 
 def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> Written:
-    """Embeds queries after an engine that serves the same weights has written about them.
+    """Embeds queries after an engine that serves the same weights has generated the reasoning.
 
     The engine gets the folder's instruction as system turn and the item as the user's, and stops at ``<|emb|>``; what it wrote is
     then read behind the prompt in one packed pass, whose last state is the embedding.
 
     Args:
-        reasoner: The model, its processor, and how many tokens may be written.
+        reasoner: The model, its processor, and its limit of tokens.
         items: The queries.
         endpoint: An OpenAI-compatible endpoint that serves the model.
 
@@ -57,12 +57,12 @@ def until_emb(processor: OmniProcessor) -> dict[str, Any]:
 
 
 async def ask(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> list[Reply]:
-    """Has the engine write about each query, without ``<|emb|>``.
+    """Asks the engine for the reasoning about each query, without ``<|emb|>``.
 
     Args:
         reasoner: Model and processor.
-        items: Queries.
-        endpoint: The engine's.
+        items: The queries.
+        endpoint: Address of the engine, and limits.
     """
     replies: dict[int, Reply] = {}
     with tqdm(total=len(items), desc="reasoning", unit="query", disable=None) as bar:

@@ -1,4 +1,4 @@
-"""A teacher that knows: answers from a file of ground truth, so that everything runs offline."""
+"""A teacher for tests and demos, which answers from a file of ground truth, offline."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from lightning_conan.reasoning.endpoint import Messages
 
 
 class TruthTeacher:
-    """Answers what stands in a file; every answer of its own is right.
+    """Answers from a file of ground truth.
 
     Args:
         path: JSONL of ``key``, ``reasoning`` and ``answer``.
@@ -24,7 +24,12 @@ class TruthTeacher:
         self.truths = {line["key"]: line for line in map(json.loads, filter(str.strip, lines))}
 
     async def ask(self, key: str, question: str, messages: Messages) -> Reply:
-        """The truth about a pair.
+        """Looks up the truth about a pair.
+
+        Args:
+            key: Key of the pair.
+            question: ``route``, ``verify`` or a kind of reasoning.
+            messages: Unused.
 
         Raises:
             OSError: The file says nothing about it.

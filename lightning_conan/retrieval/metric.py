@@ -1,4 +1,4 @@
-"""Retrieval both ways over pairs, as a torchmetrics Metric."""
+"""Retrieval in both directions over pairs, as a torchmetrics Metric."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +18,12 @@ class RetrievalMetric(Metric):
     """Recall@1/5/10, nDCG@10 and MRR in per cent, query to target, target to query, and their mean.
 
     Items of equal content (by their hash) are one entry of a corpus and one query: equal targets are one target.
+
+    Example:
+        >>> metric = RetrievalMetric()
+        >>> metric.update(torch.eye(2), torch.eye(2), ["a1", "a2"], ["b1", "b2"])
+        >>> float(metric.compute()["recall@1"])
+        100.0
     """
 
     is_differentiable = False
@@ -40,7 +46,14 @@ class RetrievalMetric(Metric):
         query_hashes: Sequence[str],
         target_hashes: Sequence[str],
     ) -> None:
-        """Adds embedded pairs, with the content hash of each item."""
+        """Adds embedded pairs.
+
+        Args:
+            query: Unit-norm embeddings of the queries.
+            target: Those of their targets, row for row.
+            query_hashes: Content hash of each query, hexadecimal (``Item.content_hash``).
+            target_hashes: Content hash of each target.
+        """
         self.query.append(query.detach())
         self.target.append(target.detach())
         self.query_ids.append(hash_ids(query_hashes).to(query.device))
@@ -59,7 +72,7 @@ class RetrievalMetric(Metric):
 
 
 def cat(state: list[Tensor] | Tensor) -> Tensor:
-    """A list state, which torchmetrics has already joined after gathering across ranks."""
+    """Joins a list state; torchmetrics has already joined it after gathering across ranks."""
     return torch.cat(state) if isinstance(state, list) else state
 
 

@@ -1,4 +1,4 @@
-"""Hard negatives: what a model ranks high without being right."""
+"""Hard negatives: wrong targets that a model ranks high."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Mining:
     """Choice of a query's negatives among its best targets.
 
     Args:
-        count: Negatives of a query at most.
-        skip: The best so many wrong targets are passed over: they are the likeliest to be right after all.
-        depth: Only the best so many different targets are looked at.
+        count: Most negatives of a query.
+        skip: Number of best wrong targets to pass over: they are the likeliest false negatives.
+        depth: Number of best different targets to look at.
         margin: A negative must score at least this much below the query's own target.
         relative: A negative must score below this share of it (NV-Retriever, https://arxiv.org/abs/2407.15831: 0.95).
     """
@@ -44,7 +44,7 @@ def mine(
     groups: tuple[Int[Tensor, " queries"], Int[Tensor, " targets"]],
     settings: Mining,
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Rows and scores of each query's negatives among all targets, the hardest first; the earlier row among equal scores.
+    """Finds rows and scores of each query's negatives among all targets, the hardest first; the earlier row among equal scores.
 
     Of targets with equal content the first stands for all: a label that a thousand pairs share is one negative.
 
@@ -88,7 +88,12 @@ def firsts(numbers: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
 
 
 def within(blocks: Iterable[Float[Tensor, "_ dim"]], wanted: Tensor) -> Iterable[Float[Tensor, "_ dim"]]:
-    """The wanted rows of each block."""
+    """Yields the wanted rows of each block that has any.
+
+    Args:
+        blocks: Embeddings, in pieces of any length.
+        wanted: True for the rows to keep, over all blocks.
+    """
     start = 0
     for block in blocks:
         chosen = wanted[start : start + len(block)]

@@ -18,8 +18,8 @@ class PairSet:
     """Encoded pairs of one data set.
 
     Args:
-        queries: What is asked.
-        targets: What must be found, in the same order.
+        queries: Encoded queries.
+        targets: Encoded targets, in the same order.
         query_ids: Content hashes of the queries.
         target_ids: Content hashes of the targets: equal targets are one.
     """
@@ -37,8 +37,8 @@ class PairSet:
 
         Args:
             pairs: The pairs.
-            processor: What encodes them.
-            broken: Takes the skipped pairs, whose media cannot be decoded; by default that is an error.
+            processor: Encodes their items.
+            broken: Receives the skipped pairs, whose media cannot be decoded; by default such a pair is an error.
 
         Raises:
             ValueError: No pairs.
@@ -65,9 +65,22 @@ class PairSet:
     def embed(
         self, model: OmniEmbedder, token_budget: int = 16_384
     ) -> tuple[Float[Tensor, "pairs dim"], Float[Tensor, "pairs dim"]]:
-        """Embeddings of the queries and of the targets."""
+        """Embeds the queries and the targets, in inference mode.
+
+        Args:
+            model: The embedder, in eval mode.
+            token_budget: Padded tokens of a chunk.
+
+        Returns:
+            Unit-norm embeddings of the queries, and of the targets.
+        """
         return model.embed(self.queries, token_budget), model.embed(self.targets, token_budget)
 
     def recall(self, query: Float[Tensor, "pairs dim"], target: Float[Tensor, "pairs dim"]) -> float:
-        """Recall@1 in per cent, mean of both directions."""
+        """Recall@1 in per cent, mean of both directions.
+
+        Args:
+            query: Embeddings of the queries.
+            target: Embeddings of the targets, row for row.
+        """
         return float(pair_scores(query, target, self.query_ids, self.target_ids)["recall@1"])

@@ -25,13 +25,18 @@ def ranking_scores(
     MMEB). Among equal scores, irrelevant entries come first: a constant model finds nothing by luck.
 
     Args:
-        queries: Their embeddings.
-        corpus: Likewise.
-        relevant: Each relevant entry, as the number of its query and its own.
-        at_once: Scores that are in memory at once.
+        queries: Unit-norm embeddings of the queries.
+        corpus: Unit-norm embeddings of all entries.
+        relevant: Row of a query and row of an entry that is relevant for it; at least one for each query.
+        at_once: Scores that are in memory at once; 2**23 take 32 MB, and as much again for each of a few copies.
 
     Raises:
         ValueError: An empty corpus, a query without a relevant entry, or a score that is not finite.
+
+    Example:
+        >>> entries = torch.eye(3)
+        >>> ranking_scores(entries[:2], entries, torch.tensor([[0, 0], [1, 2]]))["recall@1"].tolist()
+        [1.0, 0.0]
     """
     if not len(corpus) or not len(queries):
         raise ValueError(f"Ranking needs queries and a corpus, got {len(queries)} queries and {len(corpus)} entries.")
@@ -56,6 +61,12 @@ def pair_scores(
     """Scores of pairs in per cent: ``forth/NAME`` (query to target), ``back/NAME``, and ``NAME``, their mean.
 
     Items of one id are one entry of a corpus and one query: equal targets are one target.
+
+    Args:
+        query: Embeddings of the queries.
+        target: Embeddings of their targets, row for row.
+        query_ids: Content hash of each query, or another name that is equal for equal contents.
+        target_ids: Content hash of each target.
     """
     query_rows, query_first = positions_of(query_ids)
     target_rows, target_first = positions_of(target_ids)
@@ -70,7 +81,15 @@ def pair_scores(
 def block_scores(
     scores: Float[Tensor, "queries corpus"], relevant: Bool[Tensor, "queries corpus"]
 ) -> dict[str, Float[Tensor, " queries"]]:
-    """The scores of a block of queries from their similarities."""
+    """Scores a block of queries from their similarities.
+
+    Args:
+        scores: Similarity of each query to each entry.
+        relevant: True for the relevant entries; at least one for each query.
+
+    Raises:
+        ValueError: A score is NaN or inf.
+    """
     if not bool(scores.isfinite().all()):
         row = int((~scores.isfinite().all(dim=1)).nonzero()[0])
         raise ValueError(f"Scores must be finite, query {row} of the block has others. The encoder gave NaN or inf.")
@@ -88,7 +107,12 @@ def block_scores(
 
 
 def ndcg(hits: Bool[Tensor, "queries depth"], relevant: Int[Tensor, " queries"]) -> Float[Tensor, " queries"]:
-    """Normalised discounted cumulative gain of the first entries, with binary relevance, by how many are relevant in all."""
+    """Normalised discounted cumulative gain of the first entries, with binary relevance.
+
+    Args:
+        hits: True for the relevant ones of each query's first entries, best first.
+        relevant: Number of relevant entries of each query in all, from 1 on.
+    """
     depth = hits.shape[1]
     discounts = 1 / torch.log2(torch.arange(2, depth + 2, device=hits.device).float())
     gained = (hits.float() * discounts).sum(dim=1)

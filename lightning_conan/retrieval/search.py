@@ -10,17 +10,22 @@ from torch import Tensor
 def top_k(
     queries: Float[Tensor, "queries dim"], blocks: Iterable[Float[Tensor, "_ dim"]], k: int
 ) -> tuple[Float[Tensor, "queries found"], Int[Tensor, "queries found"]]:
-    """The ``k`` entries with the largest dot products, best first, and their row numbers over all blocks.
+    """Finds the ``k`` entries with the largest dot products, best first, and their row numbers over all blocks.
 
     Among equal scores the earlier row comes first. Fewer than ``k`` come back from a smaller corpus.
 
     Args:
         queries: Embedded queries.
-        blocks: The corpus, in any pieces.
-        k: How many to find.
+        blocks: The corpus, in pieces of any length.
+        k: Number of entries to find.
 
     Raises:
         ValueError: An empty corpus, or a query or entry that is not finite.
+
+    Example:
+        >>> scores, rows = top_k(torch.tensor([[1.0, 0.0]]), [torch.eye(2), torch.tensor([[0.6, 0.8]])], k=2)
+        >>> rows.tolist()
+        [[0, 2]]
     """
     if not bool(queries.isfinite().all()):
         raise ValueError("Queries must be finite, got NaN or inf. The encoder that made them is broken.")
@@ -39,7 +44,18 @@ def top_k(
 
 
 def merge(best: Tensor, rows: Tensor, scores: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
-    """The best ``k`` of what was found before and of a further block whose first row is ``start``."""
+    """Merges the best ``k`` entries so far with a further block.
+
+    Args:
+        best: Scores that were found before, (queries, found).
+        rows: Their row numbers.
+        scores: Scores of the block, (queries, entries).
+        start: Row number of its first entry.
+        k: Number of entries to keep.
+
+    Returns:
+        Scores and row numbers, best first; the earlier row among equal scores.
+    """
     kept = min(k, scores.shape[1])
     found, order = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     tied = (found[:, kept:] == found[:, kept - 1 : kept]).any(dim=1)

@@ -23,11 +23,11 @@ class Origin:
     """Model, source and form of a part's embeddings; all parts of a folder share it.
 
     Args:
-        model: What the checkpoint folder embeds as: its weights and its processor.
-        source: Fingerprint of what was embedded.
-        precision: How numbers are stored.
+        model: Fingerprint of the checkpoint folder's weights and processor.
+        source: Fingerprint of the items that were embedded.
+        precision: Number format on disk.
         dim: Length of an embedding.
-        rows_per_part: Rows of a part, but the last.
+        rows_per_part: Rows of each part but the last.
         parts: Number of parts.
     """
 
@@ -39,7 +39,7 @@ class Origin:
     parts: int
 
     def to_metadata(self) -> dict[str, str]:
-        """As Parquet stores it."""
+        """Converts the fields to text, as Parquet stores them."""
         return {name: str(value) for name, value in asdict(self).items()}
 
 
@@ -54,7 +54,7 @@ def part_path(folder: Path, number: int) -> Path:
 
 
 def quarantine_of(folder: Path) -> Path:
-    """Folder that lists the items which a folder of parts lacks.
+    """Folder of the lists of items that were skipped.
 
     Beside the parts and not among them: readers that take the folder as a data set (pandas, polars, pyarrow) would try to read
     the lists as Parquet.
@@ -64,7 +64,12 @@ def quarantine_of(folder: Path) -> Path:
 
 
 def shorten(vectors: Float[Tensor, "rows full"], dim: int) -> Float[Tensor, "rows dim"]:
-    """The first ``dim`` entries (Matryoshka, arXiv 2205.13147), unit-norm again."""
+    """Cuts embeddings to their first entries (Matryoshka, arXiv 2205.13147), unit-norm again.
+
+    Args:
+        vectors: Unit-norm embeddings.
+        dim: Entries to keep; the full length returns them unchanged.
+    """
     if dim == vectors.shape[1]:
         return vectors
     return torch.nn.functional.normalize(vectors[:, :dim], dim=-1)
@@ -76,6 +81,14 @@ def write_part(
     """Writes one part, whole or not at all.
 
     int8 parts have a ``scale`` column: a row's embedding is ``scale * embedding``.
+
+    Args:
+        folder: Folder of the parts.
+        number: Number of this part, from 0 on.
+        origin: Recorded in the part's metadata; its precision is that of the file.
+        keys: Key of each row.
+        modalities: Modalities of each row, such as ``image+text``.
+        vectors: Unit-norm float32 embeddings on the CPU.
 
     Raises:
         ValueError: Embeddings that are not finite or have no length, by key.
@@ -106,12 +119,16 @@ def read_origin(path: Path) -> dict[str, str]:
 
 
 def mapped(path: Path) -> pa.MemoryMappedFile:
-    """A file, memory-mapped, whatever it is called: pyarrow takes a text for UTF-8, and ``a=b`` in it for a column."""
+    """Memory-maps a file of any name: pyarrow takes a text for UTF-8, and ``a=b`` in it for a column."""
     return pa.memory_map(os.fsencode(path))
 
 
 def finished_parts(folder: Path, origin: Origin) -> set[int]:
-    """Numbers of the parts that are there already; leftovers of a killed run are removed.
+    """Numbers of the parts that exist already; leftovers of a killed run are removed.
+
+    Args:
+        folder: Folder of the parts.
+        origin: Origin that each part must have.
 
     Raises:
         ValueError: A part of another model, source or setting.
@@ -134,10 +151,18 @@ class EmbeddingStore:
     """All parts of a folder, memory-mapped.
 
     Args:
-        folder: What `conan embed` wrote.
+        folder: Embeddings that `conan embed` wrote.
 
     Raises:
         ValueError: No parts, or not all of them.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     write_part(Path(folder), 0, Origin("m", "s", "float32", 2, 2, 1), ["a", "b"], ["text"] * 2, torch.eye(2))
+        ...     store = EmbeddingStore(Path(folder))
+        ...     store.entry(1), store.rows(torch.tensor([1])).tolist()
+        (('b', 'text'), [[0.0, 1.0]])
     """
 
     def __init__(self, folder: Path) -> None:
@@ -161,7 +186,11 @@ class EmbeddingStore:
         return int(self.origin["dim"])
 
     def entry(self, row: int) -> tuple[str, str]:
-        """Key and modality of a row."""
+        """Key and modality of a row.
+
+        Raises:
+            IndexError: There is no such row.
+        """
         for table in self.tables:
             if row < len(table):
                 return table["key"][row].as_py(), table["modality"][row].as_py()
@@ -173,7 +202,7 @@ class EmbeddingStore:
         return [key for table in self.tables for key in table["key"].to_pylist()]
 
     def rows(self, numbers: Int[Tensor, " rows"]) -> Float[Tensor, "rows dim"]:
-        """Some rows' embeddings in float32, in the order asked for."""
+        """Embeddings of some rows in float32, in the order asked for."""
         found, start = torch.empty(len(numbers), self.dim), 0
         for block in self.blocks():
             here = (numbers >= start) & (numbers < start + len(block))
@@ -182,7 +211,7 @@ class EmbeddingStore:
         return found
 
     def blocks(self, rows: int = 16_384) -> Iterator[Float[Tensor, "_ dim"]]:
-        """The embeddings in float32, a block at a time."""
+        """Yields the embeddings in float32, a block of at most ``rows`` at a time."""
         for table in self.tables:
             for batch in table.to_batches(rows):
                 values = batch["embedding"].flatten().to_numpy(zero_copy_only=True)

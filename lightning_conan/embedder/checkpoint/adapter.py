@@ -64,7 +64,7 @@ class AdapterTensors(Tensors):
             self.specs |= changed
 
     def sort(self, folder: Path) -> None:
-        """Assigns the file's tensors to the base's; each must have its place.
+        """Maps the file's tensors to the base's; each must match one.
 
         Raises:
             ValueError: A factor without its other half, or a tensor that the base lacks or has in another shape.
@@ -90,7 +90,17 @@ class AdapterTensors(Tensors):
             self.hold(folder, target, self.specs[target].shape == shape, f"must be {self.specs[target].shape}, got {shape}")
 
     def hold(self, folder: Path, name: str, fits: bool, what: str) -> None:
-        """Refuses a tensor that does not fit the base."""
+        """Refuses a tensor that does not fit the base.
+
+        Args:
+            folder: The adapter folder, for the error.
+            name: Name of the tensor, for the error.
+            fits: True if it fits.
+            what: Predicate of the error's sentence.
+
+        Raises:
+            ValueError: It does not fit.
+        """
         if not fits:
             raise ValueError(f"The adapter {folder} must fit its base, but {name!r} {what}. It may be of another base.")
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder's place: taken whole or not at all, and never from something else."""
+"""Place of a checkpoint folder: taken whole or not at all, and never from something else."""
 
 import os
 import shutil
@@ -15,12 +15,12 @@ from lightning_conan.items import Modality
 
 @contextmanager
 def whole_folder(folder: Path, state: State, modality: Modality | None = None) -> Iterator[Path]:
-    """A scratch folder that takes ``folder``'s place when the block ends well, and vanishes when it does not.
+    """Opens a scratch folder that replaces ``folder`` when the block succeeds, and is removed when it fails.
 
     Args:
-        folder: The folder; of a link, what it leads to.
-        state: What will be in it.
-        modality: A specialist's.
+        folder: The checkpoint folder; a link's target is replaced, not the link.
+        state: State of the model that it will hold.
+        modality: Modality of a specialist.
 
     Raises:
         ValueError: ``folder`` holds something else, so it is not ours to replace.
@@ -60,7 +60,7 @@ def whole_folder(folder: Path, state: State, modality: Modality | None = None) -
 
 
 def share(folder: Path) -> None:
-    """Gives each file below a folder the mode of a file that is made there now: that of the umask, or of the folder's ACL.
+    """Sets the mode of each file below a folder to that of a file made there now: by the umask, or by the folder's ACL.
 
     safetensors lets nobody but the owner read what it writes, and copies keep the mode of what they were copied from.
     """
@@ -74,17 +74,17 @@ def share(folder: Path) -> None:
 
 
 def lives(process: str) -> bool:
-    """True if a process of that number is there, other than this one."""
+    """True if another process with that number is running."""
     return process.isdigit() and int(process) != os.getpid() and psutil.pid_exists(int(process))
 
 
 def check_replaceable(folder: Path, state: State, modality: Modality | None = None) -> None:
-    """Refuses to put a checkpoint folder where something else is.
+    """Refuses to replace anything but a checkpoint folder of the same kind.
 
     Args:
-        folder: Where.
-        state: What will be in it.
-        modality: A specialist's.
+        folder: Place of the checkpoint folder.
+        state: State of the model that it will hold.
+        modality: Modality of a specialist.
 
     Raises:
         ValueError: ``folder`` exists and is neither empty nor a checkpoint folder of that state and modality.
@@ -101,12 +101,21 @@ def check_replaceable(folder: Path, state: State, modality: Modality | None = No
 
 
 def described(state: State, modality: Modality | None) -> str:
-    """Name of a model in errors."""
+    """Name of a model in errors.
+
+    Args:
+        state: State of the model.
+        modality: Modality of a specialist.
+    """
     return f"{state} model" + (f" of modality {modality}" if modality else "")
 
 
 def check_apart(out: Path, *sources: Path | str) -> None:
-    """Refuses to write over what is being read: the new folder would take its source's place.
+    """Refuses to write over a folder that is being read.
+
+    Args:
+        out: The folder to write.
+        sources: Folders to read, or names on a hub.
 
     Raises:
         ValueError: ``out`` is one of the sources.

@@ -1,4 +1,4 @@
-"""The model card: what a published folder says of itself."""
+"""Model card of a published folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,17 @@ def write_card(
     stock: bool,
     sides: bool,
 ) -> None:
-    """Writes ``README.md`` with the front matter that hubs read."""
+    """Writes ``README.md`` with the front matter that hubs read.
+
+    Args:
+        folder: The folder to publish.
+        provenance: State, parents and notes, without local paths.
+        config: The model's config.
+        parameters: Number of parameters that it holds.
+        scores: Scores by data set, as `conan test` wrote them; None for no table.
+        stock: True for a plain Qwen3-VL without audio.
+        sides: True if queries and candidates are embedded differently.
+    """
     modalities = "text, image, video, visual document" + ("" if stock else " and audio")
     sections = [
         front_matter(provenance, stock),
@@ -37,7 +47,12 @@ def write_card(
 
 
 def front_matter(provenance: Provenance, stock: bool) -> str:
-    """YAML that a hub's search reads; a local folder's name would be taken for a repository's."""
+    """YAML for a hub's search; names only hub repositories as base models, never a local folder.
+
+    Args:
+        provenance: Its notes name the backbone and the audio encoder.
+        stock: True for a plain Qwen3-VL without audio.
+    """
     sources = [str(provenance.notes[part]) for part in ("backbone", "audio") if part in provenance.notes]
     names = [source for source in sources if is_repository(source)]
     tags = ["sentence-transformers", "feature-extraction", "multimodal", "lightning-conan", *([] if stock else ["audio"])]
@@ -49,7 +64,14 @@ def front_matter(provenance: Provenance, stock: bool) -> str:
 
 
 def usage(name: str, stock: bool, sides: bool, at_once: bool) -> str:
-    """Code that loads the folder."""
+    """Code that loads the folder.
+
+    Args:
+        name: Name of the folder.
+        stock: True for a plain Qwen3-VL without audio.
+        sides: True if queries and candidates are embedded differently.
+        at_once: True for a reasoning model that was exported without its reasoning.
+    """
     needs = "sentence-transformers" + ("" if stock else ", and `pip install .` in a checkout of lightning-conan")
     trust = "" if stock else ", trust_remote_code=True"  # the library asks for it; nothing but the package is imported
     queries = 'model.encode_query(["a small red circle"])\ncandidates = model.encode_document([{"image": "photo.jpg"}])'
@@ -70,7 +92,7 @@ model = SentenceTransformer("{name.lstrip(".").split(".partial")[0]}"{trust})
 
 
 def origin(provenance: Provenance) -> str:
-    """State, parents and what the stage noted."""
+    """State, parents and notes of a checkpoint."""
     lines = [f"- state: {provenance.state}" + (f" ({provenance.modality})" if provenance.modality else "")]
     lines += [f"- made from {role}: `{digest[:16]}`" for role, digest in sorted(provenance.parents.items())]
     lines += [f"- {name}: {value}" for name, value in sorted(provenance.notes.items())]

@@ -1,4 +1,4 @@
-"""Delta folders: differences to a base in float32, and whole tensors of what no difference makes."""
+"""Delta folders: differences to a base in float32, and whole tensors that replace the base's."""
 
 import json
 from collections.abc import Mapping
@@ -19,13 +19,19 @@ def is_delta(folder: Path) -> bool:
 
 
 def write_delta_config(folder: Path, base: Path, whole: list[str]) -> None:
-    """Says what a folder's differences are added to, and which of its tensors are none."""
+    """Records the base of a folder's differences, and its tensors that are no differences.
+
+    Args:
+        folder: The folder of the differences.
+        base: The base's folder.
+        whole: Names of the tensors that replace the base's.
+    """
     config = {"base_model_name_or_path": str(base.resolve()), "whole": whole}
     (folder / DELTA_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 class DeltaTensors(Tensors):
-    """A base plus differences in float32, tensor by tensor: what rounds is the dtype that a model is loaded in.
+    """A base plus differences in float32, tensor by tensor; only loading a model in another dtype rounds them.
 
     Args:
         folder: The differences.

@@ -28,14 +28,14 @@ POOLING = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "we
 
 
 def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[str, Any] | None = None) -> None:
-    """Writes ``out`` so that ``SentenceTransformer(out)`` gives the folder's vectors.
+    """Exports a checkpoint so that ``SentenceTransformer(out)`` gives its embeddings.
 
     Args:
         folder: A checkpoint folder, dense or an adapter.
         out: The folder to write.
-        stock: Only stock modules, a plain Qwen3-VL for text, image and video: nothing of this package is needed to load
-            it; the ears stay behind, and a model that reasons embeds every query at once.
-        scores: Of `conan test`, for the model card.
+        stock: Only stock modules, a plain Qwen3-VL for text, image and video, which loads without this package; the audio encoder
+            is dropped, and a reasoning model embeds every query at once.
+        scores: Scores of `conan test`, for the model card.
 
     Raises:
         ValueError: A folder that is invalid, weights that are not finite, or scores of another form.
@@ -70,20 +70,31 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
 
 
 def stock_name(name: str) -> str | None:
-    """A tensor's name in a plain Qwen3-VL checkpoint; None for what that has not."""
+    """Name of a tensor in a plain Qwen3-VL checkpoint; None if that has no such tensor."""
     if name.startswith("backbone."):
         return f"model.{name.removeprefix('backbone.')}"
     return name if name == "lm_head.weight" else None
 
 
 def add_matryoshka(config: Any, provenance: Provenance) -> None:
-    """Servers cut embeddings only where the config says that the model was trained for it."""
+    """Adds the dimensions that the model was trained for: servers shorten embeddings only to those in the config.
+
+    Args:
+        config: The config to change.
+        provenance: Its notes name the dimensions, if there are any.
+    """
     if dims := provenance.notes.get("matryoshka_dims"):
         config.is_matryoshka, config.matryoshka_dimensions = True, list(dims)
 
 
 def write_modules(scratch: Path, dim: int, ours: str | None) -> None:
-    """``modules.json`` and each module's settings, of ours or stock; pooling in the old schema and in the new one."""
+    """Writes ``modules.json`` and the settings of each module; pooling in the old schema and in the new one.
+
+    Args:
+        scratch: The folder to export.
+        dim: Length of an embedding.
+        ours: Class of our module; None for stock modules.
+    """
     stock = [("", f"{LIBRARY}.models.Transformer"), ("1_Pooling", f"{LIBRARY}.models.Pooling")]
     first = [("", ours)] if ours else stock
     modules = [*first, (f"{len(first)}_Normalize", f"{LIBRARY}.models.Normalize")]
@@ -98,14 +109,20 @@ def write_modules(scratch: Path, dim: int, ours: str | None) -> None:
 
 
 def write_modalities(folder: Path) -> None:
-    """``sentence_bert_config.json``, of which mteb reads the modalities of a model."""
+    """Writes ``sentence_bert_config.json``, from which mteb reads the modalities of a model."""
     modes = {"method": "forward", "method_output_name": "sentence_embedding"}
     config = {"modality_config": dict.fromkeys((*MODALITIES, "message"), modes), "module_output_name": "sentence_embedding"}
     write_json(folder / MODALITY_CONFIG, config)
 
 
 def write_prompts(scratch: Path, processor: OmniProcessor, stock: bool) -> None:
-    """``config_sentence_transformers.json``: a prompt is the system instruction; our modules add the side's hint."""
+    """Writes ``config_sentence_transformers.json``: a prompt is the system instruction; our modules add the side's hint.
+
+    Args:
+        scratch: The folder to export.
+        processor: Its instruction and hints.
+        stock: True to add the hints to the prompts.
+    """
     sides: dict[str, Side] = {"query": "query", "document": "target"}
     prompts = {
         name: processor.instruction_of(None, side) if stock else processor.config.instruction for name, side in sides.items()
@@ -117,7 +134,14 @@ def write_prompts(scratch: Path, processor: OmniProcessor, stock: bool) -> None:
 
 
 def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor, provenance: Provenance) -> None:
-    """Config, processors and chat template of a plain Qwen3-VL that does what ours does."""
+    """Writes config, processors and chat template of a plain Qwen3-VL with the same results.
+
+    Args:
+        scratch: The folder to export.
+        config: Config of the whole model.
+        processor: Its settings; its tokenizer's template and padding side are changed.
+        provenance: Its notes.
+    """
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     settings, backbone = processor.config, config.backbone_config
@@ -159,7 +183,7 @@ def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor, pro
 
 
 def chat_template(processor: OmniProcessor) -> str:
-    """The template that our processor writes, an end token included, with the candidates' instruction where none is given."""
+    """Chat template of our processor, its end token included; without a system turn it adds the targets' instruction."""
     settings, instruction = processor.config, processor.instruction_of(None, "target")
     video = "<|vision_start|><|video_pad|><|vision_end|>" if settings.wrap_videos else "<|video_pad|>"
     system = f"<|im_start|>system\n{instruction}<|im_end|>\n" if instruction else ""
@@ -176,5 +200,10 @@ def chat_template(processor: OmniProcessor) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Indented JSON."""
+    """Writes indented JSON.
+
+    Args:
+        path: The file.
+        content: Values of JSON; others are written as text.
+    """
     path.write_text(json.dumps(content, indent=2, default=str) + "\n")

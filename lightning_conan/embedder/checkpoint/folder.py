@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is written in them, and read strictly, each with its provenance."""
+"""Checkpoint folders: written with their provenance, and read strictly."""
 
 import json
 import shutil
@@ -38,7 +38,13 @@ UNHASHED = "README.md"
 
 
 def write_sidecars(scratch: Path, processor: OmniProcessor, provenance: Provenance) -> None:
-    """Everything beside config and weights: tokenizer, processor settings and, last, the provenance with its hashes."""
+    """Writes everything beside config and weights: tokenizer, processor settings and, last, the provenance with its hashes.
+
+    Args:
+        scratch: The folder, which holds config and weights already.
+        processor: Its tokenizer and settings.
+        provenance: Completed with hashes and versions.
+    """
     processor.tokenizer.save_pretrained(scratch)
     (scratch / PROCESSOR).write_text(json.dumps(processor.config.to_dict(), indent=2) + "\n")
     paths = [path for path in sorted(scratch.rglob("*")) if path.is_file() and path.name != UNHASHED]
@@ -48,7 +54,13 @@ def write_sidecars(scratch: Path, processor: OmniProcessor, provenance: Provenan
 
 
 def record_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -> None:
-    """Adds golden vectors to a folder that has none, or replaces them; at no moment does the folder fail its hashes."""
+    """Adds or replaces golden vectors of a folder, which passes its hashes at every moment.
+
+    Args:
+        folder: A checkpoint folder.
+        model: Its model.
+        processor: Its processor.
+    """
     provenance = read_provenance(folder)
     others = {name: digest for name, digest in provenance.files.items() if not name.startswith(f"{GOLDEN}/")}
     scratch = folder / f".{GOLDEN}.partial"
@@ -64,7 +76,12 @@ def record_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -
 
 
 def replace_provenance(folder: Path, provenance: Provenance) -> None:
-    """Writes a folder's ``conan.json``, whole or not at all."""
+    """Writes a folder's ``conan.json``, whole or not at all.
+
+    Args:
+        folder: A checkpoint folder.
+        provenance: New content.
+    """
     scratch = folder / f".{PROVENANCE}.partial"
     scratch.write_text(provenance.to_json())
     sync(scratch)
@@ -72,7 +89,17 @@ def replace_provenance(folder: Path, provenance: Provenance) -> None:
 
 
 def save_folder(folder: Path, model: OmniEmbedder, processor: OmniProcessor, provenance: Provenance) -> Path:
-    """Writes a checkpoint folder with its golden vectors, whole or not at all."""
+    """Writes a checkpoint folder with its golden vectors, whole or not at all.
+
+    Args:
+        folder: The folder to write, or to replace.
+        model: Model to save.
+        processor: Its processor.
+        provenance: State, parents and notes.
+
+    Returns:
+        The folder.
+    """
     with whole_folder(folder, provenance.state, provenance.modality) as scratch:
         model.save_pretrained(scratch)
         write_golden(scratch, model, processor)
@@ -83,14 +110,14 @@ def save_folder(folder: Path, model: OmniEmbedder, processor: OmniProcessor, pro
 def save_adapter_folder(
     folder: Path, model: OmniEmbedder, processor: OmniProcessor, provenance: Provenance, adapter: Adapter
 ) -> Path:
-    """Writes what training added to a base instead of dense weights; loads and fuses like a dense folder.
+    """Writes the trained adapter instead of dense weights; loads and fuses like a dense folder.
 
     Args:
-        folder: The folder.
+        folder: The folder to write.
         model: The base with the adapter active, for the golden vectors.
         processor: Its processor.
-        provenance: Names the base's fingerprint as parent ``base``.
-        adapter: What was trained.
+        provenance: Its parent ``base`` is the base's fingerprint.
+        adapter: The trained tensors.
     """
     with whole_folder(folder, provenance.state, provenance.modality) as scratch:
         adapter.save(scratch)
@@ -105,7 +132,11 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "
 
 
 def check_folder(folder: Path, states: tuple[State, ...] = STATES) -> Provenance:
-    """Holds a folder against its provenance: its state, and each file's hash.
+    """Checks a folder against its provenance: its state, and each file's hash.
+
+    Args:
+        folder: A checkpoint folder.
+        states: The states that will do; any by default.
 
     Raises:
         ValueError: Another state than those asked for, or a file that is missing or was changed.
@@ -133,7 +164,7 @@ def check_folder(folder: Path, states: tuple[State, ...] = STATES) -> Provenance
 
 
 def open_tensors(folder: Path, base: Tensors | None = None, exact: bool = False) -> Tensors:
-    """Opens a folder's tensors, dense, or an adapter or differences on a base: the one door through which weights come.
+    """Opens a folder's tensors: dense, an adapter on a base, or differences to a base.
 
     Args:
         folder: A checked folder.
@@ -180,7 +211,7 @@ def base_of(folder: Path) -> Path:
 
 
 def load_processor(folder: Path) -> OmniProcessor:
-    """The processor of a checkpoint folder."""
+    """Loads the processor of a checkpoint folder."""
     settings = json.loads((folder / PROCESSOR).read_text())
     return OmniProcessor(AutoTokenizer.from_pretrained(folder, trust_remote_code=False), ProcessorConfig.from_dict(settings))
 
@@ -192,9 +223,7 @@ def load_folder(
     device: torch.device | str = "cpu",
     verify: bool = False,
 ) -> tuple[OmniEmbedder, OmniProcessor, Provenance]:
-    """Model, processor and provenance of a checkpoint folder, strictly.
-
-    Memory holds the weights once: they are read tensor by tensor into their places.
+    """Loads model, processor and provenance strictly; memory holds the weights once, as they are read tensor by tensor.
 
     Args:
         folder: The folder, dense or an adapter.
@@ -222,7 +251,12 @@ def load_folder(
 
 
 def embeds_as(provenance: Provenance, processor: OmniProcessor) -> str:
-    """Equal for folders that embed every input alike: of equal weights, and processors that make the same of it."""
+    """Equal for folders that embed every input alike.
+
+    Args:
+        provenance: Its fingerprint is that of the weights.
+        processor: Its fingerprint is that of tokenizer and settings.
+    """
     return f"{provenance.fingerprint}:{processor.fingerprint[:16]}"
 
 
@@ -233,7 +267,15 @@ def stored_dtype(config: OmniConfig) -> torch.dtype:
 
 
 def read_model(config: OmniConfig, tensors: Tensors, where: Path, dtype: torch.dtype, device: torch.device) -> OmniEmbedder:
-    """A model of ``config`` that holds exactly ``tensors``, in eval mode."""
+    """Makes a model of exactly these tensors, in eval mode.
+
+    Args:
+        config: The model's config.
+        tensors: Its tensors by name.
+        where: The folder, for errors.
+        dtype: Dtype of the weights in memory.
+        device: Device of the weights.
+    """
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in OmniEmbedder(config).state_dict().items()}
     check_specs(tensors.specs, expected, where)

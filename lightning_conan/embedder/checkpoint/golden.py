@@ -1,6 +1,6 @@
-"""Golden vectors: a few fixed items, their files and their embeddings, so that a folder can tell when inputs go wrong.
+"""Golden vectors: a few fixed items, their files and their embeddings, which show if inputs are read differently.
 
-Weights have hashes; what happens to an input on its way to them (decoders, resizing, tokenizer, kernels) has none.
+Weights have hashes; the path of an input to them (decoders, resizing, tokenizer, kernels) has none.
 """
 
 import io
@@ -62,7 +62,13 @@ def golden_items(files: dict[str, bytes]) -> dict[str, Item]:
 
 
 def embed_golden(model: OmniEmbedder, processor: OmniProcessor, files: dict[str, bytes]) -> dict[str, Float[Tensor, " dim"]]:
-    """The items' embeddings, each alone."""
+    """Embeds the golden items, each alone.
+
+    Args:
+        model: The model; its mode is unchanged afterwards.
+        processor: Its processor.
+        files: Contents of the items' media by name.
+    """
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -72,7 +78,13 @@ def embed_golden(model: OmniEmbedder, processor: OmniProcessor, files: dict[str,
 
 
 def write_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -> None:
-    """Writes the items' files and vectors, with dtype, device and versions, under ``golden/``."""
+    """Writes the items' files and vectors, with dtype, device and versions, under ``golden/``.
+
+    Args:
+        folder: A checkpoint folder without golden vectors.
+        model: Its model.
+        processor: Its processor.
+    """
     (folder / GOLDEN).mkdir()
     files = draw_files()
     for name, data in files.items():
@@ -87,7 +99,15 @@ def write_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) ->
 
 
 def compare_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -> tuple[dict[str, float], float]:
-    """Distance of each item's vector to the folder's, and the largest that is allowed.
+    """Compares golden vectors with a model.
+
+    Args:
+        folder: A checkpoint folder.
+        model: Its model.
+        processor: Its processor.
+
+    Returns:
+        Distance of each item's vector to the folder's, and the largest that is allowed.
 
     Raises:
         ValueError: The folder has no golden vectors.
@@ -102,7 +122,12 @@ def compare_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) 
 
 
 def check_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) -> None:
-    """Recomputes a folder's golden vectors.
+    """Recomputes a folder's golden vectors, and refuses a model that embeds differently.
+
+    Args:
+        folder: A checkpoint folder.
+        model: Its model.
+        processor: Its processor.
 
     Raises:
         ValueError: One is too far off, named with the likely reason.

@@ -1,4 +1,4 @@
-"""Grafting: a Qwen3-VL with an audio encoder's ears, a fresh projector and rows for new tokens (arXiv 2606.09331)."""
+"""Grafting: a Qwen3-VL with an audio encoder, a fresh projector and rows for new tokens (arXiv 2606.09331)."""
 
 import json
 from collections.abc import Callable
@@ -45,10 +45,10 @@ class GraftReport:
     Args:
         backbone: Folder or hub name of the backbone.
         audio: Folder or hub name of the audio encoder's checkpoint.
-        seed: Of what is fresh.
+        seed: Seed of the fresh parameters.
         parameters: Number of parameters by part.
         fresh: Tensors that started at random, and token rows.
-        left_out: Tensors of the backbone's checkpoint that the base does not hold.
+        left_out: Skipped tensors of the backbone's checkpoint.
         nbytes: Bytes of tensors read, by source.
     """
 
@@ -62,7 +62,7 @@ class GraftReport:
 
 
 class Graft:
-    """A base in the making: each tensor of it comes from the backbone, from the audio encoder, or is fresh.
+    """A base that is being assembled: each tensor comes from the backbone or the audio encoder, or is fresh.
 
     Args:
         backbone: Folder or hub name of a Qwen3-VL checkpoint.
@@ -102,7 +102,11 @@ class Graft:
         self.report.fresh = [*self.fresh, *(f"row of {token}" for token in OWN_TOKENS)]
 
     def audio_source(self, audio: str) -> Upstream:
-        """The audio encoder's checkpoint, of which only the encoder is read."""
+        """Opens the audio encoder's checkpoint, of which only the encoder is read.
+
+        Raises:
+            ValueError: A checkpoint without a known audio encoder.
+        """
         kind = Upstream(audio, ()).config.model_type
         if kind not in AUDIO_SOURCES:
             raise ValueError(
@@ -112,7 +116,16 @@ class Graft:
         return Upstream(audio, (AUDIO_SOURCES[kind][0],))
 
     def read_specs(self, eyes: TensorFiles, ears: TensorFiles, ears_prefix: str) -> None:
-        """Assigns source tensors to ours; every expected one is there, and every one there is used."""
+        """Maps source tensors to the base's; each of the base's needs one, and each one is used.
+
+        Args:
+            eyes: Tensors of the backbone.
+            ears: Tensors of the audio encoder.
+            ears_prefix: Name prefix of the audio encoder's tensors.
+
+        Raises:
+            ValueError: Tensors that are not those of their configs.
+        """
         before = "model." if any(name.startswith("model.") for name in eyes.specs) else ""
         self.sources: dict[str, tuple[TensorFiles, str]] = {}
         for name in eyes.specs:
@@ -148,7 +161,12 @@ class Graft:
         return self.with_new_rows(tensor, self.noise[ROWS.index(name)]) if name in ROWS else tensor.to(self.specs[name].dtype)
 
     def with_new_rows(self, rows: Tensor, noise: Tensor) -> Tensor:
-        """Rows for the new tokens, drawn like the others: around their mean, with their spread in each dimension."""
+        """Appends rows for new tokens, drawn like the others: around their mean, with their spread in each dimension.
+
+        Args:
+            rows: Rows of the known tokens.
+            noise: Standard normal numbers, a row for each of ``OWN_TOKENS``, and for each row by which the vocabulary grew.
+        """
         known = rows.float()
         drawn = (known.mean(dim=0) + noise * known.std(dim=0)).to(rows.dtype)
         result: Tensor = torch.cat([rows, drawn[len(OWN_TOKENS) :]])
@@ -158,7 +176,12 @@ class Graft:
 
 
 def check_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Holds what the backbone's own processor does against what ours does.
+    """Checks that the backbone's own processor treats inputs as ours does.
+
+    Args:
+        folder: The backbone's small files.
+        tokenizer: Its tokenizer, for the chat template.
+        config: Its config, for the size of patches.
 
     Raises:
         ValueError: Another chat template, normalisation or patch layout than Qwen3-VL's.
@@ -179,7 +202,15 @@ def check_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTr
 
 
 def add_own_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:
-    """Teaches the tokenizer the tokens of sounds and of reasoning, makes room for their rows, and returns those that are new."""
+    """Adds the tokens of audio and of reasoning to the tokenizer, and room for their rows to the config.
+
+    Args:
+        tokenizer: The tokenizer, which is changed.
+        config: The backbone's config; its vocabulary grows if need be.
+
+    Returns:
+        Ids of the tokens that are new.
+    """
     known = tokenizer.get_vocab()
     new = [token for token in OWN_TOKENS if token not in known]
     tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
@@ -194,7 +225,13 @@ def place_of(source: str) -> str:
 
 
 def fit_settings(settings: ProcessorConfig, backbone: PreTrainedConfig, audio: PreTrainedConfig) -> ProcessorConfig:
-    """The settings with the sizes that the models fix."""
+    """Replaces the sizes that the models fix.
+
+    Args:
+        settings: The processor's settings.
+        backbone: Config that fixes the size of patches.
+        audio: Config that fixes the log-mel and its windows.
+    """
     encoder = audio_encoder_of(audio)
     return replace(
         settings,
@@ -212,6 +249,15 @@ def graft_folder(
     """Writes the base folder ``out``, whole or not at all, with ``graft.json`` beside its weights.
 
     Memory holds one tensor; the golden vectors need the whole model once.
+
+    Args:
+        backbone: Folder or hub name of a Qwen3-VL checkpoint.
+        audio: Folder or hub name of a checkpoint that holds an audio encoder.
+        out: The base folder to write.
+        settings: Settings of the processor.
+        hidden: Width of the projector's hidden layer.
+        seed: Seed of the projector and the token rows.
+        golden: False to write no golden vectors.
     """
     check_apart(out, backbone, audio)
     made = Graft(backbone, audio, settings, hidden, seed)

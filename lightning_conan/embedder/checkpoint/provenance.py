@@ -43,7 +43,7 @@ class Provenance:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal weights, whatever golden vectors stand beside them."""
+        """Hash of the weights, independent of golden vectors."""
         files = {name: digest for name, digest in self.files.items() if not name.startswith(f"{GOLDEN}/")}
         weights = sorted(digest for name, digest in files.items() if name.endswith(".safetensors"))
         return blake3("".join(weights).encode()).hexdigest()
@@ -54,14 +54,14 @@ class Provenance:
 
 
 def file_hash(path: Path) -> str:
-    """A file's BLAKE3: five times as fast as SHA-256, and every load and fusion reads gigabytes through it."""
+    """BLAKE3 of a file: five times as fast as SHA-256, and every load and fusion hashes gigabytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, blake3).hexdigest()  # type: ignore[arg-type]  # it has a hash's methods
 
 
 def moved_along(named: Path, folder: Path, fingerprint: str | None) -> Path | None:
-    """Finds the folder of a fingerprint whose path has changed as another one's has, such as on another machine:
-    ``/old/runs/base`` of ``/new/runs/audio/final`` is ``/new/runs/base``.
+    """Finds a folder that was moved together with the one that notes its path: ``/old/runs/base``, noted in
+    ``/new/runs/audio/final``, is now ``/new/runs/base``.
 
     Args:
         named: Path of the folder as noted.
@@ -75,7 +75,7 @@ def moved_along(named: Path, folder: Path, fingerprint: str | None) -> Path | No
 
 
 def read_provenance(folder: Path) -> Provenance:
-    """A folder's provenance.
+    """Reads a folder's provenance.
 
     Raises:
         ValueError: Not a checkpoint folder, or its ``conan.json`` is damaged.
@@ -99,6 +99,10 @@ def read_provenance(folder: Path) -> Provenance:
 
 def check_version(record: Any, path: Path) -> None:
     """Refuses a ``conan.json`` with more fields than this version knows: what they say may change how the folder is read.
+
+    Args:
+        record: Content of ``conan.json``.
+        path: The file, for errors.
 
     Raises:
         ValueError: Names the first such field, both versions, and the remedy.

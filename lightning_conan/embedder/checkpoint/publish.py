@@ -40,5 +40,5 @@ def last_part(path: str) -> str:
 
 
 def is_repository(source: str) -> bool:
-    """True for a hub's OWNER/NAME, which alone may stand as a card's ``base_model``."""
+    """True for a hub's OWNER/NAME; nothing else may be a card's ``base_model``."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None

@@ -1,4 +1,4 @@
-"""Safetensors files: which tensors they hold, one tensor at a time, and files written tensor by tensor."""
+"""Safetensors files, read and written one tensor at a time."""
 
 import json
 import mmap
@@ -48,7 +48,7 @@ class Spec:
 
 
 class Tensors(ABC):
-    """Tensors by name, whatever they are read from: dense files, or a base with an adapter on it."""
+    """Tensors by name, read from dense files, or from a base with an adapter or differences."""
 
     specs: Mapping[str, Spec]
 
@@ -62,14 +62,14 @@ class Tensors(ABC):
 
 
 class TensorFiles(Tensors):
-    """The tensors of some safetensors files. Each is read when it is asked for, and held by nobody else.
+    """Tensors of safetensors files; each is read when it is asked for, and not kept.
 
     Args:
         paths: The files.
-        wanted: Which names to take; all by default. Other tensors are never read.
+        wanted: True for names to take; all by default. Other tensors are never read.
 
     Raises:
-        ValueError: A tensor that is there twice, or a file that is no sound safetensors file.
+        ValueError: A tensor that is there twice, or a file that is no valid safetensors file.
     """
 
     def __init__(self, paths: list[Path], wanted: Callable[[str], bool] = bool) -> None:
@@ -119,7 +119,7 @@ def read_header(path: Path) -> dict[str, tuple[Spec, int]]:
 
 
 def unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    """A JSON object whose names differ: the library takes the last of two tensors of one name."""
+    """Makes a JSON object, and refuses a name that occurs twice: the library would take the last."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -129,7 +129,11 @@ def unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 
 
 def tensor_paths(folder: Path, stem: str = STEM) -> list[Path]:
-    """A folder's safetensors files: those that its index names, or all.
+    """Paths of a folder's safetensors files: those that its index names, or all.
+
+    Args:
+        folder: The folder.
+        stem: Prefix of the index's name.
 
     Raises:
         ValueError: None, or one that the index names is missing.
@@ -152,7 +156,12 @@ def tensor_paths(folder: Path, stem: str = STEM) -> list[Path]:
 
 
 def check_specs(found: Mapping[str, Spec], expected: Mapping[str, tuple[int, ...]], where: Path) -> None:
-    """Every tensor expected is there with its shape, and none besides.
+    """Checks that every expected tensor is there with its shape, and no other.
+
+    Args:
+        found: Specs of the tensors that are there.
+        expected: Shape of each tensor, by name.
+        where: The folder, for errors.
 
     Raises:
         ValueError: Names the first odd tensors and the likely reason.
@@ -173,7 +182,12 @@ def check_specs(found: Mapping[str, Spec], expected: Mapping[str, tuple[int, ...
 
 
 def finite(tensor: Tensor, name: str, where: Path | str) -> Tensor:
-    """A tensor that is about to be handed on.
+    """Returns the tensor if it is finite.
+
+    Args:
+        tensor: The tensor, of any dtype.
+        name: Its name, for the error.
+        where: Its folder or file, for the error.
 
     Raises:
         ValueError: It holds NaN or inf.
@@ -187,13 +201,25 @@ def finite(tensor: Tensor, name: str, where: Path | str) -> Tensor:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes one safetensors file with the mode that the umask gives; the library's own writer lets its owner alone read it."""
+    """Writes one safetensors file with the umask's mode; the library's own writer makes it readable for its owner alone.
+
+    Args:
+        path: The file.
+        tensors: Its tensors by name.
+    """
     specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     write_file(path, write_order(specs), specs, tensors.__getitem__)
 
 
 def write_file(path: Path, names: Sequence[str], specs: Mapping[str, Spec], tensor_of: Callable[[str], Tensor]) -> None:
-    """Writes one safetensors file of the named tensors, in their order."""
+    """Writes one safetensors file of the named tensors, in their order.
+
+    Args:
+        path: The file.
+        names: Names of its tensors.
+        specs: Shape and dtype of each.
+        tensor_of: Returns one tensor; called once for each.
+    """
     with path.open("wb") as file:
         file.write(header_of({name: specs[name] for name in names}))
         for name in names:
@@ -209,7 +235,7 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
     stem: str = STEM,
 ) -> None:
-    """Safetensors files and, for several, their index; memory holds one tensor.
+    """Writes safetensors files and, for several, their index; memory holds one tensor.
 
     Args:
         folder: Where to write.
@@ -231,7 +257,7 @@ def write_shards(
 
 
 def plan_shards(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
-    """Names of each file's tensors. Wide dtypes come first, as safetensors wants it, so that each is aligned."""
+    """Names of each file's tensors; wide dtypes come first, as safetensors requires, so that each is aligned."""
     shards: list[list[str]] = [[]]
     size = 0
     for name in write_order(specs):

@@ -1,4 +1,4 @@
-"""Checkpoints as their authors publish them: a local folder or a hub's repository, read only as far as needed."""
+"""Published checkpoints: a local folder or a hub's repository, of which only the needed files are read."""
 
 import json
 from collections.abc import Callable
@@ -18,8 +18,7 @@ class Upstream:
 
     Args:
         source: A folder, or a repository's name on the hub (``Qwen/Qwen3-VL-2B-Instruct``).
-        prefixes: Beginnings of the names of the tensors to take; all others are neither read nor, from a hub,
-            downloaded, as far as they lie in other files.
+        prefixes: Name prefixes of the tensors to read; files without such tensors are not downloaded.
 
     Raises:
         ValueError: Neither, or a file of it is missing.
@@ -35,13 +34,18 @@ class Upstream:
             raise ValueError(f"{source} is not a transformers checkpoint: it has no config.json.")
 
     def download_small(self) -> Path:
-        """Everything but weights."""
+        """Downloads everything but weights."""
         from huggingface_hub import snapshot_download
 
         return Path(self.fetched(snapshot_download, self.source, allow_patterns=list(SMALL_FILES)))
 
     def fetched(self, fetch: Callable[..., str], *args: Any, **options: Any) -> str:
-        """Result of a call of the hub's library.
+        """Calls a function of the hub's library.
+
+        Args:
+            fetch: Function that downloads, and returns a path.
+            args: Its arguments.
+            options: Its keyword arguments.
 
         Raises:
             ValueError: It failed: no such repository, no access, no network.
@@ -56,7 +60,7 @@ class Upstream:
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The model's config."""
+        """Config of the model."""
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)  # type: ignore[no-any-return]
 
     def wants(self, name: str) -> bool:
@@ -64,7 +68,7 @@ class Upstream:
         return name.startswith(self.prefixes)
 
     def tensors(self) -> TensorFiles:
-        """The wanted tensors.
+        """Opens the wanted tensors.
 
         Raises:
             ValueError: No tensor's name begins so.
@@ -75,7 +79,7 @@ class Upstream:
         return found
 
     def paths(self) -> list[Path]:
-        """Files with wanted tensors, downloaded if need be."""
+        """Paths of the files with wanted tensors, downloaded if need be."""
         if not (self.folder / INDEX).is_file():
             if self.local and not (self.folder / WHOLE).is_file():
                 return tensor_paths(self.folder)
@@ -89,12 +93,17 @@ class Upstream:
         return [self.folder / name for name in names]
 
     def download(self, name: str) -> Path:
-        """One file of weights."""
+        """Downloads a weight file."""
         from huggingface_hub import hf_hub_download
 
         return Path(self.fetched(hf_hub_download, self.source, name))
 
 
 def read_json(path: Path, default: Callable[[], Any] = dict) -> Any:
-    """A JSON file's content, or a default if it is not there."""
+    """Reads a JSON file, or returns a default if it is not there.
+
+    Args:
+        path: The file.
+        default: Makes the default; an empty dictionary unless given.
+    """
     return json.loads(path.read_text()) if path.is_file() else default()

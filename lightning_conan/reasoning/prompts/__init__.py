@@ -8,7 +8,7 @@ from lightning_conan.strict_yaml import load_yaml
 
 
 def read_prompts(name: str) -> dict[str, str]:
-    """The prompts of ``NAME.yaml``.
+    """Reads the prompts of ``NAME.yaml``.
 
     Raises:
         ValueError: There is no such file, or it holds something else than texts.
@@ -23,6 +23,6 @@ def read_prompts(name: str) -> dict[str, str]:
 
 
 def hints() -> tuple[str, str]:
-    """Hints that end the instruction of queries and of targets of a model that reasons."""
+    """Hints that a reasoning model's instructions of queries and of targets end with."""
     found = read_prompts("trace")
     return found["query"], found["target"]
