@@ -177,15 +177,11 @@ def test_docstrings_open_with_a_verb_or_a_noun():
 
 
 UNTOLD = (
-    "lightning_conan/drift/",
-    "lightning_conan/embedder/",
-    "lightning_conan/fusion/",
+    "lightning_conan/embedder/checkpoint/tensors.py",
+    "lightning_conan/embedder/model.py",
+    "lightning_conan/embedder/processor.py",
     "lightning_conan/items.py",
-    "lightning_conan/media/",
-    "lightning_conan/reasoning/",
-    "lightning_conan/retrieval/",
-    "lightning_conan/strict_yaml.py",
-    "lightning_conan/web.py",
+    "lightning_conan/media/video.py",
 )
 """Beginnings of the paths of modules with functions whose arguments are not all described yet: only ever fewer."""
 
