@@ -12,7 +12,7 @@ from lightning_conan.embedder.checkpoint import LowRank, TaskVector
 from lightning_conan.fusion.geometry import gram_of, low_rank_gram
 from lightning_conan.fusion.method import Method, TensorContext
 
-CACHE = 2**18
+CACHE = 5 * 2**16
 """Float32 entries of the base and the task vectors that are worked on at once: a megabyte stays in a core's cache."""
 
 
