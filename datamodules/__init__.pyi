@@ -1,6 +1,8 @@
 from .embed import EmbedData
+from .loading.base import PairData
 from .rehearsal import RehearsalData
+from .shards.read import Reading
 from .specialist import SpecialistData
 from .trace import TraceData
 
-__all__ = ["EmbedData", "RehearsalData", "SpecialistData", "TraceData"]
+__all__ = ["EmbedData", "PairData", "Reading", "RehearsalData", "SpecialistData", "TraceData"]

@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,11 @@ class Method(ABC):
     """True if each entry of the change depends on that entry alone, so that a tensor can be fused in blocks."""
     linear: ClassVar[bool] = False
     """True if the change is ``weighted_sum(deltas, alphas)``, so that low-rank task vectors can be summed as one product."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls):  # another rule: what was said of its parent's need not hold
+            cls.elementwise, cls.linear = (vars(cls).get(name, False) for name in ("elementwise", "linear"))
 
     @abstractmethod
     def __call__(self, deltas: Deltas, alphas: Mapping[str, float], context: TensorContext) -> Float[Tensor, "*shape"]:

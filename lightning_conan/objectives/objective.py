@@ -71,6 +71,12 @@ class Objective(ABC):
         """Initial values of scalars that train along, by name; the stage passes their current values in ``Contrast.learned``."""
         return {}
 
+    @property
+    def description(self) -> str:
+        """Class path and settings: equal for objectives that are the same function."""
+        path = f"{type(self).__module__}.{type(self).__qualname__}"
+        return f"{path}({', '.join(f'{name}={value!r}' for name, value in sorted(getattr(self, '__dict__', {}).items()))})"
+
     @abstractmethod
     def __call__(self, pairs: PairEmbeddings, contrast: Contrast, own: slice = slice(None)) -> Float[Tensor, ""]:
         """The mean loss of this rank's pairs. The mean over ranks, weighted by their numbers of pairs, is the loss of all pairs.

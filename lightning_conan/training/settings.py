@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_conan.items import Modality
 from lightning_conan.objectives import Contrast, Objective, SymmetricInfoNCE
@@ -140,15 +140,22 @@ class Training:
         """Refuses settings that the objective does not use.
 
         Raises:
-            ValueError: One of them is set to something else than its default.
+            ValueError: One of them is set to something else than its default, or the objective is none.
         """
+        if not isinstance(self.objective, Objective):
+            raise ValueError(
+                f"training.objective must be an instance of lightning_conan.objectives.Objective, got {self.objective!r}. Name a "
+                "class path in a YAML; in Python call the class, such as CoSENT()."
+            )
+        if odd := [name for name in self.objective.learned() if not name.isidentifier() or hasattr(nn.ParameterDict, name)]:
+            raise ValueError(f"The names of an objective's learned() must be those of variables, got {odd[0]!r}. Choose another.")
         unused = {name for use, names in USED_AS.items() if use not in self.objective.uses for name in names}
         for setting in fields(self):
             default = setting.default if setting.default is not MISSING else {}  # of temperatures
             if setting.name in unused and (value := getattr(self, setting.name)) != default:
                 raise ValueError(
                     f"training.{setting.name} must be {default} with {type(self.objective).__name__}, which does not use it, "
-                    f"got {value}. Leave it out, or choose another training.objective."
+                    f"got {value}. Set it to that (another YAML may have set it), or choose another training.objective."
                 )
 
     def temperature_of(self, modality: Modality) -> float:

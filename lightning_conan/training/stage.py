@@ -16,7 +16,14 @@ from typing_extensions import override
 
 from lightning_conan.embedder import Batch, Chunk, ChunkOutput, Encoded
 from lightning_conan.items import Modality
-from lightning_conan.objectives import ChunkStep, Contrast, PairEmbeddings, cached_backward, one_pass_backward
+from lightning_conan.objectives import (
+    ChunkStep,
+    Contrast,
+    PairEmbeddings,
+    SymmetricInfoNCE,
+    cached_backward,
+    one_pass_backward,
+)
 from lightning_conan.reasoning import Decoding
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.training.budgets import TokenBudgets, pack_chunks
@@ -59,7 +66,8 @@ class Stage(Weights):
         self.log_temperatures = LogTemperatures(training) if training.learn_temperature else None
         self.objective_scalars: nn.ParameterDict | None = None
         if start := training.objective.learned():
-            self.objective_scalars = nn.ParameterDict({name: nn.Parameter(torch.tensor(value)) for name, value in start.items()})
+            scalars = {name: nn.Parameter(torch.tensor(float(value))) for name, value in start.items()}
+            self.objective_scalars = nn.ParameterDict(scalars)
 
     @override
     def metadata(self) -> dict[str, Any]:
@@ -71,6 +79,8 @@ class Stage(Weights):
             found["matryoshka_dims"] = sorted(dims, reverse=True)
         if self.log_temperatures is not None:
             found["temperatures"] = {name: float(self.log_temperatures.of(name).detach()) for name in TOWERS}
+        if self.training_settings.objective != SymmetricInfoNCE():
+            found["loss"] = self.training_settings.objective.description
         if self.objective_scalars is not None:
             found["objective"] = {name: float(value.detach()) for name, value in self.objective_scalars.items()}
         return found

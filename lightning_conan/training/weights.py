@@ -148,7 +148,11 @@ class Weights(Scoring):
     def made_with(self) -> dict[str, Any]:
         """Settings that, besides the weights, determine the model."""
         lora = {"its lora.rank": self.lora.rank, "its lora.alpha": self.lora.alpha} if self.lora is not None else {}
-        return {**lora, "its inputs' settings (hints, sizes, tokenizer)": self.processor.fingerprint}
+        return {
+            "its training.objective": self.training_settings.objective.description,
+            **lora,
+            "its inputs' settings (hints, sizes, tokenizer)": self.processor.fingerprint,
+        }
 
     def check_resumable(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a .ckpt that belongs to another run.
@@ -161,17 +165,17 @@ class Weights(Scoring):
             raise ValueError(f"A .ckpt resumes `conan fit`; `conan {verb}` reads folders. Leave --ckpt_path out.")
         if checkpoint.get("folder") != self.provenance.fingerprint:
             raise ValueError(f"This .ckpt resumes a run that started from another folder than {self.folder}. Name that one.")
+        now = self.made_with()
+        before = checkpoint.get("made_with", now)  # not in those of earlier versions
+        if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
+            name = changed[0]
+            raise ValueError(
+                f"A run must go on with {name}, and began with {before[name]}, got {now[name]}. Leave it, or start anew."
+            )
         if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
             raise ValueError(
                 f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}. It only resumes the "
                 "`conan fit` that wrote it, with the same stage; score the folder that callbacks.FolderCheckpoint wrote."
-            )
-        now = self.made_with()
-        before = checkpoint.get("made_with", now)  # not in those of earlier versions
-        if changed := [name for name in now if before[name] != now[name]]:
-            name = changed[0]
-            raise ValueError(
-                f"A run must go on with {name}, and began with {before[name]}, got {now[name]}. Leave it, or start anew."
             )
 
     # Writing

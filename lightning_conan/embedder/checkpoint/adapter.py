@@ -78,6 +78,8 @@ class AdapterTensors(Tensors):
                 self.factors[f"{stem}.weight"] = pair
                 self.hold(folder, pair[1], pair[1] in self.files.specs, "is missing")
                 shapes = [self.files.specs[part].shape for part in pair]
+                ranks = shapes[0][0], shapes[1][1]
+                self.hold(folder, target, ranks[0] == ranks[1], f"has factors of the ranks {ranks[0]} and {ranks[1]}")
                 shape = (shapes[1][0], shapes[0][1])
                 target = f"{stem}.weight"
             elif target.endswith(".lora_B.weight"):
@@ -88,6 +90,8 @@ class AdapterTensors(Tensors):
                 shape = self.files.specs[name].shape
             self.hold(folder, target, target in self.specs, "is not among the base's tensors")
             self.hold(folder, target, self.specs[target].shape == shape, f"must be {self.specs[target].shape}, got {shape}")
+        for target in self.whole.keys() & self.factors.keys():
+            self.hold(folder, target, False, "is there both whole and as factors")
 
     def hold(self, folder: Path, name: str, fits: bool, what: str) -> None:
         """Refuses a tensor that does not fit the base.

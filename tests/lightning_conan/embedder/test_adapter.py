@@ -104,6 +104,21 @@ def rehash(folder, name):
     (folder / "conan.json").write_text(json.dumps(record))
 
 
+def first(tensors, part):
+    return next(name for name in tensors if part in name)
+
+
+def widen(tensors, name):
+    tensors[name] = torch.cat([tensors[name], tensors[name]])
+
+
+def whole_beside(tensors):
+    """The whole tensor of a layer that has factors, too."""
+    down = first(tensors, "lora_A")
+    up = down.replace("lora_A", "lora_B")
+    return {down.replace(".lora_A.", "."): torch.zeros(len(tensors[up]), tensors[down].shape[1])}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -111,6 +126,8 @@ def rehash(folder, name):
         (lambda tensors: tensors.pop(next(name for name in tensors if "lora_A" in name)), "has no lora_A"),
         (lambda tensors: tensors.update({"base_model.model.extra.weight": torch.ones(2)}), "is not among the base's tensors"),
         (lambda tensors: tensors.update({"base_model.model.audio_projector.linear_1.bias": torch.ones(3)}), "must be"),
+        (lambda tensors: widen(tensors, first(tensors, "lora_A")), "has factors of the ranks"),
+        (lambda tensors: tensors.update(whole_beside(tensors)), "is there both whole and as factors"),
     ],
 )
 def test_adapters_that_do_not_fit_are_refused_by_name(both, tmp_path, change, message):

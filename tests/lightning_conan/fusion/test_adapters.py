@@ -1,7 +1,7 @@
 """Task vectors of LoRA specialists from their factors, against the same specialists merged into the base."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -213,3 +213,20 @@ def test_task_vectors_in_memory_are_those_of_merged_weights(recipe):
     for name in (*FACTORED, TABLE, MERGER):
         for one, other in zip(Fusion(recipe).vectors(name), merged(recipe).vectors(name), strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+@dataclass(frozen=True)
+class Halved(TaskArithmetic):
+    """A user's rule, derived from one of ours."""
+
+    def __call__(self, deltas, alphas, context):
+        return super().__call__(deltas, alphas, context) / 2
+
+
+def test_a_rule_derived_from_a_linear_one_is_asked(recipe, tmp_path):
+    """By dense task vectors: what is said of its parent does not hold for it."""
+    fuse_folders(replace(recipe, method=Halved()), tmp_path / "out")
+    half = {name: alpha / 2 for name, alpha in recipe.alphas.items()}
+    fuse_folders(replace(recipe, alphas=half), tmp_path / "due")
+    out, due = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "due"))
+    assert all(torch.allclose(out[name].float(), due[name].float(), atol=1e-6) for name in FACTORED)

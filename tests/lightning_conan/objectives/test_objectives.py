@@ -235,6 +235,38 @@ def test_a_learned_bias_trains_is_kept_and_resumes(base, world, tmp_path):
     assert Specialist(base, "image", fixed).objective_scalars is None
 
 
+def test_a_run_resumes_with_its_objective_alone(base, world, tmp_path):
+    settings = replace(QUICK, objective=CoSENT(), temperature=0.05)
+    trainer(tmp_path, 4, Stop(2)).fit(Specialist(base, "image", settings, Lora(4, 4)), data(world))
+    for other in (SymmetricInfoNCE(), PairwiseSigmoid(bias=-10)):
+        stage = Specialist(base, "image", replace(settings, objective=other), Lora(4, 4))
+        with pytest.raises(ValueError, match=r"go on with its training\.objective, and began with .*CoSENT"):
+            trainer(tmp_path, 4).fit(stage, data(world), ckpt_path="last")
+    stage = Specialist(base, "image", settings, Lora(4, 4))
+    trainer(tmp_path, 4).fit(stage, data(world), ckpt_path="last")
+    assert "CoSENT" in stage.metadata()["loss"]
+
+
+class OddNames(CoSENT):
+    def learned(self):
+        return {"values": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (CoSENT, r"such as CoSENT\(\)"),
+        ("CoSENT", "must be an instance of"),
+        (OddNames(), "must be those of variables, got 'values'"),
+    ],
+)
+def test_what_is_no_objective_is_refused(odd, message):
+    settings = Training()
+    object.__setattr__(settings, "objective", odd)  # the tests' checker of types would refuse it in the constructor
+    with pytest.raises(ValueError, match=message):
+        settings.check_objective()
+
+
 def test_coefficients_learn_beside_no_bias(base, world, tmp_path):
     recipe, settings = noisy_recipe(base, tmp_path), Training(warmup_steps=1, objective=PairwiseSigmoid())
     with pytest.raises(ValueError, match="got an objective that learns bias"):
