@@ -1,11 +1,15 @@
 """Imports run down: no module reaches itself through others, those within functions included."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 from lightning_conan.cli.main import LIGHTNING, VERBS, module_of
+from lightning_conan.moved import MOVED
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,3 +63,18 @@ def test_no_module_imports_itself_through_others():
 def test_each_verb_is_a_file():
     known = modules()
     assert all(module_of(verb) in known for verb in (*LIGHTNING, *VERBS))
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_a_module_that_moved_is_still_found(old):
+    """The same module, with a warning at its first import; nothing else is under its old name."""
+    assert old not in modules()
+    with pytest.warns(DeprecationWarning, match=f"{old} is {MOVED[old]} now"):
+        found = importlib.import_module(old)
+    assert found is importlib.import_module(MOVED[old])
+    assert found.__name__ == MOVED[old]
+
+
+def test_a_module_that_never_was_is_not_found():
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("datamodules.nowhere")

@@ -32,6 +32,10 @@ class TensorContext:
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
+Place = TensorContext
+"""Name of 0.1.0."""
+
+
 class Method(ABC):
     """A rule of fusion; subclasses are dataclasses whose fields are its settings."""
 
