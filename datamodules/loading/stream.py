@@ -1,5 +1,6 @@
 """From planned batches to encoded ones: a WebDataset pipeline that any number of workers runs alike."""
 
+import gc
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -173,11 +174,13 @@ def collate(modality: str, task: str, keys: list[str], sides: list[Sides], fault
 
 
 def apart(worker: int) -> None:
-    """Gives a worker a process group of its own, out of reach of signals to the run's group.
+    """Gives a worker a process group of its own, out of reach of signals to the run's group, and leaves inherited garbage alone.
 
     torchrun, `timeout` and Ctrl-C on a terminal signal a whole group, and a run without workers cannot finish its step and save.
+    Of what the run's process made, some must not be freed here: FFmpeg's scaler waits for its threads, which a fork does not copy.
     """
     os.setpgid(0, 0)
+    gc.freeze()
 
 
 class BatchLoader(Generic[BatchT]):
@@ -214,6 +217,7 @@ class BatchLoader(Generic[BatchT]):
         whole = partial(iter, list(chain.from_iterable(pieces)))
         pipeline = wds.DataPipeline(whole, split_by_worker, self.ahead, wds.map(self.encode), wds.map(PackedTensors.pack))
         settings = {"num_workers": self.num_workers, "prefetch_factor": 2, "worker_init_fn": apart}
+        gc.collect()  # what is garbage now is freed here, not by a worker: see ``apart``
         arrived = iter(wds.WebLoader(pipeline, batch_size=None, **settings))
         for cut in pieces:
             yield join([packed.unpack() for packed in islice(arrived, len(cut))])

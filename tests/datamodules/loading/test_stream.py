@@ -1,3 +1,4 @@
+import gc
 import json
 import pickle
 import random
@@ -300,3 +301,41 @@ def test_each_side_is_encoded_as_what_it_is(world, processor):
     for encoded, item, side in ((batch.queries[0], pair.query, "query"), (batch.targets[0], pair.target, "target")):
         assert torch.equal(encoded.input_ids, hinted(item, side).input_ids)
     assert not torch.equal(hinted(pair.query, "query").input_ids, hinted(pair.query, "target").input_ids)
+
+
+class Told:
+    """Part of a cycle, so that only the garbage collector frees it; says so."""
+
+    def __init__(self, path):
+        self.path, self.itself = path, self
+
+    def __del__(self):
+        self.path.touch()
+
+
+COLLECT = gc.collect
+
+
+class Collecting(Encoder):
+    """Encodes after a collection of garbage, which may come at any time."""
+
+    def __call__(self, slot):
+        COLLECT()
+        return super().__call__(slot)
+
+
+def test_workers_free_nothing_that_this_process_made(world, processor, tmp_path, monkeypatch):
+    """FFmpeg's scaler would wait there for threads that only this process has. (Else it is freed here, before they start.)"""
+    plan = [Slot("a", (0, 1, 2, 3))]
+    encoder = Collecting({"a": ShardSet(world / "image")}, processor)
+    gc.disable()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(gc, "collect", lambda: 0)
+            Told(tmp_path / "freed")
+            assert len(list(BatchLoader(lambda: plan, 1, encoder, 2))) == 1
+        assert not (tmp_path / "freed").exists()
+        assert len(list(BatchLoader(lambda: plan, 1, encoder, 2))) == 1
+        assert (tmp_path / "freed").exists()
+    finally:
+        gc.enable()
