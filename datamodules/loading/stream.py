@@ -177,7 +177,7 @@ def apart(worker: int) -> None:
     """Gives a worker a process group of its own, out of reach of signals to the run's group, and leaves inherited garbage alone.
 
     torchrun, `timeout` and Ctrl-C on a terminal signal a whole group, and a run without workers cannot finish its step and save.
-    Of what the run's process made, some must not be freed here: FFmpeg's scaler waits for its threads, which a fork does not copy.
+    Some of what that process made must not be freed here: FFmpeg's scaler waits for threads that a fork does not copy.
     """
     os.setpgid(0, 0)
     gc.freeze()
