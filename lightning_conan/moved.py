@@ -8,8 +8,6 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
 from typing import Any
 
-from typing_extensions import override
-
 TRAINING = ("adapters", "memory", "negatives", "optimizers", "scoring", "settings", "sharding", "stage", "weights")
 MOVED = {
     **{f"lightning_conan.stages.{name}": f"lightning_conan.training.{name}" for name in TRAINING},
@@ -50,18 +48,24 @@ class MovedModules(MetaPathFinder, Loader):
     Comes after all other finders, so that a module which exists under that name is taken.
     """
 
-    @override
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Returns the spec of a moved module, None of any other.
+
+        Args:
+            fullname: The name that is imported.
+            path: Unused.
+            target: Unused.
+        """
         return spec_from_loader(fullname, self) if fullname in MOVED else None
 
-    @override
     def exec_module(self, module: Any) -> None:
+        """Puts the module itself in the place of the new one that Python made for the old name."""
         old = module.__name__
         warnings.warn(f"{old} is {MOVED[old]} now. Import it from there.", DeprecationWarning, stacklevel=2)
         sys.modules[old] = importlib.import_module(MOVED[old])
 
 
 def install() -> None:
-    """Makes the old names importable; a second call changes nothing."""
+    """Makes the old names importable, for the packages that they were in; a second call changes nothing."""
     if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(MovedModules())

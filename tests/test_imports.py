@@ -75,6 +75,12 @@ def test_a_module_that_moved_is_still_found(old):
     assert found.__name__ == MOVED[old]
 
 
+@pytest.mark.parametrize("package", sorted({old.rpartition(".")[0] for old in MOVED}))
+def test_the_package_of_a_moved_module_finds_it(package):
+    """Whoever imports the old name imports its package first, and nothing else of ours."""
+    assert "\ninstall()\n" in modules()[package].read_text()
+
+
 def test_a_module_that_never_was_is_not_found():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("datamodules.nowhere")

@@ -1,1 +1,5 @@
 """The `conan` command."""
+
+from lightning_conan.moved import install
+
+install()

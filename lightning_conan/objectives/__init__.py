@@ -1,5 +1,6 @@
 """Losses by class path, and the step that computes them over more pairs than memory holds."""
 
+from lightning_conan.moved import install
 from lightning_conan.objectives.contrastive import SymmetricInfoNCE, symmetric_info_nce
 from lightning_conan.objectives.cosent import CoSENT
 from lightning_conan.objectives.generation import generation_loss
@@ -32,3 +33,5 @@ __all__ = [
     "pairwise_sigmoid",
     "symmetric_info_nce",
 ]
+
+install()

@@ -5,6 +5,7 @@ from typing import Any
 import lazy_loader
 
 from lightning_conan import training
+from lightning_conan.moved import install
 
 find, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 MOVED = ("DynamicNegatives", "Lora", "Stage", "Training")
@@ -13,3 +14,6 @@ MOVED = ("DynamicNegatives", "Lora", "Stage", "Training")
 
 def __getattr__(name: str) -> Any:
     return getattr(training, name) if name in MOVED else find(name)
+
+
+install()
