@@ -1,4 +1,4 @@
-"""What the benchmarks share: one thread, one line on the machine, the last line of JSON, checkpoints made by code."""
+"""Shared parts of the benchmarks: one thread, one line on the machine, the last line of JSON, checkpoints made by code."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ def bare_trainer(**settings: Any) -> Any:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What ``work`` returns, its CPU seconds (all threads and children waited for) and its wall seconds."""
+    """Returns the result of ``work``, its CPU seconds (all threads and children waited for) and its wall seconds."""
     cpu, wall = time.process_time(), time.perf_counter()
     result = work()
     return result, time.process_time() - cpu, time.perf_counter() - wall

@@ -155,7 +155,7 @@ class SideBySide:
         self.gates[self.me.number].acquire()
 
     def take_part(self, number: int, work: Callable[[], float]) -> tuple[float, float]:
-        """What ``work`` returns, and its thread's CPU seconds."""
+        """Returns the result of ``work`` and its thread's CPU seconds."""
         self.me.number = number
         self.gates[number].acquire()
         before = time.thread_time()

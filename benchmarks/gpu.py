@@ -196,7 +196,7 @@ def embedding_rate(module: Specialist) -> float:
 
 
 def seconds_of(work: Callable[[], Any], leaves: list[torch.Tensor]) -> float:
-    """Of a forward and backward pass, the median of 12."""
+    """Median of 12 forward and backward passes."""
     seconds = []
     for _ in range(15):
         settle()

@@ -46,7 +46,7 @@ def run_demo(tree: Path, out: Path, scale: float, pairs: int) -> None:
 
 
 def facts(out: Path) -> Iterator[tuple[str, Any]]:
-    """What a demo left, by name: numbers, lists of them, and tensors."""
+    """Yields the results of a demo, by name: numbers, lists of them, and tensors."""
     for path in sorted((out / "logs").rglob("metrics.csv")):
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row.get("train/loss")]

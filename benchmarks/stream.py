@@ -77,7 +77,7 @@ def write_ours(folder: Path, modality: str, samples: Iterable[Sample]) -> None:
 
 
 def trainer(root: Path, processor: Any) -> Any:
-    """What a data module asks of a trainer, at the start of an epoch."""
+    """Trainer, as far as a data module asks it, at the start of an epoch."""
     from lightning.pytorch.trainer.states import TrainerFn
 
     done = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
@@ -138,7 +138,7 @@ class WebDataset:
 
 
 def rows(source: str, number: int) -> Iterator[dict[str, Any]]:
-    """What LitData's own processes write; made by name, since they import this file anew."""
+    """Sample for LitData's own processes to write; made by name, since they import this file anew."""
     modality, count = source.split()
     yield from ({"key": key, "data": data, "caption": caption} for key, data, caption in draw(modality, int(count)))
 
@@ -264,12 +264,12 @@ def measure_decoded(names: str, root: Path, modality: str, turns: int) -> None:
 
 
 def positions(count: int) -> list[int]:
-    """Where the runs stop: at 5, 50 and 90 % of an epoch."""
+    """Positions at which the runs stop: at 5, 50 and 90 % of an epoch."""
     return [count // 20, count // 2, count * 9 // 10]
 
 
 def place(root: Path, name: str) -> Path:
-    """Where a reader's data lie."""
+    """Place of a reader's data."""
     return root / ("ours" if name in ("ours", "webdataset") else name)
 
 

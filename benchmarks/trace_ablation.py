@@ -152,7 +152,7 @@ def candidates(options: Options) -> dict[str, dict[str, float]]:
 
 
 def effort(written: Written, pairs: Sequence[Pair], cpu: float) -> dict[str, float]:
-    """How much was written, and how fast."""
+    """Tokens written, and their speed."""
     reasoned, tokens = sum(map(bool, written.tokens)), sum(map(len, written.tokens))
     return {"reasoned": 100 * reasoned / len(pairs), "tokens": tokens / len(pairs), "per_second": len(pairs) / cpu}
 

@@ -111,7 +111,7 @@ class Trials:
         return self.passed[key]
 
     def __call__(self, fault: dict[str, Any]) -> str:
-        """What became of a fault: begins with ``noticed`` where all is well."""
+        """Returns the fate of a fault: begins with ``noticed`` where all is well."""
         path = self.place / fault["file"]
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         if before.count(fault["old"]) != 1:

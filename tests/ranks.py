@@ -17,7 +17,7 @@ def warm_context():
 
 
 def both(scenario, *args, world=2):
-    """What ``scenario(*args)`` returned on each rank, in order; a rank that died or raised fails the test with its reason.
+    """Returns ``scenario(*args)`` of each rank, in order; a rank that died or raised fails the test with its reason.
 
     Scenarios live in importable modules (``scenarios.py``): the processes come from a server that has imported them once.
     """

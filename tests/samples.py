@@ -35,7 +35,7 @@ def flac(seconds: float = 0.7, rate: int = 16_000, format: str = "flac") -> byte
 
 
 class Pipe:
-    """What cannot be gone back in."""
+    """A stream without seeking."""
 
     def __init__(self):
         self.data = b""

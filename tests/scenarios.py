@@ -1,4 +1,4 @@
-"""What ranks do in tests: functions that `ranks.both` can call in other processes, and tests in their own."""
+"""Work of ranks in tests: functions that `ranks.both` can call in other processes, and tests in their own."""
 
 import os
 import signal

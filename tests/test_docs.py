@@ -29,7 +29,7 @@ def without_code(text: str) -> str:
 
 
 def spans(text: str) -> list[str]:
-    """What stands in `code`, and the lines of blocks of commands."""
+    """Texts in `code`, and the lines of blocks of commands."""
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     rest = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     return [*re.findall(r"`([^`\n]+)`", rest), *"\n".join(blocks).splitlines()]
@@ -103,7 +103,7 @@ def files() -> list[Path]:
 
 
 def known(option: str, verb: str) -> bool:
-    """Whether a verb's help lists an option, or it is a parameter of a class that the option names."""
+    """True if a verb's help lists an option, or it is a parameter of a class that the option names."""
     option = option.removesuffix(".help")
     if option.endswith("*"):
         return any(there.startswith(option[:-1]) for there in options(verb))
@@ -172,7 +172,8 @@ def docstrings(path: Path) -> Iterator[str]:
 
 
 def test_docstrings_open_with_a_verb_or_a_noun():
-    odd = {path for path in files() for text in docstrings(path) if re.match(rf"\s*({'|'.join(QUESTIONS)})\b", text)}
+    paths = [*files(), *(path for folder in ("benchmarks", "docs", "tests") for path in (ROOT / folder).rglob("*.py"))]
+    odd = {path for path in paths for text in docstrings(path) if re.match(rf"\s*({'|'.join(QUESTIONS)})\b", text)}
     assert not odd
 
 

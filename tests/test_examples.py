@@ -33,7 +33,7 @@ def failures(name: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("name", modules_with_examples())
 def test_examples_hold(name):
-    """What a module imports is tested where it is defined."""
+    """Imported names are tested where they are defined."""
     tried, report = failures(name)
     assert tried, f"{name} has a line that looks like an example, and doctest finds none"
     assert not report, report

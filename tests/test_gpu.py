@@ -1,4 +1,4 @@
-"""What holds on two cores holds on an NVIDIA GPU, in bfloat16 and under FSDP2; skipped where there is none."""
+"""Properties that hold on two cores hold on an NVIDIA GPU, in bfloat16 and under FSDP2; skipped where there is none."""
 
 import itertools
 from pathlib import Path

@@ -31,7 +31,7 @@ VERBS = {
     "stages.md": ["fit", "alphas", "drift"],
     "training.md": ["fit"] * 4,
 }
-"""What each page has in its blocks of commands: one that is added needs a test below."""
+"""Commands in the blocks of each page: one that is added needs a test below."""
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -79,7 +79,7 @@ def test_commands_for_ones_own_data(home, capsys):
 
 @pytest.fixture
 def specialists(home, world):
-    """What the demo leaves of its stages: specialists, fused and recovered models that moved at random, and their data."""
+    """Folders of the demo: specialists, fused and recovered models that moved at random, and their data."""
     demo = home / "runs" / "demo"
     (demo / "packed").mkdir()
     parent = read_provenance(demo / "base").fingerprint
@@ -159,7 +159,7 @@ def test_lines_of_manifests_are_valid(tmp_path):
 
 @pytest.fixture
 def reasoning(home, tiny):
-    """What the demo leaves of TRACE, untrained."""
+    """Folders that the demo leaves of TRACE, untrained."""
     demo = home / "runs" / "demo"
     model, processor = tiny
     processor = OmniProcessor(processor.tokenizer, replace(processor.config, ends=False, reasons=True))

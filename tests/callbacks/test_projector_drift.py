@@ -86,7 +86,7 @@ def test_impossible_settings_are_refused(line):
 
 
 class Modes(Callback):
-    """Which parts are in training mode when a step is made."""
+    """Parts that are in training mode when a step is made."""
 
     def __init__(self):
         self.found = []

@@ -1,4 +1,4 @@
-"""What all data modules count, list and hand on."""
+"""Counts, lists and state of all data modules."""
 
 import json
 import re

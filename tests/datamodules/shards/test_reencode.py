@@ -1,4 +1,4 @@
-"""What packing makes of media on the way, and that a kill costs no more than a shard."""
+"""Media that packing writes anew on the way, and that a kill costs no more than a shard."""
 
 import io
 import json

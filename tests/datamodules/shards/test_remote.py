@@ -452,7 +452,7 @@ def test_a_set_behind_a_password_is_read(server, tmp_path):
 
 
 def trouble(url, cache):
-    """What opening and reading a set raises, with all that a traceback shows."""
+    """Error of opening and reading a set, with all that a traceback shows."""
     try:
         shards = ShardSet(url, ShardCache(cache, GB))
         shards.read(0)
@@ -607,7 +607,7 @@ def test_a_transfer_that_goes_on_is_not_taken_for_dead(server, tmp_path, monkeyp
 
 
 def test_other_file_systems_are_read_in_blocks():
-    """Where ``https:`` is not spoken: any of fsspec's; here its memory."""
+    """Other protocols than ``https:``: any of fsspec's; here its memory."""
     fsspec.filesystem("memory").pipe("/set/000000.tar", bytes(range(250)) * 10)
     blocks = list(download.blocks_of("memory://set/000000.tar", 999))
     assert b"".join(blocks) == bytes(range(250)) * 10

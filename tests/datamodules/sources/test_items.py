@@ -20,7 +20,7 @@ from samples import png
 
 
 def reasons(items: ItemList) -> dict[str, str]:
-    """What cannot be embedded, by key."""
+    """Items that cannot be embedded, by key."""
     found = {}
     for number in range(len(items)):
         try:
@@ -108,7 +108,7 @@ def test_a_subfolder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
 
 def test_files_that_may_not_be_read_are_listed_with_their_names(tmp_path, processor, monkeypatch):
-    """Where their folder may be listed and not entered, and where they alone are closed."""
+    """Both in a folder that may be listed and not entered, and as files that alone are closed."""
     for name in ("a.png", "b.png", "c.pdf", "d.txt", "e.txt"):
         (tmp_path / name).write_bytes(png() if name.endswith("png") else b"words")
     monkeypatch.setattr(Path, "stat", denied(Path.stat, tmp_path / "a.png"))

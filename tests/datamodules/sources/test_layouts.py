@@ -268,7 +268,7 @@ def test_a_ragged_table_is_told(tmp_path):
 
 
 def test_a_folder_may_be_packed_into_itself(tmp_path, monkeypatch):
-    """What the call itself has written is nothing that it reads."""
+    """A call reads nothing that it wrote itself."""
     from lightning_conan.cli.pack import state_of
 
     (tmp_path / "a.png").write_bytes(png())

@@ -80,7 +80,7 @@ def test_public_classes_are_known_by_their_names(words):
 
 
 def test_packing_needs_neither_torch_nor_lightning(tmp_path):
-    """What a verb imports is its start-up (benchmarks/startup.py)."""
+    """A verb's imports are its start-up (benchmarks/startup.py)."""
     line = {"key": "a", "task": "t", "modality": "text", "query": {"text": "a"}, "target": {"text": "b"}}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(line))
     words = ["pack", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "packed")]

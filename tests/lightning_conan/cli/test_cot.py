@@ -93,7 +93,7 @@ def test_mbeir_is_routed_by_its_tasks_and_asked_with_its_pictures(tmp_path):
 
 
 def parsed(answer):
-    """What is kept of an answer."""
+    """The part of an answer that is kept."""
     return answer.replace("<reasoning>", "").replace("</reasoning><answer>", "\n").replace("</answer>", "")
 
 

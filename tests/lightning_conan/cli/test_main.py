@@ -235,7 +235,7 @@ def test_results_and_progress_go_their_own_ways(world, tmp_path, monkeypatch):
 
 
 class Canary:
-    """What a hostile checkpoint holds: code that runs when it is loaded."""
+    """Content of a hostile checkpoint: code that runs when it is loaded."""
 
     def __init__(self, path):
         self.path = path

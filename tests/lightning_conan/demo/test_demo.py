@@ -91,7 +91,7 @@ def test_alphas_writes_a_fused_folder_with_the_trade_off(demo, tmp_path, capsys)
 
 
 STUDIES = {"fusion": 18, "alpha": 15, "recovery": 12}
-"""How many rows each table has."""
+"""Rows of each table."""
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_a_study_scores_every_variant(studies, study):
 
 
 def test_a_study_that_was_stopped_goes_on(studies, demo, capsys):
-    """What was scored is not made again; what was not is."""
+    """Scored folders are not made again; the others are."""
     before = {path: path.stat().st_mtime_ns for path in (studies / "seed0").glob("*/conan.json")}
     (studies / "seed0" / "scores" / "joint.json").unlink()
     words = ["demo", "--out", str(studies), "--pairs", "16", "--steps_scale", "0.01", "--seeds", "1", "--study", "recovery"]

@@ -51,7 +51,7 @@ def test_models_come_back_as_they_were(pairs):
 
 
 def test_sides_are_told_apart(pairs):
-    """Where only sounds are embedded differently, the specialist's sounds repair everything, its texts nothing."""
+    """If only audio clips are embedded differently, the specialist's sounds repair everything, its texts nothing."""
     own, moved = tiny_embedder(0)[0].eval(), shaken("audio_", 1.0)
     found = examine("audio", own, moved, pairs)
     assert found.own_media == found.specialist

@@ -54,7 +54,7 @@ def test_vectors_are_those_of_embed(name, wanted, whole, stock):
 
 
 def test_an_export_takes_the_golden_vectors_along(grafted, tmp_path):
-    """What is served is what must give the same vectors."""
+    """The folder that is served must give the same vectors."""
     model, processor, provenance = load_folder(grafted)
     source = save_folder(tmp_path / "source", model, processor, provenance)
     export_folder(source, tmp_path / "out")

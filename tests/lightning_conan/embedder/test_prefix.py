@@ -45,7 +45,7 @@ def test_eager_attention_changes_no_vector(folder, encoded):
 
 
 def test_it_saves_tokens(folder, encoded):
-    """What the language model sees is less than what the items hold."""
+    """The language model sees fewer tokens than the items hold."""
     seen = []
     hook = folder[0].backbone.language_model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[0] * kwargs["inputs_embeds"].shape[1]), with_kwargs=True

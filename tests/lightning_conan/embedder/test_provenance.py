@@ -1,4 +1,4 @@
-"""What a ``conan.json`` may say, and who may read what lies beside it."""
+"""Content of ``conan.json``, and the modes of the files beside it."""
 
 import json
 import os

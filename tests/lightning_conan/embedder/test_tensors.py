@@ -57,7 +57,7 @@ def test_empty_tensors_and_scalars_are_tensors(tmp_path):
 
 
 def header(path):
-    """Where each tensor lies; the data begins where eight bytes may be read at once."""
+    """Place of each tensor; the data begins where eight bytes may be read at once."""
     (length,) = struct.unpack("<Q", path.read_bytes()[:8])
     assert length % 8 == 0
     return json.loads(path.read_bytes()[8 : 8 + length])

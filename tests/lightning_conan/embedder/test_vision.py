@@ -10,7 +10,7 @@ from lightning_conan.embedder.vision import PatchProduct, layout, patchify
 
 
 class Counted(TorchDispatchMode):
-    """How many operations run within."""
+    """Number of operations that run within."""
 
     def __init__(self):
         super().__init__()

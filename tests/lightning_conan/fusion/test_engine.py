@@ -261,7 +261,7 @@ def test_bfloat16_specialists_come_back_bit_for_bit(recipe, tmp_path):
 
 
 def test_a_delta_output_is_the_exact_fusion_beside_a_bfloat16_base(recipe, tmp_path):
-    """What rounding to bfloat16 would take stays there, at any dtype that the folder is loaded in."""
+    """The digits that rounding to bfloat16 would take stay there, at any dtype that the folder is loaded in."""
     fuse_folders(replace(recipe, dtype="float32"), tmp_path / "float32")
     report = fuse_folders(replace(recipe, dtype="delta"), tmp_path / "delta")
     assert report.rounding_loss == 0

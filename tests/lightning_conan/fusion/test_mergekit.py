@@ -69,7 +69,7 @@ def test_methods_that_mean_something_else_there_write_none(folders, method):
 
 
 def test_dare_is_another_rule_there():
-    """What it keeps grows until the tensor's L1 norm is what it was, which for a few outliers is not 1 / (1 - drop)."""
+    """Entries that it keeps grow until the tensor's L1 norm is what it was, which for a few outliers is not 1 / (1 - drop)."""
     delta = torch.tensor([100.0, *[1.0] * 63])
     torch.manual_seed(0)
     kept = bernoulli(delta, 0.5, RescaleNorm.l1)

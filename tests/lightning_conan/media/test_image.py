@@ -28,7 +28,7 @@ def decoded(data: bytes, name: str = "a.png") -> torch.Tensor:
 
 
 def upstream(data: bytes) -> torch.Tensor:
-    """What Qwen2-VL's image processor makes of the first frame of a file, before it resizes it."""
+    """The first frame of a file as Qwen2-VL's image processor takes it, before it resizes it."""
     with Image.open(io.BytesIO(data)) as image, warnings.catch_warnings(action="ignore"):
         return UPSTREAM.process_image(ImageOps.exif_transpose(image), do_convert_rgb=True)
 

@@ -1,4 +1,4 @@
-"""What is just within a limit is read, and what is just over it is not."""
+"""A file just within a limit is read, and one just over it is not."""
 
 import io
 import pickle

@@ -369,7 +369,7 @@ def film(format, codec, moments, rate, sound=0.0, tallest=0):
 
 
 def numbers(clip):
-    """Which frames a film's clip holds."""
+    """Numbers of the frames that a film's clip holds."""
     return [round(float(frame.float().mean()) / 7) for frame in clip.frames]
 
 

@@ -1,4 +1,4 @@
-"""Which of several tracks is read."""
+"""Choice among several tracks."""
 
 import numpy as np
 import pytest

@@ -73,7 +73,7 @@ STREAMS = {
     "a.ts": "-f mpegts -c:a mp2",
     "a.nut": "-f nut -c:a pcm_s16le",
 }
-"""What cannot be gone back in, so that sizes stay unknown, and ffmpeg's options for it."""
+"""A stream without seeking, so that sizes stay unknown, and ffmpeg's options for it."""
 
 
 def ffmpeg(*options: object, given: bytes = b"") -> bytes:
@@ -220,7 +220,7 @@ def test_a_header_that_claims_hours_for_a_second_is_of_a_cut_file(files):
 
 SIZES = {"riff.wav": (b"data", 4, 4, "little"), "a.aiff": (b"SSND", 4, 4, "big"), "a.au": (b".snd", 8, 4, "big")}
 SIZES |= {"a.w64": (SAMPLES_OF_W64, 16, 8, "little"), "pcm.caf": (b"data", 4, 8, "big")}
-"""Where a form holds the size of its samples: behind a mark by so many bytes, so many bytes of it."""
+"""Place of the samples' size in a format: behind a mark by so many bytes, so many bytes of it."""
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -241,7 +241,7 @@ def test_sizes_that_stand_for_an_unknown_one(name, less, narrow, files):
 
 @pytest.mark.parametrize(("name", "lost"), [("a.flac", 1), ("a.wv", 1), ("a.tta", 1), ("vbr.mp3", 3)])
 def test_a_cut_between_two_frames_is_noticed(name, lost, files):
-    """Where every frame that is there decodes, only the header's count tells: of MP3 but for what encoders add."""
+    """If every frame that is there decodes, only the header's count tells: of MP3 but for what encoders add."""
     with av.open(io.BytesIO(files[name])) as container:
         places = [packet.pos for packet in container.demux(audio=0) if packet.size]
     with pytest.raises(MediaError, match=r"is cut: its header says \d+ samples, \d+ are there"):
@@ -258,7 +258,7 @@ def test_chunks_of_odd_length_are_padded(files):
 
 
 def test_a_part_before_the_cut_is_read(files):
-    """What is asked for is there; only a chunk's size is held against the file before anything is read."""
+    """The part that is asked for is there; only a chunk's size is held against the file before anything is read."""
     data = files["a.flac"]
     assert len(decode_audio(media(data[: len(data) // 2], "a.flac", end=0.5))) == RATE // 2
     with pytest.raises(MediaError):

@@ -105,7 +105,7 @@ def test_the_last_of_few_chunks_is_embedded_once(few, embedded, processor, monke
 
 
 def numeric_gradient_agrees(processor) -> bool:
-    """Whether the gradient of a cached step under dropout is that of the loss which it returned."""
+    """True if the gradient of a cached step under dropout is that of the loss which it returned."""
     value, found, count = gradients("image", 60, processor, dropout=0.3)
     again, same, _ = gradients("image", 60, processor, dropout=0.3)
     assert count > 1

@@ -196,7 +196,7 @@ def test_scores_are_computed_some_rows_at_a_time(monkeypatch, dim, rows):
     ],
 )
 def test_negatives_against_a_plain_loop(query_ids, target_ids, negative_ids, same_side):
-    """What equals one's own query or target, or is as right, counts on neither side (at a temperature where each counts)."""
+    """An equal of one's own query or target, or is as right, counts on neither side (at a temperature where each counts)."""
     count = len(query_ids)
     query, target, negative = units(count), units(count, seed=1), units(len(negative_ids), seed=2)
     total = 0.0

@@ -1,4 +1,4 @@
-"""How pairs are routed, what each question shows, and how many are asked."""
+"""Routing of pairs, the content of each question, and their number."""
 
 import asyncio
 import json

@@ -205,7 +205,7 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(monkeypatch, key):
 
 
 def shows(error, caplog):
-    """Whether an error, the way there or a log shows the secret, in whatever spelling."""
+    """True if an error, the way there or a log shows the secret, in whatever spelling."""
     told = "".join(traceback.format_exception(error)) + caplog.text
     return any(secret in told for secret in (SECRET, base64.b64encode(f"me:{SECRET}".encode()).decode()))
 
@@ -254,7 +254,7 @@ def test_an_error_does_nothing_to_a_terminal():
 
 
 def waits(monkeypatch, respond, **settings):
-    """What the client waits between its attempts."""
+    """Seconds that the client waits between its attempts."""
     waited, sleep = [], asyncio.sleep
 
     async def note(seconds):

@@ -70,7 +70,7 @@ def test_a_run_that_only_warms_up_is_told(base, world, tmp_path, caplog):
 
 
 def test_all_modalities_train_jointly_from_a_base(base, world, tmp_path):
-    """What fusion is held against."""
+    """The training that fusion is compared with."""
     mix = RehearsalData({name: world / name for name in ("image", "audio")}, batch_size=4, num_workers=0)
     module = Rehearsal(base, QUICK, Lora(rank=2, alpha=2), train_projector=True)
     trainer(tmp_path, 3, FolderCheckpoint(tmp_path / "joint")).fit(module, mix)
@@ -377,7 +377,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize(("option", "value"), OPTIONS.items(), ids=OPTIONS)
 def test_each_option_of_the_loss_reaches_it(base, world, tmp_path, option, value):
-    """What is logged is the loss of the same embeddings with the contrast that the option stands for."""
+    """The logged value is the loss of the same embeddings with the contrast that the option stands for."""
     settings, found = replace(QUICK, **{option: value}), []
     module, record = Specialist(base, "image", settings), Record()
     loss = module.loss

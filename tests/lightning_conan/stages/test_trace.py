@@ -123,7 +123,7 @@ def test_the_cached_joint_step_is_the_one_pass(base, reasoned, tmp_path, budget,
 
 @pytest.fixture(scope="module")
 def folder(base, reasoned, tmp_path_factory):
-    """What a few steps write."""
+    """The folder that a few steps write."""
     out = tmp_path_factory.mktemp("trace") / "reasoning"
     module = trace(base)
     trainer(out.parent, 4).fit(module, data(reasoned))
@@ -277,7 +277,7 @@ def test_a_blank_prompt_can_be_reasoned_about(folder):
 
 
 def test_untied_heads_train_both_rows(tmp_path, reasoned, base):
-    """Where reading and writing have tables of their own, ``<|emb|>`` has a row in each."""
+    """If input and output have tables of their own, ``<|emb|>`` has a row in each."""
     model, processor, provenance = load_folder(base)
     model.config.output_head = True
     model.lm_head = torch.nn.Linear(128, model.get_input_embeddings().weight.shape[0], bias=False)

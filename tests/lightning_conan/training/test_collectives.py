@@ -47,7 +47,7 @@ def close(one, other):
 
 
 def killed(root, scenario, *args):
-    """What became of ranks that were all killed some time after the first step that was saved under ``root``."""
+    """Results of ranks that were all killed some time after the first step that was saved under ``root``."""
     with ThreadPoolExecutor(1) as thread:
         found = thread.submit(both, scenario, *args)
         while not (root / "checkpoints" / "last.ckpt").exists() and not found.done():

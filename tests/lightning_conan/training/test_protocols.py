@@ -1,4 +1,4 @@
-"""What does not fit a stage, a data module or a callback is refused by name, before anything is read."""
+"""A stage, a data module or a callback that does not fit is refused by name, before anything is read."""
 
 import pytest
 from lightning import LightningDataModule, LightningModule, Trainer

@@ -25,7 +25,7 @@ def terminate(*_, **__):
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """What was there before a verb is there after it."""
+    """A verb leaves the handlers as they were."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     assert signal.getsignal(signal.SIGTERM) == before
