@@ -37,6 +37,8 @@ def demo(
     out = out or Path("runs/studies" if study else "runs/demo")
     if configs is not None and not (configs / "tiny").is_dir():
         raise ValueError(f"--configs must name a folder with tiny/*.yaml, as the package's is, got {configs}.")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, {out} is a file. Choose another name.")
     if out.exists() and any(out.iterdir()) and not (out / ".demo").is_file():
         raise ValueError(f"{out} exists and no demo made it. Choose another folder with --out, or remove it first.")
     if study == "alpha":

@@ -82,7 +82,12 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
         out: The folder to write.
         workers: Tensors that are fused at the same time.
         beside: Contents of further files of the folder, by name.
+
+    Raises:
+        ValueError: ``workers`` is below 1, or the recipe does not fit its folders.
     """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}. Leave it out for 2.")
     check_apart(out, recipe.base, *recipe.specialists.values())
     found = recipe.check()
     fusion = Fusion(recipe)

@@ -141,6 +141,12 @@ def test_studies_never_mix_preparations(studies, capsys):
     assert "must be prepared with" in capsys.readouterr().err
 
 
+def test_a_file_is_no_place_for_a_demo(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["demo", "--out", str(tmp_path / "file")]) == 1
+    assert "--out must be a folder" in capsys.readouterr().err
+
+
 def test_a_table_gives_mean_and_spread():
     row = dict.fromkeys(("image", "video", "document", "audio"), 10.0)
     found = {"0": {"fused": row}, "1": {"fused": {**row, "audio": 30.0}}}

@@ -230,3 +230,8 @@ def test_a_rule_derived_from_a_linear_one_is_asked(recipe, tmp_path):
     fuse_folders(replace(recipe, alphas=half), tmp_path / "due")
     out, due = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "due"))
     assert all(torch.allclose(out[name].float(), due[name].float(), atol=1e-6) for name in FACTORED)
+
+
+def test_no_worker_is_refused(recipe, tmp_path):
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        fuse_folders(recipe, tmp_path / "out", workers=0)
