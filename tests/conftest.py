@@ -34,6 +34,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 
+LAUNCHER = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Removes a launcher's variables: Lightning sets them where it starts ranks, and starts none where it finds them."""
+    for name in LAUNCHER:
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> tuple[OmniEmbedder, OmniProcessor]:
     """A model whose weights no test may change; ``fresh`` gives one of your own."""
