@@ -26,7 +26,7 @@ from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import Encoded, OmniEmbedder, OmniProcessor, load_folder, pack, tiny_embedder
 from lightning_conan.embedder.vision import patchify
 from lightning_conan.objectives import generation_loss
-from lightning_conan.reasoning import Decoding, Written, encode_queries
+from lightning_conan.reasoning import Decoding, ReasonedEmbeddings, encode_queries
 
 ROWS, MOST, REPEATS = 64, 120, 10
 BUDGET = 2048
@@ -120,7 +120,7 @@ def main() -> None:
     mixed = [item for both in zip(simple[: count // 2], hard[: count // 2], strict=True) for item in both]
     plain, seconds, rows = plain_model(model), {}, [("queries", "direct", "always", "adaptive", "plain", "reasoned")]
 
-    def ours(route: Literal["adaptive", "direct", "always"], items: Sequence[Encoded]) -> Callable[[], Written]:
+    def ours(route: Literal["adaptive", "direct", "always"], items: Sequence[Encoded]) -> Callable[[], ReasonedEmbeddings]:
         return partial(encode_queries, model, items, Decoding(route, max_new_tokens=MOST, rows=ROWS), BUDGET)
 
     for name, items in {"simple": simple, task: hard, "mixed": mixed}.items():

@@ -25,7 +25,7 @@ from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.cli.common.pair_sets import read_pairs
 from lightning_conan.embedder import IGNORED, Encoded, OmniProcessor, load_folder
 from lightning_conan.items import Item, Pair, Side
-from lightning_conan.reasoning import Decoding, Written, encode_queries
+from lightning_conan.reasoning import Decoding, ReasonedEmbeddings, encode_queries
 from lightning_conan.retrieval.ranking import pair_scores
 from lightning_conan.stages import Trace
 from lightning_conan.stages.trace import MERGERS
@@ -151,7 +151,7 @@ def candidates(options: Options) -> dict[str, dict[str, float]]:
     return found
 
 
-def effort(written: Written, pairs: Sequence[Pair], cpu: float) -> dict[str, float]:
+def effort(written: ReasonedEmbeddings, pairs: Sequence[Pair], cpu: float) -> dict[str, float]:
     """Tokens written, and their speed."""
     reasoned, tokens = sum(map(bool, written.tokens)), sum(map(len, written.tokens))
     return {"reasoned": 100 * reasoned / len(pairs), "tokens": tokens / len(pairs), "per_second": len(pairs) / cpu}

@@ -60,7 +60,7 @@ class CheckpointFiles(TorchCheckpointIO):
                 found: dict[str, Any] = torch.load(candidate, map_location=map_location or "cpu", weights_only=True)
                 return found
             log.warning("%s is damaged or missing and is not read.", candidate)
-        raise ValueError(f"Neither {path} nor {PREVIOUS} beside it is what was written: both are damaged. Start the run anew.")
+        raise ValueError(f"Neither {path} nor {PREVIOUS} beside it is what was written: both are damaged. Start a new run.")
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:

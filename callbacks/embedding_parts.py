@@ -52,7 +52,7 @@ class EmbeddingParts(Callback):
         self.quarantine = quarantine_of(self.out)
         if not os.access(self.quarantine if self.quarantine.exists() else self.quarantine.parent, os.W_OK):
             raise ValueError(
-                f"{self.quarantine}, where broken items are listed, must be writable, and is not. Choose an --out in a folder "
+                f"{self.quarantine}, where skipped items are listed, must be writable, and is not. Choose an --out in a folder "
                 "that you may write to."
             )
         move_lists(self.out / "quarantine", self.quarantine)

@@ -8,9 +8,14 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
 from typing import Any
 
-TRAINING = ("adapters", "memory", "negatives", "optimizers", "scoring", "settings", "sharding", "stage", "weights")
+TRAINING = ("adapters", "negatives", "optimizers", "scoring", "settings", "sharding", "stage", "weights")
 MOVED = {
     **{f"lightning_conan.stages.{name}": f"lightning_conan.training.{name}" for name in TRAINING},
+    "lightning_conan.drift.plots": "lightning_conan.drift.layer_plot",
+    "lightning_conan.embedder.draft": "lightning_conan.embedder.prompt",
+    "lightning_conan.fusion.engine": "lightning_conan.fusion.tensorwise",
+    "lightning_conan.fusion.plots": "lightning_conan.fusion.coefficient_plots",
+    "lightning_conan.stages.memory": "lightning_conan.training.memory_need",
     "lightning_conan.stages.constants": "lightning_conan.training.frozen_cache",
     "lightning_conan.stages.ranks": "lightning_conan.training.collectives",
     "lightning_conan.cli.demo": "lightning_conan.demo.command",

@@ -221,10 +221,10 @@ class PairData(LightningDataModule):
         self.listed.update(new)
         with path.open("a") as file:
             file.writelines(fault + "\n" for fault in new)
-        log.warning("skipped %d broken samples of %d so far, listed in %s", self.broken, self.seen, path)
+        log.warning("skipped %d invalid samples of %d so far, listed in %s", self.broken, self.seen, path)
         if self.seen >= 100 and self.broken > self.max_bad_rate * self.seen:
             raise ValueError(
-                f"At most {self.max_bad_rate:.1%} of the samples may be broken, got {self.broken} of {self.seen}. "
+                f"At most {self.max_bad_rate:.1%} of the samples may be invalid, got {self.broken} of {self.seen}. "
                 f"See {path}; mend the data, or raise data.init_args.max_bad_rate. The last: {faults[-1]}"
             )
 

@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from datamodules.loading.plan import Slot
 from datamodules.loading.worker_transfer import PackedTensors, join
-from datamodules.shards.ahead import Ahead
+from datamodules.shards.prefetch import ShardPrefetcher
 from datamodules.shards.read import ShardSet
 from datamodules.sources.manifest import Fault
 from datamodules.time_limit import BROKEN, time_limit
@@ -86,7 +86,7 @@ class Encoder:
         if not any(wanted):
             yield from listed
             return
-        with Ahead(next(iter(self.sets.values())).cache, wanted) as fetching:
+        with ShardPrefetcher(next(iter(self.sets.values())).cache, wanted) as fetching:
             for fetching.position, slot in enumerate(listed):
                 yield slot
 

@@ -23,11 +23,11 @@ SHOWN = 5
 ALIKE = 4
 """Of 64 bits. Copies of a photo, scaled and saved anew, differ by 4 or fewer in 95 of 100 cases; 240 unlike ones by 9 or more."""
 BAND = 13
-"""Bits of a band: two looks that differ in 4 bits are equal in one of 5 bands."""
+"""Bits of a band: two hashes that differ in 4 bits are equal in one of five bands."""
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageHash:
     """Perceptual hash of an image or a page, independent of its encoding.
 
     Args:
@@ -56,8 +56,8 @@ class Report:
         media: Bytes by modality, queries, targets and negatives together.
         queries: Keys by the content hash of the query.
         targets: Keys by the content hash of the target.
-        looks: Each image and page of a query or a target, if looks are asked for.
-        broken: Images and pages that cannot be decoded, if looks are asked for.
+        hashes: Each image and page of a query or a target, if perceptual hashes are asked for.
+        broken: Images and pages that cannot be decoded, if perceptual hashes are asked for.
     """
 
     folder: str
@@ -67,7 +67,7 @@ class Report:
     queries: dict[str, list[str]] = field(default_factory=dict)
     targets: dict[str, list[str]] = field(default_factory=dict)
     files: dict[bytes, str] = field(default_factory=dict)
-    looks: list[Look] = field(default_factory=list)
+    hashes: list[ImageHash] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -81,7 +81,7 @@ class Report:
                 keys = next(iter(twice.values()))
                 count, some = sum(map(len, twice.values())), ", ".join(keys[:SHOWN])
                 lines.append(f"  {count} {side} are not unique, such as those of {some}")
-        if twins := list(alike(self.looks, self.looks)):
+        if twins := list(alike(self.hashes, self.hashes)):
             some = " and ".join(look.key for look in twins[0])
             lines.append(f"  {len(twins)} images or pages look like another one, such as those of {some}")
         if self.broken:
@@ -104,22 +104,22 @@ class Report:
         gray = tv.rgb_to_grayscale(resize(pixels[None], (8, 9)))[0, 0].int()
         bits = (gray[:, 1:] > gray[:, :-1]).flatten().tolist()
         digest = hashlib.sha256(media.read()).digest()
-        self.looks.append(Look(key, digest, sum(1 << place for place, brighter in enumerate(bits) if brighter)))
+        self.hashes.append(ImageHash(key, digest, sum(1 << place for place, brighter in enumerate(bits) if brighter)))
 
 
-def alike(these: Iterable[Look], those: Iterable[Look]) -> Iterator[tuple[Look, Look]]:
+def alike(these: Iterable[ImageHash], those: Iterable[ImageHash]) -> Iterator[tuple[ImageHash, ImageHash]]:
     """Pairs each file of ``those`` with the first of ``these`` that looks like it and is another file.
 
     Args:
         these: Hashes to search in; of several matches the first is taken.
         those: Hashes to search for.
     """
-    buckets: dict[tuple[int, int], list[Look]] = {}
+    buckets: dict[tuple[int, int], list[ImageHash]] = {}
     for look in {look.digest: look for look in these}.values():
         for band in look.bands():
             buckets.setdefault(band, []).append(look)
     # All of a bucket at once: pages with a blank margin share one.
-    bits = {band: np.array([look.bits for look in looks], np.uint64) for band, looks in buckets.items()}
+    bits = {band: np.array([look.bits for look in hashes], np.uint64) for band, hashes in buckets.items()}
     for look in {look.digest: look for look in those}.values():
         near = (
             buckets[band][place]
@@ -177,7 +177,7 @@ def shared(reports: Sequence[Report]) -> Iterator[str]:
                 yield f"{one.folder} and {other.folder} share {len(both)} {side}, such as that of {key!r}"
         if both := one.files.keys() & other.files.keys():  # beside other texts, or on the other side of a pair
             yield f"{one.folder} and {other.folder} share {len(both)} media, such as that of {other.files[min(both)]!r}"
-        if twins := list(alike(one.looks, other.looks)):
+        if twins := list(alike(one.hashes, other.hashes)):
             first, second = twins[0]
             yield (
                 f"{len(twins)} images or pages of {other.folder} look like one of {one.folder}, "

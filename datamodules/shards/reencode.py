@@ -57,19 +57,19 @@ class Reencoding:
             MediaError: It cannot be decoded.
         """
         if media.modality == "audio" and self.audio:
-            return self.heard(media)
+            return self.reencode_audio(media)
         if media.modality == "video" and self.video_fps:
-            return self.watched(media, self.video_fps)
+            return self.reencode_video(media, self.video_fps)
         if media.modality in ("image", "document") and (self.image_max_pixels or (self.pages and media.suffix == "pdf")):
-            return self.seen(media)
+            return self.reencode_image(media)
         return media
 
-    def heard(self, media: Media) -> Media:
+    def reencode_audio(self, media: Media) -> Media:
         """Re-encodes an audio clip."""
         wave = codecs.decode_audio(media)
         return Media("audio", codecs.encode_audio(wave, format=str(self.audio)), f"{media.name}.{self.audio}")
 
-    def watched(self, media: Media, fps: int) -> Media:
+    def reencode_video(self, media: Media, fps: int) -> Media:
         """A video with fewer frames; sides of an odd length lose a row, which H.264 cannot hold.
 
         Args:
@@ -93,7 +93,7 @@ class Reencoding:
         even = (pixels[:, : pixels.shape[1] & ~1, : pixels.shape[2] & ~1] for pixels in chain([first], frames))
         return Media("video", codecs.encode_video(even, fps), f"{media.name}.mp4")
 
-    def seen(self, media: Media) -> Media:
+    def reencode_image(self, media: Media) -> Media:
         """Re-encodes an image or a document page."""
         from PIL import Image
         from torchvision.transforms.v2 import functional as tv

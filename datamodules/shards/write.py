@@ -87,7 +87,7 @@ def write_resumable(
     with lock(out.parent / f".{out.name}.lock"):
         if not signature or not begun(scratch, signature):
             if signature and scratch.exists():
-                log.warning("%s holds what was begun of other data or options: it is begun anew", scratch)
+                log.warning("%s holds what was begun of other data or options: started again from the first shard", scratch)
             begin(scratch, signature)
         filling = Filling(scratch, pairs_per_shard)
         try:
@@ -251,7 +251,7 @@ class Filling:
         if not (pairs := self.tasks.total()):
             hint = " Look at the source, and at what a split or a modality leaves of it."
             first = f" The first fault: {self.faults[0].where}: {self.faults[0].reason}" if self.faults else hint
-            raise ValueError(f"There must be at least 1 pair to pack, got 0 and {len(self.faults)} broken ones.{first}")
+            raise ValueError(f"There must be at least 1 pair to pack, got 0 and {len(self.faults)} invalid ones.{first}")
         if self.faults:
             write_whole(self.folder / "quarantine.jsonl", "".join(fault.to_json() + "\n" for fault in self.faults))
         summary = {

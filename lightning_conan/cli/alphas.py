@@ -33,8 +33,8 @@ def alphas(
     from lightning_conan.embedder.checkpoint import check_apart, check_replaceable
     from lightning_conan.extras import require
     from lightning_conan.fusion import fuse_folders, search_alphas
+    from lightning_conan.fusion.coefficient_plots import plot_trials
     from lightning_conan.fusion.coefficients import check_searchable
-    from lightning_conan.fusion.plots import plot_trials
 
     check_searchable()  # neither this nor what follows after hours
     require("matplotlib", "Drawing the trade-off")

@@ -173,7 +173,7 @@ def run(args: Sequence[str]) -> None:
         "folder", type=Path | None, nargs="?", help="A checkpoint folder: load it strictly and recompute its golden vectors."
     )
     parser.add_argument(
-        "--record", type=bool, default=False, help="Write the golden vectors anew instead of comparing with them."
+        "--record", type=bool, default=False, help="Record the golden vectors again instead of comparing with them."
     )
     parser.add_argument(
         "--dtype",

@@ -34,7 +34,7 @@ def drift(
     from lightning_conan.drift import measure_drift, plot_drift, plot_verdicts
     from lightning_conan.extras import require
     from lightning_conan.files import sync, whole_file
-    from lightning_conan.fusion.plots import draw
+    from lightning_conan.fusion.coefficient_plots import draw
 
     quiet_libraries()
     require("matplotlib", "Drawing drift")

@@ -76,7 +76,7 @@ def embed(options: EmbedOptions) -> None:
     print(f"{out}: {len(store)} embeddings of {store.dim} entries in {len(store.paths)} parts, {parts.written} of them new")
     quarantine = quarantine_of(out)
     if quarantined := sum(len(path.read_text().splitlines()) for path in quarantine.glob("*.jsonl")):
-        print(f"skipped {quarantined} broken items, listed in {quarantine}", file=sys.stderr)
+        print(f"skipped {quarantined} invalid items, listed in {quarantine}", file=sys.stderr)
 
 
 def run(args: Sequence[str]) -> None:

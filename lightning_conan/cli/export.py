@@ -25,7 +25,7 @@ def run(args: Sequence[str]) -> None:
         "--stock",
         type=bool,
         default=False,
-        help="Only the library's own modules: text, image and video, without the ears; loading needs nothing of this package.",
+        help="Only the library's own modules: text, image and video, without audio; loading needs nothing of this package.",
     )
     parser.add_argument("--scores", type=Path | None, default=None, help="What `conan test` wrote, for the model card.")
     options = parser.parse_args(list(args))

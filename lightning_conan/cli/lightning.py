@@ -57,7 +57,7 @@ class OmniCLI(LightningCLI):
         wanted = self._get(self.config_init, "trainer", default={})
         for option, remedy in INSTEAD.items():  # Lightning would advise another stage
             if (option, wanted.get(option)) not in ((option, None), ("accumulate_grad_batches", 1)):
-                raise ValueError(f"trainer.{option} must be left out, since stages do that themselves. Set {remedy}.")
+                raise ValueError(f"trainer.{option} must not be set: stages do that themselves. Set {remedy}.")
         callbacks = callbacks_of(trainer)
         resumable = any(isinstance(callback, ResumableCheckpoint) for callback in callbacks)
         if self.subcommand == "fit" and not resumable and wanted.get("enable_checkpointing") is not False:

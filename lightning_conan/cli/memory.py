@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_conan.items import Modality
-from lightning_conan.training.memory import Plan
+from lightning_conan.training.memory_need import Plan
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def memory(options: MemoryOptions) -> None:
     """
     from lightning_conan.embedder import OmniConfig
     from lightning_conan.embedder.published import published_config
-    from lightning_conan.training.memory import memory_need
+    from lightning_conan.training.memory_need import memory_need
 
     for name in ("devices", "rank", "token_budget", "batch_size"):
         if (value := getattr(options, name)) < 1:

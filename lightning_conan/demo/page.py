@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_conan.demo.trace import plot_routes, trace_table
 from lightning_conan.drift import Verdict, plot_drift, plot_verdicts
 from lightning_conan.extras import missing
-from lightning_conan.fusion.plots import draw
+from lightning_conan.fusion.coefficient_plots import draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

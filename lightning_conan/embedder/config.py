@@ -81,7 +81,7 @@ def check_attention(fields: Mapping[str, Any]) -> None:
         if name.strip("_").removesuffix("_internal") in CHOICES:
             if odd := [found for found in values_of(value) if found not in PLAIN]:
                 raise ValueError(
-                    f"{name} in config.json must be among {PLAIN[1:]} or left out, got {odd[0]!r}: a kernel of a hub would be "
+                    f"{name} in config.json must be among {PLAIN[1:]} or absent, got {odd[0]!r}: a kernel of a hub would be "
                     "fetched and run. Have the folder written again without it."
                 )
         elif isinstance(value, Mapping):

@@ -26,7 +26,7 @@ def blank(config: OmniConfig, modality: Modality, tokens: int = 1) -> Encoded:
         count = audio_tokens(*size)
         mel = torch.zeros(config.audio_config.num_mel_bins, frames)
         ids = torch.tensor([config.audio_token_id] * count + [0])
-        return Encoded(ids, mrope_positions([count + 1]), mels=[mel], heard=window_tokens(*size))
+        return Encoded(ids, mrope_positions([count + 1]), mels=[mel], padded_audio_tokens=window_tokens(*size))
     vision, side = config.backbone_config.vision_config, int(tokens**0.5)
     pixels = torch.zeros(1, 3, *[side * vision.patch_size * vision.spatial_merge_size] * 2, dtype=torch.uint8)
     ids = torch.tensor([config.backbone_config.image_token_id] * side**2 + [0])

@@ -68,16 +68,16 @@ class OmniEmbedder(PreTrainedModel):
         # The folder's dtype is the default one here; transformers would take a part's own, if its config names any.
         options = {"dtype": torch.get_default_dtype()}
         self.backbone = AutoModel.from_config(copy.deepcopy(config.backbone_config), **options)
-        self.ears = audio_encoder_of(config.audio_config)
-        self.audio_encoder = self.ears.encoder_class._from_config(copy.deepcopy(config.audio_config), **options)
-        width = self.ears.width(config.audio_config)
+        self.audio_spec = audio_encoder_of(config.audio_config)
+        self.audio_encoder = self.audio_spec.encoder_class._from_config(copy.deepcopy(config.audio_config), **options)
+        width = self.audio_spec.width(config.audio_config)
         self.audio_projector = AudioProjector(width, config.projector_hidden_size, config.dim)
         if config.output_head:
             self.lm_head = nn.Linear(config.dim, config.get_text_config().vocab_size, bias=False)
         self.emb_rows: nn.Parameter | None = None
         use_faster_layers(self.backbone.language_model)
         self.backbone.visual.patch_embed.__class__ = PatchProduct
-        use_grouped_attention(self.backbone.visual, *([self.audio_encoder] if self.ears.grouped else []))
+        use_grouped_attention(self.backbone.visual, *([self.audio_encoder] if self.audio_spec.grouped else []))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -136,8 +136,8 @@ class OmniEmbedder(PreTrainedModel):
 
     def learns_from(self, chunk: Chunk | Encoded) -> bool:
         """True if any trainable parameter affects the embeddings of this chunk or item."""
-        heard, seen = bool(chunk.mels) or chunk.frames is not None, bool(chunk.pixels)
-        towers = {"audio_projector.": heard, "audio_encoder.": heard, "backbone.visual.": seen}
+        has_audio, has_images = bool(chunk.mels) or chunk.frames is not None, bool(chunk.pixels)
+        towers = {"audio_projector.": has_audio, "audio_encoder.": has_audio, "backbone.visual.": has_images}
         names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
         return any(all(used for tower, used in towers.items() if name.startswith(tower)) for name in names)
 
@@ -228,7 +228,7 @@ class OmniEmbedder(PreTrainedModel):
 
     def encode_mels(self, mels: Sequence[Float[Tensor, "mels _"]]) -> Float[Tensor, "frames audio_dim"]:
         """The audio encoder's frames, before the projector."""
-        return self.ears.encode(self.audio_encoder, mels)
+        return self.audio_spec.encode(self.audio_encoder, mels)
 
     def embed(self, items: Sequence[Encoded], token_budget: int = 16_384) -> Float[Tensor, "items dim"]:
         """Unit-norm float32 embeddings of any items, in their order; without gradients, items of one instruction share its KV

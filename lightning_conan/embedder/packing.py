@@ -28,7 +28,7 @@ class Encoded:
         mels: Log-mel of each audio clip, in order.
         frames: Audio encoder's frames of all clips, one after the other, in place of ``mels``.
         prefix: Number of leading tokens of template and instruction, which do not depend on the item.
-        heard: Audio tokens after padding each clip to a whole encoder window.
+        padded_audio_tokens: Audio tokens after padding each clip to a whole encoder window.
         labels: Token that should be generated after each one, ``IGNORED`` where there is none; None if there is no generation
             target.
 
@@ -44,7 +44,7 @@ class Encoded:
     mels: list[Float[Tensor, "mels _"]] = field(default_factory=list)
     frames: Float[Tensor, "frames audio_dim"] | None = None
     prefix: int = 0
-    heard: int = 0
+    padded_audio_tokens: int = 0
     labels: Int[Tensor, " length"] | None = None
 
     def __len__(self) -> int:
@@ -194,12 +194,12 @@ def cuts(items: Sequence[Encoded], token_budget: int) -> list[tuple[int, int]]:
         items: Sorted by length.
         token_budget: Padded tokens of a chunk.
     """
-    lengths, heard = np.array([*map(len, items)]), [0, *accumulate(item.heard for item in items)]
+    lengths, audio = np.array([*map(len, items)]), [0, *accumulate(item.padded_audio_tokens for item in items)]
     least, begin = np.zeros(len(items) + 1, int), np.zeros(len(items) + 1, int)
     first = 0
     for end in range(1, len(items) + 1):
         # The budget's chunks that end here begin at `first` or later; of equally cheap ones the last, so that the first are full.
-        while first < end - 1 and max(lengths[first] * (end - first), heard[end] - heard[first]) > token_budget:
+        while first < end - 1 and max(lengths[first] * (end - first), audio[end] - audio[first]) > token_budget:
             first += 1
         costs = (least[first:end] + lengths[first:end] * np.arange(end - first, 0, -1))[::-1]
         begin[end] = end - 1 - costs.argmin()

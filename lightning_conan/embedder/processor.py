@@ -15,10 +15,10 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video
 
 from lightning_conan.embedder.audio import audio_tokens, window_tokens
-from lightning_conan.embedder.draft import Draft
 from lightning_conan.embedder.packing import IGNORED, Encoded
 from lightning_conan.embedder.positions import Run, mrope_positions
 from lightning_conan.embedder.processor_config import ProcessorConfig
+from lightning_conan.embedder.prompt import PromptBuilder
 from lightning_conan.items import Item, Media, Side, check_text
 from lightning_conan.media import Clip, MediaError, decode_media
 from lightning_conan.media.audio import SAMPLE_RATE
@@ -88,17 +88,17 @@ class OmniProcessor:
         Raises:
             MediaError: One of its media is broken or over a limit.
         """
-        draft = self.begin(item.instruction, side)
+        prompt = self.begin(item.instruction, side)
         for part in item.parts:
             if isinstance(part, str):
-                draft.write(part)
+                prompt.write(part)
                 continue
             decoded = self.decode(part)
             try:
-                self.add(draft, decoded)
+                self.add(prompt, decoded)
             except ValueError as error:
                 raise MediaError(part, str(error)) from error
-        return self.finish(draft)
+        return self.finish(prompt)
 
     def decode(self, media: Media) -> Decoded:
         """Decodes a medium by this processor's settings.
@@ -129,16 +129,16 @@ class OmniProcessor:
         Raises:
             ValueError: An image or audio clip is too small to encode.
         """
-        draft = self.begin(instruction, side, turns[0][0])
+        prompt = self.begin(instruction, side, turns[0][0])
         for number, (role, parts) in enumerate(turns):
             if number:
-                self.next_turn(draft, role)
+                self.next_turn(prompt, role)
             for part in parts:
                 if isinstance(part, str):
-                    draft.write(part)
+                    prompt.write(part)
                 else:
-                    self.add(draft, part)
-        return self.finish(draft)
+                    self.add(prompt, part)
+        return self.finish(prompt)
 
     def teach(self, encoded: Encoded, reasoning: str) -> Encoded:
         """Appends the generation target of a query, with labels; ``<|emb|>`` comes last, also after an empty one."""
@@ -172,35 +172,35 @@ class OmniProcessor:
         hint = self.config.query_hint if side == "query" else self.config.target_hint
         return " ".join(words for words in (self.config.instruction if instruction is None else instruction, hint) if words)
 
-    def begin(self, instruction: str | None, side: Side = "query", role: str = "user") -> Draft:
+    def begin(self, instruction: str | None, side: Side = "query", role: str = "user") -> PromptBuilder:
         """Writes the template up to the first turn's content."""
-        draft = Draft()
+        prompt = PromptBuilder()
         instruction = self.instruction_of(instruction, side)
         if instruction:
-            draft.add("im_start")
-            draft.write(f"system\n{instruction}")
-            draft.add("im_end")
-            draft.write("\n")
-        draft.add("im_start")
-        draft.opening = len(draft.text)
-        draft.write(f"{role}\n")
-        return draft
+            prompt.add("im_start")
+            prompt.write(f"system\n{instruction}")
+            prompt.add("im_end")
+            prompt.write("\n")
+        prompt.add("im_start")
+        prompt.opening = len(prompt.text)
+        prompt.write(f"{role}\n")
+        return prompt
 
-    def next_turn(self, draft: Draft, role: str) -> None:
+    def next_turn(self, prompt: PromptBuilder, role: str) -> None:
         """Ends a turn and begins the next."""
-        draft.add("im_end")
-        draft.write("\n")
-        draft.add("im_start")
-        draft.write(f"{role}\n")
+        prompt.add("im_end")
+        prompt.write("\n")
+        prompt.add("im_start")
+        prompt.write(f"{role}\n")
 
-    def add(self, draft: Draft, decoded: Decoded) -> None:
+    def add(self, prompt: PromptBuilder, decoded: Decoded) -> None:
         """Appends one decoded medium: its pixels, frames or log-mel, and its placeholders."""
         if isinstance(decoded, Clip):
-            self.add_video(draft, decoded)
+            self.add_video(prompt, decoded)
         elif decoded.ndim == 1:
-            self.add_audio(draft, decoded)
+            self.add_audio(prompt, decoded)
         else:
-            self.add_image(draft, decoded)
+            self.add_image(prompt, decoded)
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
         """Size that an image is resized to, as Qwen2-VL's image processor chooses it.
@@ -214,12 +214,12 @@ class OmniProcessor:
         size: tuple[int, int] = smart_resize(height, width, factor=config.patch_size * config.merge_size, **bounds)
         return size
 
-    def add_image(self, draft: Draft, image: UInt8[Tensor, "3 height width"]) -> None:
+    def add_image(self, prompt: PromptBuilder, image: UInt8[Tensor, "3 height width"]) -> None:
         size = self.image_size(image.shape[1], image.shape[2])
-        draft.pixels.append(resize(image[None], size))
-        self.add_grid(draft, "image", size)
+        prompt.pixels.append(resize(image[None], size))
+        self.add_grid(prompt, "image", size)
 
-    def add_video(self, draft: Draft, clip: Clip) -> None:
+    def add_video(self, prompt: PromptBuilder, clip: Clip) -> None:
         frames, seconds = clip.frames, clip.seconds
         if len(frames) == 1:  # the vision tower takes frames in pairs
             frames, seconds = frames.repeat(2, 1, 1, 1), seconds * 2
@@ -228,14 +228,14 @@ class OmniProcessor:
         frames = resize(frames, size)
         if len(frames) % 2:
             frames, seconds = torch.cat([frames, frames[-1:]]), [*seconds, seconds[-1]]
-        draft.pixels.append(frames)
+        prompt.pixels.append(frames)
         if self.config.wrap_videos:
-            draft.add("vision_start")
+            prompt.add("vision_start")
         for first, second in zip(seconds[::2], seconds[1::2], strict=True):
-            draft.write(f"<{(first + second) / 2:.1f} seconds>")
-            self.add_grid(draft, "video", size)
+            prompt.write(f"<{(first + second) / 2:.1f} seconds>")
+            self.add_grid(prompt, "video", size)
         if self.config.wrap_videos:
-            draft.add("vision_end")
+            prompt.add("vision_end")
 
     def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         """Size that frames are resized to, as Qwen3-VL's video processor chooses it.
@@ -256,37 +256,37 @@ class OmniProcessor:
         )
         return size
 
-    def add_grid(self, draft: Draft, token: str, size: tuple[int, int]) -> None:
+    def add_grid(self, prompt: PromptBuilder, token: str, size: tuple[int, int]) -> None:
         """Appends the placeholders of one image or of one pair of frames."""
         side = self.config.patch_size * self.config.merge_size
-        draft.grids.append((size[0] // side, size[1] // side))
-        draft.add("vision_start")
-        draft.add(token, draft.grids[-1][0] * draft.grids[-1][1])
-        draft.add("vision_end")
+        prompt.grids.append((size[0] // side, size[1] // side))
+        prompt.add("vision_start")
+        prompt.add(token, prompt.grids[-1][0] * prompt.grids[-1][1])
+        prompt.add("vision_end")
 
-    def add_audio(self, draft: Draft, wave: Float[Tensor, " samples"]) -> None:
+    def add_audio(self, prompt: PromptBuilder, wave: Float[Tensor, " samples"]) -> None:
         extractor: Any = self.mel_extractor
         if len(wave) < extractor.n_fft:
             raise ValueError(f"{len(wave)} samples at 16 kHz are too short, must be {extractor.n_fft} or more")
         features = extractor(wave.numpy(), sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
         mel = features["input_features"][0]
-        draft.mels.append(mel)
-        draft.add("audio_start")
+        prompt.mels.append(mel)
+        prompt.add("audio_start")
         size = mel.shape[1], self.config.mel_window, self.config.mel_halvings
-        draft.add("audio", audio_tokens(*size))
-        draft.heard += window_tokens(*size)
-        draft.add("audio_end")
+        prompt.add("audio", audio_tokens(*size))
+        prompt.padded_audio_tokens += window_tokens(*size)
+        prompt.add("audio_end")
 
-    def finish(self, draft: Draft) -> Encoded:
+    def finish(self, prompt: PromptBuilder) -> Encoded:
         """Completes the template, and makes token ids and positions."""
-        self.next_turn(draft, "assistant")
+        self.next_turn(prompt, "assistant")
         if self.config.ends:
-            draft.add("end")
+            prompt.add("end")
         ids: list[int] = []
         runs: list[Run] = []
-        grids, prefix = iter(draft.grids), 0
-        for number, piece in enumerate(draft.text):
-            if number == draft.opening:
+        grids, prefix = iter(prompt.grids), 0
+        for number, piece in enumerate(prompt.text):
+            if number == prompt.opening:
                 prefix = len(ids)
             if isinstance(piece, str):
                 words = self.tokenize(piece)
@@ -295,6 +295,6 @@ class OmniProcessor:
             else:
                 token, count = piece
                 ids += [self.ids[token]] * count
-                visual = token in ("image", "video")
-                runs.append(next(grids) if visual else count)
-        return Encoded(torch.tensor(ids), mrope_positions(runs), draft.pixels, draft.mels, prefix=prefix, heard=draft.heard)
+                runs.append(next(grids) if token in ("image", "video") else count)
+        positions, audio = mrope_positions(runs), prompt.padded_audio_tokens
+        return Encoded(torch.tensor(ids), positions, prompt.pixels, prompt.mels, prefix=prefix, padded_audio_tokens=audio)

@@ -7,16 +7,16 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 
 from lightning_conan.embedder.config import OmniConfig
 
-SMALL_EYES = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
+SMALL_VISION = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
 LARGE_EYES = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen3-vl-2b": (
         {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
-        SMALL_EYES,
+        SMALL_VISION,
     ),
     "qwen3-vl-4b": (
         {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
-        SMALL_EYES,
+        SMALL_VISION,
     ),
     "qwen3-vl-8b": (
         {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},

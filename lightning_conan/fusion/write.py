@@ -23,12 +23,12 @@ from lightning_conan.embedder.checkpoint import (
     write_shards,
     write_sidecars,
 )
-from lightning_conan.fusion.engine import Fusion, FusionReport
 from lightning_conan.fusion.mergekit import MERGEKIT_CONFIG, mergekit_config
 from lightning_conan.fusion.recipe import Recipe
+from lightning_conan.fusion.tensorwise import Fusion, FusionReport
 
 
-class Ahead:
+class TensorPrefetcher:
     """Fuses tensors on several threads, a few in advance of the one that is asked for next.
 
     Args:
@@ -93,7 +93,7 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
     fusion = Fusion(recipe)
     owner = recipe.specialists[recipe.owner]
     with whole_folder(out, "fused") as scratch:
-        ahead = Ahead(fusion, write_order(fusion.specs), workers)
+        ahead = TensorPrefetcher(fusion, write_order(fusion.specs), workers)
         try:
             write_shards(scratch, fusion.specs, ahead, stem=DELTA if fusion.delta else STEM)
         finally:

@@ -1,7 +1,16 @@
-from .decoding import Decoding, Written, encode_queries
+from .decoding import Decoding, ReasonedEmbeddings, encode_queries
 from .endpoint import Endpoint
 from .prompts import hints, read_prompts
 from .reasoner import Reasoner
 from .serving import encode_by_engine
 
-__all__ = ["Decoding", "Endpoint", "Reasoner", "Written", "encode_by_engine", "encode_queries", "hints", "read_prompts"]
+__all__ = [
+    "Decoding",
+    "Endpoint",
+    "ReasonedEmbeddings",
+    "Reasoner",
+    "encode_by_engine",
+    "encode_queries",
+    "hints",
+    "read_prompts",
+]

@@ -64,7 +64,7 @@ class Decoding:
 
 
 @dataclass
-class Written:
+class ReasonedEmbeddings:
     """Embedded queries, and the reasoning about each.
 
     Args:
@@ -79,7 +79,7 @@ class Written:
 
 
 @dataclass
-class Group:
+class DecodingGroup:
     """Rows that are decoded together.
 
     Args:
@@ -97,7 +97,9 @@ class Group:
     written: int = field(default=0)
 
 
-def encode_queries(embedder: OmniEmbedder, items: Sequence[Encoded], decoding: Decoding, token_budget: int = 16_384) -> Written:
+def encode_queries(
+    embedder: OmniEmbedder, items: Sequence[Encoded], decoding: Decoding, token_budget: int = 16_384
+) -> ReasonedEmbeddings:
     """Embeds queries in their order, those that need it after reasoning.
 
     Prompts are prefilled in chunks with a shared-prefix KV cache. A row whose first token is ``<|emb|>`` exits immediately, with
@@ -111,7 +113,7 @@ def encode_queries(embedder: OmniEmbedder, items: Sequence[Encoded], decoding: D
         decoding: Route, threshold and limits.
         token_budget: Padded tokens of a chunk in prefill.
     """
-    found = Written(
+    found = ReasonedEmbeddings(
         torch.empty(len(items), embedder.config.dim, device=embedder.device), [[] for _ in items], [False] * len(items)
     )
     waiting: list[Row] = []
@@ -134,7 +136,9 @@ def ungraded(embedder: OmniEmbedder) -> AbstractContextManager[None]:
     return torch.no_grad() if sharded else torch.inference_mode()
 
 
-def read_prompts(embedder: OmniEmbedder, chunk: Chunk, past: Past | None, decoding: Decoding, found: Written) -> list[Row]:
+def read_prompts(
+    embedder: OmniEmbedder, chunk: Chunk, past: Past | None, decoding: Decoding, found: ReasonedEmbeddings
+) -> list[Row]:
     """Prefills a chunk of prompts, and embeds those that need no reasoning.
 
     Args:
@@ -172,7 +176,7 @@ def read_prompts(embedder: OmniEmbedder, chunk: Chunk, past: Past | None, decodi
     return rows
 
 
-def write(embedder: OmniEmbedder, rows: Sequence[Row], decoding: Decoding, found: Written) -> None:
+def write(embedder: OmniEmbedder, rows: Sequence[Row], decoding: Decoding, found: ReasonedEmbeddings) -> None:
     """Decodes rows together until each has written ``<|emb|>`` or reached the limit.
 
     Args:
@@ -182,7 +186,7 @@ def write(embedder: OmniEmbedder, rows: Sequence[Row], decoding: Decoding, found
         found: Receives reasoning and embeddings.
     """
     emb = embedder.config.emb_token_id
-    group = Group(
+    group = DecodingGroup(
         RowCache([row.pairs for row in rows], min(decoding.max_new_tokens, 64)),
         [row.place for row in rows],
         torch.stack([row.token for row in rows]),
@@ -209,7 +213,7 @@ def write(embedder: OmniEmbedder, rows: Sequence[Row], decoding: Decoding, found
         )
 
 
-def step(embedder: OmniEmbedder, group: Group) -> Float[Tensor, "rows dim"]:
+def step(embedder: OmniEmbedder, group: DecodingGroup) -> Float[Tensor, "rows dim"]:
     """Decodes one token of each row, and returns the hidden states that predict the next one.
 
     Args:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_conan.embedder import OmniEmbedder, OmniProcessor
 from lightning_conan.items import Item
-from lightning_conan.reasoning.decoding import Decoding, Written, encode_queries
+from lightning_conan.reasoning.decoding import Decoding, ReasonedEmbeddings, encode_queries
 
 
 class Reasoner:
@@ -43,12 +43,12 @@ class Reasoner:
         found: Tensor = self.model.embed([self.processor(item, "target") for item in items], self.token_budget)
         return found
 
-    def encode_queries(self, items: Sequence[Item]) -> Written:
+    def encode_queries(self, items: Sequence[Item]) -> ReasonedEmbeddings:
         """Unit-norm embeddings of queries, those that need it after reasoning."""
         encoded = [self.processor(item, "query") for item in items]
         return encode_queries(self.model, encoded, self.decoding, self.token_budget)
 
-    def texts(self, written: Written) -> list[str]:
+    def texts(self, written: ReasonedEmbeddings) -> list[str]:
         """Reasoning about each query, as text."""
         found: list[str] = self.processor.tokenizer.batch_decode(written.tokens, skip_special_tokens=False)
         return found

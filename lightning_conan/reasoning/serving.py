@@ -13,12 +13,12 @@ from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor
 from lightning_conan.items import Item
 from lightning_conan.reasoning.answers import Reply
 from lightning_conan.reasoning.cot import spread
-from lightning_conan.reasoning.decoding import Written
+from lightning_conan.reasoning.decoding import ReasonedEmbeddings
 from lightning_conan.reasoning.endpoint import Client, Endpoint, messages_of
 from lightning_conan.reasoning.reasoner import Reasoner
 
 
-def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> Written:
+def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> ReasonedEmbeddings:
     """Embeds queries after an engine that serves the same weights has generated the reasoning.
 
     The engine gets the folder's instruction as system turn and the item as the user's, and stops at ``<|emb|>``; what it wrote is
@@ -48,7 +48,7 @@ def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoi
         embeddings = reasoner.model.embed(encoded, reasoner.token_budget)
     tokenizer = reasoner.processor.tokenizer
     tokens = [tokenizer(reply.text, add_special_tokens=False)["input_ids"] if reply.text else [] for reply in replies]
-    return Written(embeddings, tokens, [not reply.finished for reply in replies])
+    return ReasonedEmbeddings(embeddings, tokens, [not reply.finished for reply in replies])
 
 
 def until_emb(processor: OmniProcessor) -> dict[str, Any]:

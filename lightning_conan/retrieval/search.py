@@ -28,7 +28,7 @@ def top_k(
         [[0, 2]]
     """
     if not bool(queries.isfinite().all()):
-        raise ValueError("Queries must be finite, got NaN or inf. The encoder that made them is broken.")
+        raise ValueError("Queries must be finite, got NaN or inf. The encoder that made them is faulty.")
     best = torch.empty(len(queries), 0)
     rows = torch.empty(len(queries), 0, dtype=torch.int64)
     start = 0

@@ -15,9 +15,9 @@ from lightning_conan.embedder import STATES, Batch, ChunkOutput, State
 from lightning_conan.embedder.checkpoint import check_apart
 from lightning_conan.extras import require
 from lightning_conan.fusion import Recipe, TaskArithmetic, fuse_folders, fused_model
-from lightning_conan.fusion.engine import Fusion
+from lightning_conan.fusion.coefficient_plots import plot_learning
 from lightning_conan.fusion.geometry import group_of
-from lightning_conan.fusion.plots import plot_learning
+from lightning_conan.fusion.tensorwise import Fusion
 from lightning_conan.training.collectives import total
 from lightning_conan.training.settings import Training
 from lightning_conan.training.stage import Stage

@@ -218,8 +218,8 @@ class ProjectorRecovery(Stage):
     @override
     def split_cached(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
         items, digests = list(batch.items()), batch.hashes()
-        heard = [row for row, item in enumerate(items) if item.mels]
-        if self.constants is None or not heard:
+        with_audio = [row for row, item in enumerate(items) if item.mels]
+        if self.constants is None or not with_audio:
             return items, {}
         self.embedder.eval()  # constants are what scoring would see; a projector has nothing that drops out
         self.embedder.keep_checkpointing()
@@ -234,17 +234,21 @@ class ProjectorRecovery(Stage):
             found = self.fetch_texts(side, [digests[row] for row in rows], by_digest.__getitem__)
             texts |= dict(zip(rows, found, strict=True))
         frames = self.constants.fetch(
-            "frames", [digests[row] for row in heard], lambda rows: self.frames_of([items[heard[row]] for row in rows])
+            "frames", [digests[row] for row in with_audio], lambda rows: self.frames_of([items[with_audio[row]] for row in rows])
         )
-        for row, made in zip(heard, frames, strict=True):
-            items[row] = replace(items[row], mels=[], frames=made, heard=0)
+        for row, made in zip(with_audio, frames, strict=True):
+            items[row] = replace(items[row], mels=[], frames=made, padded_audio_tokens=0)
         return items, texts
 
     def frames_of(self, items: list[Encoded]) -> Sequence[Tensor]:
         """Encodes the items' audio clips to the audio encoder's frames, as many items at once as the budget holds."""
         groups: list[list[Encoded]] = [[]]
         for item in items:
-            if groups[-1] and sum(other.heard for other in groups[-1]) + item.heard > self.training_settings.inference_budget:
+            if (
+                groups[-1]
+                and sum(other.padded_audio_tokens for other in groups[-1]) + item.padded_audio_tokens
+                > self.training_settings.inference_budget
+            ):
                 groups.append([])
             groups[-1].append(item)
         token = self.embedder.config.audio_token_id

@@ -59,7 +59,7 @@ def pack_chunks(
     chunks: Sequence[Chunk]
     if items:
         chunks = packed = pack(items, budget)
-        fits = max(packed.tokens, sum(item.heard for item in items)) <= budget
+        fits = max(packed.tokens, sum(item.padded_audio_tokens for item in items)) <= budget
     else:  # a rank whose share is invalid takes part with a dummy row: the others wait for it
         chunks, fits = [pad([blank(embedder.config, modality)], [])], True
     if is_sharded(embedder):  # several chunks at once would gather weights in another order than one by one

@@ -123,10 +123,10 @@ def in_step(chunks: Sequence[Chunk], items: Sequence[Encoded], config: OmniConfi
     if world_size() > 1:
         dist.all_reduce(towers, op=dist.ReduceOp.MAX)
     padded = []
-    for number, (sees, hears) in enumerate(towers.tolist()):
+    for number, (has_images, has_audio) in enumerate(towers.tolist()):
         own = [items[row] for row in chunks[number].rows] if number < len(chunks) else []
-        wanted: dict[Modality, bool] = {"image": sees > any(item.pixels for item in own)}
-        wanted["audio"] = hears > any(item.mels for item in own)
+        wanted: dict[Modality, bool] = {"image": has_images > any(item.pixels for item in own)}
+        wanted["audio"] = has_audio > any(item.mels for item in own)
         added = [blank(config, modality) for modality, missing in wanted.items() if missing]
         if not own and not added:
             added = [blank(config, "text")]

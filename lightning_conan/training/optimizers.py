@@ -48,8 +48,8 @@ def go_on_with(checkpoint: dict[str, Any], settings: Training) -> None:
     before = checkpoint.get("optimizer", now)  # not in those of earlier versions
     if odd := [name for name in now if name != "lr" and before[name] != now[name]]:
         raise ValueError(
-            f"A run must go on with its optimizer, and began with training.{odd[0]} {before[odd[0]]}, got {now[odd[0]]}. "
-            "Leave it, or start anew."
+            f"A resumed run must keep its optimizer. It began with training.{odd[0]} {before[odd[0]]}, got {now[odd[0]]}. "
+            "Leave it, or start a new run."
         )
     if before["lr"] != now["lr"]:
         ratio = now["lr"] / before["lr"]

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from lightning_conan.embedder import Chunk, Encoded, OmniEmbedder, blank, pad
 from lightning_conan.items import Modality
 from lightning_conan.objectives.gradient_cache import tensors_of
-from lightning_conan.training.memory import counted
+from lightning_conan.training.memory_need import counted
 from lightning_conan.training.sharding import whole_weights
 
 PROBES, SHARE, MOST = (256, 768), 0.8, 2**17

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_conan.embedder import Batch, Encoded, ItemBatch, OmniEmbedder, OmniProcessor, load_processor, read_provenance
-from lightning_conan.reasoning import Decoding, Written, encode_queries
+from lightning_conan.reasoning import Decoding, ReasonedEmbeddings, encode_queries
 from lightning_conan.retrieval.metric import RetrievalMetric
 from lightning_conan.training.collectives import total
 from lightning_conan.training.protocols import callbacks_of, scored_data
@@ -43,7 +43,7 @@ class Effort:
     tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, written: Written, seconds: float) -> None:
+    def add(self, written: ReasonedEmbeddings, seconds: float) -> None:
         """Counts a batch.
 
         Args:

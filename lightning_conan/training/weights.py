@@ -170,7 +170,7 @@ class Weights(Scoring):
         if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
             name = changed[0]
             raise ValueError(
-                f"A run must go on with {name}, and began with {before[name]}, got {now[name]}. Leave it, or start anew."
+                f"A resumed run must keep {name}. It began with {before[name]}, got {now[name]}. Leave it, or start a new run."
             )
         if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
             raise ValueError(

@@ -49,6 +49,6 @@ def read_sets(packed: Mapping[Name, Path], folder: Path, most: int) -> dict[Name
         found[name] = PairSet.encode(read_pairs(path, most), processor, broken)
         if broken:
             pair, error = broken[0]
-            line = f"{path}: skipped {len(broken)} pairs with broken media, such as {pair.key}: {error}"
+            line = f"{path}: skipped {len(broken)} pairs with invalid media, such as {pair.key}: {error}"
             print(printable(line), file=sys.stderr)
     return found

@@ -77,13 +77,13 @@ class Graft:
 
     def __init__(self, backbone: str, audio: str, settings: ProcessorConfig, hidden: int, seed: int) -> None:
         self.report = GraftReport(backbone, audio, seed)
-        eyes, ears = Upstream(backbone, ("",)), self.audio_source(audio)
-        backbone_config = eyes.config
+        vision, audio_encoder = Upstream(backbone, ("",)), self.audio_source(audio)
+        backbone_config = vision.config
         if backbone_config.model_type != "qwen3_vl":
             raise ValueError(f"The backbone must be a Qwen3-VL ('qwen3_vl'), {backbone} is {backbone_config.model_type!r}.")
-        audio_config = AUDIO_SOURCES[ears.config.model_type][1](ears.config)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(eyes.folder, trust_remote_code=False)
-        check_inputs(eyes.folder, tokenizer, backbone_config)
+        audio_config = AUDIO_SOURCES[audio_encoder.config.model_type][1](audio_encoder.config)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(vision.folder, trust_remote_code=False)
+        check_inputs(vision.folder, tokenizer, backbone_config)
         self.vocabulary = backbone_config.text_config.vocab_size
         self.new_rows = add_own_tokens(tokenizer, backbone_config)
         self.grown = backbone_config.text_config.vocab_size - self.vocabulary
@@ -92,7 +92,7 @@ class Graft:
             f"{name}_token_id": self.processor.ids[name] for name in ("audio", "audio_start", "audio_end", "emb")
         }
         self.config = OmniConfig(backbone_config, audio_config, projector_hidden_size=hidden, **ids)
-        self.read_specs(eyes.tensors(), ears.tensors(), ears.prefixes[0])
+        self.read_specs(vision.tensors(), audio_encoder.tensors(), audio_encoder.prefixes[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             width = audio_encoder_of(audio_config).width(audio_config)
@@ -115,28 +115,30 @@ class Graft:
             )
         return Upstream(audio, (AUDIO_SOURCES[kind][0],))
 
-    def read_specs(self, eyes: TensorFiles, ears: TensorFiles, ears_prefix: str) -> None:
+    def read_specs(self, vision: TensorFiles, audio_encoder: TensorFiles, audio_prefix: str) -> None:
         """Maps source tensors to the base's; each of the base's needs one, and each one is used.
 
         Args:
-            eyes: Tensors of the backbone.
-            ears: Tensors of the audio encoder.
-            ears_prefix: Name prefix of the audio encoder's tensors.
+            vision: Tensors of the backbone.
+            audio_encoder: Tensors of the audio encoder.
+            audio_prefix: Name prefix of the audio encoder's tensors.
 
         Raises:
             ValueError: Tensors that are not those of their configs.
         """
-        before = "model." if any(name.startswith("model.") for name in eyes.specs) else ""
+        before = "model." if any(name.startswith("model.") for name in vision.specs) else ""
         self.sources: dict[str, tuple[TensorFiles, str]] = {}
-        for name in eyes.specs:
+        for name in vision.specs:
             head = name == "lm_head.weight"
             if head and self.config.backbone_config.tie_word_embeddings:
                 self.report.left_out.append(name)
                 continue
             self.config.output_head = self.config.output_head or head
-            self.sources[name if head else f"backbone.{name.removeprefix(before)}"] = eyes, name
-        self.sources |= {f"audio_encoder.{name.removeprefix(ears_prefix)}": (ears, name) for name in ears.specs}
-        self.dtype = eyes.specs[self.sources[ROWS[0]][1]].dtype if ROWS[0] in self.sources else torch.float32
+            self.sources[name if head else f"backbone.{name.removeprefix(before)}"] = vision, name
+        self.sources |= {
+            f"audio_encoder.{name.removeprefix(audio_prefix)}": (audio_encoder, name) for name in audio_encoder.specs
+        }
+        self.dtype = vision.specs[self.sources[ROWS[0]][1]].dtype if ROWS[0] in self.sources else torch.float32
         self.config.dtype = self.dtype
         with torch.device("meta"):
             shapes = {name: tuple(tensor.shape) for name, tensor in OmniEmbedder(self.config).state_dict().items()}

@@ -38,7 +38,7 @@ def test_as_many_samples_as_are_allowed_may_be_broken(tmp_path, seen, broken):
 
 @pytest.mark.parametrize(("seen", "broken"), [(100, 6), (1000, 51)])
 def test_one_more_stops_the_run_and_is_listed(tmp_path, seen, broken):
-    with pytest.raises(ValueError, match=rf"At most 5\.0% of the samples may be broken, got {broken} of {seen}"):
+    with pytest.raises(ValueError, match=rf"At most 5\.0% of the samples may be invalid, got {broken} of {seen}"):
         reporting(tmp_path, seen, broken).report([LINE])
     assert (tmp_path / "quarantine.jsonl").read_text() == LINE + "\n"
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.shards.check import ALIKE, Look, alike
+from datamodules.shards.check import ALIKE, ImageHash, alike
 from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
 from lightning_conan.cli.main import main
@@ -73,7 +73,8 @@ def test_looks_are_compared_as_each_with_each_would_be():
     bases = [rng.getrandbits(64) for _ in range(40)]
     near = [base ^ sum(1 << place for place in rng.sample(range(64), rng.randint(0, 8))) for base in bases]
     these, those = (
-        [Look(f"{row}", bytes([side, row]), bits) for row, bits in enumerate(bits)] for side, bits in enumerate((bases, near))
+        [ImageHash(f"{row}", bytes([side, row]), bits) for row, bits in enumerate(bits)]
+        for side, bits in enumerate((bases, near))
     )
     found = {(one.key, other.key) for one, other in alike(these, those)}
     assert found == {(str(row), str(row)) for row in range(40) if (bases[row] ^ near[row]).bit_count() <= ALIKE}
@@ -84,8 +85,8 @@ def test_looks_are_compared_as_each_with_each_would_be():
 def test_pages_with_a_blank_margin_are_compared_with_each_other():
     """Their first bands are alike, so that all of them share a bucket."""
     rng = random.Random(0)
-    pages = [Look(f"{row}", row.to_bytes(2), rng.getrandbits(40) << 24) for row in range(500)]
-    copy = Look("copy", b"copy", pages[7].bits ^ 1 << 50)
+    pages = [ImageHash(f"{row}", row.to_bytes(2), rng.getrandbits(40) << 24) for row in range(500)]
+    copy = ImageHash("copy", b"copy", pages[7].bits ^ 1 << 50)
     wanted = {(one.key, other.key) for one in pages for other in [copy] if (one.bits ^ other.bits).bit_count() <= ALIKE}
     assert ("7", "copy") in wanted
     assert {(one.key, other.key) for one, other in alike(pages, [copy])} <= wanted

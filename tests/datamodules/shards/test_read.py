@@ -79,7 +79,7 @@ def test_a_missing_file_is_quarantined_and_listed(tmp_path):
 
 
 def test_nothing_to_pack_is_refused_and_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"at least 1 pair to pack, got 0 and 1 broken.*bad line"):
+    with pytest.raises(ValueError, match=r"at least 1 pair to pack, got 0 and 1 invalid.*bad line"):
         write_shards([Fault("m:1", "", "sample", "bad line")], tmp_path / "set")
     assert not list(tmp_path.iterdir())
 

@@ -277,7 +277,7 @@ def test_files_that_are_there_by_now_are_packed_after_all(tmp_path):
 
 def test_nothing_is_kept_of_a_source_whose_files_are_all_missing(tmp_path, caplog):
     gone = [msgspec.structs.replace(pair, query=Item((Media("image", tmp_path / "no.png", "no.png"),))) for pair in pairs(6)]
-    with pytest.raises(ValueError, match="got 0 and 6 broken ones"):
+    with pytest.raises(ValueError, match="got 0 and 6 invalid ones"):
         write_resumable(lambda done: gone[done:], tmp_path / "set", "same", 3)
     assert not (tmp_path / ".set.partial").exists()
     with pytest.raises(ValueError, match="pairs_per_shard must be 1 or more, got 0"):
@@ -399,7 +399,7 @@ def test_work_of_other_options_is_given_up_with_a_word(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         write_resumable(some, tmp_path / "set", "these", 2)
     write_resumable(lambda done: pairs(6)[done:], tmp_path / "set", "others", 2)
-    assert "begun of other data or options: it is begun anew" in caplog.text
+    assert "begun of other data or options: started again from the first shard" in caplog.text
 
 
 def test_the_same_files_named_from_elsewhere_are_the_same_work(tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def test_a_folder_of_media_becomes_one_row_each(base, media, tmp_path, capsys):
     assert embed(base, media, tmp_path / "out", "--precision", "float32", "--rows_per_part", "4") == 0
     captured = capsys.readouterr()
     assert "9 embeddings of 128 entries in 3 parts, 9 of them new" in captured.out
-    assert "skipped 1 broken items" in captured.err
+    assert "skipped 1 invalid items" in captured.err
     found = rows(tmp_path / "out")
     assert sorted(found) == sorted(
         [*(f"{r}.png" for r in range(3)), *(f"sub/{r}.FLAC" for r in range(3)), *(f"note{r}.txt" for r in range(3))]
@@ -286,8 +286,8 @@ def test_what_was_mended_is_no_longer_listed_as_broken(base, tmp_path, capsys):
     (tmp_path / "media" / "a.png").write_bytes(png())
     (tmp_path / "media" / "b.png").write_bytes(png()[:100])
     assert embed(base, tmp_path / "media", tmp_path / "out") == 0
-    assert "1 broken" in capsys.readouterr().err
+    assert "1 invalid" in capsys.readouterr().err
     (tmp_path / "media" / "b.png").write_bytes(png())
     (tmp_path / "out" / "part-00000.parquet").unlink()
     assert embed(base, tmp_path / "media", tmp_path / "out") == 0
-    assert "broken" not in capsys.readouterr().err
+    assert "invalid" not in capsys.readouterr().err

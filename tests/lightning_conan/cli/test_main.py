@@ -73,7 +73,7 @@ def test_an_impossible_setting_is_refused(base, world, tmp_path, option, capsys)
 )
 def test_what_stages_do_themselves_is_named(base, world, tmp_path, option, value, instead, capsys):
     assert main(fit("specialist", tmp_path, base, world / "image", f"--trainer.{option}", value)) == 1
-    assert f"trainer.{option} must be left out" in (said := one_error(capsys))
+    assert f"trainer.{option} must not be set" in (said := one_error(capsys))
     assert instead in said
 
 

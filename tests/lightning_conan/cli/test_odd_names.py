@@ -77,7 +77,7 @@ def test_lists_among_the_parts_of_an_earlier_version_move_beside_them(base, odd,
     assert embed(base, odd / "media", tmp_path / "out", "--rows_per_part", "3") == 0
     said = capsys.readouterr()
     assert "0 of them new" in said.out
-    assert "skipped 3 broken items" in said.err
+    assert "skipped 3 invalid items" in said.err
     assert not (tmp_path / "out" / "quarantine").exists()
     assert sorted(path.name for path in (tmp_path / "out.quarantine").iterdir()) == sorted(
         path.name for path in (odd / "out.quarantine").iterdir()
@@ -89,7 +89,7 @@ def test_where_no_list_could_be_written_nothing_is_embedded(base, odd, tmp_path,
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path) and real(path, mode))
     assert embed(base, odd, tmp_path / "out") == 1
-    assert "out.quarantine, where broken items are listed, must be writable" in capsys.readouterr().err
+    assert "out.quarantine, where skipped items are listed, must be writable" in capsys.readouterr().err
 
 
 def test_a_full_disk_names_the_part(base, odd, tmp_path, capsys):

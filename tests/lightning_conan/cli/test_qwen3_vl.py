@@ -13,7 +13,7 @@ from datamodules.shards.write import write_shards
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import load_folder, read_provenance
 from lightning_conan.fusion import Recipe
-from lightning_conan.fusion.engine import Fusion
+from lightning_conan.fusion.tensorwise import Fusion
 from samples import CONFIGS
 
 MODALITIES = ("image", "video", "document", "audio")

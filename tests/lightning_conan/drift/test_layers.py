@@ -5,7 +5,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_conan.drift import layer_cosines, token_states
-from lightning_conan.drift.plots import plot_drift
+from lightning_conan.drift.layer_plot import plot_drift
 from lightning_conan.embedder import tiny_embedder
 
 

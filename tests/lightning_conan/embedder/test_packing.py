@@ -31,7 +31,7 @@ def test_short_sounds_count_as_their_encoder_pads_them(tiny):
     config, budget = tiny[0].config, 130
     short, long = blank(config, "audio", 2), blank(config, "audio", 12)
     assert (len(short), len(long)) == (3, 13)
-    assert short.heard == long.heard == 13
+    assert short.padded_audio_tokens == long.padded_audio_tokens == 13
     assert [len(chunk.mels) for chunk in pack([short] * 20, budget)] == [10, 10]
     assert [len(chunk.mels) for chunk in pack([long] * 20, budget)] == [10, 10]
 

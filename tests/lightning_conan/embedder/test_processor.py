@@ -215,9 +215,9 @@ def test_a_fingerprint_tells_settings_and_tokenizers_apart(processor):
 
 def test_every_sound_of_an_item_counts_as_the_encoder_pads_it(processor):
     sounds = [Media("audio", flac(seconds), f"{seconds}.flac") for seconds in (0.3, 1.7)]
-    alone = [processor(Item((sound,))).heard for sound in sounds]
+    alone = [processor(Item((sound,))).padded_audio_tokens for sound in sounds]
     assert min(alone) > 0
-    assert processor(Item(tuple(sounds))).heard == sum(alone)
+    assert processor(Item(tuple(sounds))).padded_audio_tokens == sum(alone)
 
 
 def test_the_shortest_sound_is_one_window_of_its_spectrogram(processor):

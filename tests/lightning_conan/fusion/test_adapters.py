@@ -14,8 +14,8 @@ from lightning_conan.embedder.checkpoint.adapter import AdapterTensors
 from lightning_conan.embedder.checkpoint.folder import replace_provenance
 from lightning_conan.embedder.checkpoint.task_vector import LowRank, Replaced
 from lightning_conan.fusion import Dare, Della, Fisher, IsoC, Recipe, RegMean, TaskArithmetic, Ties, TsvM, fuse_folders
-from lightning_conan.fusion.engine import Fusion
 from lightning_conan.fusion.geometry import gram_of, low_rank_gram
+from lightning_conan.fusion.tensorwise import Fusion
 
 ALPHAS = {"image": 0.3, "document": 0.4, "audio": 0.5}
 LAYER = "backbone.language_model.layers.0."

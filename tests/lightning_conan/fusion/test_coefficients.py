@@ -10,7 +10,7 @@ from PIL import Image
 from datamodules.shards.read import ShardSet
 from lightning_conan.embedder import Provenance, load_folder, load_processor, save_folder, tiny_embedder
 from lightning_conan.fusion import Recipe, Search, fuse_folders, fused_model, search_alphas
-from lightning_conan.fusion.plots import plot_learning, plot_trials
+from lightning_conan.fusion.coefficient_plots import plot_learning, plot_trials
 from lightning_conan.retrieval import PairSet
 
 

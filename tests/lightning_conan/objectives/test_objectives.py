@@ -240,7 +240,7 @@ def test_a_run_resumes_with_its_objective_alone(base, world, tmp_path):
     trainer(tmp_path, 4, Stop(2)).fit(Specialist(base, "image", settings, Lora(4, 4)), data(world))
     for other in (SymmetricInfoNCE(), PairwiseSigmoid(bias=-10)):
         stage = Specialist(base, "image", replace(settings, objective=other), Lora(4, 4))
-        with pytest.raises(ValueError, match=r"go on with its training\.objective, and began with .*CoSENT"):
+        with pytest.raises(ValueError, match=r"keep its training\.objective\. It began with .*CoSENT"):
             trainer(tmp_path, 4).fit(stage, data(world), ckpt_path="last")
     stage = Specialist(base, "image", settings, Lora(4, 4))
     trainer(tmp_path, 4).fit(stage, data(world), ckpt_path="last")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lightning_conan.embedder import OmniProcessor, pack, tiny_embedder
 from lightning_conan.items import Item
 from lightning_conan.reasoning import Decoding, Reasoner, encode_queries
-from lightning_conan.reasoning.decoding import Written, read_prompts, ungraded
+from lightning_conan.reasoning.decoding import ReasonedEmbeddings, read_prompts, ungraded
 
 MOST = 12
 
@@ -116,7 +116,7 @@ def test_eager_attention_writes_the_same(model, queries):
 
 def test_who_waits_keeps_no_more_than_its_own_cache(model, queries):
     """Not that of the whole chunk that its prompt was read in."""
-    nothing = Written(torch.empty(len(queries), 128), [[] for _ in queries], [False] * len(queries))
+    nothing = ReasonedEmbeddings(torch.empty(len(queries), 128), [[] for _ in queries], [False] * len(queries))
     with torch.no_grad():
         chunks = pack(queries, 100_000)
         rows = [row for chunk in chunks for row in read_prompts(model[0], chunk, None, Decoding("always"), nothing)]

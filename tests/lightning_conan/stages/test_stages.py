@@ -138,7 +138,7 @@ def test_too_many_broken_samples_stop_the_run(base, tmp_path):
     pairs += [Pair(f"bad{row}", "image", "image", Item((Media("image", b"x", "x.png"),)), Item(("x",))) for row in range(30)]
     write_shards(pairs, tmp_path / "set")
     module, few = Specialist(base, "image", QUICK), SpecialistData(tmp_path / "set", batch_size=40, num_workers=0)
-    with pytest.raises(ValueError, match=r"At most 5\.0% of the samples may be broken, got \d+ of \d+"):
+    with pytest.raises(ValueError, match=r"At most 5\.0% of the samples may be invalid, got \d+ of \d+"):
         trainer(tmp_path / "run", 8).fit(module, few)
 
 

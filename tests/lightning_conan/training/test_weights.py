@@ -83,7 +83,7 @@ def test_what_rounding_takes_of_a_projector_is_told(world, tmp_path, caplog, lr,
 def test_adapters_go_on_at_their_own_scale(base, world, tmp_path, after, name):
     """The meaning of a factor depends on it: the same factors at another are another model."""
     trainer(tmp_path, 2).fit(Specialist(base, "image", QUICK, Lora(4, 4)), data(world))
-    with pytest.raises(ValueError, match=rf"must go on with its {name}, and began with 4, got"):
+    with pytest.raises(ValueError, match=rf"must keep its {name}\. It began with 4, got"):
         trainer(tmp_path, 3).fit(Specialist(base, "image", QUICK, after), data(world), ckpt_path="last")
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 @dataclass
-class Draft:
+class PromptBuilder:
     """Prompt of an item under construction.
 
     Args:
@@ -14,7 +14,7 @@ class Draft:
         grids: Rows and columns of each image's, or pair of frames', tokens.
         pixels: Images, and the frames of videos, uint8.
         mels: Log-mel of each audio clip.
-        heard: Audio tokens after padding each clip to a whole encoder window.
+        padded_audio_tokens: Audio tokens after padding each clip to a whole encoder window.
         opening: Number of entries of ``text`` before the one that the item's own words join.
     """
 
@@ -22,7 +22,7 @@ class Draft:
     grids: list[tuple[int, int]] = field(default_factory=list)
     pixels: list[Tensor] = field(default_factory=list)
     mels: list[Tensor] = field(default_factory=list)
-    heard: int = 0
+    padded_audio_tokens: int = 0
     opening: int = 0
 
     def add(self, token: str, count: int = 1) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from lightning_conan.embedder import Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.embedder.checkpoint import file_hash, write_shards
-from lightning_conan.fusion import Dare, Recipe, TaskArithmetic, TsvM, dry_run, engine, fuse_folders, write
+from lightning_conan.fusion import Dare, Recipe, TaskArithmetic, TsvM, dry_run, fuse_folders, tensorwise, write
 from lightning_conan.fusion.geometry import by_group
 
 ALPHAS = {"image": 0.3, "audio": 0.5}
@@ -129,7 +129,7 @@ def test_nan_is_refused_by_tensor_and_model(recipe, tmp_path):
 
 
 def test_an_interrupted_fusion_leaves_nothing(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "change_of", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tensorwise, "change_of", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         fuse_folders(recipe, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -165,7 +165,7 @@ def test_order_of_specialists_does_not_matter(recipe, tmp_path, method):
 def test_streaming_equals_in_memory(recipe, tmp_path, workers):
     drawn = replace(recipe, method=Dare(0.3, elect=True))
     fuse_folders(drawn, tmp_path / "out", workers)
-    found, fusion = tensors(tmp_path / "out"), engine.Fusion(drawn)
+    found, fusion = tensors(tmp_path / "out"), tensorwise.Fusion(drawn)
     assert all(torch.equal(found[name], fusion[name]) for name in fusion.specs)
 
 

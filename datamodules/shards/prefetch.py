@@ -13,7 +13,7 @@ WAIT = 0.25
 """Seconds until a full cache is looked at again."""
 
 
-class Ahead:
+class ShardPrefetcher:
     """Fetches the shards of coming batches by a thread while earlier ones are read, as many as the cache holds.
 
     Args:
@@ -32,7 +32,7 @@ class Ahead:
         self.coming, self.last = list(first), last
         self.thread = threading.Thread(target=self.work, daemon=True)
 
-    def __enter__(self) -> "Ahead":
+    def __enter__(self) -> "ShardPrefetcher":
         self.thread.start()
         return self
 

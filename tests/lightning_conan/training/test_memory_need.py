@@ -8,7 +8,7 @@ from lightning_conan.embedder import OmniEmbedder, blank, tiny_embedder
 from lightning_conan.embedder.published import published_config
 from lightning_conan.training import probing
 from lightning_conan.training.adapters import Adapters
-from lightning_conan.training.memory import Plan, activation_bytes, memory_need, saved_bytes
+from lightning_conan.training.memory_need import Plan, activation_bytes, memory_need, saved_bytes
 from lightning_conan.training.probing import fitting_budget, measured_bytes, trained_bytes
 from lightning_conan.training.settings import TOWERS, Lora
 
