@@ -1,5 +1,5 @@
+from .layer_plot import plot_drift, plot_verdicts
 from .layers import holding, layer_cosines, token_states
-from .plots import plot_drift, plot_verdicts
 from .report import DriftReport, measure_drift
 from .verdict import PROJECTORS, Verdict, examine
 

@@ -1,13 +1,13 @@
 from .coefficients import Search, SearchResult, Trial, search_alphas
 from .dare import Dare
 from .della import Della
-from .engine import FusionReport
 from .iso_c import IsoC
 from .mergekit import read_mergekit
 from .method import Method, TensorContext
 from .recipe import Recipe
 from .statistics import Fisher, RegMean
 from .task_arithmetic import TaskArithmetic
+from .tensorwise import FusionReport
 from .ties import Ties
 from .tsv_m import TsvM
 from .write import dry_run, fuse_folders, fused_model
