@@ -12,7 +12,8 @@ from upstream import write_qwen3_omni, write_qwen3_vl
 from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import ProcessorConfig, graft_folder, load_folder
 from lightning_conan.embedder.checkpoint import TensorFiles
-from lightning_conan.embedder.checkpoint.tensors import tensor_paths, write_shards
+from lightning_conan.embedder.checkpoint.tensors import tensor_paths
+from lightning_conan.embedder.checkpoint.write_tensors import write_shards
 
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_key_value_heads": 8}
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lightning_conan.media import encode_audio, encode_video
-from lightning_conan.media.video import Sampling
+from lightning_conan.media.sampling import Sampling
 
 EVERY_FRAME = Sampling(fps=1e6, min_frames=1, max_frames=10**6)
 CONFIGS = Path(__file__).parents[1] / "configs"

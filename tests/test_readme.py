@@ -150,7 +150,7 @@ def test_nothing_names_a_file_that_only_its_authors_have():
 
 
 def test_lines_of_manifests_are_valid(tmp_path):
-    from lightning_conan.items import parse_pair
+    from lightning_conan.parsing import parse_pair
 
     for page in ("README.md", "manifest.md"):
         for line in re.findall(r'^\{"key".*\}$', PAGES[page], flags=re.MULTILINE):

@@ -79,8 +79,9 @@ class Reencoding:
         Raises:
             MediaError: It cannot be decoded.
         """
+        from lightning_conan.media.sampling import Resampling
         from lightning_conan.media.timeline import timeline
-        from lightning_conan.media.video import Resampling, frames_of
+        from lightning_conan.media.video import frames_of
 
         if timeline(media).fps <= fps:
             return media

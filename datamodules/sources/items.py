@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from datamodules.sources.manifest import json_lines
 from datamodules.time_limit import BROKEN
-from lightning_conan.items import MODALITY_OF, Item, Media, Modality, Side, parse_side
+from lightning_conan.items import MODALITY_OF, Item, Media, Modality, Side
+from lightning_conan.parsing import parse_side
 from lightning_conan.terminal import printable
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from datamodules.sources import layouts
 from datamodules.sources.manifest import Fault, read_manifest
-from lightning_conan.items import MEDIA, MODALITIES, Modality, Pair, parse_pair
+from lightning_conan.items import MEDIA, MODALITIES, Modality, Pair
+from lightning_conan.parsing import parse_pair
 
 SPLIT = ("manifest", "table", "msrvtt")
 """Layouts whose entries name a split; the others have a file for each."""

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_conan.items import Pair, parse_pair
+from lightning_conan.items import Pair
+from lightning_conan.parsing import parse_pair
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_conan.cli.common import daemon
-from lightning_conan.items import parse_side
+from lightning_conan.parsing import parse_side
 from lightning_conan.terminal import printable
 
 Asked = tuple[str | None, dict[str, Any], str]

@@ -18,16 +18,13 @@ from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.language import taken, use_faster_layers
 from lightning_conan.embedder.output import ChunkOutput
 from lightning_conan.embedder.packing import Chunk, Encoded, pack
+from lightning_conan.embedder.prefix import Past, by_prefix, prefix_options
 from lightning_conan.embedder.projector import AudioProjector
 from lightning_conan.embedder.vision import PatchProduct, encode_pixels
 
-LEAST_SHARED, LONG = 8, 16
-"""A prefix is shared from so many tokens on, among items of at most so many prefixes' length."""
 COMPILED = 64
 """Forms that a layer is compiled in before torch gives up and runs it as it is: the towers share them, each with and without
 gradients, of its input too, in training and in scoring."""
-Past = list[tuple[Tensor, Tensor]]
-"""Keys and values, (1, heads, tokens, dim), of each layer."""
 Writing = Callable[
     [Float[Tensor, "rows length dim"], Int[Tensor, "rows length"], Callable[[Tensor], Tensor]], Float[Tensor, " rows"]
 ]
@@ -87,7 +84,11 @@ class OmniEmbedder(PreTrainedModel):
         self.backbone.set_input_embeddings(value)
 
     def switch(self, attention: str, backend: str | None) -> None:
-        """Chooses how the language model attends, and the torch.compile backend of the layers, None for none.
+        """Chooses how the language model attends, and the torch.compile backend of the layers.
+
+        Args:
+            attention: ``sdpa``, ``eager`` or ``flash_attention_2``.
+            backend: Name of the torch.compile backend; None to run the layers uncompiled.
 
         Raises:
             ValueError: The implementation is not installed, or the backend unknown.
@@ -191,7 +192,12 @@ class OmniEmbedder(PreTrainedModel):
         self.emb_rows = None
 
     def hidden_states(self, chunk: Chunk, **kwargs: Any) -> Float[Tensor, "rows _ dim"]:
-        """Hidden states after the final norm; with ``last=chunk.last``, those of each row's last token alone."""
+        """Hidden states after the final norm; with ``last=chunk.last``, those of each row's last token alone.
+
+        Args:
+            chunk: The packed items.
+            kwargs: Options of the language model, such as a KV cache and its mask.
+        """
         embeds, visual_mask, deepstack = self.input_embeddings(chunk)
         # No attention mask: padding stands on the right, where causal attention never looks.
         output = self.backbone.language_model(
@@ -245,7 +251,12 @@ class OmniEmbedder(PreTrainedModel):
         return torch.cat(pieces)[torch.tensor(order, dtype=torch.long, device=self.device).argsort()]
 
     def chunks(self, items: Sequence[Encoded], token_budget: int) -> Iterator[tuple[Chunk, Past | None]]:
-        """Yields chunks on the model's device, each with the KV cache of the prefix that its rows lack, or None."""
+        """Yields chunks on the model's device, each with the KV cache of the prefix that its rows lack, or None.
+
+        Args:
+            items: Encoded items.
+            token_budget: Padded tokens of a chunk.
+        """
         apart = torch.is_grad_enabled() or self.flash or self.implementation == "eager"  # these take no such mask
         if not items:
             return
@@ -265,29 +276,17 @@ class OmniEmbedder(PreTrainedModel):
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def by_prefix(items: Sequence[Encoded]) -> list[tuple[list[int], bool]]:
-    """Groups rows by a prefix that is worth sharing (True), and all other rows (False)."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, item in enumerate(items):
-        worth = item.prefix >= LEAST_SHARED and len(item) <= LONG * item.prefix
-        groups.setdefault(tuple(item.input_ids[: item.prefix].tolist()) if worth else (), []).append(row)
-    shared = {prefix: rows for prefix, rows in groups.items() if prefix and len(rows) > 1}
-    others = sorted(row for prefix, rows in groups.items() if prefix not in shared for row in rows)
-    return [*((rows, True) for rows in shared.values()), *([(others, False)] if others else [])]
-
-
-def prefix_options(past: Past, rows: int, length: int) -> dict[str, Any]:
-    """Options of the language model to continue a prefix: its KV cache for each row, and the attention mask."""
-    seen = past[0][0].shape[2]
-    cache = DynamicCache([(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in past])
-    mask = torch.ones(length, seen + length, dtype=torch.bool, device=past[0][0].device).tril(diagonal=seen)
-    return {"cache": cache, "attention_mask": mask[None, None]}
-
-
 def place(
     embeds: Float[Tensor, "rows length dim"], mask: Tensor, features: Float[Tensor, "found dim"], what: str
 ) -> Float[Tensor, "rows length dim"]:
-    """The embeddings with features in place of the placeholders that ``mask`` marks."""
+    """The embeddings with features in place of the placeholders that ``mask`` marks.
+
+    Args:
+        embeds: Input embeddings.
+        mask: True at placeholders, (rows, length).
+        features: One row for each placeholder, in order.
+        what: Name of the features, for the error.
+    """
     places = mask.nonzero(as_tuple=True)
     assert len(places[0]) == len(features), f"{len(places[0])} placeholders for {len(features)} {what}"
     return embeds.index_put(places, features.to(embeds.dtype))

@@ -11,8 +11,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video
 
 from lightning_conan.embedder.audio import audio_tokens, window_tokens
 from lightning_conan.embedder.packing import IGNORED, Encoded
@@ -88,7 +86,7 @@ class OmniProcessor:
         Raises:
             MediaError: One of its media is broken or over a limit.
         """
-        prompt = self.begin(item.instruction, side)
+        prompt = PromptBuilder.begin(self.instruction_of(item.instruction, side))
         for part in item.parts:
             if isinstance(part, str):
                 prompt.write(part)
@@ -107,8 +105,8 @@ class OmniProcessor:
             MediaError: It is broken or over a limit.
         """
         config, gap = self.config, self.config.reducing_gap
-        shrink = Shrink(self.image_size, gap) if gap else None
-        return decode_media(media, config.sampling, config.limits, shrink, self.frame_size)
+        shrink = Shrink(self.config.image_size, gap) if gap else None
+        return decode_media(media, config.sampling, config.limits, shrink, self.config.frame_size)
 
     def encode(self, parts: Sequence[str | Decoded], instruction: str | None = None, side: Side = "query") -> Encoded:
         """Encodes media that are decoded already.
@@ -126,13 +124,18 @@ class OmniProcessor:
     def encode_turns(self, turns: Sequence[Turn], instruction: str | None = None, side: Side = "query") -> Encoded:
         """Encodes a chat, whose media are decoded already, with the embedding after its last turn.
 
+        Args:
+            turns: Role and content of each turn: texts, uint8 pixels, sampled frames, 16 kHz waveforms.
+            instruction: System instruction; the folder's own by default.
+            side: Side of a search.
+
         Raises:
             ValueError: An image or audio clip is too small to encode.
         """
-        prompt = self.begin(instruction, side, turns[0][0])
+        prompt = PromptBuilder.begin(self.instruction_of(instruction, side), turns[0][0])
         for number, (role, parts) in enumerate(turns):
             if number:
-                self.next_turn(prompt, role)
+                prompt.next_turn(role)
             for part in parts:
                 if isinstance(part, str):
                     prompt.write(part)
@@ -141,7 +144,12 @@ class OmniProcessor:
         return self.finish(prompt)
 
     def teach(self, encoded: Encoded, reasoning: str) -> Encoded:
-        """Appends the generation target of a query, with labels; ``<|emb|>`` comes last, also after an empty one."""
+        """Appends the generation target of a query, with labels; ``<|emb|>`` comes last, also after an empty one.
+
+        Args:
+            encoded: The query.
+            reasoning: Text that the model should generate before ``<|emb|>``.
+        """
         assert not self.config.ends, "only a prompt that ends where the model begins to write can be continued"
         words = self.tokenize(reasoning)
         ids = torch.cat([encoded.input_ids, torch.tensor(words, dtype=torch.long)])
@@ -168,33 +176,22 @@ class OmniProcessor:
         return ids
 
     def instruction_of(self, instruction: str | None, side: Side) -> str:
-        """Joins the system instruction of an item, or else the folder's, and the side's hint."""
+        """Joins the system instruction of an item, or else the folder's, and the side's hint.
+
+        Args:
+            instruction: The item's; None for the folder's.
+            side: Side of a search.
+        """
         hint = self.config.query_hint if side == "query" else self.config.target_hint
         return " ".join(words for words in (self.config.instruction if instruction is None else instruction, hint) if words)
 
-    def begin(self, instruction: str | None, side: Side = "query", role: str = "user") -> PromptBuilder:
-        """Writes the template up to the first turn's content."""
-        prompt = PromptBuilder()
-        instruction = self.instruction_of(instruction, side)
-        if instruction:
-            prompt.add("im_start")
-            prompt.write(f"system\n{instruction}")
-            prompt.add("im_end")
-            prompt.write("\n")
-        prompt.add("im_start")
-        prompt.opening = len(prompt.text)
-        prompt.write(f"{role}\n")
-        return prompt
-
-    def next_turn(self, prompt: PromptBuilder, role: str) -> None:
-        """Ends a turn and begins the next."""
-        prompt.add("im_end")
-        prompt.write("\n")
-        prompt.add("im_start")
-        prompt.write(f"{role}\n")
-
     def add(self, prompt: PromptBuilder, decoded: Decoded) -> None:
-        """Appends one decoded medium: its pixels, frames or log-mel, and its placeholders."""
+        """Appends one decoded medium: its pixels, frames or log-mel, and its placeholders.
+
+        Args:
+            prompt: The prompt under construction; extended in place.
+            decoded: Pixels (3, height, width), frames or a waveform (samples,).
+        """
         if isinstance(decoded, Clip):
             self.add_video(prompt, decoded)
         elif decoded.ndim == 1:
@@ -202,29 +199,29 @@ class OmniProcessor:
         else:
             self.add_image(prompt, decoded)
 
-    def image_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size that an image is resized to, as Qwen2-VL's image processor chooses it.
+    def add_image(self, prompt: PromptBuilder, image: UInt8[Tensor, "3 height width"]) -> None:
+        """Appends an image, resized.
 
         Args:
-            height: In pixels.
-            width: In pixels.
+            prompt: The prompt under construction; extended in place.
+            image: Its pixels.
         """
-        config = self.config
-        bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
-        size: tuple[int, int] = smart_resize(height, width, factor=config.patch_size * config.merge_size, **bounds)
-        return size
-
-    def add_image(self, prompt: PromptBuilder, image: UInt8[Tensor, "3 height width"]) -> None:
-        size = self.image_size(image.shape[1], image.shape[2])
+        size = self.config.image_size(image.shape[1], image.shape[2])
         prompt.pixels.append(resize(image[None], size))
         self.add_grid(prompt, "image", size)
 
     def add_video(self, prompt: PromptBuilder, clip: Clip) -> None:
+        """Appends a video's frames in pairs, each pair with its time.
+
+        Args:
+            prompt: The prompt under construction; extended in place.
+            clip: The sampled frames.
+        """
         frames, seconds = clip.frames, clip.seconds
         if len(frames) == 1:  # the vision tower takes frames in pairs
             frames, seconds = frames.repeat(2, 1, 1, 1), seconds * 2
         height, width = frames.shape[2:]
-        size = (height, width) if clip.resized else self.frame_size(len(frames), height, width)
+        size = (height, width) if clip.resized else self.config.frame_size(len(frames), height, width)
         frames = resize(frames, size)
         if len(frames) % 2:
             frames, seconds = torch.cat([frames, frames[-1:]]), [*seconds, seconds[-1]]
@@ -237,27 +234,14 @@ class OmniProcessor:
         if self.config.wrap_videos:
             prompt.add("vision_end")
 
-    def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
-        """Size that frames are resized to, as Qwen3-VL's video processor chooses it.
+    def add_grid(self, prompt: PromptBuilder, token: str, size: tuple[int, int]) -> None:
+        """Appends the placeholders of one image or of one pair of frames.
 
         Args:
-            frames: Their number.
-            height: In pixels.
-            width: In pixels.
+            prompt: The prompt under construction; extended in place.
+            token: ``image`` or ``video``.
+            size: Height and width in pixels, multiples of a token's side.
         """
-        frames = max(frames, 2)  # one alone is shown twice
-        config, factor = self.config, self.config.patch_size * self.config.merge_size
-        most = config.video_max_pixels
-        if config.frame_max_tokens is not None:
-            each = max(min(config.frame_max_tokens * factor**2, most // frames), int(config.video_min_pixels * 1.05))
-            most = each * frames
-        size: tuple[int, int] = smart_resize_video(
-            frames, height, width, factor=factor, min_pixels=config.video_min_pixels, max_pixels=most
-        )
-        return size
-
-    def add_grid(self, prompt: PromptBuilder, token: str, size: tuple[int, int]) -> None:
-        """Appends the placeholders of one image or of one pair of frames."""
         side = self.config.patch_size * self.config.merge_size
         prompt.grids.append((size[0] // side, size[1] // side))
         prompt.add("vision_start")
@@ -265,6 +249,15 @@ class OmniProcessor:
         prompt.add("vision_end")
 
     def add_audio(self, prompt: PromptBuilder, wave: Float[Tensor, " samples"]) -> None:
+        """Appends an audio clip's log-mel.
+
+        Args:
+            prompt: The prompt under construction; extended in place.
+            wave: Samples at 16 kHz.
+
+        Raises:
+            ValueError: It is shorter than one frame of the log-mel.
+        """
         extractor: Any = self.mel_extractor
         if len(wave) < extractor.n_fft:
             raise ValueError(f"{len(wave)} samples at 16 kHz are too short, must be {extractor.n_fft} or more")
@@ -279,7 +272,7 @@ class OmniProcessor:
 
     def finish(self, prompt: PromptBuilder) -> Encoded:
         """Completes the template, and makes token ids and positions."""
-        self.next_turn(prompt, "assistant")
+        prompt.next_turn("assistant")
         if self.config.ends:
             prompt.add("end")
         ids: list[int] = []

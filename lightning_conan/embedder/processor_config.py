@@ -4,8 +4,11 @@ from dataclasses import asdict, dataclass, field
 from dataclasses import fields as fields_of
 from typing import Any
 
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video
+
 from lightning_conan.media import Limits
-from lightning_conan.media.video import Sampling
+from lightning_conan.media.sampling import Sampling
 
 LATER = {"reducing_gap"}
 """Fields that older folders lack: their defaults are what was done before."""
@@ -72,6 +75,36 @@ class ProcessorConfig:
     def tells_sides(self) -> bool:
         """True if queries are encoded differently from targets."""
         return self.reasons or self.query_hint != self.target_hint
+
+    def image_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size that an image is resized to, as Qwen2-VL's image processor chooses it.
+
+        Args:
+            height: In pixels.
+            width: In pixels.
+        """
+        bounds = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        size: tuple[int, int] = smart_resize(height, width, factor=self.patch_size * self.merge_size, **bounds)
+        return size
+
+    def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """Size that frames are resized to, as Qwen3-VL's video processor chooses it.
+
+        Args:
+            frames: Their number.
+            height: In pixels.
+            width: In pixels.
+        """
+        frames = max(frames, 2)  # one alone is shown twice
+        factor = self.patch_size * self.merge_size
+        most = self.video_max_pixels
+        if self.frame_max_tokens is not None:
+            each = max(min(self.frame_max_tokens * factor**2, most // frames), int(self.video_min_pixels * 1.05))
+            most = each * frames
+        size: tuple[int, int] = smart_resize_video(
+            frames, height, width, factor=factor, min_pixels=self.video_min_pixels, max_pixels=most
+        )
+        return size
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ProcessorConfig":

@@ -1,6 +1,7 @@
 """Prompt of an item, piece by piece, before it becomes token ids."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
 from torch import Tensor
 
@@ -24,6 +25,32 @@ class PromptBuilder:
     mels: list[Tensor] = field(default_factory=list)
     padded_audio_tokens: int = 0
     opening: int = 0
+
+    @classmethod
+    def begin(cls, instruction: str, role: str = "user") -> Self:
+        """Writes the chat template up to the first turn's content.
+
+        Args:
+            instruction: System instruction; an empty one makes no system turn.
+            role: Role of the first turn.
+        """
+        prompt = cls()
+        if instruction:
+            prompt.add("im_start")
+            prompt.write(f"system\n{instruction}")
+            prompt.add("im_end")
+            prompt.write("\n")
+        prompt.add("im_start")
+        prompt.opening = len(prompt.text)
+        prompt.write(f"{role}\n")
+        return prompt
+
+    def next_turn(self, role: str) -> None:
+        """Ends a turn and begins the next."""
+        self.add("im_end")
+        self.write("\n")
+        self.add("im_start")
+        self.write(f"{role}\n")
 
     def add(self, token: str, count: int = 1) -> None:
         """Appends placeholders.

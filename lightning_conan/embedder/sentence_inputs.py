@@ -13,7 +13,8 @@ from sentence_transformers.base.modality import infer_modality, is_message_dict
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.embedder.processor import Decoded, OmniProcessor, Turn
 from lightning_conan.embedder.sentence_arrays import ArrayReader, is_image
-from lightning_conan.items import MODALITIES, Media, Medium, Side, parse_media
+from lightning_conan.items import MODALITIES, Media, Medium, Side
+from lightning_conan.parsing import parse_media
 
 PAIR_ROLES = ("query", "document")
 HELD = ("url", "path", "base64")

@@ -13,7 +13,7 @@ from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor
 from lightning_conan.embedder.processor_config import ProcessorConfig
-from lightning_conan.media.video import Sampling
+from lightning_conan.media.sampling import Sampling
 
 # Common words get a token of their own; every other text falls back to bytes, so nothing is ever unknown.
 WORDS = """

@@ -7,7 +7,8 @@ from lightning_conan.media.audio import decode_audio
 from lightning_conan.media.document import decode_document
 from lightning_conan.media.image import Shrink, decode_image
 from lightning_conan.media.limits import DEFAULT, Limits
-from lightning_conan.media.video import DEFAULT_SAMPLING, Clip, FrameSize, Sampling, decode_video
+from lightning_conan.media.sampling import DEFAULT_SAMPLING, Sampling
+from lightning_conan.media.video import Clip, FrameSize, decode_video
 
 
 def decode_media(

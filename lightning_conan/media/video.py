@@ -12,21 +12,18 @@ from itertools import islice
 from typing import Any
 
 import av
-import numpy as np
 import torch
-from av.sidedata.sidedata import Type
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
-from typing_extensions import override
 
 from lightning_conan.items import Media
 from lightning_conan.media.container import Source, open_source
-from lightning_conan.media.image import resize, rgb_tensor
+from lightning_conan.media.frames import Check, rgb
+from lightning_conan.media.image import resize
 from lightning_conan.media.limits import DEFAULT, Limits, MediaError
-from lightning_conan.media.timeline import MOMENT, Timeline, shown_at
+from lightning_conan.media.sampling import DEFAULT_SAMPLING, Sampling
+from lightning_conan.media.timeline import Timeline, shown_at
 
-Check = Callable[[int, int], None]
 FrameSize = Callable[[int, int, int], tuple[int, int]]
 """From the number of frames, their height and width to the height and width that are wanted."""
 SPARSE = 16
@@ -53,38 +50,6 @@ class Clip:
     frames: UInt8[Tensor, "frames 3 height width"]
     seconds: list[float]
     resized: bool = False
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Choice of frames: ``fps`` a second, at least ``min_frames``, at most ``max_frames``, evenly spread."""
-
-    fps: float = 2.0
-    min_frames: int = 4
-    max_frames: int = 768
-
-    def indices(self, total: int, fps: float) -> list[int]:
-        """Frame numbers to keep, as Qwen3-VL's video processor chooses them."""
-        wanted = min(max(int(total / fps * self.fps), self.min_frames), self.max_frames, total)
-        return np.linspace(0, total - 1, wanted).round().astype(int).tolist()  # type: ignore[no-any-return]
-
-    def choose(self, shown: Timeline, start: float, end: float) -> list[int]:
-        """Numbers of the sampled frames, of those that are shown between two seconds."""
-        first = shown.frame_at(start)
-        return [first + index for index in self.indices(shown.frame_after(end) - first, shown.fps)]
-
-
-@dataclass(frozen=True)
-class Resampling(Sampling):
-    """Choice of the frames that are shown at multiples of ``1 / fps`` seconds, as a video of that rate."""
-
-    @override
-    def choose(self, shown: Timeline, start: float, end: float) -> list[int]:
-        count = math.ceil((end - start) * self.fps - MOMENT)
-        return [min(shown.frame_at(start + number / self.fps), shown.total - 1) for number in range(count)]
-
-
-DEFAULT_SAMPLING = Sampling()
 
 
 def decode_video(
@@ -115,6 +80,12 @@ def frames_of(
     """Yields the same frames with their seconds in the chosen part, each resized before the next is decoded: 64 frames as large
     as the limits allow would take 12 GB.
 
+    Args:
+        media: The video; ``start`` and ``end`` choose a part, in seconds.
+        sampling: Choice of frames.
+        limits: Caps on bytes, pixels, seconds and frames.
+        size: Maps number, height and width of the frames to the size to resize to; unchanged by default.
+
     Raises:
         MediaError: As ``decode_video``, once that is found.
     """
@@ -136,6 +107,13 @@ def shots(
     source: Source, shown: Timeline, sampling: Sampling, limits: Limits, size: FrameSize | None
 ) -> Iterator[tuple[float, UInt8[Tensor, "3 height width"]]]:
     """The frames that ``sampling`` asks for, of those of a timeline.
+
+    Args:
+        source: The open video.
+        shown: Its timeline.
+        sampling: Choice of frames.
+        limits: Caps on bytes, pixels, seconds and frames.
+        size: Maps number, height and width of the frames to the size to resize to; None for unchanged.
 
     Raises:
         MediaError: There are none, too many, or of several sizes.
@@ -165,6 +143,12 @@ def shots(
 def resized(media: Media, pixels: UInt8[Tensor, "3 _ _"], size: FrameSize, count: int) -> UInt8[Tensor, "3 _ _"]:
     """Resizes one of ``count`` frames.
 
+    Args:
+        media: The video, for the error.
+        pixels: One frame.
+        size: Maps number, height and width of the frames to the size to resize to.
+        count: Number of the wanted frames.
+
     Raises:
         MediaError: There is none, as for a sliver.
     """
@@ -177,7 +161,11 @@ def resized(media: Media, pixels: UInt8[Tensor, "3 _ _"], size: FrameSize, count
 def pick(source: Source, shown: Timeline, wanted: set[int], check: Check) -> Iterator[tuple[int, Tensor]]:
     """Yields the wanted frames, decoding little else; if times are no guide, from the beginning on.
 
-    ``check`` gets each one's width and height, before its pixels are made: they may differ from the header's.
+    Args:
+        source: The open video.
+        shown: Its timeline.
+        wanted: Numbers of the wanted frames.
+        check: Called with each frame's width and height before its pixels are made: they may differ from the header's.
 
     Raises:
         Misled: A frame is not where its packet's time is.
@@ -195,6 +183,12 @@ def pick(source: Source, shown: Timeline, wanted: set[int], check: Check) -> Ite
 
 def by_times(source: Source, shown: Timeline, wanted: list[int], check: Check) -> Iterator[tuple[int, Tensor]]:
     """Yields wanted frames by their packets' times, from the last key frame before each if that pays.
+
+    Args:
+        source: The open video.
+        shown: Its timeline, with times.
+        wanted: Numbers of the wanted frames, ascending.
+        check: Called with each frame's width and height before its pixels are made.
 
     Raises:
         Misled: One is not there.
@@ -215,7 +209,12 @@ def by_times(source: Source, shown: Timeline, wanted: list[int], check: Check) -
 
 
 def seek(source: Source, key: tuple[int, int]) -> bool:
-    """Seeks to a key frame, or before it; False in formats in which FFmpeg cannot."""
+    """Seeks to a key frame, or before it; False in formats in which FFmpeg cannot.
+
+    Args:
+        source: The open video.
+        key: Presentation and decoding time of the key frame, in the track's units.
+    """
     shown, decoded = key
     try:
         source.container.seek(decoded if source.discontinuous else shown, stream=source.stream)
@@ -250,40 +249,13 @@ def decode(source: Source, due: set[int], key: int | None = None) -> Iterator[An
         yield from frames
 
 
-def rgb(frame: Any, check: Check) -> UInt8[Tensor, "3 height width"]:
-    """RGB pixels of a frame, turned and mirrored as players show it."""
-    check(frame.width, frame.height)
-    pixels = opaque(frame)
-    right_x, right_y, down_x, down_y = orientation(frame)
-    if abs(right_x) + abs(down_y) < abs(right_y) + abs(down_x):  # what ran to the right runs down or up
-        pixels, right_x, down_y = pixels.transpose(1, 2), down_x, right_y
-    flips = [axis for axis, step in ((1, down_y), (2, right_x)) if step < 0]
-    return pixels.flip(flips) if flips else pixels
-
-
-def orientation(frame: Any) -> tuple[int, int, int, int]:
-    """Display matrix: steps on the screen (right, down) of one pixel to the right in a frame, and of one down."""
-    try:
-        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-    except ValueError:  # PyAV before 19 does not know all kinds of side data
-        turns = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)]  # counterclockwise
-        return turns[round(float(frame.rotation) / 90) % 4]
-    if matrix is None:
-        return 1, 0, 0, 1
-    found = np.frombuffer(bytes(matrix), np.int32)
-    return int(found[0]), int(found[1]), int(found[3]), int(found[4])
-
-
-def opaque(frame: Any) -> UInt8[Tensor, "3 height width"]:
-    """RGB pixels of a frame; transparency lies on white, as in images."""
-    if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
-        return rgb_tensor(Image.fromarray(frame.to_ndarray(format="rgba")))
-    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-
-
 def encode_video(frames: Iterable[UInt8[Tensor, "3 height width"]], fps: int, codec: str = "libx264") -> bytes:
-    """Encodes uint8 RGB frames of one size, with even sides, as an MP4 of ``fps`` frames a second (``libx264`` or ``mpeg4``),
-    lossy.
+    """Encodes uint8 RGB frames as an MP4.
+
+    Args:
+        frames: Frames of one size, with even sides.
+        fps: Frames a second.
+        codec: ``libx264`` or ``mpeg4``; both are lossy.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:

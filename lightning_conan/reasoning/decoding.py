@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache
 
 from lightning_conan.embedder import Chunk, Encoded, OmniEmbedder
-from lightning_conan.embedder.model import Past, prefix_options
+from lightning_conan.embedder.prefix import Past, prefix_options
 from lightning_conan.reasoning.cache import Row, RowCache
 
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_conan.items import Item, Media, check_text, parse_pair, parse_side
+from lightning_conan.items import Item, Media, check_text
+from lightning_conan.parsing import parse_pair, parse_side
 
 LINE = {"key": "k", "task": "t", "modality": "audio", "query": {"audio": "a.flac"}, "target": {"text": "a dog barks"}}
 

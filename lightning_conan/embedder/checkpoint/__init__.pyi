@@ -20,7 +20,8 @@ from .golden import changed_versions, compare_golden
 from .graft import GraftReport, graft_folder
 from .provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_provenance
 from .task_vector import LowRank, Replaced, TaskVector, as_matrix
-from .tensors import STEM, Spec, TensorFiles, Tensors, check_specs, write_order, write_shards
+from .tensors import STEM, Spec, TensorFiles, Tensors, check_specs
+from .write_tensors import write_order, write_shards
 
 __all__ = [
     "CONFIG",

@@ -11,7 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_conan.embedder.checkpoint.task_vector import LowRank, Replaced, TaskVector
-from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors, save_tensors
+from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors
+from lightning_conan.embedder.checkpoint.write_tensors import save_tensors
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

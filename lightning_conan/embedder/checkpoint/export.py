@@ -14,7 +14,8 @@ from lightning_conan.embedder.checkpoint.card import write_card
 from lightning_conan.embedder.checkpoint.folder import check_folder, load_processor, open_tensors, write_sidecars
 from lightning_conan.embedder.checkpoint.provenance import GOLDEN, Provenance
 from lightning_conan.embedder.checkpoint.publish import publishable
-from lightning_conan.embedder.checkpoint.tensors import Spec, finite, write_shards
+from lightning_conan.embedder.checkpoint.tensors import Spec
+from lightning_conan.embedder.checkpoint.write_tensors import finite, write_shards
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OmniProcessor

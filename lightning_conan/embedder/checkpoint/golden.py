@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_conan.embedder.checkpoint.provenance import GOLDEN
-from lightning_conan.embedder.checkpoint.tensors import save_tensors
+from lightning_conan.embedder.checkpoint.write_tensors import save_tensors
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OmniProcessor
 from lightning_conan.items import Item, Media

@@ -16,8 +16,9 @@ from lightning_conan.embedder.checkpoint.atomic import check_apart, whole_folder
 from lightning_conan.embedder.checkpoint.folder import read_model, write_sidecars
 from lightning_conan.embedder.checkpoint.golden import write_golden
 from lightning_conan.embedder.checkpoint.provenance import Provenance
-from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, check_specs, finite, tensor_paths, write_shards
+from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, check_specs, tensor_paths
 from lightning_conan.embedder.checkpoint.upstream import Upstream, read_json
+from lightning_conan.embedder.checkpoint.write_tensors import finite, write_shards
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OWN_TOKENS, OmniProcessor

@@ -8,7 +8,7 @@ from upstream import write_qwen3_omni, write_qwen3_vl
 
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import ProcessorConfig, graft_folder, load_folder
-from lightning_conan.media.video import Sampling
+from lightning_conan.media.sampling import Sampling
 
 LIMITS = ProcessorConfig(
     min_pixels=4096,

@@ -16,7 +16,8 @@ from lightning_conan.embedder import OmniProcessor, Provenance, export_folder, l
 from lightning_conan.embedder.checkpoint.export import chat_template
 from lightning_conan.embedder.sentence_transformer import OmniModule
 from lightning_conan.items import Item, Media
-from lightning_conan.media.video import Sampling, decode_video
+from lightning_conan.media.sampling import Sampling
+from lightning_conan.media.video import decode_video
 from lightning_conan.stages import Specialist
 from lightning_conan.training import Lora
 from runs import QUICK, data, trainer

@@ -12,7 +12,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLay
 
 from lightning_conan.embedder import Encoded, OmniEmbedder, pack, pad
 from lightning_conan.embedder.language import FusedRMSNorm, LastLayer, taken
-from lightning_conan.embedder.model import prefix_options
+from lightning_conan.embedder.prefix import prefix_options
 
 
 def test_norms_are_those_of_transformers():

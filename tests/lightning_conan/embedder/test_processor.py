@@ -233,7 +233,7 @@ def test_the_shortest_sound_is_one_window_of_its_spectrogram(processor):
 def test_sizes_of_frames_are_those_of_qwens_video_processor(processor, count, height, width, cap):
     """The cap of a frame included, which is no less than the least that a video has."""
     settings = replace(processor.config, video_min_pixels=8192, video_max_pixels=96 * 1024, frame_max_tokens=cap)
-    found = OmniProcessor(processor.tokenizer, settings).frame_size(count, height, width)
+    found = settings.frame_size(count, height, width)
     factor = settings.patch_size * settings.merge_size
     upstream = Qwen3VLVideoProcessor(
         size={"shortest_edge": 8192, "longest_edge": 96 * 1024},

@@ -19,7 +19,7 @@ from transformers.video_utils import VideoMetadata
 from lightning_conan.embedder import ProcessorConfig
 from lightning_conan.embedder.sentence_arrays import ArrayReader, mono_of
 from lightning_conan.items import Item, Media
-from lightning_conan.media.video import Sampling
+from lightning_conan.media.sampling import Sampling
 from samples import flac, mp4, png
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_conan.embedder.checkpoint import Spec, TensorFiles, write_shards
-from lightning_conan.embedder.checkpoint.tensors import read_header, save_tensors, tensor_paths
+from lightning_conan.embedder.checkpoint.tensors import read_header, tensor_paths
+from lightning_conan.embedder.checkpoint.write_tensors import save_tensors
 
 FOUR = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
 

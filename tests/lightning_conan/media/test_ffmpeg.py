@@ -9,8 +9,8 @@ import pytest
 from ffmpeg_oracle import ffmpeg, pictures
 from lightning_conan.items import Media
 from lightning_conan.media import MediaError, decode_video, video
+from lightning_conan.media.sampling import Sampling
 from lightning_conan.media.timeline import Timeline
-from lightning_conan.media.video import Sampling
 from samples import EVERY_FRAME
 
 FEW = Sampling(fps=1e-6, min_frames=3)

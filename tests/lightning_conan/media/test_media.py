@@ -29,8 +29,9 @@ from lightning_conan.media import (
 from lightning_conan.media.audio import BLOCK, resampled, resampler
 from lightning_conan.media.container import Source
 from lightning_conan.media.image import resize
+from lightning_conan.media.sampling import Resampling, Sampling
 from lightning_conan.media.timeline import Timeline
-from lightning_conan.media.video import Misled, Resampling, Sampling, pick
+from lightning_conan.media.video import Misled, pick
 from samples import EVERY_FRAME, call, flac, mp4, png, recording
 
 
