@@ -391,6 +391,26 @@ def test_a_file_that_comes_back_is_packed_whoever_looked_for_it(tmp_path, valida
     assert write_resumable(some, tmp_path / "set", "same", 2)["pairs"] == 6
 
 
+def test_a_key_whose_media_were_lost_is_taken_after_a_kill_too(tmp_path):
+    """The same pairs are refused as without the kill."""
+
+    def some(done, stop=None):
+        for number, key in list(enumerate("abcda"))[done:]:
+            if number == stop:
+                raise KeyboardInterrupt
+            media = Media("image", tmp_path / "missing.png", "missing.png") if number == 1 else Media("image", png(), "a.png")
+            yield Pair(key if number < 4 else "b", "t", "image", Item((media,)), Item(("x",)))
+
+    whole = write_resumable(some, tmp_path / "whole", "same", 2)
+    with pytest.raises(KeyboardInterrupt):
+        write_resumable(lambda done: some(done, 3), tmp_path / "killed", "same", 2)
+    assert write_resumable(some, tmp_path / "killed", "same", 2) == whole
+    assert (whole["pairs"], whole["quarantined"]) == (3, 2)
+    listed = [(tmp_path / name / "quarantine.jsonl").read_text() for name in ("whole", "killed")]
+    assert listed[0] == listed[1]
+    assert "must be unique, it came before" in listed[0]
+
+
 def test_work_of_other_options_is_given_up_with_a_word(tmp_path, caplog):
     def some(done):
         yield from pairs(6)[:4]

@@ -17,7 +17,7 @@ from lightning_conan.embedder.checkpoint.graft import OWN_TOKENS, Graft
 from lightning_conan.embedder.checkpoint.tensors import tensor_paths
 from lightning_conan.embedder.projector import AudioProjector
 from lightning_conan.items import Item, Media
-from lightning_conan.media import decode_audio
+from lightning_conan.media import decode_audio, encode_audio
 from samples import flac
 
 
@@ -272,12 +272,13 @@ def test_an_audio_encoder_in_another_dtype_takes_the_backbones(upstream, tmp_pat
     assert torch.equal(found, wanted.to(found.dtype))
 
 
-def test_whispers_short_sounds_are_filled_up_as_its_own_features_are(upstream, tmp_path):
+@pytest.mark.parametrize("content", [flac(0.7), encode_audio(torch.zeros(11_200))], ids=["sound", "silence"])
+def test_whispers_short_sounds_are_filled_up_as_its_own_features_are(upstream, tmp_path, content):
     """With silence, which is no 0 in its features; only the last frame, whose window reaches into it, differs a little."""
     write_whisper(tmp_path / "whisper")
     graft(upstream, tmp_path / "base", audio=str(tmp_path / "whisper"))
     model, processor, _ = load_folder(tmp_path / "base")
-    media = Media("audio", flac(0.7), "a.flac")
+    media = Media("audio", content, "a.flac")
     features = WhisperFeatureExtractor(feature_size=80, chunk_length=2)(decode_audio(media).numpy(), sampling_rate=16_000)
     encoder = WhisperForConditionalGeneration.from_pretrained(tmp_path / "whisper").model.encoder.eval()
     with torch.no_grad():

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightning_conan.embedder import load_folder
 from lightning_conan.embedder import model as model_module
+from lightning_conan.embedder.packing import Encoded
+from lightning_conan.embedder.prefix import by_prefix
 from lightning_conan.items import Item, Media
 from samples import flac, png
 
@@ -30,6 +34,17 @@ def test_sharing_changes_no_vector(folder, encoded, budget, monkeypatch):
         shared = folder[0].embed(encoded, budget)
         monkeypatch.setattr(model_module, "by_prefix", lambda items: [(list(range(len(items))), False)])
         torch.testing.assert_close(shared, folder[0].embed(encoded, budget), atol=1e-5, rtol=0)
+
+
+@given(prefixes=st.lists(st.lists(st.integers(0, 1), min_size=8, max_size=10), min_size=2, max_size=8))
+def test_only_equal_prefixes_share(prefixes):
+    """A prefix that begins like another, or differs in its last token, has a KV cache of its own."""
+    items = [Encoded(torch.tensor([*ids, 5]), torch.arange(len(ids) + 1).expand(3, -1), prefix=len(ids)) for ids in prefixes]
+    found = by_prefix(items)
+    assert sorted(row for rows, _ in found for row in rows) == list(range(len(items)))
+    for rows, shared in found:
+        assert shared == (prefixes.count(prefixes[rows[0]]) > 1)
+        assert not shared or rows == [row for row, ids in enumerate(prefixes) if ids == prefixes[rows[0]]]
 
 
 def test_eager_attention_changes_no_vector(folder, encoded):
