@@ -27,7 +27,7 @@ class PromptBuilder:
     opening: int = 0
 
     @classmethod
-    def begin(cls, instruction: str, role: str = "user") -> Self:
+    def begin(cls, instruction: str, role: str = "user") -> "PromptBuilder":
         """Writes the chat template up to the first turn's content.
 
         Args:
