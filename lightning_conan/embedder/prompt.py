@@ -1,7 +1,6 @@
 """Prompt of an item, piece by piece, before it becomes token ids."""
 
 from dataclasses import dataclass, field
-from typing import Self
 
 from torch import Tensor
 
