@@ -59,8 +59,8 @@ def check_contract(out: Path, model: str, contracts: dict[str, dict[str, Any]]) 
     for name, now in contracts.items():
         if (old := before["tasks"].get(name)) and (odd := differences(old["contract"], now)):
             raise ValueError(
-                f"{name} was scored under another contract: {', '.join(odd)} differ, such as {old['contract'].get(odd[0])!r} before and "
-                f"{now.get(odd[0])!r} now. Scores of two contracts are not averaged: choose another --out."
+                f"{name} was scored under another contract: {', '.join(odd)} differ, such as "
+                f"{old['contract'].get(odd[0])!r} before and {now.get(odd[0])!r} now. Scores of two contracts are not averaged: choose another --out."
             )
 
 
@@ -77,7 +77,7 @@ def write_report(out: Path, model: str, scores: Sequence[TaskScores], contracts:
         ValueError: See ``check_contract``.
     """
     check_contract(out, model, contracts)
-    report = {"model": model, "versions": versions(), "tasks": dict(read_scores(out)["tasks"])}
+    tasks: dict[str, Any] = dict(read_scores(out)["tasks"])
     for found in scores:
         task = found.task
         place = out / task.name
@@ -85,7 +85,7 @@ def write_report(out: Path, model: str, scores: Sequence[TaskScores], contracts:
         write_run(place / "run.txt", found.run)
         write_qrels(place / "qrels.txt", task.qrels)
         write_json(place / "queries.json", found.values)
-        report["tasks"][task.name] = {
+        tasks[task.name] = {
             "group": task.settings.group,
             "headline": task.settings.measures[0],
             "scores": found.means,
@@ -94,7 +94,7 @@ def write_report(out: Path, model: str, scores: Sequence[TaskScores], contracts:
             "ties": 100 * found.tied,
             "contract": contracts[task.name],
         }
-    report["means"] = group_means(report["tasks"])
+    report = {"model": model, "versions": versions(), "tasks": tasks, "means": group_means(tasks)}
     write_json(out / SCORES, report)
     with whole_file(out / "scores.md") as file:
         file.write(table(report).encode())

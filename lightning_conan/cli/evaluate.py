@@ -1,11 +1,10 @@
 """`conan evaluate`: retrieval tasks with distractors and graded relevance, scored from a checkpoint folder."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_conan.boards.cache import EmbeddingCache
 from lightning_conan.boards.contract import contract_of
@@ -64,7 +63,7 @@ def evaluate(options: EvaluateOptions) -> None:
     cache = EmbeddingCache(options.cache or options.out / "cache", model)
     launch = {"accelerator": options.accelerator, "devices": options.devices, "enable_progress_bar": show_progress()}
     embedded = embed_missing(stage, [each for pair in hashed for each in pair], cache, launch, options.num_workers)
-    if rank_zero_only.rank:
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))):  # as torchrun and Lightning set them
         return
     print(f"embedded {embedded} items, {len(cache.places) - embedded} were in {cache.folder}", file=sys.stderr)
     dim = cache.blocks[0].shape[1]

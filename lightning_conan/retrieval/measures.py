@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ def exponential_ndcg(found: Grades, judged: Grades) -> float:
     return gain(2.0 ** found.clip(min=0) - 1) / best if (best := gain(2.0**judged - 1)) else 0.0
 
 
-def gain(gains: NDArray[np.float64] | Grades) -> float:
+def gain(gains: NDArray[Any]) -> float:
     """Discounted cumulative gain: each gain over the logarithm, base 2, of its rank plus 1."""
     return float((gains / np.log2(np.arange(2, len(gains) + 2))).sum())
 
@@ -106,7 +107,8 @@ class Measure:
         found = re.fullmatch(r"(\w+?)(?:@([1-9]\d*))?", self.name)
         if not found or found[1] not in MEASURES or (found[1] in ("hit", "recall") and not found[2]):
             raise ValueError(
-                f"A measure must be one of {', '.join(MEASURES)}, with @k behind it (mrr and map may do without), got {self.name!r}."
+                f"A measure must be one of {', '.join(MEASURES)}, with @k behind it, which hit and recall need, "
+                f"got {self.name!r}."
             )
 
     @property

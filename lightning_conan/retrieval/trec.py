@@ -46,11 +46,8 @@ def read_qrels(path: Path) -> Qrels:
             beir = True
             continue
         if len(fields) != 3 if beir else len(fields) not in (4, 5):
-            rule = (
-                "query-id, corpus-id and score"
-                if beir
-                else "qid 0 did grade (TREC), with a task behind it (M-BEIR), or BEIR's header first"
-            )
+            trec = "qid 0 did grade (TREC), with a task behind it (M-BEIR), or BEIR's header first"
+            rule = "query-id, corpus-id and score" if beir else trec
             raise ValueError(f"A line of qrels must be {rule}, got {' '.join(fields)[:80]!r} in {where}.")
         query, document, grade = (fields[0], fields[1], fields[2]) if beir else (fields[0], fields[2], fields[3])
         try:
