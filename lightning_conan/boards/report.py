@@ -60,7 +60,8 @@ def check_contract(out: Path, model: str, contracts: dict[str, dict[str, Any]]) 
         if (old := before["tasks"].get(name)) and (odd := differences(old["contract"], now)):
             raise ValueError(
                 f"{name} was scored under another contract: {', '.join(odd)} differ, such as "
-                f"{old['contract'].get(odd[0])!r} before and {now.get(odd[0])!r} now. Scores of two contracts are not averaged: choose another --out."
+                f"{old['contract'].get(odd[0])!r} before and {now.get(odd[0])!r} now. "
+                "Scores of two contracts are not averaged: choose another --out."
             )
 
 

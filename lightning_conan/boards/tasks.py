@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 
@@ -19,6 +19,7 @@ QRELS = ("qrels.txt", "qrels.tsv", "qrels/test.tsv", "qrels/test.txt")
 """Places of the judgements: ours, and BEIR's."""
 
 
+@runtime_checkable
 class Items(Protocol):
     """Named items in a fixed order, each opened when it is asked for."""
 
