@@ -1,6 +1,6 @@
 """Retrieval tasks: queries, a corpus with distractors, and graded relevance, read from a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,47 +34,32 @@ class Items(Protocol):
 
 
 class Collection:
-    """Items of a JSONL file, by id.
-
-    Lines are those of ``conan embed``, such as ``{"key": "1", "image": "a.jpg"}``, or BEIR's: ``_id``, ``text``, and a ``title``,
-    which stands before the text.
+    """Items by id, each as an object of a manifest until it is asked for.
 
     Args:
-        path: The file; media paths are relative to its folder.
+        path: The file that they stand in, for errors.
+        lines: Id and content of each item; media paths are relative to ``root``.
+        root: Folder of the media; that of the file by default.
         instruction: Instruction of items without one of their own; None for the checkpoint folder's.
 
     Raises:
-        ValueError: The file is missing or empty, a line is invalid, or an id stands twice.
+        ValueError: There is no item, or an id stands twice.
     """
 
-    def __init__(self, path: Path, instruction: str | None = None) -> None:
-        self.path, self.instruction = path, instruction
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist. A retrieval task needs queries.jsonl, corpus.jsonl and qrels.txt.")
-        self.lines = [self.line(where, value) for where, value in json_lines(path)]
+    def __init__(
+        self,
+        path: Path,
+        lines: Iterable[tuple[str, Mapping[str, Any]]],
+        root: Path | None = None,
+        instruction: str | None = None,
+    ) -> None:
+        self.path, self.root, self.instruction = path, root or path.parent, instruction
+        self.lines = list(lines)
         if not self.lines:
             raise ValueError(f"{path} must hold at least 1 item, got 0.")
         if len(self.numbers) < len(self.lines):
             twice = next(key for number, (key, _) in enumerate(self.lines) if self.numbers[key] != number)
             raise ValueError(f"Ids must be unique, {twice!r} stands twice in {path}.")
-
-    @staticmethod
-    def line(where: str, value: Any) -> tuple[str, dict[str, Any]]:
-        """Reads the id and the content of a line.
-
-        Args:
-            where: File and number of the line, for the error.
-            value: The line as parsed JSON.
-
-        Raises:
-            ValueError: It is no object with an id.
-        """
-        if not isinstance(value, dict) or not isinstance(key := value.get("_id", value.get("key")), str):
-            raise ValueError(f'Each line must be an object with a "key" or an "_id", got {str(value)[:80]} in {where}.')
-        content = {name: entry for name, entry in value.items() if name not in ("key", "_id", "title", "metadata")}
-        if title := value.get("title"):
-            content["text"] = f"{title} {value.get('text') or ''}".strip()
-        return key, content
 
     @cached_property
     def numbers(self) -> dict[str, int]:
@@ -97,7 +82,26 @@ class Collection:
         content = self.lines[number][1]
         if self.instruction is not None:
             content = {"instruction": self.instruction, **content}
-        return parse_item(content, self.path.parent)
+        return parse_item(content, self.root)
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields id and content of each line of ``conan embed``'s manifests (``{"key": "1", "image": "a.jpg"}``) or of BEIR's.
+
+    BEIR's lines hold ``_id``, ``text``, and a ``title``, which stands before the text.
+
+    Raises:
+        ValueError: The file is missing, or a line is no object with an id.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist. A retrieval task needs queries.jsonl, corpus.jsonl and qrels.txt.")
+    for where, value in json_lines(path):
+        if not isinstance(value, dict) or not isinstance(key := value.get("_id", value.get("key")), str):
+            raise ValueError(f'Each line must be an object with a "key" or an "_id", got {str(value)[:80]} in {where}.')
+        content = {name: entry for name, entry in value.items() if name not in ("key", "_id", "title", "metadata")}
+        if title := value.get("title"):
+            content["text"] = f"{title} {value.get('text') or ''}".strip()
+        yield key, content
 
 
 @dataclass(frozen=True)
@@ -184,8 +188,10 @@ def read_task(folder: Path) -> RetrievalTask:
     if judged is None:
         raise ValueError(f"{folder} must hold the judgements as one of {', '.join(QRELS)}, got none.")
     settings = read_settings(folder / SETTINGS)
-    queries = Collection(folder / "queries.jsonl", settings.query_instruction)
-    corpus = Collection(folder / "corpus.jsonl", settings.target_instruction)
+    sides = {"queries.jsonl": settings.query_instruction, "corpus.jsonl": settings.target_instruction}
+    queries, corpus = (
+        Collection(folder / name, read_lines(folder / name), instruction=instruction) for name, instruction in sides.items()
+    )
     pools = read_candidates(path) if (path := folder / "candidates.jsonl").is_file() else None
     return RetrievalTask(folder.resolve().name, queries, corpus, read_qrels(judged), settings, pools)
 

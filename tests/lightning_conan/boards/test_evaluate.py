@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -104,7 +103,7 @@ def test_scores_equal_a_plain_loop(base, task, tmp_path, capsys):
     assert report["tasks"]["mixed"]["scores"]["ndcg@5"] == pytest.approx(
         100 * sum(value for _, value in expected.values()) / 6, abs=1e-3
     )
-    assert report["means"] == {name: report["tasks"]["mixed"]["scores"]["ndcg@5"] for name in ("all", "mixed")}
+    assert report["means"] == dict.fromkeys(("all", "mixed"), report["tasks"]["mixed"]["scores"]["ndcg@5"])
     run = read_run(tmp_path / "out" / "mixed" / "run.txt")
     for query, (scores, value) in expected.items():
         assert run[query] == pytest.approx(scores, abs=1e-5)
@@ -246,11 +245,11 @@ def test_a_killed_run_loses_only_what_it_had_not_written(base, tmp_path):
     process.wait()
     assert not (tmp_path / "out" / "scores.json").exists()
     (folder,) = (tmp_path / "out" / "cache").iterdir()
-    kept = {path: os.stat(path).st_mtime_ns for path in folder.glob("part-*.parquet")}
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}
     assert evaluate(base, [place], tmp_path / "out") == 0
     cache = EmbeddingCache(tmp_path / "out" / "cache", json.loads((tmp_path / "out" / "scores.json").read_text())["model"])
     assert sum(map(len, cache.blocks)) == len(cache.places) == 1501
-    assert kept.items() <= {path: os.stat(path).st_mtime_ns for path in folder.glob("part-*.parquet")}.items()
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in folder.glob("part-*.parquet")}.items()
 
 
 def test_read_task_reads_beirs_titles(task):
