@@ -3,15 +3,17 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lightning_conan.boards.cache import EmbeddingCache
 from lightning_conan.boards.contract import contract_of
 from lightning_conan.boards.embedding import embed_missing, hash_tasks
+from lightning_conan.boards.m_beir import CELLS, read_board
 from lightning_conan.boards.report import check_contract, table, write_report
 from lightning_conan.boards.scoring import memory_need, score_task
-from lightning_conan.boards.tasks import read_task
+from lightning_conan.boards.tasks import RetrievalTask, read_task
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.training import Stage, Training
@@ -22,13 +24,18 @@ class EvaluateOptions:
     """Scores a checkpoint folder on retrieval tasks: queries, a corpus that may hold distractors, graded relevance.
 
     A task is a folder with queries.jsonl, corpus.jsonl and qrels.txt (TREC), or BEIR's qrels/test.tsv; task.yaml may name
-    measures, instructions and a group, candidates.jsonl a pool for each query. OUT gets scores.json, scores.md and, for each
-    task, run.txt and qrels.txt for trec_eval. The same command again resumes where a killed run stopped.
+    measures, instructions and a group, candidates.jsonl a pool for each query. Or name a public board and its data. OUT gets
+    scores.json, scores.md and, for each task, run.txt and qrels.txt for trec_eval. The same command again resumes where a killed
+    run stopped.
 
     Args:
         folder: The checkpoint folder.
-        tasks: Folders of tasks.
         out: The folder to write; it may hold scores of other tasks of the same model.
+        tasks: Folders of tasks.
+        board: A public board, instead of tasks: m-beir.
+        data: The board's data, in its own layout.
+        cells: Parts of the board, such as mscoco_task0; all by default.
+        union: True to search M-BEIR's union pool, too.
         cache: Folder of embeddings, which all tasks share; OUT/cache by default.
         num_workers: Processes that decode; 0 decodes in the main process.
         token_budget: Padded tokens that are embedded at once.
@@ -37,8 +44,12 @@ class EvaluateOptions:
     """
 
     folder: Path
-    tasks: list[Path]
     out: Path
+    tasks: list[Path] = field(default_factory=list)
+    board: Literal["m-beir"] | None = None
+    data: Path | None = None
+    cells: list[str] | None = None
+    union: bool = True
     cache: Path | None = None
     num_workers: int = 0
     token_budget: int = 16_384
@@ -46,10 +57,26 @@ class EvaluateOptions:
     devices: int = 1
 
 
+def read_tasks(options: EvaluateOptions) -> list[RetrievalTask]:
+    """Reads the tasks that the options name.
+
+    Raises:
+        ValueError: Neither tasks nor a board with its data, or both.
+    """
+    if bool(options.tasks) == bool(options.board) or bool(options.board) != bool(options.data):
+        raise ValueError(
+            f"evaluate needs --tasks, or --board with --data, got tasks {[*map(str, options.tasks)]}, board {options.board} and "
+            f"data {options.data}."
+        )
+    if options.data is None:
+        return [read_task(folder) for folder in options.tasks]
+    return read_board(options.data, options.cells or CELLS, options.union)
+
+
 def evaluate(options: EvaluateOptions) -> None:
     """Embeds what no earlier run has, ranks, measures and writes the report."""
     quiet_libraries()
-    tasks = [read_task(folder) for folder in options.tasks]
+    tasks = read_tasks(options)
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"Tasks must have names of their own, got {twice[0]!r} twice. Rename a folder.")

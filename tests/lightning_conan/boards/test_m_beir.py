@@ -9,6 +9,7 @@ from lightning_conan.boards.cache import EmbeddingCache
 from lightning_conan.boards.embedding import embed_missing, hash_tasks
 from lightning_conan.boards.m_beir import CELLS, MODALITIES, Cell, read_board, sentence
 from lightning_conan.boards.scoring import score_task
+from lightning_conan.cli.main import main
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.items import Item, Media
 from lightning_conan.training import Stage
@@ -159,3 +160,17 @@ def test_missing_files_are_all_named(root):
         read_board(root, ("cirr_task7",))
     with pytest.raises(ValueError, match="M-BEIR's cells are"):
         read_board(root, ("cirr",))
+
+
+def test_the_command_reports_the_means_of_both_pools(root, base, tmp_path, capsys):
+    words = ["evaluate", "--folder", str(base), "--board", "m-beir", "--data", str(root), "--out", str(tmp_path / "out")]
+    cells = ["--cells", json.dumps(["visualnews_task3", "fashioniq_task7"])]
+    assert main([*words, *cells, "--accelerator", "cpu"]) == 0
+    report = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert set(report["means"]) == {"all", "M-BEIR local", "M-BEIR union"}
+    headlines = [report["tasks"][name]["scores"][k] for name, k in (("visualnews_task3", "hit@5"), ("fashioniq_task7", "hit@10"))]
+    assert report["means"]["M-BEIR local"] == pytest.approx(sum(headlines) / 2)
+    assert main([*words, "--accelerator", "cpu"]) == 1
+    assert "lacks 36 of M-BEIR's files" in capsys.readouterr().err
+    assert main([*words[:3], "--out", str(tmp_path / "none")]) == 1
+    assert "evaluate needs --tasks, or --board with --data, got tasks [], board None" in capsys.readouterr().err
