@@ -18,7 +18,7 @@ from datamodules.loading.plan import Slot, StepSlot, of_rank, plan_scoring, plan
 from datamodules.loading.stream import BatchLoader, Encoder
 from datamodules.shards.read import Reading, ShardSet
 from datamodules.time_limit import BROKEN
-from lightning_conan.embedder import Batch
+from lightning_conan.embedder import Batch, MixedBatch
 from lightning_conan.items import Item, Side
 from lightning_conan.training.protocols import processor_of
 
@@ -201,11 +201,11 @@ class PairData(LightningDataModule):
         return self.scoring_loaders("test")
 
     @override
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # a stage moves each chunk when it is due
 
     @override
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Batch | MixedBatch, dataloader_idx: int) -> Batch | MixedBatch:
         self.seen += len(batch) + len(batch.faults)
         self.broken += len(batch.faults)
         if batch.faults:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.items import Modality, Side
@@ -84,6 +85,10 @@ class MixedBatch:
     def faults(self) -> list[str]:
         """JSON lines of the samples that were skipped."""
         return [fault for part in self.parts for fault in part.faults]
+
+    def to(self, device: Any) -> "MixedBatch":
+        """Returns the batch itself, as Lightning asks of what it moves: chunks are moved when they are computed."""
+        return self
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,15 @@ def seen_records(planned: Sequence[Exposure], seen: Mapping[str, int]) -> list[d
         planned: Planned pairs of an epoch.
         seen: Pairs that were seen, by ``MODALITY/SOURCE``, over all ranks.
     """
-    found = with_sums([row._replace(size=seen.get(f"{row.modality}/{row.source}", 0)) for row in planned])
+    counts = with_sums([row._replace(size=seen.get(f"{row.modality}/{row.source}", 0)) for row in planned])
     whole, total = sum(row.pairs for row in planned), max(1, sum(seen.values()))
     return [
-        {**row._asdict(), "planned_share": row.pairs / whole, "seen": counted.size, "seen_share": counted.size / total}
-        for row, counted in zip(with_sums(planned), found, strict=True)
+        {
+            **{"modality": row.modality, "source": row.source, "size": row.size},
+            **{"planned": row.pairs, "planned_share": row.pairs / whole},
+            **{"seen": count.size, "seen_share": count.size / total},
+        }
+        for row, count in zip(with_sums(planned), counts, strict=True)
     ]
 
 
