@@ -27,7 +27,7 @@ def planned_table(planned: Sequence[Exposure]) -> str:
     """Formats what an epoch shows: a line for each source, and one for each modality that has several."""
     whole = sum(row.pairs for row in planned)
     rows = [
-        [modality, printable(source), f"{size:,}", f"{pairs:,}", f"{pairs / size:.2f}", share(pairs, whole)]
+        [modality, printable(source), f"{size:,}", f"{pairs:,}", f"{pairs / size:.2f}", f"{pairs / whole:.1%}"]
         for modality, source, size, pairs in with_sums(planned)
     ]
     return aligned([["modality", "source", "pairs", "planned", "passes", "share"], *rows])
@@ -80,11 +80,6 @@ def with_sums(planned: Sequence[Exposure]) -> list[Exposure]:
         sums = Exposure(modality, "(all)", sum(row.size for row in rows), sum(row.pairs for row in rows))
         found += [*([sums] if count > 1 else []), *rows]
     return found
-
-
-def share(part: float, whole: float) -> str:
-    """Formats a part of a whole in per cent."""
-    return f"{part / whole:.1%}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

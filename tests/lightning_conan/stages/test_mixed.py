@@ -9,15 +9,15 @@ from lightning import Callback
 from ranks import both, values
 from scenarios import Gradients, fit, fit_and_stop, fit_with, make
 
-from datamodules import RehearsalData
+from datamodules import RehearsalData, TraceData
 from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
 from lightning_conan.embedder import pack
 from lightning_conan.objectives import Contrast, PairEmbeddings, symmetric_info_nce
 from lightning_conan.retrieval.metric import hash_ids
-from lightning_conan.stages import Rehearsal, Specialist
-from lightning_conan.training import Lora
-from runs import QUICK, Stop, trainer
+from lightning_conan.stages import Fused, Rehearsal, Specialist, Trace
+from lightning_conan.training import Lora, Training
+from runs import QUICK, Stop, noisy_recipe, trainer
 
 EXACT = {"clip_norm": 1e6, "warmup_steps": 0}
 
@@ -155,3 +155,39 @@ def test_workers_change_nothing(recovered, uneven, tmp_path):
         runner.fit(module, mixed)
         found.append([[(part.source, part.keys) for part in batch.parts] for batch in mixed.train_dataloader()])
     assert found[0] == found[1] != []
+
+
+class AlphaGradient(Callback):
+    """Notes the coefficients' gradient."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.found = pl_module.alphas.grad.clone()
+
+
+def test_coefficients_learn_from_all_parts(base, uneven, tmp_path):
+    """Their gradient is the mean, by pairs, of those that each modality gives alone."""
+    recipe = noisy_recipe(base, tmp_path)
+
+    def gradient(*names):
+        seen, folders = AlphaGradient(), {name: uneven / name for name in names}
+        data = RehearsalData(folders, batch_size=20, num_workers=0, mixed=True, max_epochs=1)
+        settings = Training(lr=0.05, warmup_steps=1, token_budget=500, clip_norm=1e6)
+        trainer(tmp_path / "-".join(names), 1, seen).fit(Fused(recipe, settings), data)
+        return seen.found
+
+    image, video, both = gradient("image"), gradient("video"), gradient("image", "video")
+    assert torch.allclose(both, 20 / 32 * image + 12 / 32 * video, atol=1e-5)
+    assert not torch.allclose(both, (image + video) / 2, atol=1e-5)
+
+
+def test_figures_of_a_mixed_step_are_means_over_its_pairs(base, uneven, tmp_path):
+    """Else those of the last part would stand for all."""
+    folders = {name: uneven / name for name in ("image", "audio")}
+    runner = trainer(tmp_path, 1)
+    module = Trace(base, QUICK, Lora(rank=4, alpha=4), lambda_gen=0.5, lambda_ret=2.0, query_hint="", target_hint="")
+    runner.fit(module, TraceData(folders, batch_size=6, num_workers=0, mixed=True))
+    generation, retrieval, loss = (
+        float(runner.callback_metrics[f"train/{name}"]) for name in ("generation_loss", "retrieval_loss", "loss")
+    )
+    assert loss == pytest.approx(0.5 * generation + 2.0 * retrieval, rel=1e-5)
+    assert {"train/loss/image", "train/loss/audio"} <= runner.callback_metrics.keys()
