@@ -1,5 +1,6 @@
 """Shares of modalities and sources in pairs, and steps that hold all modalities."""
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -55,6 +56,25 @@ def test_where_all_are_equal_the_plan_is_that_of_the_release_before(case):
     modalities = {name: all_of(name, tasks) for name in MODALITIES}
     plan = plan_training(dict.fromkeys(MODALITIES, tasks), *order, windows=windows, modalities=modalities)
     assert [[slot.source, *slot.numbers] for slot in plan] == case["slots"]
+
+
+DEMO = {
+    "base": ({"image": 1536, "video": 1536, "document": 1536}, {}, 64, "a2629733256200cb"),
+    "coefficients": ({"image": 256, "video": 256, "document": 256, "audio": 192}, {}, 64, "1d2b92f8450156b0"),
+    "writer": ({"caption": 6144, "simple": 3072}, {}, 32, "b05d1d1c43e0343f"),
+    "trace": ({"composed": 6144, "simple": 3072}, {"composed": 3.0}, 32, "f439bb8d93951189"),
+}
+"""Sizes, weights and batch size of stages of the demo, and a digest of the plan of the release before."""
+
+
+@pytest.mark.parametrize(("sizes", "weights", "batch", "digest"), DEMO.values(), ids=DEMO)
+def test_stages_of_the_demo_whose_batches_are_all_full_are_planned_as_before(sizes, weights, batch, digest):
+    """Also where sizes differ and all sources are of one modality."""
+    tasks = {name: {name: range(size)} for name, size in sizes.items()}
+    modalities = {name: {name: name if "image" in sizes else "image"} for name in sizes}
+    plan = plan_training(tasks, batch, 0, 0, mixture=Mixture(weights), modalities=modalities)
+    text = repr([(slot.source, *slot.numbers) for slot in plan])
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 
 
 @pytest.mark.parametrize("world", [1, 2, 8])
