@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from datamodules.loading.mixture import Mixture
-from datamodules.loading.passes import Window
+from datamodules.loading.passes import Window, parts_of
 from datamodules.loading.plan import Slot, StepSlot, of_rank, plan_scoring, plan_training
 from datamodules.loading.stream import BatchLoader, Encoder
 from datamodules.shards.read import Reading, ShardSet
@@ -248,7 +248,8 @@ class PairData(LightningDataModule):
         contents = {source: shards.content_hash for source, shards in self.sets["fit"].items()}
         windows = {source: window.samples for source, window in self.windows().items()}
         more = [*([] if self.mixture == Mixture() else [self.mixture]), *([{"window": windows}] if windows else [])]
-        more += [{"shares": "pairs"}] if len(contents) > 1 else []  # they were counted in batches once
+        parts = parts_of(self.tasks("fit"), self.modalities())
+        more += [{"shares": "pairs"}] if len(parts) > 1 else []  # earlier versions counted batches
         return repr((contents, self.seed, self.batch_size, *more))
 
     @override

@@ -6,6 +6,8 @@ from collections import Counter
 
 import msgspec
 import pytest
+from ranks import values
+from scenarios import fit
 
 from callbacks import DataMonitor
 from datamodules import RehearsalData
@@ -100,6 +102,14 @@ def test_what_was_seen_is_compared_with_the_plan(base, sets, tmp_path, mixed, ca
     shares = {name: float(value) for name, value in runner.callback_metrics.items() if name.startswith("data/share/")}
     assert sum(shares.values()) == pytest.approx(1)
     assert shares.keys() == {"data/share/image", "data/share/text"}
+
+
+def test_pairs_seen_are_those_of_all_ranks(recovered, world, tmp_path):
+    """Each step is saved, so the counts are gathered along the way, too."""
+    ranks = values(fit, "mixed", recovered, world, tmp_path, 3, 6, [DataMonitor(every_n_steps=2)])
+    keys = Counter(key.split("-")[0] for rank in ranks for step in rank["keys"] for key in step)
+    rows = json.loads((tmp_path / "exposure.json").read_text())
+    assert {row["source"]: row["seen"] for row in rows} == keys
 
 
 @pytest.mark.parametrize("mixed", [False, True])
