@@ -1,25 +1,38 @@
 """A balanced mix of several sources, for rehearsal (arXiv 2606.09331)."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from typing_extensions import override
 
 from datamodules.loading.base import Folders, PairData
-from datamodules.loading.plan import Mixture
+from datamodules.loading.mixture import Mixture
+from datamodules.loading.plan import Slot, StepSlot, mix, planned_pairs
+from lightning_conan.training.exposure import Exposure, planned_table
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, repr=False)
 class RehearsalData(PairData):
-    """Mixes several packed data sets, each batch from one of them; by default in equal shares, whatever their sizes.
+    """Mixes several packed data sets; by default all modalities have equal shares of the pairs, and within a modality all sets.
 
-    The number of samples seen of each modality and source is logged, and stored in the checkpoint folder (``seen``).
+    A share is ``weight * pairs ** temperature``, for modalities and for the sets of each. An epoch shows the set that takes
+    longest at its share once, in full; the others are repeated. The planned numbers of pairs are logged when the run starts
+    (``exposure``); ``callbacks.DataMonitor`` compares them with those seen.
 
     Args:
-        train: Packed folders to train on, or their URLs (https, s3, gs, hf), by name (one a modality).
-        weights: Relative number of batches, by name; 1 for data sets that are not named.
-        temperature: Shares in proportion to size ** temperature, times the weights: 0 equal, 1 in proportion to the sizes.
+        train: Packed folders to train on, or their URLs (https, s3, gs, hf), by name.
+        weights: Relative number of pairs, by name, among the sets of a modality; 1 for those that are not named. A modality
+            that only one set has takes that set's weight.
+        temperature: 0 for equal shares of the sets of a modality, 1 for shares in proportion to their sizes.
         max_epochs: Largest number of passes over a data set within one epoch, in which the one that takes longest is seen once;
             unlimited by default.
+        modality_weights: Relative number of pairs, by modality; 1 for those that are not named.
+        modality_temperature: As ``temperature``, for the modalities; ``temperature`` by default.
+        mixed: True for steps that each hold all modalities, a sub-batch of ``batch_size`` pairs of each (several, where its
+            sets are smaller than that); false for steps of one batch each.
 
     Example:
         >>> from pathlib import Path
@@ -33,14 +46,56 @@ class RehearsalData(PairData):
         ...     data.setup("fit")
         >>> sorted(slot.source for slot in data.plan(epoch=0, ranks=1))
         ['audio', 'audio', 'audio', 'audio', 'image', 'image']
+        >>> [(row.modality, row.size, row.pairs) for row in data.exposure()]
+        [('image', 4, 4), ('audio', 4, 8)]
     """
 
     train: Folders | None = None
     weights: dict[str, float] | None = None
     temperature: float = 0.0
     max_epochs: int | None = None
+    modality_weights: dict[str, float] | None = None
+    modality_temperature: float | None = None
+    mixed: bool = False
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.mixture = Mixture(self.weights or {}, self.temperature, self.max_epochs)
+        options = self.weights or {}, self.temperature, self.max_epochs, self.modality_weights or {}, self.modality_temperature
+        self.mixture = Mixture(*options)
+
+    @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.world[0] == 0:
+            log.info("pairs of an epoch:\n%s", planned_table(self.exposure()))
+
+    @override
+    def modalities(self) -> dict[str, dict[str, str]]:
+        return {
+            source: {task: shards.samples.group(numbers[0])[0] for task, numbers in shards.tasks.items()}
+            for source, shards in self.sets["fit"].items()
+        }
+
+    def modality_of(self, slot: Slot) -> str:
+        """The modality of a batch's pairs."""
+        return self.sets["fit"][slot.source].samples.group(slot.numbers[0])[0]
+
+    @override
+    def plan(self, epoch: int, ranks: int) -> Sequence[StepSlot]:
+        plan = super().plan(epoch, ranks)
+        return mix([slot for step in plan for slot in step.slots], self.modality_of) if self.mixed else plan
+
+    def exposure(self) -> list[Exposure]:
+        """Planned pairs of an epoch, by modality and source."""
+        sizes, tasks, modalities = dict[tuple[str, str], int](), self.tasks("fit"), self.modalities()
+        for source, groups in tasks.items():
+            for task, numbers in groups.items():
+                place = modalities[source][task], source
+                sizes[place] = sizes.get(place, 0) + len(numbers)
+        planned = planned_pairs(tasks, self.batch_size, self.world[1], self.mixture, modalities)
+        return [Exposure(*origin, sizes[origin], pairs) for origin, pairs in planned.items()]
+
+    @override
+    def order(self) -> str:
+        return super().order() + (" in mixed steps" if self.mixed else "")

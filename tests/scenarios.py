@@ -37,6 +37,8 @@ def make(kind, folder, packed, batch, dropout=0.0, **training):
     several = {name: packed / name for name in ("image", "video", "document", "audio")}
     if kind == "rehearsal":
         return Rehearsal(folder, settings, lora), RehearsalData(several, batch_size=batch, num_workers=0)
+    if kind == "mixed":
+        return Rehearsal(folder, settings, lora), RehearsalData(several, batch_size=batch, num_workers=0, mixed=True)
     folders = {"recovery": "audio", "full": "image"}
     data = SpecialistData(packed / folders.get(kind, kind), batch_size=batch, num_workers=0)
     if kind == "trace":

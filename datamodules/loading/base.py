@@ -12,11 +12,13 @@ from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from datamodules.loading.plan import Mixture, Slot, Window, of_rank, plan_scoring, plan_training
+from datamodules.loading.mixture import Mixture
+from datamodules.loading.passes import Window, parts_of
+from datamodules.loading.plan import Slot, StepSlot, of_rank, plan_scoring, plan_training
 from datamodules.loading.stream import BatchLoader, Encoder
 from datamodules.shards.read import Reading, ShardSet
 from datamodules.time_limit import BROKEN
-from lightning_conan.embedder import Batch
+from lightning_conan.embedder import Batch, MixedBatch
 from lightning_conan.items import Item, Side
 from lightning_conan.training.protocols import processor_of
 
@@ -135,14 +137,19 @@ class PairData(LightningDataModule):
                     found += [("target", item, None) for item in pair.negatives]
                 yield from (text for text in found if not text[1].media)
 
-    def plan(self, epoch: int, ranks: int) -> list[Slot]:
+    def modalities(self) -> dict[str, dict[str, str]] | None:
+        """Modality by source and task of the training data; None if shares do not depend on it."""
+        return None
+
+    def plan(self, epoch: int, ranks: int) -> Sequence[StepSlot]:
         """Plans an epoch's global batches, in order.
 
         Args:
             epoch: Number of the epoch, from 0; each has an order of its own.
             ranks: Number of ranks; no batch has fewer pairs.
         """
-        return plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, ranks, self.mixture, self.windows())
+        order = self.batch_size, self.seed, epoch, ranks
+        return plan_training(self.tasks("fit"), *order, self.mixture, self.windows(), self.modalities())
 
     def windows(self) -> dict[str, Window]:
         """Shuffling windows of the sources that are not shuffled whole, by source."""
@@ -153,7 +160,7 @@ class PairData(LightningDataModule):
             if size is not None
         }
 
-    def training_slots(self, epoch: int) -> list[Slot]:
+    def training_slots(self, epoch: int) -> Sequence[StepSlot]:
         """An epoch's batches for this rank."""
         rank, world = self.world
         again = getattr(self.trainer, "overfit_batches", 0)  # Lightning looks for a sampler only
@@ -161,7 +168,7 @@ class PairData(LightningDataModule):
 
     @override
     def train_dataloader(self) -> BatchLoader[Batch]:
-        def remaining() -> list[Slot]:
+        def remaining() -> Sequence[StepSlot]:
             assert self.trainer is not None
             self.epoch, start = self.trainer.current_epoch - self.overcount, 0
             if self.resume:
@@ -194,11 +201,11 @@ class PairData(LightningDataModule):
         return self.scoring_loaders("test")
 
     @override
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # a stage moves each chunk when it is due
 
     @override
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Batch | MixedBatch, dataloader_idx: int) -> Batch | MixedBatch:
         self.seen += len(batch) + len(batch.faults)
         self.broken += len(batch.faults)
         if batch.faults:
@@ -241,6 +248,8 @@ class PairData(LightningDataModule):
         contents = {source: shards.content_hash for source, shards in self.sets["fit"].items()}
         windows = {source: window.samples for source, window in self.windows().items()}
         more = [*([] if self.mixture == Mixture() else [self.mixture]), *([{"window": windows}] if windows else [])]
+        parts = parts_of(self.tasks("fit"), self.modalities())
+        more += [{"shares": "pairs"}] if len(parts) > 1 else []  # earlier versions counted batches
         return repr((contents, self.seed, self.batch_size, *more))
 
     @override

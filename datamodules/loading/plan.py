@@ -1,11 +1,22 @@
 """Order of samples and batches: a function of (seed, epoch, world size) alone."""
 
-import math
 import random
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+
+from datamodules.loading.mixture import Mixture, Origin
+from datamodules.loading.passes import (
+    Numbers,
+    Part,
+    Window,
+    chop,
+    last_sizes,
+    parts_of,
+    shuffled_batches,
+    smallest_batch,
+)
 
 
 @dataclass(frozen=True)
@@ -15,6 +26,20 @@ class Slot:
     source: str
     numbers: tuple[int, ...]
 
+    @property
+    def slots(self) -> "tuple[Slot, ...]":
+        """The batches of its step: itself, where steps are not mixed."""
+        return (self,)
+
+    def of_rank(self, rank: int, world: int) -> "Slot":
+        """A rank's share of a global batch.
+
+        Args:
+            rank: Number of the rank, from 0.
+            world: Number of ranks.
+        """
+        return Slot(self.source, self.numbers[rank::world])
+
     def cut(self, count: int) -> "list[Slot]":
         """So many consecutive pieces of nearly the same size, none of them empty; one, if the batch is."""
         size = len(self.numbers)
@@ -23,77 +48,24 @@ class Slot:
         return [Slot(self.source, self.numbers[start:end]) for start, end in pairwise(ends)]
 
 
-def chop(numbers: Sequence[int], size: int, world: int) -> list[list[int]]:
-    """Cuts samples into global batches, in order.
-
-    A last batch of fewer samples than ranks, or of a single pair, which has no negative, joins the one before it.
-
-    Args:
-        numbers: Sample numbers, in order.
-        size: Samples of a global batch.
-        world: Number of ranks.
-    """
-    batches = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
-    if len(batches) > 1 and len(batches[-1]) < min(size, max(world, 2)):
-        rest = batches.pop()
-        batches[-1] += rest
-    return batches
-
-
 @dataclass(frozen=True)
-class Window:
-    """Shuffling window of a source.
+class MixedSlot:
+    """The batches of one step that holds all modalities, one or more of each."""
 
-    Args:
-        shards: The sample numbers of each shard.
-        samples: Shards are shuffled, then samples within runs of shards that hold so many.
-    """
+    slots: tuple[Slot, ...]
 
-    shards: Sequence[Sequence[int]]
-    samples: int
-
-    def parts(self, tasks: Mapping[str, Sequence[int]], rng: random.Random) -> list[dict[str, list[int]]]:
-        """Splits sample numbers by task into windows, in shuffled order of the shards.
+    def of_rank(self, rank: int, world: int) -> "MixedSlot":
+        """A rank's share of each batch.
 
         Args:
-            tasks: Sample numbers of the whole source by task.
-            rng: Shuffles the shards.
+            rank: Number of the rank, from 0.
+            world: Number of ranks.
         """
-        owners = {number: task for task, numbers in tasks.items() for number in numbers}
-        parts: list[dict[str, list[int]]] = []
-        left = 0
-        for shard in rng.sample(self.shards, len(self.shards)):
-            if left <= 0:
-                parts.append({task: [] for task in tasks})
-                left = self.samples
-            for number in shard:
-                parts[-1][owners[number]].append(number)
-            left -= len(shard)
-        return parts
+        return MixedSlot(tuple(slot.of_rank(rank, world) for slot in self.slots))
 
 
-def shuffled_batches(parts: Sequence[Mapping[str, Sequence[int]]], size: int, world: int, rng: random.Random) -> list[list[int]]:
-    """Returns one pass over a source in shuffled batches of one task; samples that fill no batch wait for the next part.
-
-    Args:
-        parts: Sample numbers by task, part by part.
-        size: Samples of a global batch.
-        world: Number of ranks.
-        rng: Shuffles samples and batches.
-    """
-    waiting: dict[str, list[int]] = {task: [] for task in parts[0]}
-    found = []
-    for place, part in enumerate(parts):
-        batches = []
-        for task, numbers in part.items():
-            order = waiting[task] + rng.sample(list(numbers), len(numbers))
-            if place + 1 < len(parts):  # a batch has to be left for the last part, whatever the number of ranks
-                full = max(0, len(order) - size) // size * size
-                order, waiting[task] = order[:full], order[full:]
-            batches += chop(order, size, world)
-        rng.shuffle(batches)
-        found += batches[::-1]
-    return found
+StepSlot = Slot | MixedSlot
+"""Samples of one step of the optimizer."""
 
 
 def check_sources(tasks: Mapping[str, Mapping[str, Sequence[int]]], world: int, batch_size: int) -> None:
@@ -115,81 +87,110 @@ def check_sources(tasks: Mapping[str, Mapping[str, Sequence[int]]], world: int, 
                 raise ValueError(f"Task {task!r} of {source} must have a sample for each of {world} ranks, got {len(numbers)}.")
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Share of each source in the batches.
+def draw(part: Part, pairs: int, least: int, shuffled: Callable[[int], list[list[int]]]) -> list[Slot]:
+    """Draws so many pairs of a part in batches, pass by pass, each of them shuffled anew.
 
     Args:
-        weights: Relative number of batches, by source; 1 for sources that are not named.
-        temperature: Shares in proportion to size ** temperature, times the weights: 0 equal, 1 in proportion to the sizes.
-        max_epochs: Largest number of passes over a source within one epoch of the mixture; the others then continue without it.
+        part: Where the pairs come from.
+        pairs: How many.
+        least: Pairs of a batch at least; a rest of fewer is not taken.
+        shuffled: Makes the batches of a pass, from its number.
     """
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-    temperature: float = 0.0
-    max_epochs: int | None = None
-
-    def __post_init__(self) -> None:
-        if any(not weight > 0 for weight in self.weights.values()) or not 0 <= self.temperature <= 1:
-            raise ValueError(
-                "weights must be positive and temperature between 0 and 1, "
-                f"got {dict(self.weights)} and {self.temperature}. Leave a source out of train instead of weighing it 0."
-            )
-        if self.max_epochs is not None and self.max_epochs < 1:
-            raise ValueError(f"max_epochs must be positive or null, got {self.max_epochs}.")
-
-    def counts(self, batches: Mapping[str, int]) -> dict[str, int]:
-        """Batches of each source in an epoch, from how many each has: the one that takes longest is seen once, in full."""
-        if odd := sorted(set(self.weights) - set(batches)):
-            raise ValueError(f"weights must name sources of train, {sorted(batches)}, got {odd[0]!r}.")
-        shares = {name: self.weights.get(name, 1.0) * size**self.temperature for name, size in batches.items()}
-        rounds = max(size / shares[name] for name, size in batches.items())
-        most = {name: size * (self.max_epochs or math.inf) for name, size in batches.items()}
-        return {name: int(min(max(1, round(rounds * share)), most[name])) for name, share in shares.items()}
+    turns, rest = divmod(pairs, part.size)
+    found = [batch for turn in range(turns) for batch in shuffled(turn)]
+    if rest >= least:
+        batches = sorted(shuffled(turns), key=len, reverse=True)
+        sizes = last_sizes(map(len, batches), rest, least)
+        found += [batch[:size] for batch, size in zip(batches, sizes, strict=False)]
+    return [Slot(part.origin.source, tuple(batch)) for batch in found]
 
 
 def plan_training(
-    tasks: Mapping[str, Mapping[str, Sequence[int]]],
+    tasks: Mapping[str, Numbers],
     batch_size: int,
     seed: int,
     epoch: int,
     world: int = 1,
-    mixture: Mixture = Mixture(),  # frozen
+    mixture: Mixture = Mixture(),  # noqa: B008  # frozen
     windows: Mapping[str, Window] | None = None,
+    modalities: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Slot]:
     """Plans one epoch of global batches, each of one task, the sources evenly spread.
 
     The source that takes longest at its share is seen once, in a shuffled order; the others are repeated, reshuffled each
-    time, until they have reached theirs. With one source every sample comes exactly once.
+    time, until they have reached theirs, in pairs. A source with fewer pairs than a batch therefore has more batches, smaller
+    ones, since none holds a pair twice. With one source of one modality every sample comes exactly once.
 
     Args:
         tasks: Sample numbers by source and task.
         batch_size: Samples of a global batch.
         seed: Fixes the order, together with the epoch.
-        epoch: Number of the epoch; each has an order of its own.
+        epoch: Number of the epoch; each has an order of its own, and as many batches.
         world: Number of ranks.
-        mixture: Shares of the sources; equal by default.
+        mixture: Shares of modalities and sources; equal by default.
         windows: Shuffling windows by source; a source without one is shuffled whole. Batches may span two windows.
+        modalities: Modality by source and task; without it each source is a modality of its own.
     """
     check_sources(tasks, world, batch_size)
+    least = smallest_batch(batch_size, world)
 
-    def shuffled(source: str, turn: int) -> list[Slot]:
-        rng = random.Random(f"{seed} {epoch} {source} {turn}")
-        parts = windows[source].parts(tasks[source], rng) if windows and source in windows else [tasks[source]]
-        return [Slot(source, tuple(batch)) for batch in shuffled_batches(parts, batch_size, world, rng)]
+    def shuffled(part: Part, turn: int) -> list[list[int]]:
+        rng, source = random.Random(f"{seed} {epoch} {part.name} {turn}"), part.origin.source
+        pieces = windows[source].parts(part.tasks, rng) if windows and source in windows else [part.tasks]
+        return shuffled_batches(pieces, batch_size, world, rng)
 
-    first = {source: shuffled(source, 0) for source in tasks}
-    counts = mixture.counts({source: len(slots) for source, slots in first.items()})
-    places = [
-        ((number + 0.5) / counts[source], rank, source) for rank, source in enumerate(tasks) for number in range(counts[source])
-    ]
-    queues, turns, plan = {source: deque(slots) for source, slots in first.items()}, dict.fromkeys(tasks, 0), []
-    for _, _, source in sorted(places):
-        if not queues[source]:
-            turns[source] += 1
-            queues[source] = deque(shuffled(source, turns[source]))
-        plan.append(queues[source].popleft())
-    return plan
+    parts = parts_of(tasks, modalities)
+    pairs = mixture.pairs({part.origin: part.size for part in parts}, batch_size)
+    drawn = [draw(part, pairs[part.origin], least, partial(shuffled, part)) for part in parts]
+    places = [((number + 0.5) / len(slots), rank, number) for rank, slots in enumerate(drawn) for number in range(len(slots))]
+    return [drawn[rank][number] for _, rank, number in sorted(places)]
+
+
+def planned_pairs(
+    tasks: Mapping[str, Numbers],
+    batch_size: int,
+    world: int,
+    mixture: Mixture,
+    modalities: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[Origin, int]:
+    """Counts the pairs of each origin in an epoch of ``plan_training``, without planning it.
+
+    Args:
+        tasks: Sample numbers by source and task.
+        batch_size: Samples of a global batch.
+        world: Number of ranks.
+        mixture: Shares of modalities and sources.
+        modalities: Modality by source and task; without it each source is a modality of its own.
+    """
+    parts, least = parts_of(tasks, modalities), smallest_batch(batch_size, world)
+    wanted = mixture.pairs({part.origin: part.size for part in parts}, batch_size)
+    found = {}
+    for part in parts:
+        turns, rest = divmod(wanted[part.origin], part.size)
+        sizes = [len(batch) for numbers in part.tasks.values() for batch in chop(range(len(numbers)), batch_size, world)]
+        found[part.origin] = turns * part.size + sum(last_sizes(sizes, rest, least))
+    return found
+
+
+def mix(plan: Sequence[Slot], modality_of: Callable[[Slot], str]) -> list[MixedSlot]:
+    """Joins the batches of an epoch to steps that each hold all modalities.
+
+    There are as many steps as the modality with the fewest batches has; each of the others gives every step one batch or
+    more, in the order of the plan.
+
+    Args:
+        plan: Global batches of an epoch.
+        modality_of: A batch's modality.
+    """
+    by_modality: dict[str, list[Slot]] = {}
+    for slot in plan:
+        by_modality.setdefault(modality_of(slot), []).append(slot)
+    count = min(map(len, by_modality.values()))
+    steps: list[list[Slot]] = [[] for _ in range(count)]
+    for slots in by_modality.values():
+        for number, slot in enumerate(slots):
+            steps[number * count // len(slots)].append(slot)
+    return [MixedSlot(tuple(slots)) for slots in steps]
 
 
 def plan_scoring(tasks: Mapping[str, Sequence[int]], source: str, batch_size: int, rank: int, world: int) -> list[Slot]:
@@ -214,7 +215,7 @@ def plan_scoring(tasks: Mapping[str, Sequence[int]], source: str, batch_size: in
     return slots or [Slot(source, ())]
 
 
-def of_rank(plan: Sequence[Slot], rank: int, world: int) -> list[Slot]:
+def of_rank(plan: Sequence[StepSlot], rank: int, world: int) -> list[StepSlot]:
     """Returns a rank's share of each global batch: the same number of batches on every rank.
 
     Args:
@@ -222,4 +223,4 @@ def of_rank(plan: Sequence[Slot], rank: int, world: int) -> list[Slot]:
         rank: Number of this rank, from 0.
         world: Number of ranks.
     """
-    return [Slot(slot.source, slot.numbers[rank::world]) for slot in plan]
+    return [slot.of_rank(rank, world) for slot in plan]

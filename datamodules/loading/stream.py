@@ -3,21 +3,23 @@
 import gc
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import webdataset as wds
 from torch.utils.data import get_worker_info
 
-from datamodules.loading.plan import Slot
+from datamodules.loading.plan import MixedSlot, Slot, StepSlot
 from datamodules.loading.worker_transfer import PackedTensors, join
 from datamodules.shards.prefetch import ShardPrefetcher
 from datamodules.shards.read import ShardSet
 from datamodules.sources.manifest import Fault
 from datamodules.time_limit import BROKEN, time_limit
-from lightning_conan.embedder import Batch, Encoded, OmniProcessor
+from lightning_conan.embedder import Batch, Encoded, MixedBatch, OmniProcessor
 from lightning_conan.items import Item, Pair
 
 BatchT = TypeVar("BatchT")
@@ -77,7 +79,7 @@ class Encoder:
             except BROKEN as error:
                 faults.append(Fault(shards.place(shards.samples.shard(number)), key, "sample", str(error)).to_json())
         modality, task = shards.samples.group(next(iter(slot.numbers), 0))
-        return collate(modality, task, keys, sides, faults)
+        return replace(collate(modality, task, keys, sides, faults), source=slot.source)
 
     def ahead(self, slots: Iterable[Slot]) -> Iterator[Slot]:
         """Yields the slots, while the remote shards of the coming ones are fetched."""
@@ -187,7 +189,8 @@ class BatchLoader(Generic[BatchT]):
     """Iterates over encoded batches; each iteration asks again which ones are due (epoch and position).
 
     Args:
-        slots: Gives the batches that are still to come; with workers, pieces of each are made at the same time.
+        slots: Gives the batches that are still to come, or the mixed steps; with workers, pieces of each batch are made at the
+            same time.
         length: Batches of a whole epoch.
         encode: From a slot to a batch, a dataclass of lists; runs in the workers.
         num_workers: Worker processes; 0 encodes in this one.
@@ -196,7 +199,7 @@ class BatchLoader(Generic[BatchT]):
 
     def __init__(
         self,
-        slots: Callable[[], list[Slot]],
+        slots: Callable[[], Sequence[StepSlot]],
         length: int,
         encode: Callable[[Slot], BatchT],
         num_workers: int,
@@ -207,8 +210,15 @@ class BatchLoader(Generic[BatchT]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[BatchT]:
-        slots = self.slots()
+    def __iter__(self) -> Iterator[BatchT | MixedBatch]:
+        steps = self.slots()
+        with closing(self.batches([slot for step in steps for slot in step.slots])) as batches:
+            for step in steps:
+                parts: Any = tuple(islice(batches, len(step.slots)))
+                yield MixedBatch(parts) if isinstance(step, MixedSlot) else parts[0]
+
+    def batches(self, slots: list[Slot]) -> Generator[BatchT, None, None]:
+        """Yields the encoded batches of slots."""
         if not self.num_workers:
             yield from wds.DataPipeline(partial(iter, slots), self.ahead, wds.map(self.encode))
             return

@@ -19,6 +19,8 @@ EVERY = ("--trainer.callbacks.every_n_steps", "10")
 SIGNALLED = 128
 """Statuses above it tell of a signal: 130 of Ctrl-C, 143 of SIGTERM."""
 EVERYTHING = {name: f"{name}.train" for name in MODALITIES}
+TO_THE_END = ("--trainer.callbacks.monitor", "null", "--data.init_args.val", "null")
+"""Recovery without early stopping: its 100 steps end with the learning rate at 0, and studies compare runs of equal length."""
 
 
 @dataclass
@@ -203,7 +205,7 @@ class Demo:
     def recover(self) -> None:
         """Fuses, recovers and rehearses."""
         self.fuse("fused")
-        self.fit("recovered", "recovery", "fused", {"train": "audio.train"}, *self.watched("recovered"))
+        self.fit("recovered", "recovery", "fused", {"train": "audio.train"}, *TO_THE_END, *self.watched("recovered"))
         self.fit("final", "rehearsal", "recovered", EVERYTHING, *self.watched("final"))
 
     def watched(self, name: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_conan.demo.line import EVERYTHING, MODALITIES, Demo
+from lightning_conan.demo.line import EVERYTHING, MODALITIES, TO_THE_END, Demo
 from lightning_conan.demo.trace import MOST_TOKENS, SETS, TASKS, TWO_STAGES, VARIANTS, collect_trace, run_trace, trace_means
 
 Study = Literal["fusion", "alpha", "recovery", "trace"]
@@ -43,7 +43,7 @@ def compare_fusion(demo: Demo) -> dict[str, str]:
         folder = f"fused_{label.replace(' ', '_')}"
         method = {"class_path": f"lightning_conan.fusion.{name}", "init_args": settings}
         demo.fuse(folder, "--recipe.method", json.dumps(method), *alphas(visual, audio))
-        demo.fit(f"{folder}_recovered", "recovery", folder, {"train": "audio.train"})
+        demo.fit(f"{folder}_recovered", "recovery", folder, {"train": "audio.train"}, *TO_THE_END)
         rows |= {label: folder, f"{label}, recovered": f"{folder}_recovered"}
     return rows
 
@@ -80,9 +80,9 @@ def compare_recovery(demo: Demo) -> dict[str, str]:
     demo.fuse("fused")
     audio = {"train": "audio.train"}
     adamw = ("--model.init_args.training.optimizer", "adamw", "--model.init_args.training.lr", "8e-3")
-    demo.fit("recovered", "recovery", "fused", audio)
-    demo.fit("recovered_adamw", "recovery", "fused", audio, *adamw)
-    demo.fit("recovered_adamw_long", "recovery", "fused", audio, *adamw, length=3.0)
+    demo.fit("recovered", "recovery", "fused", audio, *TO_THE_END)
+    demo.fit("recovered_adamw", "recovery", "fused", audio, *TO_THE_END, *adamw)
+    demo.fit("recovered_adamw_long", "recovery", "fused", audio, *TO_THE_END, *adamw, length=3.0)
     demo.fit("recovered_lora", "recovery_lora", "fused", audio)
     demo.fit("recovered_two", "recovery_two", "fused", EVERYTHING)
     demo.fit("joint", "recovery_joint", "fused", EVERYTHING)

@@ -1,4 +1,4 @@
-from .batch import Batch, ItemBatch
+from .batch import Batch, ItemBatch, MixedBatch
 from .checkpoint import (
     STATES,
     Adapter,
@@ -34,6 +34,7 @@ __all__ = [
     "Encoded",
     "GraftReport",
     "ItemBatch",
+    "MixedBatch",
     "OmniConfig",
     "OmniEmbedder",
     "OmniProcessor",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.items import Modality, Side
@@ -22,6 +23,7 @@ class Batch:
         target_hashes: Content hashes of the targets.
         negative_hashes: Content hashes of the negatives, all queries' in order.
         faults: JSON lines of the samples that were skipped, for the quarantine report.
+        source: Name of the data set that the pairs come from.
     """
 
     task: str
@@ -34,9 +36,15 @@ class Batch:
     target_hashes: list[str]
     negative_hashes: list[str]
     faults: list[str] = field(default_factory=list)
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def parts(self) -> "tuple[Batch, ...]":
+        """The sub-batches of its step: itself, where steps are not mixed."""
+        return (self,)
 
     def items(self) -> Iterator[Encoded]:
         """Yields queries, then targets, then negatives."""
@@ -48,6 +56,39 @@ class Batch:
     def hashes(self) -> list[str]:
         """Content hashes of ``items()``."""
         return [*self.query_hashes, *self.target_hashes, *self.negative_hashes]
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """Sub-batches of one step, each of one task; no pair is contrasted with those of another sub-batch.
+
+    Args:
+        parts: The sub-batches, on every rank as many and of the same tasks.
+    """
+
+    parts: tuple[Batch, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def task(self) -> str:
+        """The tasks of its parts, for messages."""
+        return " and ".join(dict.fromkeys(part.task for part in self.parts))
+
+    @property
+    def keys(self) -> list[str]:
+        """Each pair's key."""
+        return [key for part in self.parts for key in part.keys]
+
+    @property
+    def faults(self) -> list[str]:
+        """JSON lines of the samples that were skipped."""
+        return [fault for part in self.parts for fault in part.faults]
+
+    def to(self, device: Any) -> "MixedBatch":
+        """Returns the batch itself, as Lightning asks of what it moves: chunks are moved when they are computed."""
+        return self
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,8 @@ class Trace(Stage):
             retrieval = super().loss(batch, output)
         else:
             self.seen[f"{batch.modality}/{batch.task}"] += int(count)
-        self.log("train/generation_loss", total(generation))
-        self.log("train/retrieval_loss", total(retrieval))
+        self.figures.add("train/generation_loss", total(generation))
+        self.figures.add("train/retrieval_loss", total(retrieval))
         return self.lambda_gen * generation + self.lambda_ret * retrieval
 
     @override

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_conan.embedder import Batch
+from lightning_conan.embedder import Batch, MixedBatch
 from lightning_conan.training.collectives import total
 
 
@@ -18,7 +18,7 @@ class StepGuard:
         self.max_skipped = max_skipped
         self.skipped = self.idle = 0
 
-    def check_finite(self, value: Tensor, batch: Batch, step: int, what: str = "loss") -> None:
+    def check_finite(self, value: Tensor, batch: Batch | MixedBatch, step: int, what: str = "loss") -> None:
         """Raises if the value is not finite on every rank: Lightning itself would continue with NaN weights.
 
         Args:
@@ -38,7 +38,7 @@ class StepGuard:
                 f"Lower training.lr or look at the samples {samples}."
             )
 
-    def skips(self, norm: Tensor, batch: Batch, step: int) -> bool:
+    def skips(self, norm: Tensor, batch: Batch | MixedBatch, step: int) -> bool:
         """True if the step must be skipped, because its gradient is not finite.
 
         Args:
@@ -56,7 +56,7 @@ class StepGuard:
             self.check_finite(norm, batch, step, "gradient")
         return True
 
-    def count_idle(self, batch: Batch, batches: int) -> None:
+    def count_idle(self, batch: Batch | MixedBatch, batches: int) -> None:
         """Counts a batch without anything to contrast: every sample is invalid, or there is a single pair.
 
         Args:

@@ -1,6 +1,6 @@
 """Contracts between stages, data modules and callbacks, which Lightning hands to each other untyped."""
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_conan.embedder import OmniProcessor
 from lightning_conan.items import Item, Side
+from lightning_conan.training.exposure import Exposure
 
 
 @runtime_checkable
@@ -29,6 +30,14 @@ class TextData(Protocol):
 
     def texts(self) -> Iterable[tuple[Side, Item, str | None]]:
         """Side, item, and content hash of its positive, of every side without media."""
+
+
+@runtime_checkable
+class BalancedData(Protocol):
+    """Data module that plans shares of modalities and sources."""
+
+    def exposure(self) -> Sequence[Exposure]:
+        """Planned pairs of an epoch, by modality and source."""
 
 
 class Fingerprinted(Sized, Protocol):

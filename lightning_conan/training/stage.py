@@ -3,6 +3,7 @@
 import logging
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
-from lightning_conan.embedder import Batch, Chunk, ChunkOutput, Encoded
+from lightning_conan.embedder import Batch, Chunk, ChunkOutput, Encoded, MixedBatch
 from lightning_conan.items import Modality
 from lightning_conan.objectives import (
     ChunkStep,
@@ -29,6 +30,7 @@ from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.training.budgets import TokenBudgets, pack_chunks
 from lightning_conan.training.collectives import gather_pairs, leave_gradients_alone, sum_gradients, total
 from lightning_conan.training.guard import StepGuard
+from lightning_conan.training.mixed import StepFigures, pair_shares
 from lightning_conan.training.negatives import NegativeWatch
 from lightning_conan.training.optimizers import go_on_with, make_optimizer, optimizer_settings
 from lightning_conan.training.probing import fitting_budget, trained_bytes
@@ -61,6 +63,7 @@ class Stage(Weights):
         self.budgets = TokenBudgets(training.token_budget)
         self.guard = StepGuard(training.max_skipped_steps)
         self.seen: Counter[str] = Counter()
+        self.figures = StepFigures()
         self.best: dict[str, float] = {}
         self.watch = NegativeWatch(training.dynamic_negatives) if training.dynamic_negatives else None
         self.log_temperatures = LogTemperatures(training) if training.learn_temperature else None
@@ -105,9 +108,10 @@ class Stage(Weights):
     # Training
 
     @override
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch: Batch | MixedBatch, batch_idx: int) -> None:
         leave_gradients_alone(self.trainer.strategy.model)  # Lightning turns DDP's sums on again after every step
-        if not self.has_contrast(batch):
+        parts = [part for part in batch.parts if self.has_contrast(part)]
+        if not parts:
             self.guard.count_idle(batch, int(self.trainer.num_training_batches))
             return
         self.guard.idle = 0
@@ -115,9 +119,9 @@ class Stage(Weights):
         assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
         if self.watch is not None:
-            batch = self.watch.choose(batch)
+            parts = [self.watch.choose(part) for part in parts]
         optimizer.zero_grad()
-        value = self.accumulate_gradients(batch)
+        self.accumulate_gradients(parts)
         norm = clip_gradients(self.trained().values(), self.training_settings.clip_norm)
         if self.guard.skips(norm, batch, self.global_step):  # a step of zero keeps Lightning's count and ours together
             optimizer.zero_grad()
@@ -126,15 +130,31 @@ class Stage(Weights):
             self.log_temperatures.clamp()
         self.after_step()
         scheduler.step()
-        self.log_step(batch, value, norm, scheduler.get_last_lr()[0])
+        self.log_step(norm, scheduler.get_last_lr()[0])
 
-    def accumulate_gradients(self, batch: Batch) -> Tensor:
-        """Computes the gradients of what trains, summed over the ranks; returns the loss of all ranks."""
+    def accumulate_gradients(self, parts: Sequence[Batch]) -> None:
+        """Computes the gradients of what trains, summed over the ranks, of the mean over the pairs of all parts."""
+        for part in parts:  # measuring would clear gradients that are there already
+            self.budgets.of(part.modality, self.measure_budget, self.device)
+        torch.manual_seed(hash((self.training_settings.seed, self.global_step, self.global_rank)) % 2**63)
+        self.figures = StepFigures()
+        for number, share in enumerate(pair_shares(parts, self.device), 1):
+            self.figures.share = share
+            self.add_gradients(parts[number - 1], number == len(parts))
+        self.gather_gradients()
+        sum_gradients(self.trained().values())
+
+    def add_gradients(self, batch: Batch, last: bool) -> None:
+        """Adds the gradients of a part of the step, multiplied by its share of the pairs, to those that are there.
+
+        Args:
+            batch: This rank's pairs of the part.
+            last: True for the last part.
+        """
         items, cached = self.split_cached(batch)
         live = [row for row in range(len(items)) if row not in cached]
         budget = self.budgets.of(batch.modality, self.measure_budget, self.device)
         chunks, fits = pack_chunks(self.embedder, [items[row] for row in live], batch.modality, budget, self.device)
-        torch.manual_seed(hash((self.training_settings.seed, self.global_step, self.global_rank)) % 2**63)
 
         def loss(output: ChunkOutput) -> Tensor:
             if cached:
@@ -144,33 +164,29 @@ class Stage(Weights):
             with torch.autocast(self.device.type, enabled=False):  # bfloat16's two or three digits are too few for scores
                 value = self.loss(batch, output._replace(embeddings=output.embeddings.float()))
                 self.guard.check_finite(value, batch, self.global_step)
-                return value
+                self.figures.add_loss(batch.modality, total(value))
+                return self.figures.share * value
 
-        def backward(value: Tensor, last: bool) -> None:
-            sync_gradients(self.embedder, last)
+        def backward(value: Tensor, last_chunk: bool) -> None:
+            sync_gradients(self.embedder, last and last_chunk)
             self.manual_backward(value)
 
         step = ChunkStep(self.embed_chunk, loss, backward, self.device, self.embedder.learns_from)
-        value = one_pass_backward(step, chunks) if fits else cached_backward(step, chunks, len(live))
-        self.gather_gradients()
-        sum_gradients(self.trained().values())
-        return total(value)
+        _ = one_pass_backward(step, chunks) if fits else cached_backward(step, chunks, len(live))
 
-    def log_step(self, batch: Batch, value: Tensor, norm: Tensor, lr: float | Tensor) -> None:
+    def log_step(self, norm: Tensor, lr: float | Tensor) -> None:
         """Logs loss, gradient norm, learning rate and samples seen.
 
         Args:
-            batch: Its modality names the loss.
-            value: Loss of all ranks.
             norm: Norm of the gradient before clipping.
             lr: Learning rate of the next step.
         """
-        self.log("train/loss", value, prog_bar=True)
-        self.log(f"train/loss/{batch.modality}", value)
+        self.log("train/loss", self.figures.loss, prog_bar=True)
+        self.log_dict(self.figures.named())
         self.log_dict({f"seen/{name}": float(count) for name, count in self.seen.items()})
         self.log_dict({"train/gradient_norm": norm, "train/lr": lr, "train/skipped_steps": self.guard.skipped})
         if self.log_temperatures is not None:
-            self.log(f"train/temperature/{batch.modality}", self.temperature(batch.modality))
+            self.log_dict({f"train/temperature/{name}": self.temperature(name) for name in self.figures.losses})
         if self.objective_scalars is not None:
             self.log_dict({f"train/objective/{name}": value for name, value in self.objective_scalars.items()})
 

@@ -3,10 +3,29 @@
 import logging
 import sys
 import warnings
+from typing import TextIO
+
+from typing_extensions import override
+
+REPORTS = ("datamodules.rehearsal", "callbacks.data_monitor")
+"""Modules whose reports are shown; others log no more than warnings."""
+
+
+class ReportHandler(logging.StreamHandler[TextIO]):
+    """Prints reports to the present ``sys.stderr``; warnings have their way already."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.addFilter(lambda record: record.levelno < logging.WARNING)
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def quiet_libraries() -> None:
-    """No progress bars from transformers, no advice from Lightning that does not hold here."""
+    """No progress bars from transformers, no advice from Lightning that does not hold here; reports of data are shown."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -25,6 +44,11 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in REPORTS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, ReportHandler) for handler in logger.handlers):
+            logger.addHandler(ReportHandler())
 
 
 def show_progress() -> bool:

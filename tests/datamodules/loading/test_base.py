@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import RehearsalData, SpecialistData, TraceData
 from datamodules.loading.base import PairData
-from datamodules.loading.plan import Mixture
+from datamodules.loading.mixture import Mixture
 from datamodules.shards.write import write_shards
 from datamodules.sources.manifest import Fault
 from lightning_conan.items import Item, Media, Pair

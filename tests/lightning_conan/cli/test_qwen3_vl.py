@@ -47,7 +47,14 @@ def line(world, tmp_path_factory):
     folders = json.dumps({modality: str(root / modality) for modality in MODALITIES})
     words = ["fuse", "--config", str(CONFIGS / "qwen3_vl/fuse.yaml"), "--recipe.base", str(root / "base")]
     assert main([*words, "--recipe.specialists", folders, "--out", str(root / "fused")]) == 0
-    fit("recovered", "recovery", "fused", str(world / "audio"))
+    fit(
+        "recovered",
+        "recovery",
+        "fused",
+        str(world / "audio"),
+        "--data.init_args.val",
+        json.dumps({"audio": str(world / "audio")}),
+    )
     fit("final", "rehearsal", "recovered", json.dumps({modality: str(world / modality) for modality in MODALITIES}))
     shards = ShardSet(world / "image")
     write_shards(
