@@ -1,0 +1,141 @@
+"""Distance of a checkpoint to a base, on a sample of its tensors: a specialist is near its base, another base is far."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_conan.embedder.checkpoint.foreign.known_base import KnownBase
+from lightning_conan.embedder.checkpoint.foreign.names import LANGUAGE, VISION, resolve
+from lightning_conan.embedder.checkpoint.foreign.report import ForeignReport
+from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, read_provenance
+from lightning_conan.embedder.checkpoint.tensors import TensorFiles
+from lightning_conan.embedder.checkpoint.upstream import Upstream
+
+FAR = 0.7
+"""Largest relative distance of a specialist to its base. Independent weights of one size are 1.41 apart, and weights beside
+others of twice the size 1.1: docs/decisions/042-foreign-checkpoints.md has measurements."""
+NEAR = 0.01
+"""Distance that rounding to bfloat16 explains (0.002), and no training."""
+PARTS = {"language model": f"{LANGUAGE}layers.", "vision tower": VISION}
+SAMPLES, ROWS = 12, 256
+"""Matrices of each part, and rows of each, that are compared."""
+Read = Callable[[str], Tensor]
+
+
+def relative_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Length of all differences over the length of all of the base's; 0 for no pairs.
+
+    Args:
+        pairs: A tensor of the base and one of the source, each of the same shape.
+    """
+    moved = size = 0.0
+    for base, other in pairs:
+        reference = base.double()
+        moved += float((other.double() - reference).square().sum())
+        size += float(reference.square().sum())
+    return (moved / size) ** 0.5 if size else 0.0
+
+
+def sampled(base: KnownBase, prefix: str) -> list[str]:
+    """Names of some matrices of a part, from its first layer to its last; norms and biases say little.
+
+    Args:
+        base: The base.
+        prefix: Prefix of the part's names.
+    """
+    specs = base.tensors.specs
+    names = sorted(name for name, spec in specs.items() if name.startswith(prefix) and len(spec.shape) > 1)
+    step = max(1, len(names) // SAMPLES)
+    return names[step // 2 :: step]
+
+
+def measure_parts(base: KnownBase, read: Read, has: Callable[[str], bool]) -> dict[str, float]:
+    """Measures the distance of each part of a checkpoint.
+
+    Args:
+        base: The base.
+        read: Reads one of the checkpoint's tensors by our name.
+        has: True if the checkpoint has a tensor of the base's shape.
+    """
+
+    def pairs(prefix: str) -> Iterator[tuple[Tensor, Tensor]]:
+        for name in sampled(base, prefix):
+            if has(name):
+                yield base.tensors[name][:ROWS], read(name)[:ROWS]
+
+    return {part: relative_distance(pairs(prefix)) for part, prefix in PARTS.items()}
+
+
+def check_distances(report: ForeignReport, base: KnownBase, trust: bool) -> None:
+    """Refuses a checkpoint that is far from the base in any part that was measured.
+
+    Args:
+        report: Its distances; notes that it was trusted.
+        base: The base.
+        trust: Take it all the same.
+
+    Raises:
+        ValueError: A distance is above ``FAR``, or no number.
+    """
+    far = {part: value for part, value in report.distances.items() if not value <= FAR}
+    report.trusted = bool(far) and trust
+    if far and not trust:
+        part = max(far, key=lambda name: far[name])
+        raise ValueError(
+            f"{report.source} must be made from {base.where}, but its {part} is {far[part]:.2f} of the base's length away, where "
+            f"a specialist is within {FAR} (independent weights are 1.41 apart). Name its own base, or take it with "
+            "trust_base: true."
+        )
+
+
+def compare_recorded(report: ForeignReport, recorded: str | None, base: KnownBase) -> None:
+    """Compares the base that an adapter names: by hash, by its tensors if it is a folder here, or else by name only.
+
+    Args:
+        report: Receives distances and notes.
+        recorded: The folder or hub name that the adapter records.
+        base: The base.
+    """
+    report.base = recorded
+    folder = Path(recorded or "")
+    if recorded and (folder / PROVENANCE).is_file() and read_provenance(folder).fingerprint == base.fingerprint:
+        report.notes.append(f"Its base {recorded} has the weights of {base.where}.")
+        return
+    if recorded and (folder / "config.json").is_file():
+        measured = measure_files(Upstream(recorded, ("",)).tensors(), base)
+        report.distances |= {f"base's {part}": value for part, value in measured.items()}
+        if max(measured.values(), default=0.0) > NEAR:
+            report.notes.append(f"Its base {recorded} differs from {base.where}, by {max(measured.values()):.2g} of its length.")
+    elif recorded not in base.names:
+        known = " or ".join(base.names)
+        report.notes.append(
+            f"It names the base {recorded!r}, and this one is {known}: whether they are the same was not measured, as the former "
+            "is not a folder here."
+        )
+
+
+def measure_files(files: TensorFiles, base: KnownBase) -> dict[str, float]:
+    """Measures the distance of a dense checkpoint, in any layout.
+
+    Args:
+        files: Its tensors.
+        base: The base.
+    """
+    places = {ours: theirs for theirs, ours in resolve(files.specs, base.tensors.specs).mapped.items()}
+
+    def has(name: str) -> bool:
+        return name in places and files.specs[places[name]].shape == base.tensors.specs[name].shape
+
+    return measure_parts(base, lambda name: files[places[name]], has)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """True if two tensors hold the same numbers; those of the first may be rounded less.
+
+    Args:
+        one: A tensor of a source.
+        other: The base's, in its dtype.
+    """
+    return one.shape == other.shape and torch.equal(one.to(other.dtype), other)

@@ -1,0 +1,120 @@
+"""Adapters and checkpoints of others, fused: equal to PEFT's merged weights in a plain weighted sum."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from foreign import HEAD, TABLE, dense, shared_rows, write_adapter
+from safetensors.torch import load_file, save_file
+
+from lightning_conan.cli.main import main
+from lightning_conan.embedder import Provenance, load_folder, load_processor, read_provenance, save_folder
+from lightning_conan.fusion import Dare, Recipe, Ties, fuse_folders
+
+KINDS = {
+    "plain": {},
+    "all linear": {"target_modules": "all-linear"},
+    "rslora": {"use_rslora": True},
+    "patterns": {
+        "rank_pattern": {"q_proj": 3, r"layers\.1\..*down_proj": 2},
+        "alpha_pattern": {r"layers\.[01]\..*q_proj": 5, "down_proj": 7},
+    },
+    "patterns rslora": {"use_rslora": True, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"down_proj": 7}},
+    "dora": {"use_dora": True, "target_modules": ["q_proj", "down_proj", "qkv", "linear_fc1"]},
+    "conv": {"target_modules": ["patch_embed.proj", "o_proj"]},
+    "conv dora": {"target_modules": ["patch_embed.proj"], "use_dora": True},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "embedding dora": {"target_modules": ["embed_tokens"], "use_dora": True},
+    "modules to save": {"modules_to_save": ["merger.linear_fc1", "layers.2.mlp.up_proj", "norm"]},
+    "embedding to save": {"modules_to_save": ["embed_tokens"]},
+    "tied to save": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "token rows": {"trainable_token_indices": [3, 50, 11]},
+    "token rows by name": {"trainable_token_indices": {"embed_tokens": [7, 2]}},
+    "bias of targets": {"bias": "lora_only", "target_modules": ["qkv", "linear_fc2", "q_proj"]},
+    "bias of all": {"bias": "all", "target_modules": ["qkv", "q_proj"]},
+    "bias of LoRA": {"lora_bias": True, "use_rslora": True, "target_modules": ["qkv", "linear_fc1"]},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "gaussian": {"init_lora_weights": "gaussian"},
+}
+UNTIED = {
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "head dora": {"target_modules": ["lm_head"], "use_dora": True},
+    "head to save": {"modules_to_save": ["lm_head", "embed_tokens"]},
+}
+CASES = [("tied", name) for name in KINDS] + [("untied", name) for name in (*UNTIED, "embedding", "token rows by name")]
+
+
+def fused(out, recipe, **changes):
+    report = fuse_folders(replace(recipe, **changes), out)
+    return load_file(out / "model.safetensors"), report
+
+
+def assert_sums(found, base, models, alphas, processor):
+    """Each tensor is the base plus the weighted differences; of tables, the rows that the published checkpoint has."""
+    rows = shared_rows(processor)
+    moved = 0
+    for name, start in base.items():
+        wanted = start + sum(alphas[model] * (tensors[name] - start) for model, tensors in models.items() if name in tensors)
+        one, other = (found[name][rows], wanted[rows]) if name in (TABLE, HEAD) else (found[name], wanted)
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        moved += not torch.equal(wanted, start)
+    assert moved
+
+
+@pytest.mark.parametrize(("tie", "kind"), CASES, ids=lambda value: value)
+def test_an_adapter_fuses_as_peft_merges_it(published, bases, tmp_path, tie, kind):
+    merged = write_adapter(published / tie, tmp_path / "adapter", **{**KINDS, **UNTIED}[kind])
+    recipe = Recipe(bases[tie], {"image": tmp_path / "adapter"}, {"image": 0.7}, owner="image")
+    found, report = fused(tmp_path / "out", recipe)
+    start = dense(published / tie)
+    assert_sums(
+        found,
+        {name: tensor for name, tensor in start.items() if name in found},
+        {"image": merged},
+        {"image": 0.7},
+        load_processor(bases[tie]),
+    )
+    keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    told = report.foreign["image"]
+    assert told.mapped.keys() | told.ignored.keys() == keys
+    assert not told.refused
+    base = load_file(bases[tie] / "model.safetensors")
+    others = [name for name in found if name.startswith(("audio_", "backbone.")) and name not in told.mapped.values()]
+    assert others
+    assert all(torch.equal(found[name], base[name]) for name in others)
+
+
+def test_several_kinds_and_ours_in_one_folder(published, bases, tmp_path):
+    """Three adapters of others, and our audio specialist, whose projector is copied."""
+    model, processor, provenance = load_folder(bases["tied"])
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    audio = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_folder(tmp_path / "audio", model, processor, Provenance("specialist", "audio", {"base": provenance.fingerprint}))
+    kinds = {"image": "dora", "video": "embedding", "document": "modules to save"}
+    models = {
+        name: write_adapter(published / "tied", tmp_path / name, seed=seed, **KINDS[kind])
+        for seed, (name, kind) in enumerate(kinds.items())
+    }
+    alphas = {"image": 0.3, "video": 0.4, "document": 0.2, "audio": 0.5}
+    recipe = Recipe(bases["tied"], {name: tmp_path / name for name in alphas}, alphas)
+    found, report = fused(tmp_path / "out", recipe)
+    backbone = {name: tensor for name, tensor in base.items() if name.startswith("backbone.")}
+    assert_sums(found, backbone, {**models, "audio": audio}, alphas, processor)
+    assert all(torch.equal(found[name], audio[name]) for name in found if name.startswith("audio_"))
+    assert report.foreign.keys() == kinds.keys()
+    loaded, _, provenance = load_folder(tmp_path / "out", verify=False)
+    assert torch.isfinite(loaded.embed([processor.tokenizer and processor(_text())])).all()
+    assert provenance.notes["foreign"]["image"]["kind"] == "LoRA + DoRA"
+    assert set(provenance.parents) == {"base", *alphas}
+
+
+def _text():
+    from lightning_conan.items import Item
+
+    return Item(("a small red circle",))
