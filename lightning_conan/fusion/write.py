@@ -85,7 +85,9 @@ def specialist_model(recipe: Recipe, name: str, device: str = "cpu") -> OmniEmbe
     folder = recipe.specialists[name]
     if not is_foreign(folder):
         return load_folder(folder, device=device)[0]
-    return fused_model(alone(recipe, name)).to(device)  # type: ignore[arg-type]
+    model = fused_model(alone(recipe, name))
+    model.to(device)  # type: ignore[arg-type]
+    return model
 
 
 def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[str, bytes] | None = None) -> FusionReport:

@@ -24,7 +24,7 @@ class Dora(Factors):
     @override
     def merged(self, base: Tensor) -> Tensor:
         moved = Factors.merged(self, base).flatten(1)
-        lengths = self.files[self.magnitude].float().flatten()
+        lengths: Tensor = self.files[self.magnitude].float().flatten()
         return ((lengths / torch.linalg.norm(moved, dim=1))[:, None] * moved).view(base.shape)
 
     @override
@@ -49,7 +49,7 @@ class TableDora(TableFactors):
         up, down = self.files[self.down].float().T, self.files[self.up].float().T
         table = base if self.copy is None else self.files[self.copy]
         moved = table.float() + (up @ down) * self.scale
-        scaled = self.files[self.magnitude].float().flatten() / torch.linalg.norm(moved, dim=0) * moved
+        scaled: Tensor = self.files[self.magnitude].float().flatten() / torch.linalg.norm(moved, dim=0) * moved
         return scaled if self.rows is None else self.rows.spread(scaled, base)
 
     @override

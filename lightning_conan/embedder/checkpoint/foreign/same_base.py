@@ -85,8 +85,8 @@ def check_distances(report: ForeignReport, base: KnownBase, trust: bool) -> None
         part = max(far, key=lambda name: far[name])
         raise ValueError(
             f"{report.source} must be made from {base.where}, but its {part} is {far[part]:.2f} of the base's length away, where "
-            f"a specialist is within {FAR} (independent weights are 1.41 apart). Name its own base, or take it with "
-            "trust_base: true."
+            f"a specialist is within {FAR} (independent weights are 1.41 apart). Name its own base, or let `conan "
+            "fuse` take it with trust_base: true."
         )
 
 
