@@ -37,7 +37,7 @@ def write_adapter(
         for parameter in peft.parameters():
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter += size * noise * (parameter.abs().mean() if parameter.ndim == 1 else 1)
+                parameter += size * noise * (float(parameter.abs().mean()) or 1.0 if parameter.ndim == 1 else 1.0)
     peft.save_pretrained(out)
     return named(peft.merge_and_unload())
 

@@ -39,9 +39,9 @@ class Repository:
         """Names of all files beside its config, those included that were not downloaded."""
         if self.local:
             return sorted(path.name for path in self.folder.iterdir())
-        from huggingface_hub import list_repo_files
+        from huggingface_hub import HfApi
 
-        listed: list[str] = self.fetched(list_repo_files, self.source)
+        listed: list[str] = self.fetched(HfApi().list_repo_files, self.source)
         begin = f"{self.inner}/" if self.inner else ""
         names = [name.removeprefix(begin) for name in listed if name.startswith(begin)]
         return sorted(name for name in names if "/" not in name)

@@ -1,17 +1,14 @@
 """Adapters and checkpoints of others, fused: equal to PEFT's merged weights in a plain weighted sum."""
 
-import json
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from foreign import HEAD, TABLE, dense, shared_rows, write_adapter
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from lightning_conan.cli.main import main
-from lightning_conan.embedder import Provenance, load_folder, load_processor, read_provenance, save_folder
-from lightning_conan.fusion import Dare, Recipe, Ties, fuse_folders
+from lightning_conan.embedder import Provenance, load_folder, load_processor, save_folder
+from lightning_conan.fusion import Recipe, fuse_folders
 
 KINDS = {
     "plain": {},

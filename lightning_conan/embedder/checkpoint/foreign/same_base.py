@@ -13,9 +13,9 @@ from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, read_prov
 from lightning_conan.embedder.checkpoint.tensors import TensorFiles
 from lightning_conan.embedder.checkpoint.upstream import Upstream
 
-FAR = 0.7
-"""Largest relative distance of a specialist to its base. Independent weights of one size are 1.41 apart, and weights beside
-others of twice the size 1.1: docs/decisions/042-foreign-checkpoints.md has measurements."""
+FAR = 1.0
+"""Largest relative distance of a specialist to its base. Weights that know nothing of the base's are sqrt(1 + s^2) away, where s
+is their relative size: above 1 for any s. Measurements stand in docs/decisions/042-foreign-checkpoints.md."""
 NEAR = 0.01
 """Distance that rounding to bfloat16 explains (0.002), and no training."""
 PARTS = {"language model": f"{LANGUAGE}layers.", "vision tower": VISION}
@@ -84,8 +84,8 @@ def check_distances(report: ForeignReport, base: KnownBase, trust: bool) -> None
     if far and not trust:
         part = max(far, key=lambda name: far[name])
         raise ValueError(
-            f"{report.source} must be made from {base.where}, but its {part} is {far[part]:.2f} of the base's length away, where "
-            f"a specialist is within {FAR} (independent weights are 1.41 apart). Name its own base, or let `conan "
+            f"{report.source} must be made from {base.where}, but its {part} has the distance {far[part]:.2f} to it, relative to the "
+            f"base's length; a specialist's is at most {FAR:g}, that of independent weights 1.41. Name its own base, or let `conan "
             "fuse` take it with trust_base: true."
         )
 
