@@ -51,3 +51,15 @@ def shared_rows(processor: Any) -> Tensor:
 def dense(upstream: Path) -> dict[str, Tensor]:
     """The tensors of a published checkpoint, by our names."""
     return named(AutoModelForImageTextToText.from_pretrained(upstream))
+
+
+def assert_sums(found, base, models, alphas, processor):
+    """Each tensor is the base plus the weighted differences; of tables, the rows that the published checkpoint has."""
+    rows = shared_rows(processor)
+    moved = 0
+    for name, start in base.items():
+        wanted = start + sum(alphas[model] * (tensors[name] - start) for model, tensors in models.items() if name in tensors)
+        one, other = (found[name][rows], wanted[rows]) if name in (TABLE, HEAD) else (found[name], wanted)
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        moved += not torch.equal(wanted, start)
+    assert moved
