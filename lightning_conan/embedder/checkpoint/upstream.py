@@ -99,7 +99,7 @@ class Upstream(Repository):
         self.prefixes = prefixes
         if not (self.folder / "config.json").is_file():
             adapter = (
-                " It is an adapter: name its base as --backbone, and it as --adapter."
+                " It is an adapter: name it behind its base, as BACKBONE+ADAPTER."
                 * (self.folder / "adapter_config.json").is_file()
             )
             raise ValueError(f"{source} is not a transformers checkpoint: it has no config.json.{adapter}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from foreign import TABLE, shared_rows, write_adapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from upstream import write_qwen3_vl, write_whisper
@@ -231,3 +232,45 @@ def test_new_rows_are_drawn_with_the_spread_of_each_dimension():
     drawn = rows.mean(dim=0) + rows.std(dim=0)
     assert torch.equal(found[:3], rows[:3])
     torch.testing.assert_close(found[3:], drawn.expand(2, 2))
+
+
+@pytest.mark.parametrize("kind", ["head", "base"])
+def test_an_adapter_is_merged_into_the_backbone(upstream, tmp_path, capsys, kind):
+    """As PEFT merges it; rows of tokens that only we have are fresh."""
+    merged = write_adapter(
+        upstream / "qwen3_vl", tmp_path / "adapter", kind, target_modules=["q_proj", "embed_tokens"], use_dora=True
+    )
+    words = ["graft", "--backbone", f"{upstream / 'qwen3_vl'}+{tmp_path / 'adapter'}", "--audio", str(upstream / "qwen3_omni")]
+    assert main([*words, "--out", str(tmp_path / "base"), "--golden", "false"]) == 0
+    assert "LoRA + DoRA" in capsys.readouterr().out
+    model, processor, provenance = load_folder(tmp_path / "base")
+    found = model.state_dict()
+    rows = shared_rows(processor)
+    for name, tensor in merged.items():
+        if name in found:
+            one, other = (found[name][rows], tensor[rows]) if name == TABLE else (found[name], tensor)
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    assert provenance.notes["backbone"].endswith("adapter")
+    told = json.loads((tmp_path / "base" / "graft.json").read_text())["adapter"]
+    assert not told["refused"]
+    assert told["distances"] == {"base's language model": 0.0, "base's vision tower": 0.0}
+
+
+def test_an_adapter_alone_is_no_backbone(upstream, tmp_path):
+    write_adapter(upstream / "qwen3_vl", tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"It is an adapter: name it behind its base, as BACKBONE\+ADAPTER"):
+        graft(upstream, tmp_path / "base", backbone=str(tmp_path / "adapter"))
+
+
+def test_a_backbone_may_be_in_the_layout_of_transformers_4(upstream, tmp_path):
+    old = shutil.copytree(upstream / "qwen3_vl", tmp_path / "old")
+    for path in old.glob("*.safetensors"):
+        renamed = {
+            name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
+            for name, tensor in load_file(path).items()
+        }
+        save_file(renamed, path, metadata={"format": "pt"})
+    (old / "model.safetensors.index.json").unlink()
+    graft(upstream, tmp_path / "one", backbone=str(old))
+    graft(upstream, tmp_path / "two")
+    assert file_hash(tmp_path / "one" / "model.safetensors") == file_hash(tmp_path / "two" / "model.safetensors")

@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from foreign import assert_sums, dense, write_adapter
 from safetensors.torch import load_file
 
+from lightning_conan.cli.main import main
 from lightning_conan.embedder import Provenance, load_folder, load_processor, save_folder
-from lightning_conan.fusion import Recipe, fuse_folders
+from lightning_conan.fusion import Recipe, Ties, fuse_folders, read_mergekit
+from lightning_conan.fusion.write import specialist_model
 
 KINDS = {
     "plain": {},
@@ -103,3 +106,44 @@ def _text():
     from lightning_conan.items import Item
 
     return Item(("a small red circle",))
+
+
+def test_one_alone_is_the_merged_model(published, bases, tmp_path):
+    """What a search of coefficients scores it by."""
+    merged = write_adapter(published / "tied", tmp_path / "adapter", use_dora=True)
+    recipe = Recipe(bases["tied"], {"image": tmp_path / "adapter"}, {"image": 0.1}, owner="image")
+    found = specialist_model(recipe, "image").state_dict()
+    name = "backbone.language_model.layers.2.mlp.down_proj.weight"
+    torch.testing.assert_close(found[name], merged[name], atol=1e-6, rtol=0)
+    assert not torch.allclose(dense(published / "tied")[name], merged[name], atol=1e-3)
+
+
+def test_a_mergekit_yaml_may_name_them(published, bases, tmp_path, capsys):
+    """By their folders; mergekit cannot repeat that merge, so that none is written."""
+    write_adapter(published / "tied", tmp_path / "theirs")
+    models = [{"model": str(tmp_path / "theirs"), "parameters": {"weight": 0.4}}]
+    config = {"merge_method": "task_arithmetic", "base_model": str(bases["tied"]), "models": models}
+    (tmp_path / "merge.yml").write_text(yaml.safe_dump(config))
+    assert read_mergekit(tmp_path / "merge.yml").alphas == {"theirs": 0.4}
+    assert main(["fuse", "--mergekit", str(tmp_path / "merge.yml"), "--out", str(tmp_path / "out")]) == 0
+    assert "theirs: " in capsys.readouterr().out
+    assert not (tmp_path / "out" / "mergekit_config.yml").exists()
+    assert load_folder(tmp_path / "out")[2].notes["foreign"]["theirs"]["kind"] == "LoRA"
+
+
+def test_other_methods_take_them(published, bases, tmp_path):
+    """TIES of one adapter at full density is that adapter."""
+    merged = write_adapter(published / "tied", tmp_path / "adapter")
+    recipe = Recipe(bases["tied"], {"image": tmp_path / "adapter"}, {"image": 1.0}, owner="image", method=Ties(1.0))
+    found, _ = fused(tmp_path / "out", recipe)
+    name = "backbone.language_model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(found[name], merged[name], atol=1e-6, rtol=0)
+
+
+def test_a_folder_that_is_neither_is_refused(bases, tmp_path):
+    """A name with one slash is a hub's only where no such folder could be."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is not a checkpoint folder"):
+        fused(tmp_path / "out", Recipe(bases["tied"], {"image": tmp_path / "empty"}, owner="image"))
+    with pytest.raises(ValueError, match="does not exist"):
+        fused(tmp_path / "out", Recipe(bases["tied"], {"image": tmp_path / "nowhere"}, owner="image"))

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 from foreign import CLASSES, HEAD, TABLE, assert_sums, dense, named, shared_rows
+from mergekit.scripts.merge_raw_pytorch import main as mergekit_pytorch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from upstream import write_qwen3_vl
@@ -258,3 +261,19 @@ def test_a_dry_run_lists_each_key_and_what_is_refused(published, bases, tmp_path
     assert "other:   extra.weight is refused: it names no tensor of the base" in shown.out
     assert "1 do not, such as 'extra.weight'" in shown.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_that_mergekit_wrote(published, bases, tmp_path):
+    """By its own writer, sharded with an index."""
+    models = [write_dense(published / "tied", tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two"))]
+    entries = [{"model": str(tmp_path / name / "model.safetensors"), "parameters": {"weight": 0.5}} for name in ("one", "two")]
+    config = {"merge_method": "linear", "models": entries, "dtype": "float32"}
+    (tmp_path / "merge.yml").write_text(yaml.safe_dump(config))
+    words = [str(tmp_path / "merge.yml"), str(tmp_path / "out"), "--out-shard-size", "60K"]
+    result = CliRunner().invoke(mergekit_pytorch, words)
+    assert result.exit_code == 0, result.output
+    for name in SMALL:
+        shutil.copy(tmp_path / "one" / name, tmp_path / "out" / name)
+    wanted = {name: (models[0][name] + models[1][name]) / 2 for name in models[0]}
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    check(published / "tied", bases["tied"], tmp_path / "out", wanted, tmp_path / "fused", "head class")

@@ -84,9 +84,9 @@ def check_distances(report: ForeignReport, base: KnownBase, trust: bool) -> None
     if far and not trust:
         part = max(far, key=lambda name: far[name])
         raise ValueError(
-            f"{report.source} must be made from {base.where}, but its {part} has the distance {far[part]:.2f} to it, relative to the "
-            f"base's length; a specialist's is at most {FAR:g}, that of independent weights 1.41. Name its own base, or let `conan "
-            "fuse` take it with trust_base: true."
+            f"{report.source} must be made from {base.where}, but its {part} has the distance {far[part]:.2f} to it, relative to "
+            f"the base's length; a specialist's is at most {FAR:g}, that of independent weights 1.41. Name its own base, or let "
+            "`conan fuse` take it with trust_base: true."
         )
 
 
