@@ -16,7 +16,7 @@ ALARM = 0.05
 """Share of the change that rounding may take before it is worth a word."""
 
 
-def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False) -> None:
+def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False, trust_base: bool = False) -> None:
     """Fuses specialists of one base, tensor by tensor (--mergekit FILE instead of --recipe reads a mergekit YAML of folders).
 
     Args:
@@ -24,11 +24,13 @@ def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False) -> None
         out: The folder to write.
         workers: Tensors that are made at once.
         dry: Only print what would become of each tensor, and of each key of checkpoints that others wrote.
+        trust_base: Take checkpoints of others even if they are far from the base (sets recipe.trust_base).
     """
     from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.terminal import printable
 
     quiet_libraries()
+    recipe = replace(recipe, trust_base=recipe.trust_base or trust_base)
     if dry:
         for name, report in fusion.foreign_reports(recipe):
             for line in report.lines():
@@ -74,7 +76,7 @@ def fuse_mergekit(mergekit: Path, out: Path, workers: int = 2, dry: bool = False
         dry: Only print what would become of each tensor, and of each key of checkpoints that others wrote.
         trust_base: Take checkpoints of others even if they are far from the base.
     """
-    fuse(replace(fusion.read_mergekit(mergekit), trust_base=trust_base), out, workers, dry)
+    fuse(fusion.read_mergekit(mergekit), out, workers, dry, trust_base)
 
 
 def run(args: Sequence[str]) -> None:

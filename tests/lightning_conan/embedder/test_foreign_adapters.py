@@ -280,7 +280,7 @@ def test_the_same_base_elsewhere_is_known_by_its_tensors(upstream, grafted, tmp_
 
 
 def test_whole_tensors_of_another_base_are_refused(copy, upstream, grafted, tmp_path):
-    """Where the base that the adapter names is not here, what it holds whole tells."""
+    """The tensors that it holds whole are measured if the base that it names is not here."""
     other = write_qwen3_vl(tmp_path / "other", seed=1)
     write_adapter(other, tmp_path / "adapter", modules_to_save=["merger.linear_fc1"])
     shutil.rmtree(other)
@@ -300,6 +300,15 @@ def test_another_recorded_name_is_told(copy, grafted):
     report = opened(configure(copy, base_model_name_or_path="somebody/qwen3-vl"), grafted).report
     assert report.base == "somebody/qwen3-vl"
     assert "names the base 'somebody/qwen3-vl', and this one is" in report.notes[0]
+    report = opened(configure(copy, base_model_name_or_path=None), grafted).report
+    assert "names no base, and this one is" in report.notes[0]
+
+
+def test_a_recorded_base_that_cannot_be_read_is_told(copy, upstream, grafted, tmp_path):
+    shutil.copytree(upstream / "qwen3_vl", tmp_path / "cut", ignore=shutil.ignore_patterns("*.safetensors*"))
+    report = opened(configure(copy, base_model_name_or_path=str(tmp_path / "cut")), grafted).report
+    assert "they were not compared" in report.notes[0]
+    assert "there is no safetensors file" in report.notes[0]
 
 
 def test_an_adapter_of_our_own_folder_is_known_by_its_hash(copy, grafted):

@@ -6,10 +6,13 @@ import pytest
 import torch
 import yaml
 from foreign import assert_sums, dense, write_adapter
-from safetensors.torch import load_file
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+from upstream import write_qwen3_vl
 
 from lightning_conan.cli.main import main
-from lightning_conan.embedder import Provenance, load_folder, load_processor, save_folder
+from lightning_conan.embedder import ProcessorConfig, Provenance, graft_folder, load_folder, load_processor, save_folder
 from lightning_conan.fusion import Recipe, Ties, fuse_folders, read_mergekit
 from lightning_conan.fusion.write import specialist_model
 
@@ -109,7 +112,7 @@ def _text():
 
 
 def test_one_alone_is_the_merged_model(published, bases, tmp_path):
-    """What a search of coefficients scores it by."""
+    """A search of coefficients scores it by that."""
     merged = write_adapter(published / "tied", tmp_path / "adapter", use_dora=True)
     recipe = Recipe(bases["tied"], {"image": tmp_path / "adapter"}, {"image": 0.1}, owner="image")
     found = specialist_model(recipe, "image").state_dict()
@@ -147,3 +150,43 @@ def test_a_folder_that_is_neither_is_refused(bases, tmp_path):
         fused(tmp_path / "out", Recipe(bases["tied"], {"image": tmp_path / "empty"}, owner="image"))
     with pytest.raises(ValueError, match="does not exist"):
         fused(tmp_path / "out", Recipe(bases["tied"], {"image": tmp_path / "nowhere"}, owner="image"))
+
+
+def test_plain_peft_on_a_base_folder_of_ours(base, tmp_path):
+    """Audio parts included: as the owner, its projector is copied; the base that it names is known by its hash."""
+    generator = torch.Generator().manual_seed(0)
+    model = get_peft_model(
+        AutoModel.from_pretrained(base),
+        LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "fc1"], modules_to_save=["audio_projector"]),
+    )
+    with torch.no_grad():
+        for parameter in filter(lambda each: each.requires_grad, model.parameters()):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(tmp_path / "adapter")
+    merged = model.merge_and_unload().state_dict()
+    recipe = Recipe(base, {"audio": tmp_path / "adapter"}, {"audio": 0.5})
+    found, report = fused(tmp_path / "out", recipe)
+    start = load_file(base / "model.safetensors")
+    for name, tensor in start.items():
+        wanted = merged[name] if name.startswith("audio_") else tensor + 0.5 * (merged[name] - tensor)
+        torch.testing.assert_close(found[name], wanted, atol=1e-6, rtol=0)
+    assert report.foreign["audio"].layout == "lightning-conan"
+    assert "has the weights of" in report.foreign["audio"].notes[0]
+    assert any(name.startswith("audio_encoder.") and not torch.equal(found[name], start[name]) for name in start)
+
+
+def test_small_changes_of_a_whole_tensor_survive_a_bfloat16_base(published, tmp_path):
+    """An adapter holds float32: what is below the base's own rounding is a change, not a copy."""
+    write_qwen3_vl(tmp_path / "half", dtype=torch.bfloat16)
+    base = tmp_path / "base"
+    graft_folder(str(tmp_path / "half"), str(published / "omni"), base, ProcessorConfig(), hidden=32, golden=False)
+    write_adapter(tmp_path / "half", tmp_path / "adapter", modules_to_save=["merger.linear_fc1"], size=0.0)
+    path, name = tmp_path / "adapter" / "adapter_model.safetensors", "merger.linear_fc1.weight"
+    tensors = {key: tensor.float() * (1 + 2**-12 * key.endswith(name)) for key, tensor in load_file(path).items()}
+    save_file(tensors, path)
+    found, report = fused(
+        tmp_path / "out", Recipe(base, {"image": tmp_path / "adapter"}, {"image": 1.0}, owner="image"), dtype="float32"
+    )
+    start = load_file(base / "model.safetensors")[f"backbone.visual.{name}"].float()
+    torch.testing.assert_close(found[f"backbone.visual.{name}"], start * (1 + 2**-12), atol=1e-8, rtol=0)
+    assert any(key.endswith(name) for key in report.foreign["image"].mapped)

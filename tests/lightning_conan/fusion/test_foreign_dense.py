@@ -240,7 +240,7 @@ def test_another_base_is_refused_or_trusted_with_a_note(published, bases, tmp_pa
     words += ["--recipe.alphas", '{"other": 0.5}', "--recipe.owner", "other", "--out", str(tmp_path / "out")]
     assert main(words) == 1
     assert "language model has the distance 1.41 to it" in capsys.readouterr().err
-    assert main([*words, "--recipe.trust_base", "true"]) == 0
+    assert main([*words, "--trust_base", "true"]) == 0
     assert "It is far from the base, and was taken because of trust_base." in capsys.readouterr().err
     noted = json.loads((tmp_path / "out" / "conan.json").read_text())["notes"]["foreign"]["other"]
     assert noted["trusted"]

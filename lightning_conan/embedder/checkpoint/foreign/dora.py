@@ -25,7 +25,8 @@ class Dora(Factors):
     def merged(self, base: Tensor) -> Tensor:
         moved = Factors.merged(self, base).flatten(1)
         lengths: Tensor = self.files[self.magnitude].float().flatten()
-        return ((lengths / torch.linalg.norm(moved, dim=1))[:, None] * moved).view(base.shape)
+        scaled: Tensor = (lengths / torch.linalg.norm(moved, dim=1))[:, None] * moved
+        return scaled.view(base.shape)
 
     @override
     def vector(self, base: Callable[[], Tensor]) -> TaskVector:

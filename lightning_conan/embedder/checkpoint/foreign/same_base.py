@@ -103,17 +103,20 @@ def compare_recorded(report: ForeignReport, recorded: str | None, base: KnownBas
     if recorded and (folder / PROVENANCE).is_file() and read_provenance(folder).fingerprint == base.fingerprint:
         report.notes.append(f"Its base {recorded} has the weights of {base.where}.")
         return
+    why = "the former is not a folder here"
     if recorded and (folder / "config.json").is_file():
-        measured = measure_files(Upstream(recorded, ("",)).tensors(), base)
-        report.distances |= {f"base's {part}": value for part, value in measured.items()}
-        if max(measured.values(), default=0.0) > NEAR:
-            report.notes.append(f"Its base {recorded} differs from {base.where}, by {max(measured.values()):.2g} of its length.")
-    elif recorded not in base.names:
-        known = " or ".join(base.names)
-        report.notes.append(
-            f"It names the base {recorded!r}, and this one is {known}: whether they are the same was not measured, as the former "
-            "is not a folder here."
-        )
+        try:
+            measured = measure_files(Upstream(recorded, ("",)).tensors(), base)
+        except ValueError as error:  # no weights, or pickled ones
+            why = str(error)
+        else:
+            report.distances |= {f"base's {part}": value for part, value in measured.items()}
+            if (off := max(measured.values())) > NEAR:
+                report.notes.append(f"Its base {recorded} differs from {base.where}, by {off:.2g} of its length.")
+            return
+    if recorded not in base.names:
+        named = f"the base {recorded!r}" if recorded else "no base"
+        report.notes.append(f"It names {named}, and this one is {' or '.join(base.names)}: they were not compared ({why}).")
 
 
 def measure_files(files: TensorFiles, base: KnownBase) -> dict[str, float]:
@@ -132,10 +135,11 @@ def measure_files(files: TensorFiles, base: KnownBase) -> dict[str, float]:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """True if two tensors hold the same numbers; those of the first may be rounded less.
+    """True if two tensors hold the same numbers, in whatever dtypes.
 
     Args:
-        one: A tensor of a source.
-        other: The base's, in its dtype.
+        one: A tensor.
+        other: Another.
     """
-    return one.shape == other.shape and torch.equal(one.to(other.dtype), other)
+    wider = torch.promote_types(one.dtype, other.dtype)
+    return one.shape == other.shape and torch.equal(one.to(wider), other.to(wider))
