@@ -151,6 +151,7 @@ REFUSED = {
     ),
     "transposed": ({"fan_in_fan_out": True}, "fan_in_fan_out in .* must be empty, got True"),
     "unknown": ({"use_tomorrows": 3}, r"has the setting 'use_tomorrows' \(3\), which is not known here"),
+    "DoRA without lengths": ({"use_dora": True}, "has no lora_magnitude_vector, and use_dora is True"),
     "no rank": ({"r": None}, "must have the number r, got None"),
     "other rank": ({"rank_pattern": {"q_proj": 3}}, "must have the rank 3 of adapter_config.json, its lora_A has 4 rows"),
 }
@@ -163,10 +164,6 @@ def test_what_looks_like_lora_and_is_not_is_refused_by_name(copy, grafted, case)
         opened(configure(copy, **change), grafted)
 
 
-def put(**changes):
-    return lambda tensors: tensors.update({f"{START}{name.replace('__', '.')}": value for name, value in changes.items()})
-
-
 Q = "model.language_model.layers.0.self_attn.q_proj"
 MISFITS = {
     "unknown module": (
@@ -176,6 +173,18 @@ MISFITS = {
     "an adapter's name": (
         lambda tensors: tensors.update({f"{START}{Q}.lora_A.default.weight": torch.ones(4, 64)}),
         r"lora_A\.default\.weight', which names no tensor",
+    ),
+    "a shard": (
+        lambda tensors: tensors.update({f"{START}{Q}.lora_B.weight": torch.ones(0)}),
+        r"has factors of the shapes \[0\] and \[4, 64\] for a tensor",
+    ),
+    "twice": (
+        lambda tensors: tensors.update({f"{Q}.lora_B.weight": torch.ones(64, 4)}),
+        r"q_proj\.lora_B\.weight', which stands for the same as '",
+    ),
+    "lengths without DoRA": (
+        lambda tensors: tensors.update({f"{START}{Q}.lora_magnitude_vector": torch.ones(64)}),
+        r"has lora_magnitude_vector, and use_dora is False",
     ),
     "half": (lambda tensors: tensors.pop(f"{START}{Q}.lora_B.weight"), r"as down alone: factors need their other half"),
     "whole too": (

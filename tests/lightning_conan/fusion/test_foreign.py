@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from foreign import assert_sums, dense, write_adapter
+from foreign import HEAD, TABLE, assert_sums, dense, write_adapter
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -13,6 +13,7 @@ from upstream import write_qwen3_vl
 
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import ProcessorConfig, Provenance, graft_folder, load_folder, load_processor, save_folder
+from lightning_conan.embedder.processor import OWN_TOKENS
 from lightning_conan.fusion import Recipe, Ties, fuse_folders, read_mergekit
 from lightning_conan.fusion.write import specialist_model
 
@@ -74,6 +75,11 @@ def test_an_adapter_fuses_as_peft_merges_it(published, bases, tmp_path, tie, kin
     base = load_file(bases[tie] / "model.safetensors")
     others = [name for name in found if name.startswith(("audio_", "backbone.")) and name not in told.mapped.values()]
     assert others
+    for name in (TABLE, HEAD):
+        if name in found:
+            vocabulary = load_processor(bases[tie]).tokenizer.get_vocab()
+            own = [vocabulary[token] for token in OWN_TOKENS]
+            torch.testing.assert_close(found[name][own], base[name][own], atol=1e-6, rtol=0)
     assert all(torch.equal(found[name], base[name]) for name in others)
 
 

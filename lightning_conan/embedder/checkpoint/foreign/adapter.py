@@ -4,23 +4,19 @@ from collections.abc import Mapping
 from math import prod
 
 from lightning_conan.embedder.checkpoint.foreign.dora import Dora, TableDora
-from lightning_conan.embedder.checkpoint.foreign.keys import Key
+from lightning_conan.embedder.checkpoint.foreign.keys import Key, MisfitError
 from lightning_conan.embedder.checkpoint.foreign.known_base import KnownBase
 from lightning_conan.embedder.checkpoint.foreign.low_rank import BiasShift, Factors, TableFactors
-from lightning_conan.embedder.checkpoint.foreign.names import HEAD_WEIGHT, OURS, TABLE, TOKEN_TABLES, Layout, resolve
+from lightning_conan.embedder.checkpoint.foreign.names import HEAD_WEIGHT, TABLE, Layout, resolve
 from lightning_conan.embedder.checkpoint.foreign.part import Part
 from lightning_conan.embedder.checkpoint.foreign.report import ForeignReport
-from lightning_conan.embedder.checkpoint.foreign.rows import TokenRows, match_rows
 from lightning_conan.embedder.checkpoint.foreign.same_base import relative_distance, same
 from lightning_conan.embedder.checkpoint.foreign.settings import LoraSettings
+from lightning_conan.embedder.checkpoint.foreign.token_tables import TokenTables
 from lightning_conan.embedder.checkpoint.foreign.whole import Rows, Whole
 from lightning_conan.embedder.checkpoint.tensors import TensorFiles
 
 Roles = Mapping[str, Key]
-
-
-class MisfitError(Exception):
-    """A key that does not fit the base; its text completes "the key, which ..."."""
 
 
 class AdapterReader:
@@ -42,16 +38,19 @@ class AdapterReader:
         vocabulary: Mapping[str, int] | None,
         report: ForeignReport,
     ) -> None:
-        self.files, self.settings, self.base, self.vocabulary, self.report = files, settings, base, vocabulary, report
+        self.files, self.settings, self.base, self.report = files, settings, base, report
         keys = [Key.parse(text) for text in files.specs]
         found = resolve([key.name for key in keys], base.tensors.specs)
         self.layout: Layout = found.layout
+        self.tables = TokenTables(base, vocabulary, found.layout)
         report.layout, report.kind = found.layout.name, settings.kind
         self.groups: dict[str, dict[str, Key]] = {}
         self.unplaced = [key for key in keys if key.name not in found.mapped]
         for key in keys:
             if key.name in found.mapped:
-                self.groups.setdefault(found.mapped[key.name], {})[key.role] = key
+                roles = self.groups.setdefault(found.mapped[key.name], {})
+                if roles.setdefault(key.role, key) is not key:
+                    report.refused[key.text] = f"stands for the same as {roles[key.role].text!r}"
 
     def parts(self) -> dict[str, Part]:
         """Makes the part of each tensor that the adapter changes; what does not fit is listed in the report as refused."""
@@ -62,9 +61,12 @@ class AdapterReader:
                     parts[name] = part
                     self.report.mapped |= {key.text: name for key in roles.values() if key.text not in self.report.ignored}
             except MisfitError as misfit:
-                self.report.refused |= {key.text: str(misfit) for key in roles.values()}
+                for key in roles.values():
+                    self.report.ignored.pop(key.text, None)
+                    self.report.refused[key.text] = str(misfit)
         for key in self.unplaced:
             self.leave(key)
+        self.report.dropped_tokens = list(self.tables.dropped)
         if TABLE in parts and self.base.is_tied and HEAD_WEIGHT not in self.base.tensors.specs:
             self.report.notes.append("It changes the token embeddings, which the base's output head shares.")
         return parts
@@ -112,20 +114,23 @@ class AdapterReader:
         table = "table up" in roles
         up, down = (roles["table up"], roles["table down"]) if table else (roles["up"], roles["down"])
         shapes = self.files.specs[up.text].shape, self.files.specs[down.text].shape
-        wanted, rank = self.base.tensors.specs[name].shape, shapes[1][0]
+        wanted = self.base.tensors.specs[name].shape
+        if min(len(shape) for shape in (*shapes, wanted)) < 2:
+            raise MisfitError(misfit_shapes(shapes, wanted))
+        rank = shapes[1][0]
         count, fits = (shapes[1][1], shapes[0]) if table else (shapes[0][0], (*shapes[1][1:], *shapes[0][1:]))
-        rows = self.rows_of(name, count)
+        rows = self.tables.rows_of(name, count)
         others = (wanted[1], rank) if table else (*wanted[1:], rank, *(1 for _ in wanted[2:]))
         if fits != others or (rows is None and count != wanted[0]):
-            raise MisfitError(f"has factors of the shapes {list(shapes[0])} and {list(shapes[1])} for a tensor of {list(wanted)}")
+            raise MisfitError(misfit_shapes(shapes, wanted))
         scale = self.scale(down, rank)
+        if dora != self.settings.dora:
+            raise MisfitError(f"has {'' if dora else 'no '}lora_magnitude_vector, and use_dora is {self.settings.dora}")
         if not dora:
             return (TableFactors if table else Factors)(self.files, rows, up.text, down.text, scale)
         magnitude = roles["magnitude"].text
         if prod(self.files.specs[magnitude].shape) != (wanted[1] if table else count):
-            raise MisfitError(
-                f"has lengths of the shape {list(self.files.specs[magnitude].shape)} for a tensor of {list(wanted)}"
-            )
+            raise MisfitError(f"has {prod(self.files.specs[magnitude].shape)} lengths for a tensor of {list(wanted)}")
         if not table:
             return Dora(self.files, rows, up.text, down.text, scale, magnitude)
         if rows is not None and "copy" not in roles:
@@ -159,7 +164,7 @@ class AdapterReader:
             MisfitError: It has another shape.
         """
         shape, wanted = self.files.specs[key.text].shape, self.base.tensors.specs[name].shape
-        rows = self.rows_of(name, shape[0]) if shape else None
+        rows = self.tables.rows_of(name, shape[0]) if shape else None
         if (rows is None and shape != wanted) or shape[1:] != wanted[1:]:
             raise MisfitError(f"has the shape {list(shape)} for a tensor of {list(wanted)}")
         part = Whole(self.files, rows, key.text)
@@ -184,7 +189,7 @@ class AdapterReader:
             raise MisfitError(
                 f"has the shape {list(shape)}, and trainable_token_indices names {len(indices)} rows of {wanted[1]}"
             )
-        rows = None if self.shares_rows() else self.matched(wanted[0], self.theirs_count(wanted[0]))
+        rows = None if self.tables.shares_rows() else self.tables.matched(wanted[0], self.tables.theirs_count(wanted[0]))
         places = [row if rows is None else rows.place(row) for row in indices]
         if missing := [row for row, place in zip(indices, places, strict=True) if place is None or not 0 <= place < wanted[0]]:
             raise MisfitError(f"has row {missing[0]}, whose token the base does not know or has as its own")
@@ -217,7 +222,7 @@ class AdapterReader:
             MisfitError: It has another shape.
         """
         found, base = self.files[key.text], self.base.tensors[name]
-        rows = self.rows_of(name, len(found))
+        rows = self.tables.rows_of(name, len(found))
         moved = found if rows is None else rows.spread(found, base)
         if moved.shape != base.shape:
             raise MisfitError(f"has the shape {list(found.shape)} for a tensor of {list(base.shape)}")
@@ -250,50 +255,15 @@ class AdapterReader:
         if own is not None:
             return same(found, self.files[own.text])
         base = self.base.tensors[TABLE]
-        rows = self.rows_of(TABLE, len(found))
+        rows = self.tables.rows_of(TABLE, len(found))
         return same(found if rows is None else rows.spread(found, base), base)
 
-    def shares_rows(self) -> bool:
-        """True if the adapter's token ids are the base's: it was trained on it, or the base has no tokens of its own."""
-        return self.vocabulary is None and (self.layout == OURS or not self.base.own)
 
-    def theirs_count(self, rows: int) -> int:
-        """Rows of the adapter's tables if no key says it: enough for its tokens."""
-        known = self.vocabulary or self.base.upstream_vocabulary
-        return max(rows, 1 + max(known.values(), default=0))
+def misfit_shapes(shapes: tuple[tuple[int, ...], tuple[int, ...]], wanted: tuple[int, ...]) -> str:
+    """Words for factors that do not fit a tensor.
 
-    def rows_of(self, name: str, count: int) -> TokenRows | None:
-        """Matches the rows of a table; None for other tensors, and for tables with the base's own rows.
-
-        Args:
-            name: The tensor's name.
-            count: Rows of the adapter's.
-
-        Raises:
-            MisfitError: Another number of rows, and no tokenizer that says which.
-        """
-        wanted = self.base.tensors.specs[name].shape[0] if self.base.tensors.specs[name].shape else 0
-        if name not in TOKEN_TABLES or (self.shares_rows() and count == wanted):
-            return None
-        if self.vocabulary is None and (self.shares_rows() or count > wanted):
-            raise MisfitError(
-                f"has {count} rows where the base has {wanted}, and no tokenizer beside it says which token is which"
-            )
-        return self.matched(wanted, count)
-
-    def matched(self, rows: int, count: int) -> TokenRows:
-        """Matches rows by token.
-
-        Args:
-            rows: Rows of the base's table.
-            count: Rows of the adapter's.
-
-        Raises:
-            MisfitError: Its tokenizer has more tokens than its table has rows.
-        """
-        try:
-            found = match_rows(self.base.vocabulary, self.vocabulary or self.base.upstream_vocabulary, rows, count)
-        except ValueError as error:
-            raise MisfitError(f"does not fit its tokenizer: {error}") from error
-        self.report.dropped_tokens = list(found.dropped)
-        return found
+    Args:
+        shapes: Shapes of B and A.
+        wanted: Shape of the tensor.
+    """
+    return f"has factors of the shapes {list(shapes[0])} and {list(shapes[1])} for a tensor of {list(wanted)}"

@@ -24,8 +24,9 @@ class Dora(Factors):
     @override
     def merged(self, base: Tensor) -> Tensor:
         moved = Factors.merged(self, base).flatten(1)
-        lengths: Tensor = self.files[self.magnitude].float().flatten()
-        scaled: Tensor = (lengths / torch.linalg.norm(moved, dim=1))[:, None] * moved
+        lengths, found = self.files[self.magnitude].float().flatten(), torch.linalg.norm(moved, dim=1)
+        wanted: Tensor = lengths if self.rows is None else self.rows.spread(lengths, found)
+        scaled = (wanted / found)[:, None] * moved
         return scaled.view(base.shape)
 
     @override

@@ -53,3 +53,7 @@ class Key:
                 return cls(text, bare.removesuffix(ending), parameter, role)
         module, _, parameter = bare.rpartition(".")
         return cls(text, module, parameter, "whole")
+
+
+class MisfitError(Exception):
+    """A key that does not fit the base; its text completes "the key, which ..."."""

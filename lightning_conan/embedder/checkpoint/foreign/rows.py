@@ -30,7 +30,9 @@ class TokenRows:
         """True if each row is the same in both."""
         return self.count == len(self.source) and bool((self.source == torch.arange(self.count)).all())
 
-    def spread(self, table: Float[Tensor, "count columns"], fill: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    def spread(
+        self, table: Float[Tensor, "count *columns"], fill: Float[Tensor, "rows *columns"]
+    ) -> Float[Tensor, "rows *columns"]:
         """Moves rows of the source to the base's places.
 
         Args:

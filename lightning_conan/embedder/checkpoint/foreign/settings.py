@@ -52,6 +52,7 @@ class LoraSettings:
         rank_pattern: Other ranks, by patterns of module names.
         alpha_pattern: Other alphas, likewise.
         rslora: Scale by the root of the rank.
+        dora: Rows have trained lengths.
         base: The base that the adapter names.
         token_indices: Rows of ``trainable_token_indices``, for all tables or by table.
         kind: The variants that it uses, for reports.
@@ -62,6 +63,7 @@ class LoraSettings:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     rslora: bool
+    dora: bool
     base: str | None
     token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None
     kind: str
@@ -74,7 +76,10 @@ class LoraSettings:
             ValueError: It is no LoRA that merges into weights by factors and whole tensors alone.
         """
         path = folder / ADAPTER_CONFIG
-        config: dict[str, Any] = json.loads(path.read_text())
+        try:
+            config: dict[str, Any] = json.loads(path.read_text())
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} was cut or changed ({error}). Copy it again.") from error
         check_settings(path, config)
         variants = {"use_rslora": "rsLoRA", "use_dora": "DoRA", "lora_bias": "lora_bias", "modules_to_save": "modules_to_save"}
         found = [label for name, label in variants.items() if config.get(name)]
@@ -86,6 +91,7 @@ class LoraSettings:
             config.get("rank_pattern") or {},
             config.get("alpha_pattern") or {},
             bool(config.get("use_rslora")),
+            bool(config.get("use_dora")),
             config.get("base_model_name_or_path"),
             config.get("trainable_token_indices"),
             " + ".join(["LoRA", *found]),
