@@ -25,8 +25,8 @@ class Dora(Factors):
     def merged(self, base: Tensor) -> Tensor:
         moved = Factors.merged(self, base).flatten(1)
         lengths, found = self.files[self.magnitude].float().flatten(), torch.linalg.norm(moved, dim=1)
-        wanted: Tensor = lengths if self.rows is None else self.rows.spread(lengths, found)
-        scaled = (wanted / found)[:, None] * moved
+        wanted = lengths if self.rows is None else self.rows.spread(lengths, found)
+        scaled: Tensor = (wanted / found)[:, None] * moved
         return scaled.view(base.shape)
 
     @override
