@@ -26,6 +26,7 @@ PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((R
 VERBS = {
     "README.md": ["pack", "pack", "fit", "test"],
     "foreign.md": ["graft", "fit", "fuse"],
+    "boards.md": ["evaluate", "evaluate"],
     "embed.md": ["embed", "search", "export", "doctor"],
     "reasoning.md": ["cot", "test"],
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
@@ -114,6 +115,27 @@ def test_commands_for_using_a_model(home, capsys):
         run(command, capsys)
     assert "a.jpg" in capsys.readouterr().out
     assert (home / "exported" / "modules.json").is_file()
+
+
+def test_commands_for_boards(home, capsys):
+    """A task of three shapes; and a board whose data is not there, which is said."""
+    shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
+    task = home / "tasks" / "shapes"
+    task.mkdir(parents=True)
+    for seed in range(3):
+        (task / f"{seed}.png").write_bytes(png(seed=seed))
+    (task / "queries.jsonl").write_text('{"key": "q1", "text": "a red circle"}\n')
+    (task / "corpus.jsonl").write_text("".join(f'{{"key": "{n}", "image": "{n}.png"}}\n' for n in range(3)))
+    (task / "qrels.txt").write_text("q1 0 2 1\n")
+    own, board = commands("boards.md")
+    run(own, capsys)
+    assert "| shapes |" in (home / "scores" / "scores.md").read_text()
+    assert main(shlex.split(board)[1:]) == 1
+    assert "lacks 8 of M-BEIR's files" in capsys.readouterr().err
+    for name in ("run.txt", "qrels.txt"):
+        shutil.copy(home / "scores" / "shapes" / name, home / name)
+    exec(blocks("boards.md", "python")[0])
+    assert "ndcg@10" in capsys.readouterr().out
 
 
 def test_commands_for_real_checkpoints(home, world, capsys):

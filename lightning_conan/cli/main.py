@@ -29,6 +29,7 @@ VERBS = {
     "drift": "say what fusion moved, what that cost, and whether the projector explains it",
     "pack": "turn manifests, tables and published data sets into shards, or check some",
     "embed": "embed a manifest or a folder of media into Parquet parts",
+    "evaluate": "score a checkpoint folder on retrieval tasks with distractors and graded relevance",
     "search": "find the nearest embeddings of a text, an image, a video or a sound",
     "mine": "find hard negatives for the pairs of a manifest",
     "cot": "have a teacher write what a model should reason about its queries",

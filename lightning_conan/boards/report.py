@@ -1,0 +1,128 @@
+"""Files of an evaluation: each task's ranking and judgements, scores as JSON, and a table."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_conan.boards.contract import differences, versions
+from lightning_conan.boards.scoring import TaskScores
+from lightning_conan.files import whole_file
+from lightning_conan.retrieval.trec import write_qrels, write_run
+
+SCORES = "scores.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, whole or not at all.
+
+    Args:
+        path: The file.
+        value: What JSON can hold.
+    """
+    with whole_file(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_scores(out: Path) -> dict[str, Any]:
+    """Reads what an earlier evaluation wrote to a folder; an empty report if there is none.
+
+    Raises:
+        ValueError: The file is no such report.
+    """
+    path = out / SCORES
+    if not path.is_file():
+        return {"tasks": {}}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(found["tasks"], dict)
+        assert isinstance(found["model"], str)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"{path} must be a report of `conan evaluate`. Choose another --out, or remove the file.") from error
+    return found  # type: ignore[no-any-return]
+
+
+def check_contract(out: Path, model: str, contracts: dict[str, dict[str, Any]]) -> None:
+    """Refuses a folder whose scores are of another model, or of a task of the same name under another contract.
+
+    Args:
+        out: The folder to write.
+        model: Name of weights and processor.
+        contracts: Contract of each task, by name.
+
+    Raises:
+        ValueError: They must not stand in one table.
+    """
+    before = read_scores(out)
+    if before["tasks"] and before["model"] != model:
+        raise ValueError(f"{out / SCORES} holds scores of another model, {before['model'][:20]}. Choose another --out.")
+    for name, now in contracts.items():
+        if (old := before["tasks"].get(name)) and (odd := differences(old["contract"], now)):
+            raise ValueError(
+                f"{name} was scored under another contract: {', '.join(odd)} differ, such as "
+                f"{old['contract'].get(odd[0])!r} before and {now.get(odd[0])!r} now. "
+                "Scores of two contracts are not averaged: choose another --out."
+            )
+
+
+def write_report(out: Path, model: str, scores: Sequence[TaskScores], contracts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Writes scores and rankings, beside those of tasks that were scored before, and returns the report.
+
+    Args:
+        out: The folder to write.
+        model: Name of weights and processor.
+        scores: Result of each task.
+        contracts: Contract of each task, by name.
+
+    Raises:
+        ValueError: See ``check_contract``.
+    """
+    check_contract(out, model, contracts)
+    tasks: dict[str, Any] = dict(read_scores(out)["tasks"])
+    for found in scores:
+        task = found.task
+        place = out / task.name
+        place.mkdir(parents=True, exist_ok=True)
+        write_run(place / "run.txt", found.run)
+        write_qrels(place / "qrels.txt", task.qrels)
+        write_json(place / "queries.json", found.values)
+        tasks[task.name] = {
+            "group": task.settings.group,
+            "headline": task.settings.measures[0],
+            "scores": found.means,
+            "queries": len(task.qrels),
+            "corpus": len(task.corpus),
+            "ties": 100 * found.tied,
+            "contract": contracts[task.name],
+        }
+    report = {"model": model, "versions": versions(), "tasks": tasks, "means": group_means(tasks)}
+    write_json(out / SCORES, report)
+    with whole_file(out / "scores.md") as file:
+        file.write(table(report).encode())
+    return report
+
+
+def group_means(tasks: dict[str, Any]) -> dict[str, float]:
+    """Plain means of the tasks' headlines in per cent: over each group, and over all tasks as ``all``."""
+    groups: dict[str, list[float]] = {}
+    for found in tasks.values():
+        for name in ("all", *filter(None, [found["group"]])):
+            groups.setdefault(name, []).append(found["scores"][found["headline"]])
+    return {name: sum(values) / len(values) for name, values in groups.items()}
+
+
+def table(report: dict[str, Any]) -> str:
+    """Formats a report as Markdown."""
+    lines = [
+        "| task | group | headline | score | other measures | queries | corpus | ties |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in report["tasks"].items():
+        others = ", ".join(f"{key} {value:.2f}" for key, value in found["scores"].items() if key != found["headline"])
+        lines.append(
+            f"| {name} | {found['group']} | {found['headline']} | {found['scores'][found['headline']]:.2f} | {others} "
+            f"| {found['queries']} | {found['corpus']} | {found['ties']:.1f} % |"
+        )
+    lines += ["", "| mean of | score |", "|---|---|", *(f"| {name} | {value:.2f} |" for name, value in report["means"].items())]
+    used = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    return "\n".join(lines) + f"\n\nPer cent. Model {report['model']}. {used}.\n"
