@@ -104,7 +104,12 @@ def rank_all(
 
 
 def blocks_of(corpus: Hashed, cache: EmbeddingCache) -> Iterator[Float[Tensor, "rows dim"]]:
-    """Yields the embeddings of a corpus, block by block."""
+    """Yields the embeddings of a corpus, block by block.
+
+    Args:
+        corpus: Contents of the corpus.
+        cache: Holds their embeddings.
+    """
     for start in range(0, len(corpus.contents), BLOCK):
         yield cache.vectors(corpus.contents[start : start + BLOCK])
 
