@@ -318,6 +318,13 @@ def test_a_recorded_base_that_cannot_be_read_is_told(copy, upstream, grafted, tm
     report = opened(configure(copy, base_model_name_or_path=str(tmp_path / "cut")), grafted).report
     assert "they were not compared" in report.notes[0]
     assert "there is no safetensors file" in report.notes[0]
+    write_qwen3_vl(tmp_path / "wide", hidden_size=32)
+    (tmp_path / "wide" / "model.safetensors.index.json").unlink()
+    for path in (tmp_path / "wide").glob("*.safetensors"):
+        save_file({name: tensor for name, tensor in load_file(path).items() if "language_model" in name}, path)
+    report = opened(configure(copy, base_model_name_or_path=str(tmp_path / "wide")), grafted).report
+    assert "base's language model" not in report.distances
+    assert "they were not compared (their matrices have other shapes)" in report.notes[0]
 
 
 def test_an_adapter_of_our_own_folder_is_known_by_its_hash(copy, grafted):

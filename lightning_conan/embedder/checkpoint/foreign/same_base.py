@@ -52,20 +52,19 @@ def sampled(base: KnownBase, prefix: str) -> list[str]:
 
 
 def measure_parts(base: KnownBase, read: Read, has: Callable[[str], bool]) -> dict[str, float]:
-    """Measures the distance of each part of a checkpoint.
+    """Measures the distance of each part of a checkpoint that has matrices of the base's shapes.
 
     Args:
         base: The base.
         read: Reads one of the checkpoint's tensors by our name.
         has: True if the checkpoint has a tensor of the base's shape.
     """
+    found = {part: [name for name in sampled(base, prefix) if has(name)] for part, prefix in PARTS.items()}
 
-    def pairs(prefix: str) -> Iterator[tuple[Tensor, Tensor]]:
-        for name in sampled(base, prefix):
-            if has(name):
-                yield base.tensors[name][:ROWS], read(name)[:ROWS]
+    def pairs(names: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((base.tensors[name][:ROWS], read(name)[:ROWS]) for name in names)
 
-    return {part: relative_distance(pairs(prefix)) for part, prefix in PARTS.items()}
+    return {part: relative_distance(pairs(names)) for part, names in found.items() if names}
 
 
 def check_distances(report: ForeignReport, base: KnownBase, trust: bool) -> None:
@@ -111,9 +110,11 @@ def compare_recorded(report: ForeignReport, recorded: str | None, base: KnownBas
             why = str(error)
         else:
             report.distances |= {f"base's {part}": value for part, value in measured.items()}
-            if (off := max(measured.values())) > NEAR:
+            if (off := max(measured.values(), default=0.0)) > NEAR:
                 report.notes.append(f"Its base {recorded} differs from {base.where}, by {off:.2g} of its length.")
-            return
+            if measured:
+                return
+            why = "their matrices have other shapes"
     if recorded not in base.names:
         named = f"the base {recorded!r}" if recorded else "no base"
         report.notes.append(f"It names {named}, and this one is {' or '.join(base.names)}: they were not compared ({why}).")
