@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 VERBS = {
     "README.md": ["pack", "pack", "fit", "test"],
+    "foreign.md": ["graft", "fit", "fuse"],
     "boards.md": ["evaluate", "evaluate"],
     "embed.md": ["embed", "search", "export", "doctor"],
     "reasoning.md": ["cot", "test"],
@@ -157,6 +158,34 @@ def test_commands_for_real_checkpoints(home, world, capsys):
     for name in ("image", "audio"):
         assert (home / "runs" / "qwen3_vl" / name / "adapter_model.safetensors").is_file()
     assert (home / "runs" / "qwen3_vl" / "fused" / "fusion.json").is_file()
+
+
+def test_adapters_of_plain_peft_and_our_audio_specialist(home, world, capsys):
+    """Three kinds of adapters and an audio specialist, on small checkpoints in the place of the hub's, in one folder."""
+    write_qwen3_vl(home / "Qwen" / "Qwen3-VL-2B-Instruct")
+    write_qwen3_omni(home / "Qwen" / "Qwen3-Omni-30B-A3B-Instruct")
+    (home / "packed").mkdir()
+    (home / "packed" / "audio.train").symlink_to(world / "audio")
+    (home / "clip.flac").write_bytes(flac())
+    script, use = blocks("foreign.md", "python")
+    exec(script, {})
+    graft, audio, fuse = commands("foreign.md")
+    run(graft, capsys)
+    short = ["--trainer.max_steps", "1", "--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0"]
+    short += ["--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--model.init_args.alone_steps", "0"]
+    run(audio, capsys, *short)
+    run(fuse, capsys)
+    told = capsys.readouterr().out
+    assert "document: runs/foreign/document: LoRA + modules_to_save, head class" in told
+    exec(use, scope := {})
+    assert scope["vectors"].shape == (2, 64)
+    assert capsys.readouterr().out == "LoRA + DoRA\n"
+    report = json.loads((home / "runs" / "foreign" / "fused" / "fusion.json").read_text())
+    assert report["foreign"].keys() == {"image", "video", "document"}
+    assert all(report["norms"][name] > 0 for name in ("image", "video", "document", "audio"))
+    (onto,) = re.findall(r"`conan graft --backbone (\S+)` merges", PAGES["foreign.md"])
+    run(graft.replace("--backbone Qwen/Qwen3-VL-2B-Instruct", f"--backbone {onto}").replace("qwen3_vl/base", "merged"), capsys)
+    assert (home / "runs" / "merged" / "graft.json").is_file()
 
 
 def test_nothing_names_a_file_that_only_its_authors_have():

@@ -41,7 +41,7 @@ def alphas(
     check_apart(out, recipe.base, *recipe.specialists.values())
     check_replaceable(out, "fused")
     recipe.check()
-    found = search_alphas(recipe, read_sets(diagnostic, recipe.specialists[recipe.owner], pairs), search, device)
+    found = search_alphas(recipe, read_sets(diagnostic, recipe.home, pairs), search, device)
     beside = {"alphas.json": found.to_json().encode(), "alphas.png": plot_trials(found, recipe.owner)}
     fuse_folders(replace(recipe, alphas=found.best.alphas), out, beside=beside)
     print_best(found)

@@ -20,7 +20,8 @@ def graft(
 
     Args:
         out: The folder to write.
-        backbone: A Qwen3-VL checkpoint: a folder, or its name on the hub such as Qwen/Qwen3-VL-2B-Instruct.
+        backbone: A Qwen3-VL checkpoint: a folder, or its name on the hub such as Qwen/Qwen3-VL-2B-Instruct. BACKBONE+ADAPTER
+            merges a PEFT adapter into it.
         audio: A checkpoint with an audio encoder, Qwen3-Omni's or Whisper's, likewise. Only the encoder is read.
         seed: Fixes what starts at random.
         projector_hidden_size: Width of the projector's hidden layer.
@@ -31,6 +32,7 @@ def graft(
     """
     from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.embedder import graft_folder
+    from lightning_conan.terminal import printable
 
     quiet_libraries()
     if tiny == bool(backbone or audio) or bool(backbone) != bool(audio):
@@ -44,6 +46,9 @@ def graft(
     for part, count in report.parameters.items():
         source = {"audio_encoder": audio, "audio_projector": f"fresh, seed {seed}"}.get(part, backbone)
         print(f"{part:<16}{count:>15,} parameters  from {source}")
+    if report.adapter is not None:
+        for line in (report.adapter.lines()[0], *report.adapter.notes):
+            print(printable(line))
     print(f"{out}: base, {sum(report.parameters.values()):,} parameters; see {out / 'graft.json'}")
 
 

@@ -5,6 +5,7 @@ from .iso_c import IsoC
 from .mergekit import read_mergekit
 from .method import Method, TensorContext
 from .recipe import Recipe
+from .sources import foreign_reports
 from .statistics import Fisher, RegMean
 from .task_arithmetic import TaskArithmetic
 from .tensorwise import FusionReport
@@ -29,6 +30,7 @@ __all__ = [
     "Trial",
     "TsvM",
     "dry_run",
+    "foreign_reports",
     "fuse_folders",
     "fused_model",
     "read_mergekit",

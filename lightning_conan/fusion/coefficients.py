@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from lightning_conan.embedder import load_folder
 from lightning_conan.extras import require
 from lightning_conan.fusion.recipe import Recipe
-from lightning_conan.fusion.write import fused_model
+from lightning_conan.fusion.write import fused_model, specialist_model
 from lightning_conan.retrieval import PairSet
 
 Scores = dict[str, float]
@@ -122,9 +121,7 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search, d
     odd = {name: alpha for name, alpha in recipe.alphas.items() if not search.low <= alpha <= search.high}
     if odd and search.sampler == "bayes":
         raise ValueError(f"The recipe's alphas are the first candidate and must be {search.low} to {search.high}, got {odd}.")
-    own = {
-        name: pairs.recall(*pairs.embed(load_folder(recipe.specialists[name], device=device)[0])) for name, pairs in sets.items()
-    }
+    own = {name: pairs.recall(*pairs.embed(specialist_model(recipe, name, device))) for name, pairs in sets.items()}
     model = fused_model(recipe).to(device)  # type: ignore[arg-type]
     trials: list[Trial] = []
 

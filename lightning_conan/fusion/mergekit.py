@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, get_args
 
+from lightning_conan import embedder
 from lightning_conan.embedder.checkpoint.provenance import read_provenance
 from lightning_conan.fusion.method import Method
 from lightning_conan.fusion.recipe import OutputType, Recipe
@@ -23,7 +24,7 @@ OF_A_MODEL = {"weight", "density"}
 def read_mergekit(path: Path) -> Recipe:
     """Reads the recipe that a mergekit YAML describes; paths are relative to it.
 
-    Each model must be a specialist folder, whose modality names it here.
+    Each model must be a specialist folder, whose modality names it here, or a checkpoint of others, which its folder names.
 
     Raises:
         ValueError: A method, key or setting that means something else here, or nothing.
@@ -40,6 +41,8 @@ def read_mergekit(path: Path) -> Recipe:
         if not isinstance(entry, dict) or "model" not in entry:
             raise ValueError(f"Each of the models in {path} must have a model, the folder, got {entry!r}.")
         folder = path.parent / entry["model"]
+        if not folder.exists() and embedder.is_foreign(Path(entry["model"])):
+            folder = Path(entry["model"])  # a name on the hub
         if folder == path.parent / config["base_model"]:
             continue
         own = dict(entry.get("parameters") or {})
@@ -48,7 +51,7 @@ def read_mergekit(path: Path) -> Recipe:
                 f"parameters in {path} may have {sorted(PARAMETERS)}, those of a model {sorted(OF_A_MODEL)}, got {odd[0]!r}."
             )
         parameters = {**shared, **own}
-        name = str(read_provenance(folder).modality)
+        name = folder.name if embedder.is_foreign(folder) else str(read_provenance(folder).modality)
         if name in specialists:
             raise ValueError(f"Each modality has one specialist, got two for {name} in {path}: {specialists[name]} and {folder}.")
         specialists[name], alphas[name] = folder, number(path, "weight", parameters.get("weight"))
@@ -108,7 +111,8 @@ def method_of(path: Path, name: str, density: float, shared: dict[str, Any]) -> 
 
 def mergekit_config(recipe: Recipe) -> dict[str, Any] | None:
     """Returns the content of ``mergekit_config.yml`` for a recipe; None if mergekit has no such merge."""
-    if recipe.dtype == "delta" or recipe.alphas_by_module:
+    foreign = any(embedder.is_foreign(Path(folder)) for folder in recipe.specialists.values())
+    if recipe.dtype == "delta" or recipe.alphas_by_module or foreign:
         return None
     match recipe.method:
         case TaskArithmetic():

@@ -22,7 +22,8 @@ class Recipe:
 
     Args:
         base: The checkpoint folder that every specialist was trained from.
-        specialists: Specialist folders by modality, dense or adapters.
+        specialists: Specialist folders by modality, dense or adapters. Adapters and dense checkpoints of others, by folder or hub
+            name, under any name (docs/foreign.md).
         alphas: Coefficient of each specialist; the paper's for those that are not named. 0 skips a specialist.
         method: The fusion method.
         alphas_by_module: Other coefficients for tensors whose names match a pattern (a regular expression, anywhere in the name),
@@ -32,6 +33,7 @@ class Recipe:
         dtype: Dtype of the result; ``base`` for the base's. bfloat16 loses small changes to rounding, which is reported.
             ``delta`` writes float32 differences to the base instead of a model; the base must be there to load them.
         seed: Seed of methods that draw at random.
+        trust_base: Take checkpoints of others even if they are far from the base; the folder's provenance notes it.
 
     Example:
         >>> recipe = Recipe(Path("base"), {"image": Path("image"), "audio": Path("audio")}, alphas={"audio": 0.0})
@@ -48,10 +50,17 @@ class Recipe:
     owned: tuple[str, ...] = ("audio_encoder.", "audio_projector.")
     dtype: OutputType = "base"
     seed: int = 0
+    trust_base: bool = False
 
     def __post_init__(self) -> None:
         paper = {name: PAPER_ALPHAS[name] for name in self.specialists if name in PAPER_ALPHAS}
         object.__setattr__(self, "alphas", paper | self.alphas)
+
+    @property
+    def home(self) -> Path:
+        """The folder whose config and processor the result has: the owner's, or the base where the owner is a foreign one."""
+        owner = self.specialists.get(self.owner)
+        return self.base if owner is None or embedder.is_foreign(Path(owner)) else Path(owner)
 
     def alphas_of(self, name: str) -> dict[str, float]:
         """The coefficients of one tensor, without those of weight 0."""
@@ -82,12 +91,24 @@ class Recipe:
         if self.owner not in self.specialists:
             raise ValueError(f"owner must be among the specialists {sorted(self.specialists)}, got {self.owner!r}.")
         found = {"base": embedder.check_folder(self.base, ("base",))}
-        for name, folder in self.specialists.items():
-            found[name] = embedder.check_folder(folder, ("specialist",))
-            if found[name].modality != name:
-                raise ValueError(f"{folder} must be the {name} specialist, but it is that of {found[name].modality}.")
-            if found[name].parents.get("base") != found["base"].fingerprint:
-                raise ValueError(
-                    f"{folder} was not trained from {self.base}: specialists of another base have no task vector here."
-                )
+        return found | {name: self.check_specialist(name, found["base"].fingerprint) for name in self.specialists}
+
+    def check_specialist(self, name: str, base: str) -> Provenance:
+        """Reads and checks the provenance of a specialist; of what others wrote only the weights are hashed.
+
+        Args:
+            name: Name of the specialist.
+            base: Fingerprint of the base.
+
+        Raises:
+            ValueError: It is none of this base's specialists, or its weights cannot be read.
+        """
+        folder = Path(self.specialists[name])
+        if embedder.is_foreign(folder):
+            return embedder.foreign_provenance(folder)
+        found = embedder.check_folder(folder, ("specialist",))
+        if found.modality != name:
+            raise ValueError(f"{folder} must be the {name} specialist, but it is that of {found.modality}.")
+        if found.parents.get("base") != base:
+            raise ValueError(f"{folder} was not trained from {self.base}: specialists of another base have no task vector here.")
         return found

@@ -13,11 +13,21 @@ import torch
 from torch import Tensor
 
 from lightning_conan.embedder import load_processor
-from lightning_conan.embedder.checkpoint import Replaced, Spec, TaskVector, as_matrix, check_specs, open_tensors
+from lightning_conan.embedder.checkpoint import (
+    ForeignReport,
+    ForeignTensors,
+    Replaced,
+    Spec,
+    TaskVector,
+    as_matrix,
+    check_specs,
+    open_tensors,
+)
 from lightning_conan.fusion.change import CACHE, Change, change_of
 from lightning_conan.fusion.geometry import Geometry, by_group, group_of
 from lightning_conan.fusion.method import TensorContext
 from lightning_conan.fusion.recipe import Recipe
+from lightning_conan.fusion.sources import open_specialist
 
 TOKEN_ROWS = ("embed_tokens.weight", "lm_head.weight")
 
@@ -36,6 +46,7 @@ class FusionReport:
         cosines: Cosine of each two task vectors, keyed ``a-b``.
         layers: Norms and cosines by layer or module.
         rounding_loss: Length of the error of rounding to the output's dtype, relative to the length of the change.
+        foreign: What became of each key of the specialists that others wrote.
     """
 
     alphas: dict[str, float]
@@ -47,6 +58,7 @@ class FusionReport:
     cosines: dict[str, float] = field(default_factory=dict)
     layers: dict[str, Geometry] = field(default_factory=dict)
     rounding_loss: float = 0.0
+    foreign: dict[str, ForeignReport] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,9 @@ class Fusion:
         self.report = FusionReport(dict(recipe.alphas), repr(recipe.method), dict(recipe.alphas_by_module))
         self.base = open_tensors(recipe.base)
         self.names = sorted(recipe.specialists)
-        self.models = {name: open_tensors(recipe.specialists[name], self.base, exact=True) for name in self.names}
+        self.models = {name: open_specialist(recipe, name, self.base) for name in self.names}
+        foreign = {name: tensors for name, tensors in self.models.items() if isinstance(tensors, ForeignTensors)}
+        self.report.foreign = {name: tensors.report for name, tensors in foreign.items()}
         shapes = {name: spec.shape for name, spec in self.base.specs.items()}
         for name, tensors in self.models.items():
             check_specs(tensors.specs, shapes, recipe.specialists[name])
@@ -95,7 +109,7 @@ class Fusion:
                     f"alphas_by_module must match tensors that are fused, but {pattern!r} matches none of {len(fused)}. "
                     f"They look like {fused[0]!r}; `conan fuse --dry true` lists all."
                 )
-        ids = load_processor(recipe.specialists[recipe.owner]).ids
+        ids = load_processor(recipe.home).ids
         self.rows = [row for token, row in ids.items() if token.startswith("audio")]
         self.grams: dict[str, Tensor] = {}
         self.lost = self.change = 0.0

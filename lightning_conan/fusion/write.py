@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_conan.embedder import OmniConfig, OmniEmbedder, Provenance, load_processor
+from lightning_conan.embedder import OmniConfig, OmniEmbedder, Provenance, is_foreign, load_folder, load_processor
 from lightning_conan.embedder.checkpoint import (
     DELTA,
     STEM,
@@ -25,6 +25,7 @@ from lightning_conan.embedder.checkpoint import (
 )
 from lightning_conan.fusion.mergekit import MERGEKIT_CONFIG, mergekit_config
 from lightning_conan.fusion.recipe import Recipe
+from lightning_conan.fusion.sources import alone, noted
 from lightning_conan.fusion.tensorwise import Fusion, FusionReport
 
 
@@ -67,9 +68,25 @@ def fused_model(recipe: Recipe, model: OmniEmbedder | None = None) -> OmniEmbedd
     """
     fusion = Fusion(replace(recipe, dtype="float32") if recipe.dtype == "delta" else recipe)
     if model is None:
-        model = OmniEmbedder(OmniConfig.from_pretrained(recipe.specialists[recipe.owner])).eval()
+        model = OmniEmbedder(OmniConfig.from_pretrained(recipe.home)).eval()
     with torch.no_grad():
         model.load_state_dict({name: fusion[name] for name in sorted(fusion.specs)}, strict=True)
+    return model
+
+
+def specialist_model(recipe: Recipe, name: str, device: str = "cpu") -> OmniEmbedder:
+    """Loads a specialist of a recipe by itself, also one that others wrote.
+
+    Args:
+        recipe: A recipe that was checked.
+        name: Name of the specialist.
+        device: Device of the model.
+    """
+    folder = recipe.specialists[name]
+    if not is_foreign(folder):
+        return load_folder(folder, device=device)[0]
+    model = fused_model(alone(recipe, name))
+    model.to(device)  # type: ignore[arg-type]
     return model
 
 
@@ -91,14 +108,13 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
     check_apart(out, recipe.base, *recipe.specialists.values())
     found = recipe.check()
     fusion = Fusion(recipe)
-    owner = recipe.specialists[recipe.owner]
     with whole_folder(out, "fused") as scratch:
         ahead = TensorPrefetcher(fusion, write_order(fusion.specs), workers)
         try:
             write_shards(scratch, fusion.specs, ahead, stem=DELTA if fusion.delta else STEM)
         finally:
             ahead.close()
-        config = OmniConfig.from_pretrained(owner)
+        config = OmniConfig.from_pretrained(recipe.home)
         config.dtype = next(spec.dtype for name, spec in fusion.specs.items() if fusion.action(name) == "fused")
         config.save_pretrained(scratch)
         if fusion.delta:
@@ -110,8 +126,11 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
             (scratch / name).write_bytes(content)
         parents = {name: provenance.fingerprint for name, provenance in found.items()}
         by_module = {"alphas_by_module": recipe.alphas_by_module} if recipe.alphas_by_module else {}
-        notes = {"alphas": recipe.alphas, **by_module, "owner": recipe.owner, "method": repr(recipe.method)}
-        write_sidecars(scratch, load_processor(owner), Provenance("fused", parents=parents, notes=notes))
+        foreign = (
+            {"foreign": {name: noted(each) for name, each in fusion.report.foreign.items()}} if fusion.report.foreign else {}
+        )
+        notes = {"alphas": recipe.alphas, **by_module, "owner": recipe.owner, "method": repr(recipe.method), **foreign}
+        write_sidecars(scratch, load_processor(recipe.home), Provenance("fused", parents=parents, notes=notes))
     return fusion.report
 
 

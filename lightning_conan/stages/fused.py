@@ -55,7 +55,7 @@ class Fused(Stage):
     writes: ClassVar[State | None] = "fused"
 
     def __init__(self, recipe: Recipe, training: Training = Training(), by_layer: bool = False) -> None:  # noqa: B008  # frozen
-        super().__init__(Path(recipe.specialists.get(recipe.owner, recipe.base)), training)
+        super().__init__(Path(recipe.home), training)
         self.recipe, self.by_layer = recipe, by_layer
         self.names = sorted(recipe.specialists)
         self.path: list[list[float]] = []

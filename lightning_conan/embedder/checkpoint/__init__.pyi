@@ -16,6 +16,7 @@ from .folder import (
     stored_dtype,
     write_sidecars,
 )
+from .foreign import ForeignReport, ForeignTensors, foreign_provenance, is_foreign, open_foreign
 from .golden import changed_versions, compare_golden
 from .graft import GraftReport, graft_folder
 from .provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_provenance
@@ -30,6 +31,8 @@ __all__ = [
     "STATES",
     "STEM",
     "Adapter",
+    "ForeignReport",
+    "ForeignTensors",
     "GraftReport",
     "LowRank",
     "Provenance",
@@ -49,9 +52,12 @@ __all__ = [
     "embeds_as",
     "export_folder",
     "file_hash",
+    "foreign_provenance",
     "graft_folder",
+    "is_foreign",
     "load_folder",
     "load_processor",
+    "open_foreign",
     "open_tensors",
     "read_model",
     "read_provenance",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from lightning_conan.embedder.audio import ENCODERS, audio_encoder_of
 from lightning_conan.embedder.checkpoint.atomic import check_apart, whole_folder
 from lightning_conan.embedder.checkpoint.folder import read_model, write_sidecars
+from lightning_conan.embedder.checkpoint.foreign.report import ForeignReport
 from lightning_conan.embedder.checkpoint.golden import write_golden
+from lightning_conan.embedder.checkpoint.graft_backbone import place_backbone, split_adapter, with_adapter
+from lightning_conan.embedder.checkpoint.graft_inputs import add_own_tokens, check_inputs, fit_settings
 from lightning_conan.embedder.checkpoint.provenance import Provenance
-from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, check_specs, tensor_paths
-from lightning_conan.embedder.checkpoint.upstream import Upstream, read_json
+from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors, check_specs, tensor_paths
+from lightning_conan.embedder.checkpoint.upstream import Upstream
 from lightning_conan.embedder.checkpoint.write_tensors import finite, write_shards
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
@@ -32,11 +35,6 @@ AUDIO_SOURCES: dict[str, tuple[str, Callable[[PreTrainedConfig], PreTrainedConfi
     "conan_omni": ("audio_encoder.", lambda config: config.audio_config),
 }
 """Prefixes under which checkpoints of a ``model_type`` keep their audio encoder, and its config."""
-PROBE: list[dict[str, Any]] = [
-    {"role": "system", "content": [{"type": "text", "text": "INSTRUCTION"}]},
-    {"role": "user", "content": [{"type": "text", "text": "TEXT"}]},
-]
-TEMPLATE = "<|im_start|>system\nINSTRUCTION<|im_end|>\n<|im_start|>user\nTEXT<|im_end|>\n<|im_start|>assistant\n"
 
 
 @dataclass
@@ -51,6 +49,7 @@ class GraftReport:
         fresh: Tensors that started at random, and token rows.
         left_out: Skipped tensors of the backbone's checkpoint.
         nbytes: Bytes of tensors read, by source.
+        adapter: What became of each key of the adapter that was merged into the backbone, if there was one.
     """
 
     backbone: str
@@ -60,13 +59,14 @@ class GraftReport:
     fresh: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     nbytes: dict[str, int] = field(default_factory=dict)
+    adapter: ForeignReport | None = None
 
 
 class Graft:
     """A base that is being assembled: each tensor comes from the backbone or the audio encoder, or is fresh.
 
     Args:
-        backbone: Folder or hub name of a Qwen3-VL checkpoint.
+        backbone: Folder or hub name of a Qwen3-VL checkpoint; ``BACKBONE+ADAPTER`` merges a PEFT adapter into it.
         audio: Folder or hub name of a checkpoint that holds an audio encoder.
         settings: How inputs become tokens; sizes that the models fix are taken from them.
         hidden: Width of the projector's hidden layer.
@@ -78,7 +78,8 @@ class Graft:
 
     def __init__(self, backbone: str, audio: str, settings: ProcessorConfig, hidden: int, seed: int) -> None:
         self.report = GraftReport(backbone, audio, seed)
-        vision, audio_encoder = Upstream(backbone, ("",)), self.audio_source(audio)
+        self.backbone, adapter = split_adapter(backbone)
+        vision, audio_encoder = Upstream(self.backbone, ("",)), self.audio_source(audio)
         backbone_config = vision.config
         if backbone_config.model_type != "qwen3_vl":
             raise ValueError(f"The backbone must be a Qwen3-VL ('qwen3_vl'), {backbone} is {backbone_config.model_type!r}.")
@@ -86,6 +87,7 @@ class Graft:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(vision.folder, trust_remote_code=False)
         check_inputs(vision.folder, tokenizer, backbone_config)
         self.vocabulary = backbone_config.text_config.vocab_size
+        vocabulary = dict(tokenizer.get_vocab())
         self.new_rows = add_own_tokens(tokenizer, backbone_config)
         self.grown = backbone_config.text_config.vocab_size - self.vocabulary
         self.processor = OmniProcessor(tokenizer, fit_settings(settings, backbone_config, audio_config))
@@ -93,7 +95,10 @@ class Graft:
             f"{name}_token_id": self.processor.ids[name] for name in ("audio", "audio_start", "audio_end", "emb")
         }
         self.config = OmniConfig(backbone_config, audio_config, projector_hidden_size=hidden, **ids)
-        self.read_specs(vision.tensors(), audio_encoder.tensors(), audio_encoder.prefixes[0])
+        files = vision.tensors()
+        self.read_specs(files, audio_encoder.tensors(), audio_encoder.prefixes[0])
+        if adapter is not None:
+            self.merge(adapter, files, vocabulary)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             width = audio_encoder_of(audio_config).width(audio_config)
@@ -127,15 +132,8 @@ class Graft:
         Raises:
             ValueError: Tensors that are not those of their configs.
         """
-        before = "model." if any(name.startswith("model.") for name in vision.specs) else ""
-        self.sources: dict[str, tuple[TensorFiles, str]] = {}
-        for name in vision.specs:
-            head = name == "lm_head.weight"
-            if head and self.config.backbone_config.tie_word_embeddings:
-                self.report.left_out.append(name)
-                continue
-            self.config.output_head = self.config.output_head or head
-            self.sources[name if head else f"backbone.{name.removeprefix(before)}"] = vision, name
+        names, self.report.left_out = place_backbone(vision, self.config)
+        self.sources: dict[str, tuple[Tensors, str]] = {name: (vision, source) for name, source in names.items()}
         self.sources |= {
             f"audio_encoder.{name.removeprefix(audio_prefix)}": (audio_encoder, name) for name in audio_encoder.specs
         }
@@ -151,6 +149,18 @@ class Graft:
         kept = {name: spec.dtype for name, spec in found.items() if not name.startswith("audio_encoder.")}
         self.specs = {name: Spec(shape, kept.get(name, self.dtype)) for name, shape in shapes.items()}
 
+    def merge(self, adapter: str, files: TensorFiles, vocabulary: dict[str, int]) -> None:
+        """Takes the backbone's tensors with an adapter merged into them.
+
+        Args:
+            adapter: The adapter's folder or hub name.
+            files: Tensors of the backbone.
+            vocabulary: Its token ids, without ours.
+        """
+        names = {name: source for name, (tensors, source) in self.sources.items() if tensors is files}
+        merged, self.report.adapter = with_adapter(names, files, adapter, self.backbone, self.config, vocabulary)
+        self.sources |= {name: (merged, name) for name in names}
+
     def __getitem__(self, name: str) -> Tensor:
         """One tensor of the base."""
         part = name.split(".")[0]
@@ -160,8 +170,8 @@ class Graft:
         tensors, source = self.sources[name]
         where = self.report.audio if part == "audio_encoder" else self.report.backbone
         self.report.nbytes[where] = self.report.nbytes.get(where, 0) + tensors.specs[source].nbytes
-        tensor = finite(tensors[source], source, where)
-        return self.with_new_rows(tensor, self.noise[ROWS.index(name)]) if name in ROWS else tensor.to(self.specs[name].dtype)
+        tensor = finite(tensors[source], source, where).to(self.specs[name].dtype)
+        return self.with_new_rows(tensor, self.noise[ROWS.index(name)]) if name in ROWS else tensor
 
     def with_new_rows(self, rows: Tensor, noise: Tensor) -> Tensor:
         """Appends rows for new tokens, drawn like the others: around their mean, with their spread in each dimension.
@@ -178,72 +188,9 @@ class Graft:
         return result
 
 
-def check_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Checks that the backbone's own processor treats inputs as ours does.
-
-    Args:
-        folder: The backbone's small files.
-        tokenizer: Its tokenizer, for the chat template.
-        config: Its config, for the size of patches.
-
-    Raises:
-        ValueError: Another chat template, normalisation or patch layout than Qwen3-VL's.
-    """
-    template = tokenizer.chat_template or read_json(folder / "chat_template.json").get("chat_template")
-    if template is not None:
-        written = tokenizer.apply_chat_template(PROBE, chat_template=template, tokenize=False, add_generation_prompt=True)
-        if written != TEMPLATE:
-            raise ValueError(f"The backbone's chat template must write {TEMPLATE!r} here, {folder} writes {written!r}.")
-    vision = config.vision_config
-    fixed = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "temporal_patch_size": 2}
-    fixed |= {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        found = read_json(folder / name)
-        for key, value in fixed.items():
-            if found.get(key, value) != value:
-                raise ValueError(f"{key} in {folder / name} must be {value}, got {found[key]}: pixels would be read wrongly.")
-
-
-def add_own_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:
-    """Adds the tokens of audio and of reasoning to the tokenizer, and room for their rows to the config.
-
-    Args:
-        tokenizer: The tokenizer, which is changed.
-        config: The backbone's config; its vocabulary grows if need be.
-
-    Returns:
-        Ids of the tokens that are new.
-    """
-    known = tokenizer.get_vocab()
-    new = [token for token in OWN_TOKENS if token not in known]
-    tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
-    if len(tokenizer) > config.text_config.vocab_size:
-        config.text_config.vocab_size = len(tokenizer)
-    return [int(tokenizer.get_vocab()[token]) for token in new]
-
-
 def place_of(source: str) -> str:
     """A local folder's absolute path: a relative one may look like a hub's OWNER/NAME."""
     return str(Path(source).resolve()) if Path(source).is_dir() else source
-
-
-def fit_settings(settings: ProcessorConfig, backbone: PreTrainedConfig, audio: PreTrainedConfig) -> ProcessorConfig:
-    """Replaces the sizes that the models fix.
-
-    Args:
-        settings: The processor's settings.
-        backbone: Config that fixes the size of patches.
-        audio: Config that fixes the log-mel and its windows.
-    """
-    encoder = audio_encoder_of(audio)
-    return replace(
-        settings,
-        patch_size=backbone.vision_config.patch_size,
-        merge_size=backbone.vision_config.spatial_merge_size,
-        mel_bins=audio.num_mel_bins,
-        mel_window=encoder.window(audio),
-        mel_halvings=encoder.halvings,
-    )
 
 
 def graft_folder(
@@ -254,7 +201,7 @@ def graft_folder(
     Memory holds one tensor; the golden vectors need the whole model once.
 
     Args:
-        backbone: Folder or hub name of a Qwen3-VL checkpoint.
+        backbone: Folder or hub name of a Qwen3-VL checkpoint, or ``BACKBONE+ADAPTER``.
         audio: Folder or hub name of a checkpoint that holds an audio encoder.
         out: The base folder to write.
         settings: Settings of the processor.
@@ -262,7 +209,8 @@ def graft_folder(
         seed: Seed of the projector and the token rows.
         golden: False to write no golden vectors.
     """
-    check_apart(out, backbone, audio)
+    base, adapter = split_adapter(backbone)
+    check_apart(out, base, audio, *filter(None, [adapter]))
     made = Graft(backbone, audio, settings, hidden, seed)
     with whole_folder(out, "base") as scratch:
         with tqdm(total=len(made.specs), desc="grafting", unit="tensor", disable=None) as bar:
@@ -279,6 +227,7 @@ def graft_folder(
             tensors = TensorFiles(tensor_paths(scratch))
             model = read_model(OmniConfig.from_pretrained(scratch), tensors, scratch, made.dtype, torch.device("cpu"))
             write_golden(scratch, model, made.processor)
-        notes = {"backbone": place_of(backbone), "audio": place_of(audio), "seed": seed}
+        parts = [place_of(part) for part in (base, adapter) if part]
+        notes = {"backbone": "+".join(parts), "audio": place_of(audio), "seed": seed}
         write_sidecars(scratch, made.processor, Provenance("base", notes=notes))
     return made.report

@@ -13,25 +13,42 @@ WHOLE = "model.safetensors"
 SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 
 
-class Upstream:
-    """A published checkpoint.
+class Repository:
+    """A folder, or a repository on the hub, of which only the files that are asked for are downloaded.
 
     Args:
         source: A folder, or a repository's name on the hub (``Qwen/Qwen3-VL-2B-Instruct``).
-        prefixes: Name prefixes of the tensors to read; files without such tensors are not downloaded.
+
+    Attributes:
+        folder: Its small files; of a sentence-transformers folder those of its transformer, such as ``0_Transformer``.
 
     Raises:
-        ValueError: Neither, or a file of it is missing.
+        ValueError: Neither, or it cannot be fetched.
     """
 
-    def __init__(self, source: str, prefixes: tuple[str, ...]) -> None:
-        self.source, self.prefixes = source, prefixes
+    def __init__(self, source: str) -> None:
+        self.source = source
         self.local = Path(source).is_dir()
-        if not self.local and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        if not self.local and not is_hub_name(source):
             raise ValueError(f"A checkpoint must be a folder or a hub's OWNER/NAME, got {source!r}: no such folder.")
-        self.folder = Path(source) if self.local else self.download_small()
-        if not (self.folder / "config.json").is_file():
-            raise ValueError(f"{source} is not a transformers checkpoint: it has no config.json.")
+        self.root = Path(source) if self.local else self.download_small()
+        self.inner = transformer_of(self.root)
+        self.folder = self.root / self.inner
+
+    def names(self) -> list[str]:
+        """Names of all files beside its config, those included that were not downloaded."""
+        if self.local:
+            return sorted(path.name for path in self.folder.iterdir())
+        from huggingface_hub import HfApi
+
+        listed: list[str] = self.fetched(HfApi().list_repo_files, self.source)
+        begin = f"{self.inner}/" if self.inner else ""
+        names = [name.removeprefix(begin) for name in listed if name.startswith(begin)]
+        return sorted(name for name in names if "/" not in name)
+
+    def file(self, name: str) -> Path:
+        """Path of a file, downloaded if need be."""
+        return self.folder / name if self.local else self.download(name)
 
     def download_small(self) -> Path:
         """Downloads everything but weights."""
@@ -39,11 +56,11 @@ class Upstream:
 
         return Path(self.fetched(snapshot_download, self.source, allow_patterns=list(SMALL_FILES)))
 
-    def fetched(self, fetch: Callable[..., str], *args: Any, **options: Any) -> str:
+    def fetched(self, fetch: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Calls a function of the hub's library.
 
         Args:
-            fetch: Function that downloads, and returns a path.
+            fetch: Function that asks the hub; its result is returned.
             args: Its arguments.
             options: Its keyword arguments.
 
@@ -57,6 +74,35 @@ class Upstream:
             raise ValueError(
                 f"{self.source!r} could not be fetched from the hub ({reason}). Name a local folder instead."
             ) from error
+
+    def download(self, name: str) -> Path:
+        """Downloads a weight file."""
+        from huggingface_hub import hf_hub_download
+
+        path = f"{self.inner}/{name}" if self.inner else name
+        return Path(self.fetched(hf_hub_download, self.source, path))
+
+
+class Upstream(Repository):
+    """A published checkpoint.
+
+    Args:
+        source: A folder, or a repository's name on the hub.
+        prefixes: Name prefixes of the tensors to read; files without such tensors are not downloaded.
+
+    Raises:
+        ValueError: Neither, or a file of it is missing.
+    """
+
+    def __init__(self, source: str, prefixes: tuple[str, ...]) -> None:
+        super().__init__(source)
+        self.prefixes = prefixes
+        if not (self.folder / "config.json").is_file():
+            adapter = (
+                " It is an adapter: name it behind its base, as BACKBONE+ADAPTER."
+                * (self.folder / "adapter_config.json").is_file()
+            )
+            raise ValueError(f"{source} is not a transformers checkpoint: it has no config.json.{adapter}")
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -92,11 +138,27 @@ class Upstream:
             raise ValueError(f"{self.source} is incomplete: {INDEX} names {missing[0]}, which is not there. Copy it again.")
         return [self.folder / name for name in names]
 
-    def download(self, name: str) -> Path:
-        """Downloads a weight file."""
-        from huggingface_hub import hf_hub_download
 
-        return Path(self.fetched(hf_hub_download, self.source, name))
+def is_hub_name(source: str) -> bool:
+    """True for a text of the form OWNER/NAME."""
+    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
+
+
+def transformer_of(folder: Path) -> str:
+    """Returns the folder, within a sentence-transformers folder, of the transformer; empty if that is the folder itself.
+
+    Raises:
+        ValueError: The folder has a module with weights besides the transformer, such as a dense layer.
+    """
+    modules = read_json(folder / "modules.json", list)
+    known = ("Pooling", "Normalize")
+    odd = [module for module in modules[1:] if module["type"].split(".")[-1] not in known]
+    if odd:
+        raise ValueError(
+            f"{folder} must have a transformer, {known[0]} and {known[1]} alone, it has {odd[0]['type']}: vectors would lack "
+            "what that module does. Name a folder without it."
+        )
+    return str(modules[0]["path"]) if modules else ""
 
 
 def read_json(path: Path, default: Callable[[], Any] = dict) -> Any:

@@ -1,11 +1,10 @@
 import json
 import shutil
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from foreign import TABLE, shared_rows, write_adapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from upstream import write_qwen3_vl, write_whisper
@@ -179,71 +178,6 @@ def test_the_verb_reports_and_refuses(upstream, tmp_path, capsys):
     assert OmniConfig.from_pretrained(tmp_path / "base").projector_hidden_size == 3072
 
 
-class Hub(SimpleHTTPRequestHandler):
-    """Serves folders as a hub does: a listing of a repository, and its files by name."""
-
-    root: Path
-    asked: list[str]
-
-    def log_message(self, *args) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        parts = self.path.split("?")[0].strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            folder = self.root / parts[3]
-            if not folder.is_dir():
-                return self.missing("RepoNotFound")
-            files = [
-                {"rfilename": path.name, "type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0"}
-                for path in sorted(folder.iterdir())
-            ]
-            listing = files if "tree" in parts else {"id": "/".join(parts[2:4]), "sha": "a" * 40, "siblings": files}
-            return self.send(json.dumps(listing).encode(), body)
-        path = self.root / parts[1] / parts[-1]
-        if not path.is_file():
-            return self.missing("EntryNotFound")
-        if body:
-            self.asked.append(path.name)
-        return self.send(path.read_bytes(), body, {"ETag": f'"{file_hash(path)}"', "X-Repo-Commit": "a" * 40})
-
-    def missing(self, code: str) -> None:
-        self.send_response(404)
-        self.send_header("X-Error-Code", code)
-        self.end_headers()
-
-    def send(self, data: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
-        self.send_response(200)
-        for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-
-@pytest.fixture
-def hub(upstream, tmp_path, monkeypatch):
-    """A stand-in for the hub, on this machine."""
-    import huggingface_hub.constants as constants
-
-    handler = type("TheHub", (Hub,), {"root": upstream, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    yield handler
-    server.shutdown()
-
-
 def test_only_the_audio_towers_shards_are_downloaded(upstream, hub, tmp_path):
     graft(upstream, tmp_path / "base", backbone="owner/qwen3_vl", audio="owner/qwen3_omni")
     index = json.loads((upstream / "qwen3_omni" / "model.safetensors.index.json").read_text())["weight_map"]
@@ -298,3 +232,45 @@ def test_new_rows_are_drawn_with_the_spread_of_each_dimension():
     drawn = rows.mean(dim=0) + rows.std(dim=0)
     assert torch.equal(found[:3], rows[:3])
     torch.testing.assert_close(found[3:], drawn.expand(2, 2))
+
+
+@pytest.mark.parametrize("kind", ["head", "base"])
+def test_an_adapter_is_merged_into_the_backbone(upstream, tmp_path, capsys, kind):
+    """As PEFT merges it; rows of tokens that only we have are fresh."""
+    merged = write_adapter(
+        upstream / "qwen3_vl", tmp_path / "adapter", kind, target_modules=["q_proj", "embed_tokens"], use_dora=True
+    )
+    words = ["graft", "--backbone", f"{upstream / 'qwen3_vl'}+{tmp_path / 'adapter'}", "--audio", str(upstream / "qwen3_omni")]
+    assert main([*words, "--out", str(tmp_path / "base"), "--golden", "false"]) == 0
+    assert "LoRA + DoRA" in capsys.readouterr().out
+    model, processor, provenance = load_folder(tmp_path / "base")
+    found = model.state_dict()
+    rows = shared_rows(processor)
+    for name, tensor in merged.items():
+        if name in found:
+            one, other = (found[name][rows], tensor[rows]) if name == TABLE else (found[name], tensor)
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    assert provenance.notes["backbone"].endswith("adapter")
+    told = json.loads((tmp_path / "base" / "graft.json").read_text())["adapter"]
+    assert not told["refused"]
+    assert told["distances"] == {"base's language model": 0.0, "base's vision tower": 0.0}
+
+
+def test_an_adapter_alone_is_no_backbone(upstream, tmp_path):
+    write_adapter(upstream / "qwen3_vl", tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"It is an adapter: name it behind its base, as BACKBONE\+ADAPTER"):
+        graft(upstream, tmp_path / "base", backbone=str(tmp_path / "adapter"))
+
+
+def test_a_backbone_may_be_in_the_layout_of_transformers_4(upstream, tmp_path):
+    old = shutil.copytree(upstream / "qwen3_vl", tmp_path / "old")
+    for path in old.glob("*.safetensors"):
+        renamed = {
+            name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
+            for name, tensor in load_file(path).items()
+        }
+        save_file(renamed, path, metadata={"format": "pt"})
+    (old / "model.safetensors.index.json").unlink()
+    graft(upstream, tmp_path / "one", backbone=str(old))
+    graft(upstream, tmp_path / "two")
+    assert file_hash(tmp_path / "one" / "model.safetensors") == file_hash(tmp_path / "two" / "model.safetensors")

@@ -1,0 +1,80 @@
+"""Names of tensors in the layouts of others, mapped to ours: every name is resolved, or listed as unknown."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+LANGUAGE, VISION, HEAD = "backbone.language_model.", "backbone.visual.", "lm_head."
+TABLE = f"{LANGUAGE}embed_tokens.weight"
+HEAD_WEIGHT = f"{HEAD}weight"
+TOKEN_TABLES = (TABLE, HEAD_WEIGHT)
+"""Tensors with a row for each token."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way of naming a Qwen3-VL's tensors.
+
+    Args:
+        name: Its name in reports.
+        prefixes: Our prefix for each of theirs; the first that fits counts.
+    """
+
+    name: str
+    prefixes: Mapping[str, str]
+
+    def place(self, name: str) -> str | None:
+        """Returns our name of a tensor, or None if no prefix fits."""
+        for theirs, ours in self.prefixes.items():
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
+        return None
+
+
+OURS = Layout("lightning-conan", {part: part for part in ("backbone.", HEAD, "audio_encoder.", "audio_projector.")})
+LAYOUTS = (
+    Layout("head class", {"model.language_model.": LANGUAGE, "model.visual.": VISION, HEAD: HEAD}),
+    Layout("base class", {"language_model.": LANGUAGE, "visual.": VISION, HEAD: HEAD}),
+    Layout("text only", {"model.": LANGUAGE, HEAD: HEAD}),
+    Layout("transformers 4.x", {"visual.": VISION, "model.": LANGUAGE, HEAD: HEAD}),
+    Layout("text only, base class", {part: LANGUAGE + part for part in ("layers.", "embed_tokens.", "norm.")}),
+    OURS,
+)
+"""All layouts that are read; of several that explain equally many names the first is taken."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Names in one layout, mapped to ours.
+
+    Args:
+        layout: The layout that explains most of them.
+        mapped: Our name of each.
+        unknown: Names that the model has no tensor for.
+    """
+
+    layout: Layout
+    mapped: Mapping[str, str]
+    unknown: tuple[str, ...]
+
+
+def resolve(names: Iterable[str], known: Collection[str]) -> Resolution:
+    """Finds the layout in which a model has a tensor for most of some names.
+
+    Args:
+        names: Names of tensors, all in one layout.
+        known: The model's names, as ours.
+
+    Example:
+        >>> found = resolve(["model.layers.0.mlp.up_proj.weight"], {"backbone.language_model.layers.0.mlp.up_proj.weight"})
+        >>> found.layout.name, list(found.mapped.values()), found.unknown
+        ('text only', ['backbone.language_model.layers.0.mlp.up_proj.weight'], ())
+    """
+    listed, best = list(names), None
+    for layout in LAYOUTS:
+        placed = {name: layout.place(name) for name in listed}
+        mapped = {name: place for name, place in placed.items() if place in known and place is not None}
+        found = Resolution(layout, mapped, tuple(name for name in listed if name not in mapped))
+        if best is None or len(found.unknown) < len(best.unknown):
+            best = found
+    assert best is not None
+    return best
