@@ -14,7 +14,10 @@ from typing_extensions import override
 
 from datamodules.loading.plan import Mixture, Slot, Window, of_rank, plan_scoring, plan_training
 from datamodules.loading.stream import BatchLoader, Encoder
-from datamodules.shards.read import Reading, ShardSet
+from datamodules.shards.indexed import PairReader
+from datamodules.shards.plain import open_pairs
+from datamodules.shards.read import Reading
+from datamodules.shards.webdataset import WebDataset
 from datamodules.time_limit import BROKEN
 from lightning_conan.embedder import Batch
 from lightning_conan.items import Item, Side
@@ -24,8 +27,8 @@ log = logging.getLogger(__name__)
 QUARANTINE = "quarantine.jsonl"
 
 
-Folders = dict[str, str | Path]
-"""Packed folders, or their URLs, by name."""
+Folders = dict[str, str | Path | WebDataset]
+"""Packed folders, their URLs, or plain WebDataset shards, by name."""
 
 
 @dataclass(eq=False, repr=False)
@@ -37,7 +40,8 @@ class PairData(LightningDataModule):
     (docs/decisions/038-data-modules.md).
 
     Args:
-        train: Packed folder to train on, or its URL (https, s3, gs, hf); or several by name, which are seen equally often.
+        train: Packed folder to train on, or its URL (https, s3, gs, hf), or plain WebDataset shards; or several by name, which are
+            seen equally often.
         val: Packed folders to validate on, by name.
         test: Packed folders to score, by name.
         batch_size: Pairs of a global batch, all ranks together.
@@ -56,7 +60,7 @@ class PairData(LightningDataModule):
         ValueError: An option is out of its range, or a name of ``val`` or ``test`` holds a slash.
     """
 
-    train: str | Path | Folders | None = None
+    train: str | Path | WebDataset | Folders | None = None
     val: Folders | None = None
     test: Folders | None = None
     batch_size: int = 64
@@ -77,7 +81,7 @@ class PairData(LightningDataModule):
         if odd := [name for name in [*val, *test] if "/" in name]:
             raise ValueError(f"The names of data sets to score must hold no slash, which parts name and score, got {odd[0]!r}.")
         self.folders = {"fit": train if isinstance(train, dict) else {"train": train}, "validate": val, "test": test}
-        self.sets: dict[str, dict[str, ShardSet]] = {}
+        self.sets: dict[str, dict[str, PairReader]] = {}
         self.mixture = Mixture()
         self.resume: dict[str, Any] = {}
         self.epoch = self.overcount = 0
@@ -93,7 +97,7 @@ class PairData(LightningDataModule):
         wanted = ("fit", "validate") if stage == "fit" else (stage,)
         for name in wanted:
             cache = self.reading.shard_cache
-            self.sets[name] = {source: ShardSet(folder, cache) for source, folder in self.folders[name].items()}
+            self.sets[name] = {source: open_pairs(folder, cache) for source, folder in self.folders[name].items()}
         if not self.sets[stage]:
             option = {"fit": "train", "validate": "val"}.get(stage, stage)
             raise ValueError(
@@ -108,9 +112,9 @@ class PairData(LightningDataModule):
         """This rank and the number of ranks."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def tasks(self, stage: str) -> dict[str, Mapping[str, Sequence[int]]]:
-        """Sample numbers by source and task."""
-        return {source: shards.tasks for source, shards in self.sets[stage].items()}
+    def tasks(self, epoch: int) -> dict[str, Mapping[str, Sequence[int]]]:
+        """Sample numbers of an epoch of training, by source and task."""
+        return {source: shards.drawn(self.seed, epoch) for source, shards in self.sets["fit"].items()}
 
     def encoder(self, stage: str) -> Encoder:
         """Encodes with the running stage's processor."""
@@ -142,13 +146,13 @@ class PairData(LightningDataModule):
             epoch: Number of the epoch, from 0; each has an order of its own.
             ranks: Number of ranks; no batch has fewer pairs.
         """
-        return plan_training(self.tasks("fit"), self.batch_size, self.seed, epoch, ranks, self.mixture, self.windows())
+        return plan_training(self.tasks(epoch), self.batch_size, self.seed, epoch, ranks, self.mixture, self.windows(epoch))
 
-    def windows(self) -> dict[str, Window]:
+    def windows(self, epoch: int = 0) -> dict[str, Window]:
         """Shuffling windows of the sources that are not shuffled whole, by source."""
         sizes = {source: self.reading.window_of(shards) for source, shards in self.sets["fit"].items()}
         return {
-            source: Window([shard.numbers for shard in self.sets["fit"][source].shards.values()], size)
+            source: Window(self.sets["fit"][source].drawn_by_shard(self.seed, epoch), size)
             for source, size in sizes.items()
             if size is not None
         }

@@ -13,8 +13,8 @@ from torch.utils.data import get_worker_info
 
 from datamodules.loading.plan import Slot
 from datamodules.loading.worker_transfer import PackedTensors, join
+from datamodules.shards.indexed import PairReader
 from datamodules.shards.prefetch import ShardPrefetcher
-from datamodules.shards.read import ShardSet
 from datamodules.sources.manifest import Fault
 from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import Batch, Encoded, OmniProcessor
@@ -42,7 +42,7 @@ class Encoder:
     """Reads and encodes a slot's samples; invalid ones are skipped and listed.
 
     Args:
-        sets: The packed data sets by source.
+        sets: The data sets by source.
         processor: Encodes an item.
         cache_bytes: Encoded samples are kept up to this size in memory (useful without workers).
         seconds: A sample that takes longer is invalid.
@@ -51,7 +51,7 @@ class Encoder:
 
     def __init__(
         self,
-        sets: Mapping[str, ShardSet],
+        sets: Mapping[str, PairReader],
         processor: OmniProcessor,
         cache_bytes: int = 0,
         seconds: float = SECONDS,

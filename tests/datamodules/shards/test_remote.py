@@ -31,7 +31,8 @@ from datamodules import RehearsalData, SpecialistData
 from datamodules.loading.plan import Slot
 from datamodules.loading.stream import Encoder
 from datamodules.shards import download, remote
-from datamodules.shards.read import Reading, ShardSet, opened_files
+from datamodules.shards.indexed import opened_files
+from datamodules.shards.read import Reading, ShardSet
 from datamodules.shards.remote import RemoteShard, ShardCache, UnreachableError
 from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
@@ -355,7 +356,7 @@ def test_a_shard_that_was_damaged_where_it_is_kept_is_fetched_once_more(server, 
     assert sets.read(0).key == ShardSet(server.root / "set").read(0).key
     assert server.asked["000000.tar"] == 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datamodules.shards.read.xxhash.xxh3_64_intdigest", lambda data: 0)  # as if it had been packed so
+        patch.setattr("datamodules.shards.indexed.xxhash.xxh3_64_intdigest", lambda data: 0)  # as if it had been packed so
         with pytest.raises(ValueError, match="is not what was packed"):
             sets.read(1)
     assert server.asked["000000.tar"] == 3
