@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from upstream import tokenizer, write_qwen3_omni, write_qwen3_vl
 
-from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import ProcessorConfig, Provenance, graft_folder, load_processor, read_provenance
 from lightning_conan.embedder.checkpoint import Adapter, TensorFiles
 from lightning_conan.embedder.checkpoint.folder import file_hash, replace_provenance
@@ -133,7 +132,6 @@ def measured(what: str, root: Path, checkout: Path = ROOT) -> tuple[float, float
 
 def work(what: str, root: Path) -> None:
     """The process that is measured."""
-    quiet_libraries()
     if what == "fuse_theirs":
         import mergekit.merge  # noqa: F401  # imports are not what is measured
     elif what != "copy":
@@ -155,6 +153,8 @@ def measure(root: Path, beside: Path | None) -> dict[str, tuple[float, float, fl
 
 
 def main() -> None:
+    from lightning_conan.cli.common.logging import quiet_libraries  # not at the top: another checkout may lack it
+
     found = arguments()
     quiet_libraries()
     layers = 4 if found.quick else 48

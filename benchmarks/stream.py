@@ -33,6 +33,7 @@ import torch
 from common import report, timed
 from PIL import Image
 
+from lightning_conan.embedder import OmniProcessor
 from lightning_conan.items import Item, Media, Pair
 from lightning_conan.media import decode_media, encode_audio
 
@@ -87,6 +88,15 @@ def trainer(root: Path, processor: Any) -> Any:
     return SimpleNamespace(**names, global_rank=0, world_size=1, lightning_module=model, default_root_dir=root)
 
 
+class Unencoded(OmniProcessor):
+    """Processor that leaves items unchanged."""
+
+    def __init__(self) -> None: ...
+
+    def __call__(self, item: Any, side: Any = "query") -> Any:
+        return item
+
+
 class Ours:
     """A packed folder through the data module."""
 
@@ -94,7 +104,7 @@ class Ours:
         from datamodules import SpecialistData
 
         self.data = SpecialistData(folder, batch_size=BATCH, num_workers=0)
-        self.data.trainer = trainer(folder, lambda item, *_: item)
+        self.data.trainer = trainer(folder, Unencoded())
         self.data.setup("fit")
 
     def samples(self) -> Iterator[Sample]:
