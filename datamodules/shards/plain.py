@@ -61,6 +61,7 @@ class PlainSamples(Samples):
             counted: True to end keys with the number of the text.
         """
         self.rows = np.ascontiguousarray(self.rows.repeat(counts, axis=0))
+        self.__dict__.pop("views", None)  # of the rows before
         self.keys = self.keys.take(pa.array(np.arange(len(counts)).repeat(counts)))
         self.which = np.arange(len(self)) - (counts.cumsum() - counts).repeat(counts)
         self.counted = counted

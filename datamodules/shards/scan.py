@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import xxhash
+from typing_extensions import override
 from webdataset.tariterators import base_plus_ext
 
 FAULT = "__fault__:"
@@ -17,10 +18,31 @@ META = re.compile(r"__[^/]*__($|/)")
 """Names that ``webdataset.tariterators.tar_file_iterator`` skips."""
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 BLOCK = 2**20
+DIGITS = re.compile(b"[0-7]+")
+KIND, PARSED = 156, (tarfile.REGTYPE, tarfile.XHDTYPE)
+"""Offset of a header's type, and types of most headers: files, and what extends the next header (PAX)."""
 Place = tuple[int, int, int]
 """Offset, size and XXH3-64 of a member."""
 Members = dict[str, dict[str, Place]]
 """Places by sample and suffix."""
+
+
+class Header(tarfile.TarInfo):
+    """A header of which name, kind and size are parsed, in a third of the time: owner, times and links are not needed."""
+
+    @classmethod
+    @override
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
+        if len(buf) == tarfile.BLOCKSIZE and buf[KIND : KIND + 1] in PARSED:
+            size, checksum = buf[124:136].strip(b"\0 "), buf[148:156].strip(b"\0 ")
+            plain = DIGITS.fullmatch(size) and DIGITS.fullmatch(checksum)
+            if plain and sum(buf) - sum(buf[148:156]) + 8 * ord(" ") == int(checksum, 8):
+                found = cls()
+                found.size, found.type = int(size, 8), bytes(buf[KIND : KIND + 1])
+                name, prefix = buf[:100].partition(b"\0")[0], buf[345:500].partition(b"\0")[0]
+                found.name = (prefix + b"/" + name if prefix else name).decode(encoding, errors)
+                return found
+        return super().frombuf(buf, encoding, errors)  # other kinds and forms of numbers, and the right error
 
 
 def scan(path: Path, name: str) -> Members:
@@ -96,7 +118,7 @@ def files(file: BinaryIO) -> Iterator[tuple[str, int, int, str]]:
     """
     whole = os.fstat(file.fileno()).st_size
     try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", tarinfo=Header) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # which would hold all of them
                 if not member.isreg():

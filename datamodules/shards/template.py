@@ -223,11 +223,12 @@ class Recipe:
         found = [len(source.texts(members[source.member])) for side in self.sides for _, source in side if source.several]
         return max(found, default=1)
 
-    def item(self, side: Found, members: Mapping[str, bytes], which: int, instruction: str | None = None) -> Item:
+    def item(self, side: Found, key: str, members: Mapping[str, bytes], which: int, instruction: str | None = None) -> Item:
         """Makes an item.
 
         Args:
             side: Its parts.
+            key: Of the pair, for the names of media.
             members: The sample's members.
             which: Number of the text where a part is several.
             instruction: The item's instruction.
@@ -241,19 +242,20 @@ class Recipe:
                     raise ValueError(f"{source} must hold a text for each pair, got {len(texts)}")
                 parts.append(texts[which if source.several else 0])
             else:
-                parts.append(Media(part.modality, data, source.member))
+                parts.append(Media(part.modality, data, f"{key}.{source.member}"))
         return Item(tuple(parts), instruction)
 
-    def wrong(self, members: Mapping[str, bytes]) -> Iterator[Item]:
+    def wrong(self, key: str, members: Mapping[str, bytes]) -> Iterator[Item]:
         """Makes the negatives that there are.
 
         Args:
+            key: Of the pair.
             members: The sample's members.
         """
         for side in self.negatives:
             with suppress(AbsentError):
                 counts = [len(source.texts(members[source.member])) for _, source in side if source.several]
-                yield from [self.item(side, members, which) for which in range(max(counts, default=1))]
+                yield from [self.item(side, key, members, which) for which in range(max(counts, default=1))]
 
     def pair(self, key: str, task: str, modality: Modality, members: Mapping[str, bytes], which: int = 0) -> Pair:
         """Makes a pair.
@@ -269,5 +271,6 @@ class Recipe:
             ValueError: A member is not what the pair needs.
         """
         query, target = self.sides
-        first = self.item(query, members, which, self.instruction)
-        return Pair(key, task, modality, first, self.item(target, members, which), tuple(self.wrong(members)))
+        first = self.item(query, key, members, which, self.instruction)
+        negatives = tuple(self.wrong(key, members)) if self.negatives else ()
+        return Pair(key, task, modality, first, self.item(target, key, members, which), negatives)
