@@ -12,8 +12,9 @@ from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from datamodules.loading.plan import Mixture, Slot, Window, of_rank, plan_scoring, plan_training
+from datamodules.loading.plan import Mixture, Slot, Window, check_sources, of_rank, plan_scoring, plan_training
 from datamodules.loading.stream import BatchLoader, Encoder
+from datamodules.loading.unindexed import UnindexedLoader, check_length, unindexed_of
 from datamodules.shards.indexed import PairReader
 from datamodules.shards.plain import open_pairs
 from datamodules.shards.read import Reading
@@ -40,8 +41,8 @@ class PairData(LightningDataModule):
     (docs/decisions/038-data-modules.md).
 
     Args:
-        train: Packed folder to train on, or its URL (https, s3, gs, hf), or plain WebDataset shards; or several by name, which are
-            seen equally often.
+        train: Packed folder to train on, its URL (https, s3, gs, hf), or plain WebDataset shards; or several by name,
+            which are seen equally often.
         val: Packed folders to validate on, by name.
         test: Packed folders to score, by name.
         batch_size: Pairs of a global batch, all ranks together.
@@ -81,6 +82,9 @@ class PairData(LightningDataModule):
         if odd := [name for name in [*val, *test] if "/" in name]:
             raise ValueError(f"The names of data sets to score must hold no slash, which parts name and score, got {odd[0]!r}.")
         self.folders = {"fit": train if isinstance(train, dict) else {"train": train}, "validate": val, "test": test}
+        self.unindexed = unindexed_of(self.folders)
+        if self.unindexed and self.cache_gb:
+            raise ValueError(f"cache_gb needs an index, got {self.cache_gb} with index: false. Drop it, or index the shards.")
         self.sets: dict[str, dict[str, PairReader]] = {}
         self.mixture = Mixture()
         self.resume: dict[str, Any] = {}
@@ -97,8 +101,9 @@ class PairData(LightningDataModule):
         wanted = ("fit", "validate") if stage == "fit" else (stage,)
         for name in wanted:
             cache = self.reading.shard_cache
-            self.sets[name] = {source: open_pairs(folder, cache) for source, folder in self.folders[name].items()}
-        if not self.sets[stage]:
+            folders = {} if name == "fit" and self.unindexed else self.folders[name]
+            self.sets[name] = {source: open_pairs(folder, cache) for source, folder in folders.items()}
+        if not self.folders[stage]:
             option = {"fit": "train", "validate": "val"}.get(stage, stage)
             raise ValueError(
                 f"`{stage}` needs packed folders under data.init_args.{option}, got none. Make some with `conan pack`."
@@ -126,6 +131,8 @@ class PairData(LightningDataModule):
 
         A pair's target is right for its query and the other way round; a hard negative is right for nothing.
         """
+        if self.unindexed:
+            raise ValueError("The texts of a whole data set need an index, got index: false. Index the shards (index: true).")
         for shards in self.sets["fit"].values():
             for number in range(len(shards)):
                 shards.bring([number])
@@ -164,7 +171,10 @@ class PairData(LightningDataModule):
         return of_rank(self.plan(0 if again else epoch, world), rank, world)
 
     @override
-    def train_dataloader(self) -> BatchLoader[Batch]:
+    def train_dataloader(self) -> BatchLoader[Batch] | UnindexedLoader:
+        if self.unindexed:
+            return self.stream(self.unindexed)
+
         def remaining() -> list[Slot]:
             assert self.trainer is not None
             self.epoch, start = self.trainer.current_epoch - self.overcount, 0
@@ -177,6 +187,21 @@ class PairData(LightningDataModule):
 
         encoder = self.encoder("fit")
         return BatchLoader(remaining, len(self.training_slots(0)), encoder, self.num_workers, encoder.ahead)
+
+    def stream(self, options: WebDataset) -> UnindexedLoader:
+        """A stream of shards without an index, which a resumed run begins anew, in another order."""
+        assert self.trainer is not None, "loaders are made by a trainer"
+        check_length(self.trainer)
+        rank, world = self.world
+        check_sources({}, world, self.batch_size)
+        size = len(range(rank, self.batch_size, world))
+
+        def seed() -> str:
+            assert self.trainer is not None
+            self.epoch = self.trainer.current_epoch
+            return f"{self.seed} {self.epoch} {self.trainer.global_step}"
+
+        return UnindexedLoader(options, self.encoder("fit"), size, (rank, world), self.num_workers, seed)
 
     def scoring_loaders(self, stage: str) -> list[BatchLoader[Batch]]:
         """One loader a data set, in the order of their names in the configuration."""
@@ -245,7 +270,7 @@ class PairData(LightningDataModule):
         contents = {source: shards.content_hash for source, shards in self.sets["fit"].items()}
         windows = {source: window.samples for source, window in self.windows().items()}
         more = [*([] if self.mixture == Mixture() else [self.mixture]), *([{"window": windows}] if windows else [])]
-        return repr((contents, self.seed, self.batch_size, *more))
+        return repr((self.unindexed or contents, self.seed, self.batch_size, *more))
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -255,6 +280,10 @@ class PairData(LightningDataModule):
                     f"Resuming needs the same data, seed and batch size, {state_dict['order']}, "
                     f"got {self.order()}. Restore them, or start a new run from the last folder."
                 )
+            if self.unindexed:
+                log.warning("without an index the stream begins anew, in another order: samples may come again in this epoch")
+                self.seen, self.broken = state_dict["seen"], state_dict["broken"]
+                return
             before, now = (self.plan(state_dict["epoch"], ranks) for ranks in (state_dict["ranks"], self.world[1]))
             if before != now:
                 raise ValueError(

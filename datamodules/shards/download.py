@@ -62,7 +62,8 @@ def size_of(url: str) -> int:
         import httpx
 
         redact_logs()
-        with httpx.stream("GET", url, headers={"Accept-Encoding": "identity"}, timeout=SILENCE, follow_redirects=True) as response:
+        asked = {"Accept-Encoding": "identity"}
+        with httpx.stream("GET", url, headers=asked, timeout=SILENCE, follow_redirects=True) as response:
             check_status(response.status_code)
             size = response.headers.get("content-length")
     if size is None:

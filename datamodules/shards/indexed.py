@@ -94,7 +94,7 @@ class PairReader(ABC):
         """Numbers of the samples of each task and modality, in the order of the shards: a batch is of one, on every rank."""
         return self.samples.tasks()
 
-    def drawn(self, seed: int, epoch: int) -> dict[str, "array[int]"]:  # noqa: ARG002  # here each epoch has all
+    def drawn(self, seed: int, epoch: int) -> dict[str, "array[int]"]:  # here each epoch has all
         """Numbers of the samples of each task that an epoch has, in the order of the shards.
 
         Args:
@@ -103,7 +103,7 @@ class PairReader(ABC):
         """
         return self.tasks
 
-    def drawn_by_shard(self, seed: int, epoch: int) -> list[Sequence[int]]:  # noqa: ARG002
+    def drawn_by_shard(self, seed: int, epoch: int) -> list[Sequence[int]]:
         """The same numbers, shard by shard.
 
         Args:

@@ -7,10 +7,10 @@ import random
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,7 @@ from datamodules.shards.read import Reading, ShardSet
 from datamodules.shards.remote import ShardCache, is_remote
 from datamodules.shards.scanned import Scanned, scanned
 from datamodules.shards.template import PairTemplate, Recipe
-from datamodules.shards.webdataset import WebDataset, short_names
-from datamodules.sources.layout import plain
+from datamodules.shards.webdataset import WebDataset, folder_name, short_names
 from datamodules.time_limit import BROKEN
 from lightning_conan.items import Pair
 from lightning_conan.terminal import printable
@@ -148,12 +147,12 @@ class PlainReader(PairReader):
                 np.save(scratch, counts)
                 scratch.rename(place)
         self.listed.repeat(counts, self.all)
-        ends = counts.cumsum()
+        ends = np.append(0, counts.cumsum())
+        self.first = ends[:-1]
         self.shards = {
-            name: Shard(name, shard.size, shard.sha256, range(*(int(np.append(0, ends)[number]) for number in span(shard.numbers))))
+            name: replace(shard, numbers=range(int(ends[shard.numbers.start]), int(ends[shard.numbers.stop])))
             for name, shard in self.shards.items()
         }
-        self.first = ends - counts
 
     def texts_of(self, number: int) -> int:
         """Texts of a sample; 1 if it is invalid, which is reported when it is read."""
@@ -215,11 +214,6 @@ class PlainReader(PairReader):
         return [numbers[start:end] for start, end in pairwise([0, *ends])]
 
 
-def span(numbers: range) -> tuple[int, int]:
-    """Start and stop of a range."""
-    return numbers.start, numbers.stop
-
-
 def recipe(template: PairTemplate, names: Sequence[str]) -> Recipe | str:
     """What is made of samples that have certain members, or why it cannot be.
 
@@ -231,12 +225,6 @@ def recipe(template: PairTemplate, names: Sequence[str]) -> Recipe | str:
         return template.recipe(names)
     except ValueError as error:
         return str(error)
-
-
-def folder_name(shard: str) -> str:
-    """Name of a shard's folder, as a task."""
-    path = without_secrets(shard) if is_remote(shard) else str(Path(shard).resolve())
-    return plain(unquote(path.rstrip("/").split("/")[-2])) or "webdataset"
 
 
 def open_pairs(source: str | Path | WebDataset, cache: ShardCache) -> PairReader:

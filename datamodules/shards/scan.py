@@ -48,9 +48,9 @@ class Header(tarfile.TarInfo):
 def scan(path: Path, name: str) -> Members:
     """Reads a tar file once; its samples in the order of their first members, as webdataset names them.
 
-    A key is a file's name up to the first dot behind the last slash; what follows, in lower case, is the member's name. Members of
-    one key are one sample, also where others lie between them. A sample with two members of one name, or with one that is no plain
-    file, has one member only, named by the reason; a tar file that is cut or damaged ends with such a sample.
+    A key is a file's name up to the first dot behind the last slash; what follows, in lower case, is the member's name. Members
+    of one key are one sample, also where others lie between them. A sample with two members of one name, or with a sparse file,
+    has one member only, named by the reason; a tar file that is cut or damaged ends with such a sample.
 
     Args:
         path: The tar file.
@@ -120,11 +120,11 @@ def files(file: BinaryIO) -> Iterator[tuple[str, int, int, str]]:
     try:
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", tarinfo=Header) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # which would hold all of them
+                tar.members.clear()  # type: ignore[attr-defined]  # documented nowhere; webdataset does it, too: it holds all
                 if not member.isreg():
                     continue
-                if member.offset_data + member.size > whole and not member.issparse():
-                    raise ValueError(f"the shard is cut: {member.name!r} ends at {member.offset_data + member.size:,}, it at {whole:,}")
+                if (end := member.offset_data + member.size) > whole and not member.issparse():
+                    raise ValueError(f"the shard is cut: {member.name!r} ends at byte {end:,}, the file at {whole:,}")
                 yield member.name, member.offset_data, member.size, "it is a sparse file" if member.issparse() else ""
             end = tar.offset
     except tarfile.TarError as error:

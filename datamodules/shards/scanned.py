@@ -144,7 +144,8 @@ def keep(found: Scanned, shard: str, cache: ShardCache) -> None:
             with whole_file(place, f".{os.getpid()}") as file, pa.ipc.new_file(file, table.schema) as writer:
                 writer.write_table(table)
             return
-    log.warning("no index of %s can be kept: it is made again by each run. Name a folder by reading.cache.", without_secrets(shard))
+    name = without_secrets(shard)
+    log.warning("no index of %s can be kept: each run makes it again. Name a folder by reading.cache.", name)
 
 
 @contextmanager

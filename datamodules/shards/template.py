@@ -48,7 +48,7 @@ class Source:
         rest = STEP.sub("", way).replace(".", "")
         if not member or "/" in member or rest or bool(mark) != bool(steps) or None in steps[:-1]:
             raise ValueError(
-                f"A member must be a suffix (jpg), or one with a place in its JSON (json:caption, json:captions[*]), got {text!r}."
+                f"A member must be a suffix (jpg), or one and a place in its JSON (json:caption, json:captions[*]), got {text!r}."
             )
         return cls(member.lower(), tuple(steps))
 
@@ -120,7 +120,7 @@ class Part:
         kinds = {source.modality for source in sources} if modality is None else {modality}
         if len(kinds) > 1 or None in kinds:
             raise ValueError(
-                f"Alternatives must be of one modality that their suffixes tell, got {text!r}. Write {{image: {text}}}, or another."
+                f"Alternatives must be of one modality that suffixes tell, got {text!r}. Write {{image: {text}}}, or another."
             )
         (kind,) = kinds
         if kind not in MODALITIES:
@@ -163,7 +163,9 @@ class PairTemplate:
         instruction: The queries' instruction.
     """
 
-    def __init__(self, query: Members, target: Members, negatives: Sequence[Members] = (), instruction: str | None = None) -> None:
+    def __init__(
+        self, query: Members, target: Members, negatives: Sequence[Members] = (), instruction: str | None = None
+    ) -> None:
         self.sides = [parse_side(query), parse_side(target)]
         self.negatives = [parse_side(members) for members in negatives]
         self.instruction = instruction

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from datamodules.shards.remote import check_url, is_remote
 from datamodules.shards.template import PairTemplate
+from datamodules.sources.layout import plain
 from lightning_conan.items import Modality
 from lightning_conan.web import without_secrets
 
@@ -54,7 +55,7 @@ class WebDataset:
     task: str | None = None
     captions: Literal["one", "all"] = "one"
     index: bool = True
-    shuffle: int = 10_000
+    shuffle: int = 5000
 
     def __post_init__(self) -> None:
         self.template  # noqa: B018  # members are checked before anything is read
@@ -105,7 +106,8 @@ def expand(text: str) -> Iterator[str]:
             continue
         path = Path(place)
         pattern = path / TAR if path.is_dir() else path
-        found = sorted(glob.glob(str(pattern))) if path.is_dir() or (WILD.search(place) and not path.is_file()) else [place]
+        several = path.is_dir() or (WILD.search(place) and not path.is_file())
+        found = sorted(glob.glob(str(pattern))) if several else [place]  # noqa: PTH207  # the pattern may be absolute
         if missing := [shard for shard in found or [str(pattern)] if not Path(shard).is_file()]:
             raise ValueError(f"Shards must be tar files that are there, {missing[0]} is none. Look at urls, got {text!r}.")
         yield from found
@@ -149,3 +151,9 @@ def short_names(shards: Sequence[str]) -> dict[str, str]:
         if len(set(names)) == len(names):
             break
     return dict(zip(shards, names, strict=True))
+
+
+def folder_name(shard: str) -> str:
+    """Name of a shard's folder, as a task."""
+    path = without_secrets(shard) if is_remote(shard) else str(Path(shard).resolve())
+    return plain(unquote(path.rstrip("/").split("/")[-2])) or "webdataset"
