@@ -1,71 +1,24 @@
 """Plain WebDataset shards without an index: a shuffled stream without an end, as webdataset's own pipelines make it."""
 
 import gc
-import io
 import random
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import count, islice
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import webdataset as wds
 from torch.utils.data import get_worker_info
-from typing_extensions import Buffer, override
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from datamodules.loading.stream import SECONDS, Encoder, Sides, apart, collate
 from datamodules.loading.worker_transfer import PackedTensors
-from datamodules.shards.download import blocks_of
-from datamodules.shards.remote import BLOCK, is_remote
+from datamodules.shards.sequential import Entry, members_of, samples
 from datamodules.shards.webdataset import WebDataset, folder_name
 from datamodules.sources.manifest import Fault
 from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import Batch
 from lightning_conan.items import Pair
-from lightning_conan.web import without_secrets
-
-Entry = dict[str, Any] | Fault
-"""A sample as webdataset has it, or what is wrong with a shard."""
-
-
-class Blocks(io.RawIOBase):
-    """A remote file to be read once, from its beginning to its end.
-
-    Args:
-        blocks: Its bytes.
-    """
-
-    def __init__(self, blocks: Generator[bytes, None, None]) -> None:
-        self.blocks, self.rest = blocks, b""
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def readinto(self, buffer: Buffer) -> int:
-        view = memoryview(buffer)
-        while not self.rest:
-            if (block := next(self.blocks, None)) is None:
-                return 0
-            self.rest = block
-        taken, self.rest = self.rest[: len(view)], self.rest[len(view) :]
-        view[: len(taken)] = taken
-        return len(taken)
-
-    @override
-    def close(self) -> None:
-        self.blocks.close()
-        super().close()
-
-
-def opened(shard: str) -> BinaryIO:
-    """Opens a shard to be read from its beginning to its end."""
-    if not is_remote(shard):
-        return Path(shard).open("rb")
-    return cast("BinaryIO", io.BufferedReader(Blocks(blocks_of(shard, BLOCK)), BLOCK))
 
 
 def passes(shards: list[str], seed: str, rank: int, world: int) -> Iterator[str]:
@@ -79,20 +32,6 @@ def passes(shards: list[str], seed: str, rank: int, world: int) -> Iterator[str]
     """
     every = (shard for turn in count() for shard in random.Random(f"{seed} {turn}").sample(shards, len(shards)))
     return islice(every, rank, None, world)
-
-
-def samples(shards: Iterable[str]) -> Iterator[Entry]:
-    """Yields the samples of shards; what follows where one cannot be read is lost, and a fault."""
-    for shard in shards:
-        key = ""
-        try:
-            with opened(shard) as stream:
-                for sample in group_by_keys(tar_file_expander([{"url": without_secrets(shard), "stream": stream}])):
-                    key = sample["__key__"]
-                    yield sample
-        except Exception as error:  # of tar files, decompressors, file systems
-            reason = f"the shard cannot be read behind this sample: {error.args[0] if error.args else type(error).__name__}"
-            yield Fault(without_secrets(shard), key, "sample", reason)
 
 
 @dataclass
@@ -170,7 +109,7 @@ class UnindexedLoader:
             group: Modality and task.
             rng: Draws among several texts.
         """
-        members = {name: data for name, data in sample.items() if not name.startswith("__")}
+        members = members_of(sample)
         recipe = self.options.template.recipe(list(members))
         texts = recipe.count(members)
         which = rng.randrange(texts) if texts > 1 else 0

@@ -165,9 +165,7 @@ class ShardCache:
         """
         shard = RemoteShard(url, persistently(lambda: size_of(url), url), "")
         if shard.size > self.limit:
-            raise ValueError(
-                f"reading.cache_gb must hold {without_secrets(url)}, {shard.size:,} bytes, got {self.limit:,}."
-            )
+            raise ValueError(f"reading.cache_gb must hold {without_secrets(url)}, {shard.size:,} bytes, got {self.limit:,}.")
         self.root.mkdir(parents=True, exist_ok=True)
         scratch = self.root / f"{hashlib.sha256(url.encode()).hexdigest()}.{os.getpid()}.part"
         try:

@@ -59,14 +59,12 @@ def scan(path: Path, name: str) -> Members:
     Raises:
         ValueError: It is compressed.
     """
+    if packed := compression(path):
+        raise ValueError(
+            f"{name} must be a plain tar to be read by an index, it is compressed by {packed}. Decompress it once, "
+            "pack it (`conan pack --read.layout webdataset`), or stream it by `index: false`."
+        )
     with path.open("rb", buffering=0) as file:
-        begin = file.read(6)
-        if packed := next((name for magic, name in PACKED.items() if begin.startswith(magic)), None):
-            raise ValueError(
-                f"{name} must be a plain tar to be read by an index, it is compressed by {packed}. Decompress it once, "
-                "pack it (`conan pack --read.layout webdataset`), or stream it in order by `index: false`."
-            )
-        file.seek(0)
         found: Members = {}
         try:
             for member, offset, size, fault in files(file):
@@ -74,6 +72,13 @@ def scan(path: Path, name: str) -> Members:
         except ValueError as error:
             found[f"end of {name}"] = invalid(str(error))
     return found
+
+
+def compression(path: Path) -> str | None:
+    """What a file is compressed by; None for a plain one."""
+    with path.open("rb") as file:
+        begin = file.read(6)
+    return next((name for magic, name in PACKED.items() if begin.startswith(magic)), None)
 
 
 def add(found: Members, file: BinaryIO, name: str, place: tuple[int, int], fault: str) -> None:

@@ -15,7 +15,7 @@ from lightning_conan.items import Modality
 from lightning_conan.web import without_secrets
 
 WILD = re.compile(r"[*?\[]")
-TAR = "*.tar"
+TAR, ENDS = "*.tar", re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def short_names(shards: Sequence[str]) -> dict[str, str]:
     """
     paths = [PurePosixPath(unquote(without_secrets(shard))) for shard in shards]
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["-".join(path.with_suffix("").parts[-parts:]) for path in paths]
+        names = ["-".join((*path.parts[-parts:-1], ENDS.sub("", path.name))) for path in paths]
         if len(set(names)) == len(names):
             break
     return dict(zip(shards, names, strict=True))
