@@ -3,7 +3,7 @@
 import io
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from typing_extensions import Buffer, override
 from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -52,11 +52,11 @@ class Blocks(io.RawIOBase):
         super().close()
 
 
-def opened(shard: str) -> BinaryIO:
+def opened(shard: str) -> io.BufferedIOBase:
     """Opens a shard to be read from its beginning to its end."""
     if not is_remote(shard):
         return Path(shard).open("rb")
-    return cast("BinaryIO", io.BufferedReader(Blocks(blocks_of(shard, BLOCK)), BLOCK))
+    return io.BufferedReader(Blocks(blocks_of(shard, BLOCK)), BLOCK)
 
 
 def samples(shards: Iterable[str]) -> Iterator[Entry]:

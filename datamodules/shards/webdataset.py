@@ -136,7 +136,7 @@ def remote_glob(url: str) -> list[str]:
     if not found:
         raise ValueError(f"A pattern must fit a shard, {without_secrets(url)!r} fits none.")
     protocol = url.partition("://")[0]
-    return [f"{protocol}://{name.partition('://')[2] or name}" for name in found]
+    return [f"{protocol}://{(name.partition('://')[2] or name).lstrip('/')}" for name in found]
 
 
 def short_names(shards: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Training data of other libraries, as pairs: WebDataset shards, datasets' folders, JSONL of sentence-transformers and ms-swift."""
+"""Training data of other libraries, as pairs: tar files, datasets' folders, JSONL of sentence-transformers and ms-swift."""
 
 import json
 import tarfile
