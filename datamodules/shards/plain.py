@@ -49,6 +49,7 @@ class PlainSamples(Samples):
     ) -> None:
         self.fill(tables, shards)
         self.modalities, self.names = [group[0]], [group[1]]
+        self.keys = pa.chunked_array([self.keys.combine_chunks()])  # else each is looked for among as many pieces as shards
         self.prefixes = None if pc.count_distinct(self.keys).as_py() == len(self.keys) else names
         self.counted, self.which = False, np.zeros(len(self), np.int64)
 
