@@ -164,7 +164,7 @@ class PlainReader(PairReader):
         return 1
 
     def recipe(self, number: int) -> Recipe:
-        """What is made of a sample's members.
+        """The way from a sample's members to its pair.
 
         Raises:
             ValueError: It cannot be used, for the reason given.
@@ -216,7 +216,7 @@ class PlainReader(PairReader):
 
 
 def recipe(template: PairTemplate, names: Sequence[str]) -> Recipe | str:
-    """What is made of samples that have certain members, or why it cannot be.
+    """The way from certain members to a pair, or the reason why there is none.
 
     Args:
         template: What is asked for.

@@ -75,7 +75,7 @@ def scan(path: Path, name: str) -> Members:
 
 
 def compression(path: Path) -> str | None:
-    """What a file is compressed by; None for a plain one."""
+    """Name of a file's compression; None for a plain one."""
     with path.open("rb") as file:
         begin = file.read(6)
     return next((name for magic, name in PACKED.items() if begin.startswith(magic)), None)

@@ -201,7 +201,7 @@ Found = list[tuple[Part, Source]]
 
 
 class Recipe:
-    """How samples with certain names become pairs.
+    """Way from samples with certain names to pairs.
 
     Args:
         sides: Query and target.

@@ -68,7 +68,7 @@ class WebDataset:
 
     @property
     def template(self) -> PairTemplate:
-        """What is made of a sample's members."""
+        """The way from a sample's members to its pair."""
         return PairTemplate(self.query, self.target, self.negatives, self.instruction)
 
     @property

@@ -20,6 +20,8 @@ SPLIT = ("manifest", "table", "msrvtt", "datasets")
 """Layouts whose entries name a split; the others have a file for each."""
 LAYOUTS = tuple(sorted(found.name for found in iter_modules(layouts.__path__)))
 """Names of the modules of ``layouts/``, each with a ``read`` from a source and its ``Layout`` to lines."""
+PATTERNS = ("webdataset",)
+"""Layouts whose source may be a pattern of files; they say what is missing. Their modules have a ``files``, too."""
 TABLES = (".csv", ".tsv", ".parquet")
 
 
@@ -74,7 +76,7 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
     Raises:
         ValueError: The source does not exist, or does not have the layout.
     """
-    if not source.exists() and how.layout != "webdataset":  # which may be a pattern, and says itself what is missing
+    if not source.exists() and how.layout not in PATTERNS:
         raise ValueError(f"{source} does not exist. Name a manifest, a table or a folder.")
     if how.layout == "manifest":
         if source.suffix.lower() in TABLES:
@@ -103,11 +105,10 @@ def files_of(source: Path, how: Layout) -> list[Path]:
         source: File, folder or pattern.
         how: Layout and its options.
     """
-    if how.layout != "webdataset":
+    if how.layout not in PATTERNS:
         return [source]
-    from datamodules.sources.layouts.webdataset import options
-
-    return [Path(shard) for shard in options(source, how).shards()]
+    found: list[Path] = importlib.import_module(f"{layouts.__name__}.{how.layout}").files(source, how)
+    return found
 
 
 def lines_of(source: Path, how: Layout) -> Iterator["Line"]:

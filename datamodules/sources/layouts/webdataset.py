@@ -21,6 +21,16 @@ def options(source: Path, how: Layout) -> WebDataset:
     return WebDataset(str(source), **sides, negatives=[*how.negatives], task=how.task, captions="all")
 
 
+def files(source: Path, how: Layout) -> list[Path]:
+    """The tar files.
+
+    Args:
+        source: A tar file, a folder of them, or a pattern with braces or stars.
+        how: Options of reading.
+    """
+    return [Path(shard) for shard in options(source, how).shards()]
+
+
 def read(source: Path, how: Layout) -> Iterator[Line]:
     """Reads tar files of samples, compressed ones too; by default images with their captions in text files.
 
