@@ -17,7 +17,8 @@ import webdataset as wds
 import yaml
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
-from scenarios import Signal
+from ranks import values
+from scenarios import Signal, fit_plain
 
 from datamodules import RehearsalData, SpecialistData, WebDataset
 from lightning_conan.cli.main import main
@@ -88,6 +89,17 @@ def test_order_does_not_depend_on_workers_nor_ranks_and_each_sample_comes_once(s
         assert keys(on_rank(train, processor, num_workers=workers)) == alone
     ranks = [keys(on_rank(train, processor, rank, 2, num_workers=workers)) for rank, workers in ((0, 0), (1, 1))]
     assert [sorted(one + other) for one, other in zip(*ranks, strict=True)] == [sorted(batch) for batch in alone]
+
+
+def test_two_ranks_index_together_and_train_on_the_same_batches(base, tmp_path):
+    shards = img2dataset(tmp_path / "set")
+    ranks = values(fit_plain, base, shards, tmp_path / "two", 4)
+    keys, losses = fit_plain(base, shards, tmp_path / "one", 4)
+    assert [sorted(one + other) for one, other in zip(*(found for found, _ in ranks), strict=True)] == [
+        sorted(each) for each in keys
+    ]
+    assert sorted(key for batch in keys for key in batch) == KEYS
+    assert all(found == pytest.approx(losses, rel=1e-3) for _, found in ranks)
 
 
 def test_a_stop_leaves_exactly_the_rest_also_with_a_caption_an_epoch_and_a_window(shards, processor):
