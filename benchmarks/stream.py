@@ -4,7 +4,8 @@ All hold the same media: JPEGs of 256 x 256 pixels and about 16 kB, or sounds of
 read when its bytes and its caption are there (ours: as a checked Pair); all decode by this project's decoders. All shuffle, but
 WebDataset, which reads its shards as they lie and resumes by skipping. Each reader has a process of its own, but for decoding,
 which takes a third longer in one process than in another, as their memory happens to lie: there all take turns in one, beside
-media that are in memory already. Last, what broken samples cost.
+media that are in memory already. Then existing shards of img2dataset's form beside a plain webdataset pipeline, and what broken
+samples cost.
 
 MosaicML's streaming needs transformers below 5, so it lives in another environment (with av, jaxtyping, msgspec,
 pypdfium2 and torchaudio for our decoders), whose Python is named by --streaming. What is not installed is left out, and said so.
@@ -29,6 +30,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import plain_shards
 import torch
 from common import report, timed
 from PIL import Image
@@ -386,6 +388,12 @@ def main() -> None:
             f"{modality}_resume_right": float(all(right for _, right in ours["resume"].values())),
         }
     with tempfile.TemporaryDirectory() as scratch:
+        count = 1000 if options.quick else 10_000
+        plain_shards.write(Path(scratch) / "set", draw("image", count), count)
+        rows, ratios = plain_shards.compare(Path(scratch) / "set", count, __file__, 1 if options.quick else 3)
+    figures |= ratios
+    report(rows, ratios)
+    with tempfile.TemporaryDirectory() as scratch:
         figures["cost_of_faults"], left_out = cost_of_faults(Path(scratch), 500 if options.quick else 4000)
     print(f"1 % of the images cut ({left_out}): {figures['cost_of_faults']:.1%} fewer usable samples a CPU second")
     report(lines, figures)
@@ -396,5 +404,7 @@ if __name__ == "__main__":
         measure(sys.argv[2], Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
     elif sys.argv[1:2] == ["--decoded"]:
         measure_decoded(sys.argv[2], Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+    elif sys.argv[1:2] == ["--plain"]:
+        plain_shards.measure(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), trainer)
     else:
         main()

@@ -67,7 +67,7 @@ class RehearsalData(PairData):
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit" and self.world[0] == 0:
+        if stage == "fit" and self.sets["fit"] and self.world[0] == 0:
             log.info("pairs of an epoch:\n%s", planned_table(self.exposure()))
 
     @override
@@ -88,7 +88,7 @@ class RehearsalData(PairData):
 
     def exposure(self) -> list[Exposure]:
         """Planned pairs of an epoch, by modality and source."""
-        sizes, tasks, modalities = dict[tuple[str, str], int](), self.tasks("fit"), self.modalities()
+        sizes, tasks, modalities = dict[tuple[str, str], int](), self.tasks(0), self.modalities()
         for source, groups in tasks.items():
             for task, numbers in groups.items():
                 place = modalities[source][task], source

@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.loading.base import PairData
+from datamodules.shards.webdataset import WebDataset
 
 
 @dataclass(eq=False, repr=False)
 class SpecialistData(PairData):
-    """Streams the pairs of one packed data set, in batches of one task.
+    """Streams the pairs of one data set, in batches of one task.
 
     Args:
-        train: Packed folder to train on, or its URL (https, s3, gs, hf).
+        train: Packed folder to train on, or its URL (https, s3, gs, hf), or plain WebDataset shards.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -25,5 +26,5 @@ class SpecialistData(PairData):
         3
     """
 
-    train: str | Path | None = None
+    train: str | Path | WebDataset | None = None
     batch_size: int = 1024

@@ -68,12 +68,14 @@ def parse_item(value: object, root: Path) -> Item:
     """Parses one side of a manifest line: ``{"image": "a.jpg", "text": "make it blue", "instruction": "..."}``.
 
     Args:
-        value: The mapping; its order is that of the parts.
+        value: The mapping; its order is that of the parts. An ``Item`` passes through.
         root: Folder of the manifest.
 
     Raises:
         ValueError: An unknown field, an empty item or a path that leaves ``root``.
     """
+    if isinstance(value, Item):
+        return value
     if not isinstance(value, Mapping):
         raise ValueError(f"An item must be a mapping like {{'text': '...'}}, got {value!r}.")
     parts: list[str | Media] = []

@@ -8,7 +8,7 @@ import torch
 from lightning import Callback
 
 from callbacks import FolderCheckpoint
-from datamodules import RehearsalData, SpecialistData, TraceData
+from datamodules import RehearsalData, SpecialistData, TraceData, WebDataset
 from lightning_conan.embedder import load_folder
 from lightning_conan.objectives import cached_backward, one_pass_backward
 from lightning_conan.stages import Fused, ProjectorRecovery, Rehearsal, Specialist, Trace
@@ -64,6 +64,15 @@ def fit(kind, folder, packed, root, steps=1, batch=6, callbacks=(), ckpt=None, s
         "gradients": gradients.found,
         "weights": {name: whole(tensor.detach()).clone() for name, tensor in module.trained().items()},
     }
+
+
+def fit_plain(folder, shards, root, steps):
+    """Trains on plain WebDataset shards; keys and losses."""
+    world, record = int(os.environ.get("WORLD_SIZE", 1)), Record()
+    module = Specialist(folder, "image", QUICK, Lora(rank=4, alpha=4))
+    data = SpecialistData(WebDataset(str(shards), query="jpg"), batch_size=8, num_workers=0)
+    trainer(root, steps, record, ranks=world, **({"strategy": "ddp"} if world > 1 else {})).fit(module, data)
+    return record.keys, record.losses
 
 
 def fit_with(kind, folder, packed, root, steps, batch, training):

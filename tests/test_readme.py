@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import webdataset as wds
 from upstream import write_qwen3_omni, write_qwen3_vl
 
 from datamodules.shards.write import write_shards
@@ -32,6 +33,7 @@ VERBS = {
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
     "stages.md": ["fit", "alphas", "drift"],
     "training.md": ["fit"] * 4,
+    "webdataset.md": ["fit", "pack"],
 }
 """Commands in the blocks of each page: one that is added needs a test below."""
 
@@ -198,6 +200,20 @@ def test_nothing_names_a_file_that_only_its_authors_have():
         if (ROOT / name).is_file() and name != "tests/test_readme.py"
     }
     assert not [name for name, text in pages.items() if odd.search(text)]
+
+
+def test_shards_of_others_are_trained_on_and_packed(home, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    (home / "laion").mkdir()
+    with wds.ShardWriter("laion/%05d.tar", maxcount=8, verbose=0) as writer:
+        for row in range(24):
+            writer.write({"__key__": f"{row:09d}", "jpg": png(), "txt": f"shape {row}", "json": {"caption": f"a shape {row}"}})
+    (home / "laion.yaml").write_text("".join(blocks("webdataset.md", "yaml")))
+    fit, pack = commands("webdataset.md")
+    run(fit, capsys, "--trainer.max_steps", "2")
+    assert len(list((home / "laion" / ".conan-index").glob("*.arrow"))) == 3
+    run(pack + ' --read.query \'{"image": "jpg;png"}\' --read.target \'{"text": "json:caption"}\'', capsys)
+    assert "24 pairs" in capsys.readouterr().out
 
 
 def test_lines_of_manifests_are_valid(tmp_path):

@@ -14,9 +14,13 @@ from typing_extensions import override
 
 from datamodules.loading.mixture import Mixture
 from datamodules.loading.passes import Window, parts_of
-from datamodules.loading.plan import Slot, StepSlot, of_rank, plan_scoring, plan_training
+from datamodules.loading.plan import Slot, StepSlot, check_sources, of_rank, plan_scoring, plan_training
 from datamodules.loading.stream import BatchLoader, Encoder
-from datamodules.shards.read import Reading, ShardSet
+from datamodules.loading.unindexed import UnindexedLoader, check_length, unindexed_of
+from datamodules.shards.indexed import PairReader
+from datamodules.shards.plain import open_pairs
+from datamodules.shards.read import Reading
+from datamodules.shards.webdataset import WebDataset
 from datamodules.time_limit import BROKEN
 from lightning_conan.embedder import Batch, MixedBatch
 from lightning_conan.items import Item, Side
@@ -26,8 +30,8 @@ log = logging.getLogger(__name__)
 QUARANTINE = "quarantine.jsonl"
 
 
-Folders = dict[str, str | Path]
-"""Packed folders, or their URLs, by name."""
+Folders = dict[str, str | Path | WebDataset]
+"""Packed folders, their URLs, or plain WebDataset shards, by name."""
 
 
 @dataclass(eq=False, repr=False)
@@ -39,7 +43,8 @@ class PairData(LightningDataModule):
     (docs/decisions/038-data-modules.md).
 
     Args:
-        train: Packed folder to train on, or its URL (https, s3, gs, hf); or several by name, which are seen equally often.
+        train: Packed folder to train on, its URL (https, s3, gs, hf), or plain WebDataset shards; or several by name,
+            which are seen equally often.
         val: Packed folders to validate on, by name.
         test: Packed folders to score, by name.
         batch_size: Pairs of a global batch, all ranks together.
@@ -58,7 +63,7 @@ class PairData(LightningDataModule):
         ValueError: An option is out of its range, or a name of ``val`` or ``test`` holds a slash.
     """
 
-    train: str | Path | Folders | None = None
+    train: str | Path | WebDataset | Folders | None = None
     val: Folders | None = None
     test: Folders | None = None
     batch_size: int = 64
@@ -79,11 +84,13 @@ class PairData(LightningDataModule):
         if odd := [name for name in [*val, *test] if "/" in name]:
             raise ValueError(f"The names of data sets to score must hold no slash, which parts name and score, got {odd[0]!r}.")
         self.folders = {"fit": train if isinstance(train, dict) else {"train": train}, "validate": val, "test": test}
-        self.sets: dict[str, dict[str, ShardSet]] = {}
+        self.unindexed = unindexed_of(self.folders)
+        if self.unindexed and self.cache_gb:
+            raise ValueError(f"cache_gb needs an index, got {self.cache_gb} with index: false. Drop it, or index the shards.")
+        self.sets: dict[str, dict[str, PairReader]] = {}
         self.mixture = Mixture()
         self.resume: dict[str, Any] = {}
-        self.epoch = self.overcount = 0
-        self.seen = self.broken = 0
+        self.epoch = self.overcount = self.seen = self.broken = 0
         self.listed: set[str] | None = None
 
     @override
@@ -95,8 +102,9 @@ class PairData(LightningDataModule):
         wanted = ("fit", "validate") if stage == "fit" else (stage,)
         for name in wanted:
             cache = self.reading.shard_cache
-            self.sets[name] = {source: ShardSet(folder, cache) for source, folder in self.folders[name].items()}
-        if not self.sets[stage]:
+            folders = {} if name == "fit" and self.unindexed else self.folders[name]
+            self.sets[name] = {source: open_pairs(folder, cache) for source, folder in folders.items()}
+        if not self.folders[stage]:
             option = {"fit": "train", "validate": "val"}.get(stage, stage)
             raise ValueError(
                 f"`{stage}` needs packed folders under data.init_args.{option}, got none. Make some with `conan pack`."
@@ -110,9 +118,9 @@ class PairData(LightningDataModule):
         """This rank and the number of ranks."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def tasks(self, stage: str) -> dict[str, Mapping[str, Sequence[int]]]:
-        """Sample numbers by source and task."""
-        return {source: shards.tasks for source, shards in self.sets[stage].items()}
+    def tasks(self, epoch: int) -> dict[str, Mapping[str, Sequence[int]]]:
+        """Sample numbers of an epoch of training, by source and task."""
+        return {source: shards.drawn(self.seed, epoch) for source, shards in self.sets["fit"].items()}
 
     def encoder(self, stage: str) -> Encoder:
         """Encodes with the running stage's processor."""
@@ -124,6 +132,8 @@ class PairData(LightningDataModule):
 
         A pair's target is right for its query and the other way round; a hard negative is right for nothing.
         """
+        if self.unindexed:
+            raise ValueError("The texts of a whole data set need an index, got index: false. Index the shards (index: true).")
         for shards in self.sets["fit"].values():
             for number in range(len(shards)):
                 shards.bring([number])
@@ -149,13 +159,13 @@ class PairData(LightningDataModule):
             ranks: Number of ranks; no batch has fewer pairs.
         """
         order = self.batch_size, self.seed, epoch, ranks
-        return plan_training(self.tasks("fit"), *order, self.mixture, self.windows(), self.modalities())
+        return plan_training(self.tasks(epoch), *order, self.mixture, self.windows(epoch), self.modalities())
 
-    def windows(self) -> dict[str, Window]:
+    def windows(self, epoch: int = 0) -> dict[str, Window]:
         """Shuffling windows of the sources that are not shuffled whole, by source."""
         sizes = {source: self.reading.window_of(shards) for source, shards in self.sets["fit"].items()}
         return {
-            source: Window([shard.numbers for shard in self.sets["fit"][source].shards.values()], size)
+            source: Window(self.sets["fit"][source].drawn_by_shard(self.seed, epoch), size)
             for source, size in sizes.items()
             if size is not None
         }
@@ -167,7 +177,10 @@ class PairData(LightningDataModule):
         return of_rank(self.plan(0 if again else epoch, world), rank, world)
 
     @override
-    def train_dataloader(self) -> BatchLoader[Batch]:
+    def train_dataloader(self) -> BatchLoader[Batch] | UnindexedLoader:
+        if self.unindexed:
+            return self.stream(self.unindexed)
+
         def remaining() -> Sequence[StepSlot]:
             assert self.trainer is not None
             self.epoch, start = self.trainer.current_epoch - self.overcount, 0
@@ -180,6 +193,20 @@ class PairData(LightningDataModule):
 
         encoder = self.encoder("fit")
         return BatchLoader(remaining, len(self.training_slots(0)), encoder, self.num_workers, encoder.ahead)
+
+    def stream(self, options: WebDataset) -> UnindexedLoader:
+        """A stream of shards without an index, which a resumed run starts in another order."""
+        trainer = self.trainer
+        assert trainer is not None, "loaders are made by a trainer"
+        check_length(trainer)
+        check_sources({}, self.world[1], self.batch_size)
+
+        def seed() -> str:
+            self.epoch = trainer.current_epoch
+            return f"{self.seed} {self.epoch} {trainer.global_step}"
+
+        size = len(range(self.world[0], self.batch_size, self.world[1]))
+        return UnindexedLoader(options, self.encoder("fit"), size, self.world, self.num_workers, seed)
 
     def scoring_loaders(self, stage: str) -> list[BatchLoader[Batch]]:
         """One loader a data set, in the order of their names in the configuration."""
@@ -240,17 +267,17 @@ class PairData(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return {}
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
-        counts = {"seen": self.seen, "broken": self.broken}
-        return {"epoch": self.epoch, "batch": done, "order": self.order(), "ranks": self.world[1], **counts}
+        place = {"epoch": self.epoch, "batch": done, "order": self.order(), "ranks": self.world[1]}
+        return place | {"seen": self.seen, "broken": self.broken}
 
     def order(self) -> str:
         """Fingerprint of the order of samples, the epoch aside: data, seed and batch size."""
         contents = {source: shards.content_hash for source, shards in self.sets["fit"].items()}
         windows = {source: window.samples for source, window in self.windows().items()}
         more = [*([] if self.mixture == Mixture() else [self.mixture]), *([{"window": windows}] if windows else [])]
-        parts = parts_of(self.tasks("fit"), self.modalities())
+        parts = parts_of(self.tasks(0), self.modalities())
         more += [{"shares": "pairs"}] if len(parts) > 1 else []  # earlier versions counted batches
-        return repr((contents, self.seed, self.batch_size, *more))
+        return repr((self.unindexed or contents, self.seed, self.batch_size, *more))
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -260,6 +287,10 @@ class PairData(LightningDataModule):
                     f"Resuming needs the same data, seed and batch size, {state_dict['order']}, "
                     f"got {self.order()}. Restore them, or start a new run from the last folder."
                 )
+            if self.unindexed:
+                log.warning("without an index the stream starts in another order: samples may come again in this epoch")
+                self.seen, self.broken = state_dict["seen"], state_dict["broken"]
+                return
             before, now = (self.plan(state_dict["epoch"], ranks) for ranks in (state_dict["ranks"], self.world[1]))
             if before != now:
                 raise ValueError(

@@ -15,8 +15,8 @@ from torch.utils.data import get_worker_info
 
 from datamodules.loading.plan import MixedSlot, Slot, StepSlot
 from datamodules.loading.worker_transfer import PackedTensors, join
+from datamodules.shards.indexed import PairReader
 from datamodules.shards.prefetch import ShardPrefetcher
-from datamodules.shards.read import ShardSet
 from datamodules.sources.manifest import Fault
 from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import Batch, Encoded, MixedBatch, OmniProcessor
@@ -44,7 +44,7 @@ class Encoder:
     """Reads and encodes a slot's samples; invalid ones are skipped and listed.
 
     Args:
-        sets: The packed data sets by source.
+        sets: The data sets by source.
         processor: Encodes an item.
         cache_bytes: Encoded samples are kept up to this size in memory (useful without workers).
         seconds: A sample that takes longer is invalid.
@@ -53,7 +53,7 @@ class Encoder:
 
     def __init__(
         self,
-        sets: Mapping[str, ShardSet],
+        sets: Mapping[str, PairReader],
         processor: OmniProcessor,
         cache_bytes: int = 0,
         seconds: float = SECONDS,

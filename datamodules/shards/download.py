@@ -47,6 +47,30 @@ def http_blocks(url: str) -> Generator[bytes, None, None]:
         yield inflater.end()
 
 
+def size_of(url: str) -> int:
+    """Size of a remote file in bytes, by a GET whose body is not read: a signature may be for GET alone.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        PermissionError: It may not be read.
+        OSError: Any other answer, or one without a size.
+    """
+    if not url.startswith(("http://", "https://")):
+        system, place = url_to_fs(url)
+        size = system.size(place)
+    else:
+        import httpx
+
+        redact_logs()
+        asked = {"Accept-Encoding": "identity"}
+        with httpx.stream("GET", url, headers=asked, timeout=SILENCE, follow_redirects=True) as response:
+            check_status(response.status_code)
+            size = response.headers.get("content-length")
+    if size is None:
+        raise OSError("it does not tell its size")
+    return int(size)
+
+
 def check_status(code: int) -> None:
     """Refuses an answer that is not the file."""
     if code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import Buffer, override
 
+from datamodules.shards.columns import inside, members, numbered
+
 FORMAT = 6
 """Since 2, each member has a checksum; since 3 it is XXH3, a tenth of CRC-32's time; since 4 a record lists its negatives;
 since 5 a part of it is a text, or the member and modality of a medium; since 6 samples are listed in Parquet."""
@@ -34,7 +36,6 @@ SCHEMA = pa.schema(
 )
 ROW, PLACE = 6, Struct("=3Q")
 """Numbers of a sample: first place, members' names, shard, modality, task, size. Of a place: offset, size and checksum."""
-Numbers = np.ndarray[tuple[int], np.dtype[Any]]
 GROUP = 100_000
 """Rows that are written together, at least: a set may have thousands of shards."""
 ROOM, SPARE = 2**12, 2**20
@@ -101,17 +102,29 @@ class Samples:
     """
 
     def __init__(self, data: bytes, shards: Sequence[IndexedShard]) -> None:
-        pairs, sizes = (np.array([getattr(shard, name) for shard in shards], np.int64) for name in ("pairs", "bytes"))
         file = pq.ParquetFile(pa.BufferReader(data))
         plausible(file, shards)
+        groups = range(file.num_row_groups)
+        self.fill((file.read_row_group(group, use_threads=False) for group in groups), shards)  # threads would not survive a fork
+
+    def fill(self, tables: Iterable[pa.Table], shards: Sequence[IndexedShard]) -> None:
+        """Makes the columns.
+
+        Args:
+            tables: Rows of ``SCHEMA``, in the order of the shards.
+            shards: The set's shards, in order.
+
+        Raises:
+            ValueError: Rows that cannot be of these shards.
+        """
+        pairs, sizes = (np.array([getattr(shard, name) for shard in shards], np.int64) for name in ("pairs", "bytes"))
         layouts, modalities, tasks = (dict[str, int]() for _ in range(3))
         keys: list[pa.Array] = []
         places = [np.empty((0, 3), np.uint64)]
         self.rows = np.empty((pairs.sum(), ROW), np.int64)
         self.rows[:, 2] = np.repeat(np.arange(len(shards)), pairs)
         start = first = 0
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group, use_threads=False)  # threads would not survive a fork
+        for table in tables:
             rows = self.rows[start : start + len(table)]
             ends, found = members(table)
             inside(found, sizes[rows[:, 2]].repeat(np.diff(ends)))
@@ -205,47 +218,6 @@ def plausible(file: pq.ParquetFile, shards: Sequence[IndexedShard]) -> None:
     held = sum(max(group.column(place).num_values for place in range(group.num_columns)) for group in groups)
     if held > room:
         raise ValueError(f"its shards have room for {room:,} members, got {held:,}")
-
-
-def numbered(column: pa.ChunkedArray, seen: dict[str, int]) -> Numbers:
-    """Numbers the words of a column, in the order of their first appearance.
-
-    Args:
-        column: Dictionary-encoded words.
-        seen: Numbers so far; new words are added.
-    """
-    words = column.unify_dictionaries().combine_chunks()
-    numbers = [seen.setdefault(word, len(seen)) for word in words.dictionary.to_pylist()]
-    found: Numbers = np.array(numbers, np.int64)[words.indices.to_numpy()]
-    return found
-
-
-def members(table: pa.Table) -> tuple[Numbers, list[Numbers]]:
-    """End of each row's members among all, from 0 on; and all members' offsets, sizes and checksums.
-
-    Raises:
-        ValueError: A member lacks one of them.
-    """
-    columns = [table[name].combine_chunks() for name in ("offset", "size", "checksum")]
-    ends, *others = (column.offsets.to_numpy() for column in columns)
-    if any(not np.array_equal(other, ends) for other in others):
-        raise ValueError("each member has an offset, a size and a checksum")
-    return ends, [column.values.to_numpy() for column in columns]
-
-
-def inside(members: Sequence[Numbers], whole: Numbers) -> None:
-    """Refuses members that do not lie within their shard, since memory of their size is allocated before they are read.
-
-    Args:
-        members: Offsets, sizes and checksums.
-        whole: Size in bytes of each member's shard.
-
-    Raises:
-        ValueError: A member does not lie within its shard.
-    """
-    offset, size, _ = members
-    if not ((offset >= 0) & (size >= 0) & (offset <= whole) & (size <= whole - offset)).all():
-        raise ValueError("members lie within their shard")
 
 
 def write_samples(path: Path, shards: Iterable[tuple[str, Sequence[dict[str, Any]]]]) -> str:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from datamodules.shards.download import blocks_of, stays, trouble
+from datamodules.shards.download import blocks_of, size_of, stays, trouble
 from lightning_conan.web import check_host, redact, secrets_of, without_secrets
 
 Found = TypeVar("Found")
@@ -156,6 +156,27 @@ class ShardCache:
             raise UnreachableError(f"reading.cache must be a folder that you may write to, got {self.root} ({error}).") from error
         return path
 
+    def learn(self, url: str) -> tuple[Path, str]:
+        """Fetches a shard of unknown content; its local file and its SHA-256.
+
+        Raises:
+            ValueError: It is larger than the cache.
+            UnreachableError: It cannot be fetched.
+        """
+        shard = RemoteShard(url, persistently(lambda: size_of(url), url), "")
+        if shard.size > self.limit:
+            raise ValueError(f"reading.cache_gb must hold {without_secrets(url)}, {shard.size:,} bytes, got {self.limit:,}.")
+        self.root.mkdir(parents=True, exist_ok=True)
+        scratch = self.root / f"{hashlib.sha256(url.encode()).hexdigest()}.{os.getpid()}.part"
+        try:
+            while not self.reserve(scratch, shard.size):
+                time.sleep(PAUSE / 4)
+            sha256 = persistently(lambda: transfer(shard, scratch), url)
+            with self.lock("room"):
+                return scratch.replace(self.root / f"{sha256}.tar"), sha256
+        finally:
+            scratch.unlink(missing_ok=True)
+
     def lock(self, name: str, wait: bool = True) -> FileLock:
         """Returns a held lock between all processes, of any user.
 
@@ -232,12 +253,15 @@ class ShardCache:
         return True
 
 
-def transfer(shard: RemoteShard, scratch: Path) -> None:
+def transfer(shard: RemoteShard, scratch: Path) -> str:
     """Copies a shard into a file, and no more bytes than its index names.
 
     Args:
-        shard: URL, size and hash.
+        shard: URL, size and hash; an empty hash fits any content.
         scratch: File to write into; it exists.
+
+    Returns:
+        Its SHA-256.
 
     Raises:
         ValueError: Size or hash differ from the index.
@@ -253,6 +277,7 @@ def transfer(shard: RemoteShard, scratch: Path) -> None:
             sink.write(block)
             sink.flush()  # its time shows that it is alive
         os.fsync(sink.fileno())  # else a power cut may leave a file of the right size and of zeros
-    if got != shard.size or digest.hexdigest() != shard.sha256:
+    if got != shard.size or digest.hexdigest() != (shard.sha256 or digest.hexdigest()):
         found = f"{got:,}" if got <= shard.size else "more"
         raise ValueError(f"it must have {shard.size:,} bytes and the index's SHA-256, got {found} bytes")
+    return digest.hexdigest()

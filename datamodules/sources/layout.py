@@ -16,10 +16,12 @@ from datamodules.sources.manifest import Fault, read_manifest
 from lightning_conan.items import MEDIA, MODALITIES, Modality, Pair
 from lightning_conan.parsing import parse_pair
 
-SPLIT = ("manifest", "table", "msrvtt")
+SPLIT = ("manifest", "table", "msrvtt", "datasets")
 """Layouts whose entries name a split; the others have a file for each."""
 LAYOUTS = tuple(sorted(found.name for found in iter_modules(layouts.__path__)))
 """Names of the modules of ``layouts/``, each with a ``read`` from a source and its ``Layout`` to lines."""
+PATTERNS = ("webdataset",)
+"""Layouts whose source may be a pattern of files; they say what is missing. Their modules have a ``files``, too."""
 TABLES = (".csv", ".tsv", ".parquet")
 
 
@@ -28,12 +30,14 @@ class Layout:
     """Options of reading a source.
 
     Args:
-        layout: manifest, table (CSV, TSV or Parquet), captions (media with a .txt of the same name beside each), or a published
-            data set's own: audiocaps, clotho, msrvtt, vidore, mmeb, mbeir.
+        layout: manifest, table (CSV, TSV or Parquet), captions (media with a .txt of the same name beside each), webdataset
+            (tar files), datasets (a folder of Hugging Face's library), sentence_transformers or swift (JSONL for these trainers),
+            or a published data set's own: audiocaps, clotho, msrvtt, vidore, mmeb, mbeir.
         split: Keep only this split, where the source has splits.
         task: The pairs' task; by default the source's name.
-        query: A table's columns that make the query, by what they hold: {text: caption}.
-        target: A table's columns that make the target: {image: file}.
+        query: A table's columns, or members of tar files, that make the query, by what they hold: {text: caption}.
+        target: Those that make the target: {image: file}.
+        negatives: Those that make hard negatives, an entry for each: [{text: wrong}].
         key: A table's column with a key; the row's number by default.
         media: Where media lie: a folder beside the source; for audiocaps a pattern such as wav/{youtube_id}.wav.
         candidates: mbeir: the candidate pool.
@@ -45,6 +49,7 @@ class Layout:
     task: str | None = None
     query: dict[str, str] = field(default_factory=dict)
     target: dict[str, str] = field(default_factory=dict)
+    negatives: list[dict[str, str]] = field(default_factory=list)
     key: str | None = None
     media: str = ""
     candidates: Path | None = None
@@ -55,9 +60,9 @@ class Layout:
             raise ValueError(f"layout must be among {['manifest', *LAYOUTS]}, got {self.layout!r}.")
         if self.split is not None and self.layout not in SPLIT:
             raise ValueError(f"split chooses among the splits of a source, which {self.layout} has none of, got {self.split!r}.")
-        if self.layout == "table" and not (self.query and self.target):
+        if self.layout in ("table", "datasets") and not (self.query and self.target):
             raise ValueError('A table needs columns for both sides, such as --read.query \'{"text": "caption"}\', got none.')
-        if odd := sorted({*self.query, *self.target} - set(MODALITIES)):
+        if odd := sorted({name for columns in (self.query, self.target, *self.negatives) for name in columns} - set(MODALITIES)):
             raise ValueError(f"A table's columns hold one of {list(MODALITIES)}, got {odd[0]!r}.")
 
 
@@ -71,7 +76,7 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
     Raises:
         ValueError: The source does not exist, or does not have the layout.
     """
-    if not source.exists():
+    if not source.exists() and how.layout not in PATTERNS:
         raise ValueError(f"{source} does not exist. Name a manifest, a table or a folder.")
     if how.layout == "manifest":
         if source.suffix.lower() in TABLES:
@@ -91,6 +96,19 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
             yield pair
         except ValueError as error:
             yield Fault(where, str(line.get("key", "")), "sample", str(error))
+
+
+def files_of(source: Path, how: Layout) -> list[Path]:
+    """The files of a source: itself, or those that a pattern of tar files names.
+
+    Args:
+        source: File, folder or pattern.
+        how: Layout and its options.
+    """
+    if how.layout not in PATTERNS:
+        return [source]
+    found: list[Path] = importlib.import_module(f"{layouts.__name__}.{how.layout}").files(source, how)
+    return found
 
 
 def lines_of(source: Path, how: Layout) -> Iterator["Line"]:

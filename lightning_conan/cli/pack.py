@@ -38,7 +38,7 @@ def pack(
 
     from datamodules.shards.reencode import prepare
     from datamodules.shards.write import write_resumable
-    from datamodules.sources.layout import read_source
+    from datamodules.sources.layout import files_of, read_source
     from datamodules.sources.manifest import Fault
     from lightning_conan.items import MODALITIES, Pair
 
@@ -55,7 +55,7 @@ def pack(
         yield from tqdm(made, desc=source.name, initial=done, unit="pair", disable=None)
 
     beside = [path for path in (read.candidates, read.instructions) if path is not None]
-    states = [state_of(path) for path in (source, *beside)]
+    states = [state_of(path) for path in (*files_of(source, read), *beside)]
     there = {name: path.resolve() for name in ("candidates", "instructions") if (path := getattr(read, name)) is not None}
     signature = repr((str(source.resolve()), states, replace(read, **there), modality, pairs_per_shard, validate, reencode))
     summary = write_resumable(pairs, out, signature, pairs_per_shard)

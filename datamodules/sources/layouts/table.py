@@ -19,13 +19,30 @@ def read(source: Path, how: Layout) -> Iterator[Line]:
     for number, (where, row) in enumerate(read_rows(source)):
         if how.split is not None and row.get("split") != how.split:
             continue
-        asked = {*how.query.values(), *how.target.values(), *([how.key] if how.key else [])}
-        if missing := sorted(asked - set(row)):
-            raise ValueError(f"{source} has the columns {sorted(map(str, row))}, and {missing[0]!r} is asked for.")
-        key = plain(row[how.key]) if how.key else f"{number:08d}"
-        made = {"query": cells(row, how.query, how), "target": cells(row, how.target, how)}
-        line = {"key": key, "task": how.task or plain(source.stem), "modality": owner(how.target, how.query)}
-        yield where, line | made
+        yield where, line_of(row, f"{number:08d}", source, how)
+
+
+def line_of(row: Mapping[str, Any], key: str, source: Path, how: Layout) -> dict[str, Any]:
+    """Makes a manifest line of a row.
+
+    Args:
+        row: Cells by column name.
+        key: Of the pair, unless a column has it.
+        source: The table.
+        how: Options of reading.
+
+    Raises:
+        ValueError: A column is missing.
+    """
+    sides = (how.query, how.target, *how.negatives)
+    asked = {*(column for columns in sides for column in columns.values()), *([how.key] if how.key else [])}
+    if missing := sorted(asked - set(row)):
+        raise ValueError(f"{source} has the columns {sorted(map(str, row))}, and {missing[0]!r} is asked for.")
+    key = plain(row[how.key]) if how.key else key
+    made = {"query": cells(row, how.query, how), "target": cells(row, how.target, how)}
+    wrong = [cells(row, columns, how) for columns in how.negatives if all(row[name] is not None for name in columns.values())]
+    line = {"key": key, "task": how.task or plain(source.stem), "modality": owner(how.target, how.query)}
+    return line | made | ({"negatives": wrong} if wrong else {})
 
 
 def cells(row: Mapping[str, Any], columns: Mapping[str, str], how: Layout) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def test_a_decoder_that_hangs_is_cut_off(world, processor):
 @pytest.mark.parametrize("together", [1, 3000, 2**20])
 def test_samples_are_read_in_runs_of_few_bytes(world, processor, monkeypatch, together):
     """In order, each once, whatever is broken, kept from before, or larger than a run."""
-    monkeypatch.setattr("datamodules.shards.read.TOGETHER", together)
+    monkeypatch.setattr("datamodules.shards.indexed.TOGETHER", together)
     shards = ShardSet(world / "image")
     numbers = tuple(random.Random(0).sample(range(len(shards)), 20))
     encoder, read = Encoder({"image": shards}, processor, cache_bytes=2**30), shards.read

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from datamodules.loading.plan import Slot
 from datamodules.loading.stream import Encoder
 from datamodules.shards.index import SCHEMA, Index, IndexedShard, Sample, Samples, content_hash, write_samples
-from datamodules.shards.read import ShardSet, opened_files
+from datamodules.shards.indexed import opened_files
+from datamodules.shards.read import ShardSet
 from datamodules.shards.records import decode_pair
 from datamodules.shards.remote import UnreachableError
 from datamodules.shards.write import write_shards
@@ -230,7 +231,7 @@ def test_an_index_in_memory_is_small(tmp_path):
 
 def test_few_shards_are_open_at_a_time_of_all_sets_together(tmp_path, monkeypatch):
     """A process may open some hundreds of files; what it cannot open would be taken for a broken sample."""
-    monkeypatch.setattr("datamodules.shards.read.OPEN_FILES", 5)
+    monkeypatch.setattr("datamodules.shards.indexed.OPEN_FILES", 5)
     opened_files.clear()
     before = len(list(Path("/proc/self/fd").iterdir()))
     for name in "abc":
@@ -349,7 +350,7 @@ def test_an_index_of_impossible_numbers_is_refused(tmp_path, field, number):
 
 def test_the_shard_that_was_unused_for_longest_is_closed_first(tmp_path, monkeypatch):
     write_shards(pairs(3), tmp_path / "set", 1)
-    monkeypatch.setattr("datamodules.shards.read.OPEN_FILES", 2)
+    monkeypatch.setattr("datamodules.shards.indexed.OPEN_FILES", 2)
     opened_files.clear()
     shards = ShardSet(tmp_path / "set")
     for number in (0, 1, 0, 2):

@@ -21,6 +21,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import fsspec
 import pytest
@@ -31,7 +32,8 @@ from datamodules import RehearsalData, SpecialistData
 from datamodules.loading.plan import Slot
 from datamodules.loading.stream import Encoder
 from datamodules.shards import download, remote
-from datamodules.shards.read import Reading, ShardSet, opened_files
+from datamodules.shards.indexed import PairReader, opened_files
+from datamodules.shards.read import Reading, ShardSet
 from datamodules.shards.remote import RemoteShard, ShardCache, UnreachableError
 from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
@@ -355,7 +357,7 @@ def test_a_shard_that_was_damaged_where_it_is_kept_is_fetched_once_more(server, 
     assert sets.read(0).key == ShardSet(server.root / "set").read(0).key
     assert server.asked["000000.tar"] == 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("datamodules.shards.read.xxhash.xxh3_64_intdigest", lambda data: 0)  # as if it had been packed so
+        patch.setattr("datamodules.shards.indexed.xxhash.xxh3_64_intdigest", lambda data: 0)  # as if it had been packed so
         with pytest.raises(ValueError, match="is not what was packed"):
             sets.read(1)
     assert server.asked["000000.tar"] == 3
@@ -663,7 +665,7 @@ def test_a_shard_that_is_read_counts_as_used(server, tmp_path):
 def test_two_windows_are_those_of_the_largest_shards(tmp_path):
     """Whichever come together in an epoch."""
     shards = [SimpleNamespace(size=size, numbers=range(6)) for size in (10, 40, 20, 30)]
-    sets = SimpleNamespace(remote=True, shards=dict(enumerate(shards)))
+    sets = Mock(spec=PairReader, remote=True, shards=dict(enumerate(shards)))
     for limit, fits in ((70, True), (69, False)):
         reading = Reading(window=6, cache=tmp_path, cache_gb=(limit + 0.5) / GB)
         if fits:

@@ -193,7 +193,8 @@ def test_a_missing_column_is_named(tmp_path):
 
 
 def test_every_layout_is_tested():
-    assert set(LAYOUTS) == {"table", "captions", "audiocaps", "clotho", "msrvtt", "vidore", "mmeb", "mbeir"}
+    elsewhere = {"webdataset", "datasets", "sentence_transformers", "swift"}  # test_trainers.py
+    assert set(LAYOUTS) - elsewhere == {"table", "captions", "audiocaps", "clotho", "msrvtt", "vidore", "mmeb", "mbeir"}
 
 
 def test_a_table_packs_from_the_command_line(tmp_path, capsys):
