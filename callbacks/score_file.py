@@ -1,6 +1,7 @@
 """Writes the scores of a test as JSON."""
 
 import json
+import logging
 from pathlib import Path
 
 from lightning import LightningModule, Trainer
@@ -9,6 +10,8 @@ from typing_extensions import override
 
 from lightning_conan.files import whole_file
 from lightning_conan.training.protocols import is_dry_run
+
+log = logging.getLogger(__name__)
 
 
 class ScoreFile(Callback):
@@ -31,6 +34,8 @@ class ScoreFile(Callback):
             data_set, _, metric = rest.partition("/")
             if prefix == "test" and metric:
                 scores.setdefault(data_set, {})[metric] = round(float(value), 4)
+        if self.path.exists():
+            log.warning("%s is replaced: it held the scores of an earlier test.", self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self.path) as file:
             file.write(json.dumps(scores, indent=2).encode() + b"\n")

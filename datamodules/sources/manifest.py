@@ -2,12 +2,12 @@
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_conan.items import Pair
+from lightning_conan.items import MODALITY_OF, Pair
 from lightning_conan.parsing import parse_pair
 
 
@@ -56,7 +56,7 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
         split: Keep only lines whose ``split`` equals this; all by default.
 
     Raises:
-        ValueError: The file does not exist.
+        ValueError: The file does not exist or is a media file, or no line has the split.
     """
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
@@ -64,7 +64,12 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
             f"A manifest must be a JSONL file with one pair a line, {path} {found}. "
             "Name the file, or what else the source is by --read.layout."
         )
+    if MODALITY_OF.get(path.suffix.lower().removeprefix("."), "text") != "text":
+        raise ValueError(
+            f"A manifest must be a JSONL file with one pair a line, {path} is a media file. Name its folder, with --read.layout captions."
+        )
     seen: set[str] = set()
+    splits: set[str] = set()
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if number == 1:
@@ -73,8 +78,9 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
                 continue
             where, key = f"{path}:{number}", ""
             try:
-                value = json.loads(line.decode())  # from bytes, json would guess an encoding for each line
+                value = decoded(line)
                 if isinstance(value, dict):
+                    splits.add(str(value.get("split") or "no split"))
                     if split is not None and value.get("split") != split:
                         continue
                     key = str(value.get("key", ""))
@@ -85,3 +91,34 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
                 yield pair
             except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors too
                 yield Fault(where, key, "sample", str(error))
+    if split is not None:
+        check_split(path, split, splits)
+
+
+def decoded(line: bytes) -> Any:
+    """Decodes a line of a JSONL file.
+
+    Raises:
+        ValueError: It is no JSON, or not UTF-8.
+    """
+    try:
+        return json.loads(line.decode())  # from bytes, json would guess an encoding for each line
+    except ValueError as error:
+        raise ValueError(
+            f"A line must be JSON in UTF-8, got {line.strip()[:40]!r} ({error}). Write one JSON object a line."
+        ) from error
+
+
+def check_split(source: Path, split: str, splits: Set[str]) -> None:
+    """Refuses a split that no entry of a source has.
+
+    Args:
+        source: The source, for the error.
+        split: Name that was asked for.
+        splits: Names that its entries have.
+
+    Raises:
+        ValueError: There are some, and ``split`` is not among them.
+    """
+    if splits and split not in splits:  # none: every entry is a fault
+        raise ValueError(f"split must be among those of {source}, {sorted(splits)}, got {split!r}.")

@@ -206,4 +206,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and asks."""
     from jsonargparse import auto_cli
 
-    cot(auto_cli(CotOptions, args=list(args), prog="conan cot", as_positional=False))
+    cot(auto_cli(CotOptions, args=list(args), prog="conan cot", as_positional=False, exit_on_error=False))

@@ -166,6 +166,7 @@ def run(args: Sequence[str]) -> None:
 
     parser = ArgumentParser(
         prog="conan doctor",
+        exit_on_error=False,
         description="Checks this machine, or a checkpoint folder on it; exit status 1 when something cannot work.",
     )
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")

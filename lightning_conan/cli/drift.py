@@ -58,4 +58,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options, measures and draws."""
     from jsonargparse import auto_cli
 
-    auto_cli(drift, args=list(args), prog="conan drift", as_positional=False)
+    auto_cli(drift, args=list(args), prog="conan drift", as_positional=False, exit_on_error=False)

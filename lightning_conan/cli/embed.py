@@ -83,4 +83,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and embeds."""
     from jsonargparse import auto_cli
 
-    embed(auto_cli(EmbedOptions, args=list(args), prog="conan embed", as_positional=False))
+    embed(auto_cli(EmbedOptions, args=list(args), prog="conan embed", as_positional=False, exit_on_error=False))

@@ -15,6 +15,7 @@ def run(args: Sequence[str]) -> None:
 
     parser = ArgumentParser(
         prog="conan export",
+        exit_on_error=False,
         description="Writes a folder that sentence-transformers loads, with the same vectors and a model card.",
     )
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")

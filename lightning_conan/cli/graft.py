@@ -65,4 +65,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and grafts."""
     from jsonargparse import auto_cli
 
-    auto_cli(graft, args=list(args), prog="conan graft", as_positional=False)
+    auto_cli(graft, args=list(args), prog="conan graft", as_positional=False, exit_on_error=False)

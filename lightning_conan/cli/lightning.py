@@ -52,6 +52,12 @@ class OmniCLI(LightningCLI):
         return {self.verb: super().subcommands()[self.verb]}
 
     @override
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        for verb, options in self._subcommand_parsers.items():
+            options.prog = f"conan {verb}"  # jsonargparse says "conan [options] fit", and there are none before the verb
+
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         wanted = self._get(self.config_init, "trainer", default={})

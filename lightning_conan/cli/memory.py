@@ -79,4 +79,4 @@ def run(args: Sequence[str]) -> None:
     from lightning_conan.cli.common.logging import quiet_libraries
 
     quiet_libraries()
-    memory(auto_cli(MemoryOptions, args=list(args), prog="conan memory", as_positional=False))
+    memory(auto_cli(MemoryOptions, args=list(args), prog="conan memory", as_positional=False, exit_on_error=False))

@@ -229,4 +229,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and mines."""
     from jsonargparse import auto_cli
 
-    mine_manifest(auto_cli(MineOptions, args=list(args), prog="conan mine", as_positional=False))
+    mine_manifest(auto_cli(MineOptions, args=list(args), prog="conan mine", as_positional=False, exit_on_error=False))

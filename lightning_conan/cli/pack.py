@@ -79,18 +79,21 @@ def run(args: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
     if "--check" in args:
-        parser = ArgumentParser(prog="conan pack", description="Verifies packed folders, and says what they hold and share.")
-        parser.add_argument("--check", action="store_true", help="This.")
+        parser = ArgumentParser(
+            prog="conan pack", exit_on_error=False, description="Verifies packed folders, and reports what they hold and share."
+        )
+        parser.add_argument("--check", action="store_true", help="Verify packed folders instead of writing one.")
         parser.add_argument("--looks", action="store_true", help="Decode images and pages, and report those that look alike.")
         parser.add_argument("folders", nargs="*", help="Packed folders, or their URLs.")
         found = parser.parse_args(list(args))
         check_packed(found.folders, found.looks)
         return
-    parser = ArgumentParser(prog="conan pack", description="Turns pairs into shards that WebDataset reads.")
+    parser = ArgumentParser(prog="conan pack", exit_on_error=False, description="Turns pairs into shards that WebDataset reads.")
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")
     parser.add_argument("source", type=Path, help="A manifest (JSONL), or what --read.layout names.")
     parser.add_argument("--split", help="Short for --read.split.")
-    parser.add_argument("--check", action="store_true", help="`conan pack --check FOLDER ...` verifies packed folders, and more.")
+    parser.add_argument("--check", action="store_true", help="`conan pack --check FOLDER ...` verifies packed folders.")
+    parser.add_argument("--looks", action="store_true", help="With --check: report images and pages that look alike, too.")
     parser.add_function_arguments(pack, skip={"source"})
     options = parser.parse_args(list(args)).as_dict()
     how = options["read"] | ({} if options["split"] is None else {"split": options["split"]})

@@ -189,8 +189,10 @@ def search(
     one = query.fields()
     if one and queries:
         raise ValueError(f"search needs one query or --queries, got both: {one} and {queries}.")
-    if k < 1 or keep < 0:
-        raise ValueError(f"k must be positive and keep must not be negative, got {k} and {keep}.")
+    if k < 1:
+        raise ValueError(f"k must be positive, got {k}.")
+    if keep < 0:
+        raise ValueError(f"keep must not be negative, got {keep}.")
     find = open_searcher(folder, index, device, keep)
 
     def answer(asked: list[Asked]) -> None:
@@ -216,7 +218,7 @@ def run(args: Sequence[str]) -> None:
 
     fields = {f"--{name}" for name in Query.__dataclass_fields__}
     words = [f"--query.{word[2:]}" if word.split("=")[0] in fields else word for word in args]
-    auto_cli(search, args=words, prog="conan search", as_positional=False)
+    auto_cli(search, args=words, prog="conan search", as_positional=False, exit_on_error=False)
 
 
 def main(folder: str, index: str, device: str, place: str, idle: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,11 @@ def demo(
         seeds: How many seeds a study takes.
     """
     out = out or Path("runs/studies" if study else "runs/demo")
+    for name, value in {"pairs": pairs, "seeds": seeds}.items():  # before anything of an earlier demo is removed
+        if value < 1:
+            raise ValueError(f"--{name} must be 1 or more, got {value}.")
+    if not 0 < steps_scale < inf:
+        raise ValueError(f"--steps_scale must be above 0, got {steps_scale}.")
     if configs is not None and not (configs / "tiny").is_dir():
         raise ValueError(f"--configs must name a folder with tiny/*.yaml, as the package's is, got {configs}.")
     if out.exists() and not out.is_dir():
@@ -64,4 +70,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and runs the demo."""
     from jsonargparse import auto_cli
 
-    auto_cli(demo, args=list(args), prog="conan demo", as_positional=False)
+    auto_cli(demo, args=list(args), prog="conan demo", as_positional=False, exit_on_error=False)

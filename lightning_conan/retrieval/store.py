@@ -140,11 +140,18 @@ def finished_parts(folder: Path, origin: Origin) -> set[int]:
         there = read_origin(path)
         if odd := {name: (value, there.get(name)) for name, value in wanted.items() if there.get(name) != value}:
             name, (new, old) = next(iter(odd.items()))
+            where = {"model": " (--folder)", "source": " (--source, or what it holds)"}.get(name, "")
             raise ValueError(
-                f"{path} was made with {name} {old}, and this run has {new}. Choose another --out, or remove the old parts."
+                f"{path} was made with {name}{where} {shown(old)}, and this run has {shown(new)}. Choose another --out, or remove "
+                f"the folder {folder}."
             )
         found.add(int(path.stem.removeprefix("part-")))
     return found
+
+
+def shown(value: str | None) -> str:
+    """A value of an origin in an error: of a fingerprint the beginning, and null for one that is missing."""
+    return "null" if value is None else value if len(value) < 64 else f"{value[:12]}..."
 
 
 class EmbeddingStore:

@@ -154,7 +154,7 @@ class Training:
             default = setting.default if setting.default is not MISSING else {}  # of temperatures
             if setting.name in unused and (value := getattr(self, setting.name)) != default:
                 raise ValueError(
-                    f"training.{setting.name} must be {default} with {type(self.objective).__name__}, which does not use it, "
+                    f"training.{setting.name} must be {'null' if default is None else default} with {type(self.objective).__name__}, which does not use it, "
                     f"got {value}. Set it to that (another YAML may have set it), or choose another training.objective."
                 )
 

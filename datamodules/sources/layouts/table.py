@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.sources.layout import Layout, Line, owner, plain, read_rows
+from datamodules.sources.manifest import check_split
 from lightning_conan.items import Media
 
 
@@ -16,7 +17,9 @@ def read(source: Path, how: Layout) -> Iterator[Line]:
         source: File or folder.
         how: Options of reading.
     """
+    splits: set[str] = set()
     for number, (where, row) in enumerate(read_rows(source)):
+        splits.add(str(row.get("split") or "no split"))
         if how.split is not None and row.get("split") != how.split:
             continue
         asked = {*how.query.values(), *how.target.values(), *([how.key] if how.key else [])}
@@ -26,6 +29,8 @@ def read(source: Path, how: Layout) -> Iterator[Line]:
         made = {"query": cells(row, how.query, how), "target": cells(row, how.target, how)}
         line = {"key": key, "task": how.task or plain(source.stem), "modality": owner(how.target, how.query)}
         yield where, line | made
+    if how.split is not None:
+        check_split(source, how.split, splits)
 
 
 def cells(row: Mapping[str, Any], columns: Mapping[str, str], how: Layout) -> dict[str, Any]:
