@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from datamodules.sources import layouts
 from datamodules.sources.manifest import Fault, read_manifest
-from lightning_conan.items import MEDIA, MODALITIES, Modality, Pair
+from lightning_conan.items import MEDIA, MODALITIES, MODALITY_OF, Modality, Pair
 from lightning_conan.parsing import parse_pair
 
 SPLIT = ("manifest", "table", "msrvtt")
@@ -35,7 +35,7 @@ class Layout:
         query: A table's columns that make the query, by what they hold: {text: caption}.
         target: A table's columns that make the target: {image: file}.
         key: A table's column with a key; the row's number by default.
-        media: Where media lie: a folder beside the source; for audiocaps a pattern such as wav/{youtube_id}.wav.
+        media: Media folder beside the source; for audiocaps a pattern such as wav/{youtube_id}.wav.
         candidates: mbeir: the candidate pool.
         instructions: mbeir: the instructions' TSV, whose first prompt is taken; none by default.
     """
@@ -76,6 +76,8 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
     if how.layout == "manifest":
         if source.suffix.lower() in TABLES:
             raise ValueError(f"A manifest must be JSONL, {source} is a table. Read it by --read.layout table.")
+        if MODALITY_OF.get(source.suffix.lower().removeprefix("."), "text") != "text":
+            raise ValueError(f"A manifest must be JSONL, {source} is a media file. Name its folder, with --read.layout captions.")
         yield from read_manifest(source, how.split)
         return
     seen: set[str] = set()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_conan.items import MODALITY_OF, Pair
+from lightning_conan.items import Pair
 from lightning_conan.parsing import parse_pair
 
 
@@ -56,17 +56,13 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
         split: Keep only lines whose ``split`` equals this; all by default.
 
     Raises:
-        ValueError: The file does not exist or is a media file, or no line has the split.
+        ValueError: The file does not exist, or no line has the split.
     """
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(
             f"A manifest must be a JSONL file with one pair a line, {path} {found}. "
             "Name the file, or what else the source is by --read.layout."
-        )
-    if MODALITY_OF.get(path.suffix.lower().removeprefix("."), "text") != "text":
-        raise ValueError(
-            f"A manifest must be a JSONL file with one pair a line, {path} is a media file. Name its folder, with --read.layout captions."
         )
     seen: set[str] = set()
     splits: set[str] = set()

@@ -33,8 +33,8 @@ class CotOptions:
         out: The packed folder to write; it must not exist yet.
         read: How to read the source.
         teacher: A model behind an OpenAI-compatible endpoint, or the toy world's ground truth (MANIFEST.truth.jsonl).
-        endpoint: The teacher's.
-        verifier: The verifier's; the teacher's by default.
+        endpoint: Endpoint of the teacher.
+        verifier: Endpoint of the verifier; the teacher's by default.
         plan: How pairs are routed and answers filtered.
         pairs_per_shard: Pairs in one tar file.
         most_failed: Largest number of pairs that may stay without any answer; they are skipped and listed.

@@ -30,7 +30,7 @@ class EmbedOptions:
         source: A manifest (JSONL) of pairs, or of single items such as {"key": "1", "image": "a.jpg"}, or a folder of
             media files: PNG, JPEG, WebP, MP4, WebM, MOV, MKV, WAV, FLAC, MP3, OGG, Opus, M4A, PDF (each page) and TXT.
         out: The folder to write.
-        side: Which side of a pair: query or target.
+        side: Side of a pair: query or target.
         precision: float32, float16 or int8 (with a scale for each row).
         dim: Number of leading dimensions to keep, for a model that was trained for it (Matryoshka); all by default.
         rows_per_part: Items of a part, which is what a killed run repeats at most on each device.

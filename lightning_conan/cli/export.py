@@ -28,7 +28,7 @@ def run(args: Sequence[str]) -> None:
         default=False,
         help="Only the library's own modules: text, image and video, without audio; loading needs nothing of this package.",
     )
-    parser.add_argument("--scores", type=Path | None, default=None, help="What `conan test` wrote, for the model card.")
+    parser.add_argument("--scores", type=Path | None, default=None, help="Scores that `conan test` wrote, for the model card.")
     options = parser.parse_args(list(args))
     quiet_libraries()
     scores = json.loads(options.scores.read_text()) if options.scores else None

@@ -22,7 +22,7 @@ def graft(
         out: The folder to write.
         backbone: A Qwen3-VL checkpoint: a folder, or its name on the hub such as Qwen/Qwen3-VL-2B-Instruct.
         audio: A checkpoint with an audio encoder, Qwen3-Omni's or Whisper's, likewise. Only the encoder is read.
-        seed: Fixes what starts at random.
+        seed: Seed of the randomly initialised modules.
         projector_hidden_size: Width of the projector's hidden layer.
         golden: Embed a few fixed items, so that `conan doctor` can tell later whether they still come out the same.
             Takes the memory of the whole model once.

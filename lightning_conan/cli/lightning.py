@@ -133,7 +133,7 @@ def print_scores(metrics: Mapping[str, Tensor], prefix: str) -> None:
             print(f"{row:<{width}}  {direction:<16}" + "".join(f"{value:>10.1f}" for value in values))
         if f"{prefix}/{row}/reasoned" in metrics:
             reasoned, stopped, tokens, speed = (float(metrics[f"{prefix}/{row}/{name}"]) for name in EFFORT)
-            print(f"{row:<{width}}  reasoned about {reasoned:.1f} % (stopped {stopped:.1f} %), ", end="")
+            print(f"{row:<{width}}  reasoned about {reasoned:.1f} % (cut off at max_new_tokens: {stopped:.1f} %), ", end="")
             print(f"{tokens:.1f} tokens a query, {speed:.1f} queries a second")
 
 

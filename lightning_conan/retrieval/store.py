@@ -142,8 +142,8 @@ def finished_parts(folder: Path, origin: Origin) -> set[int]:
             name, (new, old) = next(iter(odd.items()))
             where = {"model": " (--folder)", "source": " (--source, or what it holds)"}.get(name, "")
             raise ValueError(
-                f"{path} was made with {name}{where} {shown(old)}, and this run has {shown(new)}. Choose another --out, or remove "
-                f"the folder {folder}."
+                f"{path} was made with {name}{where} {shown(old)}, and this run has {shown(new)}. Choose another --out, or "
+                f"remove the folder {folder}."
             )
         found.add(int(path.stem.removeprefix("part-")))
     return found
