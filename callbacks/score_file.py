@@ -1,17 +1,14 @@
 """Writes the scores of a test as JSON."""
 
 import json
-import logging
 from pathlib import Path
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from typing_extensions import override
 
-from lightning_conan.files import whole_file
+from lightning_conan.files import warn_replaced, whole_file
 from lightning_conan.training.protocols import is_dry_run
-
-log = logging.getLogger(__name__)
 
 
 class ScoreFile(Callback):
@@ -34,8 +31,7 @@ class ScoreFile(Callback):
             data_set, _, metric = rest.partition("/")
             if prefix == "test" and metric:
                 scores.setdefault(data_set, {})[metric] = round(float(value), 4)
-        if self.path.exists():
-            log.warning("%s is replaced: it held the scores of an earlier test.", self.path)
+        warn_replaced(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self.path) as file:
             file.write(json.dumps(scores, indent=2).encode() + b"\n")

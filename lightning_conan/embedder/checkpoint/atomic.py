@@ -1,6 +1,5 @@
 """Place of a checkpoint folder: taken whole or not at all, and never from something else."""
 
-import logging
 import os
 import shutil
 import stat
@@ -11,9 +10,8 @@ from pathlib import Path
 import psutil
 
 from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, State, read_provenance
+from lightning_conan.files import warn_replaced
 from lightning_conan.items import Modality
-
-log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -45,8 +43,7 @@ def whole_folder(folder: Path, state: State, modality: Modality | None = None) -
         for path in [*scratch.rglob("*"), scratch]:
             sync(path)
         if folder.exists():
-            if any(folder.iterdir()):
-                log.warning("%s is replaced: it held a %s of an earlier run.", folder, described(state, modality))
+            warn_replaced(folder)
             folder.rename(old)
             try:
                 scratch.rename(folder)
