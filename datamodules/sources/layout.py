@@ -3,7 +3,7 @@
 import csv
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import iter_modules
@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from datamodules.sources import layouts
-from datamodules.sources.manifest import Fault, read_manifest
+from datamodules.sources.manifest import Fault, manifest_lines, read_manifest
 from lightning_conan.items import MEDIA, MODALITIES, MODALITY_OF, Modality, Pair
 from lightning_conan.parsing import parse_pair
 
@@ -93,6 +93,25 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
             yield pair
         except ValueError as error:
             yield Fault(where, str(line.get("key", "")), "sample", str(error))
+
+
+def places_of(source: Path, how: Layout, keys: Set[str]) -> dict[str, str]:
+    """Finds where pairs stand in a source, by reading it again.
+
+    Args:
+        source: File or folder that the layout reads.
+        how: Layout and its options.
+        keys: Keys of the pairs.
+
+    Returns:
+        File and line, or what the layout has instead, by key.
+    """
+    lines = manifest_lines(source) if how.layout == "manifest" else lines_of(source, how)
+    found: dict[str, str] = {}
+    for where, line in lines:
+        if isinstance(line, dict) and line.get("key") in keys:
+            found.setdefault(line["key"], where)
+    return found
 
 
 def lines_of(source: Path, how: Layout) -> Iterator["Line"]:

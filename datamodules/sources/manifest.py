@@ -3,6 +3,7 @@
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,14 @@ def decoded(line: bytes) -> Any:
         raise ValueError(
             f"A line must be JSON in UTF-8, got {line.strip()[:40]!r} ({error}). Write one JSON object a line."
         ) from error
+
+
+def manifest_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields the place and content of each line of a manifest that is JSON."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            with suppress(ValueError, RecursionError):
+                yield f"{path}:{number}", decoded(line.removeprefix(BOM_UTF8) if number == 1 else line)
 
 
 def check_split(source: Path, split: str, splits: Set[str]) -> None:

@@ -17,6 +17,7 @@ from lightning_conan.items import Pair
 from lightning_conan.reasoning.cot import Author, Plan
 from lightning_conan.reasoning.endpoint import Endpoint
 from lightning_conan.reasoning.journal import Journal
+from lightning_conan.terminal import plural
 from lightning_conan.web import without_secrets
 
 
@@ -189,7 +190,7 @@ def print_summary(out: Path, summary: dict[str, Any], endpoint: Endpoint, verifi
         verifier: The verifier's.
     """
     parts = ", ".join(f"{summary[name]} {name}" for name in ("simple", "kept", "dropped"))
-    print(f"{out}: {summary['pairs']} pairs: {parts}")
+    print(f"{out}: {summary['pairs']} {plural(summary['pairs'], 'pair')}: {parts}")
     for reason, number in summary["reasons"].items():
         print(f"  {number:>6}  {reason}")
     read, written, cost = 0, 0, 0.0

@@ -14,6 +14,7 @@ from datamodules import EmbedData
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.items import Side
 from lightning_conan.retrieval.store import EmbeddingStore, Precision, quarantine_of
+from lightning_conan.terminal import plural
 from lightning_conan.training import Stage, Training
 
 
@@ -73,10 +74,14 @@ def embed(options: EmbedOptions) -> None:
     if not trainer.is_global_zero:
         return
     store = EmbeddingStore(out)
-    print(f"{out}: {len(store)} embeddings of {store.dim} entries in {len(store.paths)} parts, {parts.written} of them new")
+    rows, files = len(store), len(store.paths)
+    print(
+        f"{out}: {rows} {plural(rows, 'embedding')} of {store.dim} entries in {files} {plural(files, 'part')}, "
+        f"{parts.written} of them new"
+    )
     quarantine = quarantine_of(out)
     if quarantined := sum(len(path.read_text().splitlines()) for path in quarantine.glob("*.jsonl")):
-        print(f"skipped {quarantined} invalid items, listed in {quarantine}", file=sys.stderr)
+        print(f"skipped {quarantined} invalid {plural(quarantined, 'item')}, listed in {quarantine}", file=sys.stderr)
 
 
 def run(args: Sequence[str]) -> None:

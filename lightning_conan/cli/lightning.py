@@ -17,6 +17,7 @@ from callbacks.ended_by_sigterm import EndedBySigterm
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.cli.common.progress import StepBar, StepLines
 from lightning_conan.embedder import read_provenance
+from lightning_conan.terminal import plural
 from lightning_conan.training import Stage
 from lightning_conan.training.protocols import callbacks_of
 
@@ -103,7 +104,7 @@ class OmniCLI(LightningCLI):
             if isinstance(callback, FolderCheckpoint) and self.trainer.is_global_zero and callback.out.is_dir():
                 found = read_provenance(callback.out)
                 what = " ".join(filter(None, (found.modality, found.state)))
-                print(f"{callback.out}: {what}, {self.trainer.global_step:,} steps")
+                print(f"{callback.out}: {what}, {self.trainer.global_step:,} {plural(self.trainer.global_step, 'step')}")
 
     def after_test(self) -> None:
         """Prints the scores."""

@@ -1,5 +1,7 @@
 """`conan pack`: manifests, tables, folders and published data sets to shards."""
 
+import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -41,6 +43,7 @@ def pack(
     from datamodules.sources.layout import read_source
     from datamodules.sources.manifest import Fault
     from lightning_conan.items import MODALITIES, Pair
+    from lightning_conan.terminal import plural
 
     if modality is not None and modality not in MODALITIES:
         raise ValueError(f"modality must be among {list(MODALITIES)}, got {modality!r}.")
@@ -60,9 +63,32 @@ def pack(
     signature = repr((str(source.resolve()), states, replace(read, **there), modality, pairs_per_shard, validate, reencode))
     summary = write_resumable(pairs, out, signature, pairs_per_shard)
     tasks = ", ".join(f"{task} {count}" for task, count in summary["tasks"].items())
-    print(f"{out}: {summary['pairs']} pairs ({tasks}), {summary['quarantined']} quarantined")
+    print(f"{out}: {summary['pairs']} {plural(summary['pairs'], 'pair')} ({tasks}), {summary['quarantined']} quarantined")
     if summary["quarantined"]:
+        name_places(out / "quarantine.jsonl", source, read)
         print(f"see {out / 'quarantine.jsonl'} for what was skipped and why", file=sys.stderr)
+
+
+def name_places(quarantine: Path, source: Path, read: Layout) -> None:
+    """Rewrites a quarantine in the order of the source, with file and line in the place of a key.
+
+    Shards are written of pairs, which know nothing of their line: a file that is missing is noticed then.
+
+    Args:
+        quarantine: The list that packing wrote.
+        source: The source.
+        read: How to read it.
+    """
+    from datamodules.shards.write import write_whole
+    from datamodules.sources.layout import places_of
+
+    faults = [json.loads(line) for line in quarantine.read_text().splitlines()]
+    places = places_of(source, read, {fault["key"] for fault in faults if fault["where"] == fault["key"]})
+    for fault in faults:
+        if fault["where"] == fault["key"]:
+            fault["where"] = places.get(fault["key"], fault["where"])
+    faults.sort(key=lambda fault: [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", fault["where"])])
+    write_whole(quarantine, "".join(json.dumps(fault) + "\n" for fault in faults))
 
 
 def state_of(source: Path) -> list[tuple[str, int, int]]:

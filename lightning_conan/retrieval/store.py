@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_conan.files import whole_file
+from lightning_conan.terminal import plural
 
 Precision = Literal["float32", "float16", "int8"]
 TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
@@ -180,7 +181,8 @@ class EmbeddingStore:
         total = int(self.origin["parts"])
         if missing := sorted({part_path(folder, number) for number in range(total)} - set(self.paths)):
             raise ValueError(
-                f"{folder} is incomplete: {missing[0].name} of {total} parts is missing. Run the same `conan embed` again."
+                f"{folder} is incomplete: {missing[0].name} of {total} {plural(total, 'part')} is missing. "
+                "Run the same `conan embed` again."
             )
         self.tables = [pq.read_table(mapped(path)) for path in self.paths]
 

@@ -51,6 +51,28 @@ def test_each_fault_of_a_source_without_a_pair_is_listed(tmp_path, capsys):
     assert "'smell'" in said
 
 
+def test_the_quarantine_names_lines_in_the_order_of_the_source(tmp_path):
+    """A missing file too, which is noticed when its shard is written."""
+    lost = {"key": "z", "task": "t", "modality": "image", "query": {"image": "nope.png"}, "target": {"text": "b"}}
+    source = manifest(
+        tmp_path, LINE, lost, "not JSON", *(LINE | {"key": f"k{number}"} for number in range(8)), lost | {"key": "y"}
+    )
+    assert main(["pack", str(source), "--out", str(tmp_path / "out")]) == 0
+    faults = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert [(fault["where"], fault["key"]) for fault in faults] == [
+        (f"{source}:2", "z"),
+        (f"{source}:3", ""),
+        (f"{source}:12", "y"),
+    ]
+    table = tmp_path / "t.csv"
+    words = ["--read.layout", "table", "--read.query", '{"text": "a"}', "--read.target", '{"image": "b"}', "--read.key", "a"]
+    table.write_text("a,b\nx,nope.png\ny,here.png\n")
+    (tmp_path / "here.png").write_bytes(png())
+    assert main(["pack", str(table), "--out", str(tmp_path / "other"), *words]) == 0
+    (fault,) = map(json.loads, (tmp_path / "other" / "quarantine.jsonl").read_text().splitlines())
+    assert (fault["where"], fault["key"]) == (f"{table}:2", "x")
+
+
 def test_media_are_no_manifest(tmp_path, capsys):
     (tmp_path / "red.png").write_bytes(png())
     assert "red.png is a media file" in failed(capsys, "pack", tmp_path / "red.png", "--out", tmp_path / "out")
