@@ -24,7 +24,7 @@ def failed(capsys, *words, status=1) -> str:
 
 
 def test_an_impossible_demo_removes_nothing(tmp_path, capsys):
-    """What an earlier demo left is replaced by one that can run only."""
+    """The folder of an earlier demo is replaced by one that can run only."""
     (tmp_path / ".demo").touch()
     (tmp_path / "base").mkdir()
     for option, value in {"--pairs": "0", "--steps_scale": "0", "--seeds": "0"}.items():

@@ -1,4 +1,4 @@
-"""What an earlier run wrote is replaced with a word, and nothing is resumed from a folder that is not there."""
+"""Outputs of an earlier run are replaced with a word, and nothing is resumed from a folder that is not there."""
 
 import json
 import re
