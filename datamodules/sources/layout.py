@@ -165,7 +165,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         csv.field_size_limit(2**31 - 1)  # a cell may be a book; 131,072 characters by default
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            before = reader.line_num  # of the line that a row ends on, where a cell holds several
+            before = reader.line_num if reader.fieldnames else 0  # of the line that a row ends on: a cell may hold several
             for row in reader:
                 before, first = reader.line_num, before + 1
                 yield f"{path}:{first}", row
