@@ -66,11 +66,10 @@ def pack(
     print(f"{out}: {summary['pairs']} {plural(summary['pairs'], 'pair')} ({tasks}), {summary['quarantined']} quarantined")
     if summary["quarantined"]:
         name_places(out / "quarantine.jsonl", source, read)
-        print(f"see {out / 'quarantine.jsonl'} for what was skipped and why", file=sys.stderr)
 
 
 def name_places(quarantine: Path, source: Path, read: Layout) -> None:
-    """Rewrites a quarantine in the order of the source, with file and line in the place of a key.
+    """Rewrites a quarantine in the order of the source, with file and line in the place of a key, and prints where it is.
 
     Shards are written of pairs, which know nothing of their line: a file that is missing is noticed then.
 
@@ -89,6 +88,7 @@ def name_places(quarantine: Path, source: Path, read: Layout) -> None:
             fault["where"] = places.get(fault["key"], fault["where"])
     faults.sort(key=lambda fault: [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", fault["where"])])
     write_whole(quarantine, "".join(json.dumps(fault) + "\n" for fault in faults))
+    print(f"see {quarantine} for what was skipped and why", file=sys.stderr)
 
 
 def state_of(source: Path) -> list[tuple[str, int, int]]:
