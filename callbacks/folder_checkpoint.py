@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from typing_extensions import override
 
 from callbacks.stage_check import as_stage
+from lightning_conan.embedder.checkpoint import PROVENANCE
 from lightning_conan.training import Stage
 from lightning_conan.training.adapters import check_modules
 from lightning_conan.training.protocols import is_dry_run
@@ -46,6 +47,8 @@ class FolderCheckpoint(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             as_stage(pl_module, self).check_out(self.out, self.form)
+            if trainer.is_global_zero and (self.out / PROVENANCE).is_file():
+                log.warning("%s exists: it is replaced when this run ends. To keep it, stop and choose another `out`.", self.out)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,6 +1,8 @@
 """Saves a run's state for resuming: every so many steps, and when it is asked to stop."""
 
+import logging
 import signal
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,6 +15,8 @@ from typing_extensions import override
 from callbacks.checkpoint_files import CheckpointFiles
 from lightning_conan.training.collectives import most
 from lightning_conan.training.protocols import is_dry_run
+
+log = logging.getLogger(__name__)
 
 
 class ResumableCheckpoint(ModelCheckpoint):
@@ -45,7 +49,13 @@ class ResumableCheckpoint(ModelCheckpoint):
     @override
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         self.dirpath = str(Path(trainer.default_root_dir).resolve() / "checkpoints")  # before setup, Lightning asks the logger
-        return super()._find_last_checkpoints(trainer)
+        if not (found := super()._find_last_checkpoints(trainer)) and trainer.is_global_zero:
+            warnings.filterwarnings("ignore", ".*no last checkpoint available.*")  # Lightning's remedy is to have what this is
+            log.warning(
+                "There is no last.ckpt in %s: the run starts at step 0. To resume, name its --trainer.default_root_dir.",
+                self.dirpath,
+            )
+        return found
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,7 +95,12 @@ class ResumableCheckpoint(ModelCheckpoint):
         if not stopped_by:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             return
-        trainer.save_checkpoint(Path(self.dirpath or ".") / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+        trainer.save_checkpoint(
+            Path(self.dirpath or ".") / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}", weights_only=False
+        )
+        if trainer.is_global_zero:
+            step = f"{trainer.global_step:,}"
+            log.warning("Stopped: saved step %s in %s/last.ckpt. Resume with --ckpt_path last.", step, self.dirpath)
         raise SystemExit(128 + stopped_by)
 
     @override

@@ -7,7 +7,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from typing_extensions import override
 
-from lightning_conan.files import whole_file
+from lightning_conan.files import warn_replaced, whole_file
 from lightning_conan.training.protocols import is_dry_run
 
 
@@ -31,6 +31,7 @@ class ScoreFile(Callback):
             data_set, _, metric = rest.partition("/")
             if prefix == "test" and metric:
                 scores.setdefault(data_set, {})[metric] = round(float(value), 4)
+        warn_replaced(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self.path) as file:
             file.write(json.dumps(scores, indent=2).encode() + b"\n")

@@ -1,11 +1,20 @@
 """Files that are written whole or not at all, errors that name them, and open files that close themselves."""
 
+import logging
 import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+log = logging.getLogger(__name__)
+
+
+def warn_replaced(path: Path) -> None:
+    """Logs that a file or folder of an earlier run is replaced, if there is one."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        log.warning("%s is replaced: it was written by an earlier run.", path)
 
 
 @contextmanager

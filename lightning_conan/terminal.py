@@ -13,3 +13,17 @@ def printable(text: str) -> str:
     script, emoji and their joiners stay.
     """
     return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def plural(number: int, noun: str) -> str:
+    """Returns the noun that a number asks for.
+
+    Args:
+        number: The number.
+        noun: The noun of one, whose plural ends in s.
+
+    Example:
+        >>> plural(1, "step"), plural(2, "step")
+        ('step', 'steps')
+    """
+    return noun if number == 1 else f"{noun}s"

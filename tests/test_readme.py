@@ -248,7 +248,9 @@ def test_commands_and_python_for_reasoning(home, reasoning, capsys):
 def test_readmes_python_prints_similarities(capsys):
     (code,) = blocks("README.md", "python")
     exec(code, scope := {})
-    assert scope["vectors"].shape == (3, 128)
+    (shown,) = re.findall(r"```\n(tensor.*?)```", PAGES["README.md"], flags=re.DOTALL)
+    expected = torch.tensor([float(number) for number in re.findall(r"\d\.\d+", shown)]).view(3, 3)
+    torch.testing.assert_close(scope["vectors"] @ scope["vectors"].T, expected, rtol=0, atol=1e-3)
     assert "1.0000" in capsys.readouterr().out
 
 
@@ -275,20 +277,17 @@ def test_a_run_is_watched(home, capsys):
 
 def test_python_for_using_a_model(home, capsys):
     shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
-    (home / "photos").mkdir()
-    for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
-        (home / name).write_bytes(png(seed=len(name), format="JPEG"))
-    (home / "clip.flac").write_bytes(flac())
+    inputs, first, faiss, library = blocks("embed.md", "python")
+    exec(inputs, {})
     embed, _, export, _ = commands("embed.md")
     run(embed, capsys)
     run(export, capsys)
     added = []
     scope: dict = {"stand_in": SimpleNamespace(IndexFlatIP=lambda dim: SimpleNamespace(add=added.append))}
-    first, faiss, library = blocks("embed.md", "python")
     exec(first, scope)
     assert scope["vectors"].shape == (2, 128)
     exec(faiss.replace("import faiss", "faiss = stand_in"), scope)
-    assert scope["keys"] == ["a.jpg", "b.jpg"]
+    assert scope["keys"] == ["blue.jpg", "red.jpg"]
     assert [rows.shape for rows in added] == [(2, 128)]
     exec(library, scope)
     assert scope["vectors"].shape == (3, 128)

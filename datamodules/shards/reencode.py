@@ -34,7 +34,7 @@ class Reencoding:
     Args:
         image_max_pixels: Images and pages with more are shrunk to so many; images become JPEG, pages PNG. Below the processor's
             own ``max_pixels`` (1.8 million by default) it costs detail, above it only disk.
-        pages: Pages of PDFs are rendered once, as PNG, instead of each time that they are read.
+        pages: Pages of PDFs are rendered once, as PNG, instead of at every read.
         audio: Audio clips are cut to their start and end and become mono at 16 kHz: flac is lossless there, opus
             takes an eighth of a WAV.
         video_fps: Videos with more frames a second are cut to their start and end and become H.264 with so many, without audio.

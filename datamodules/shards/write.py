@@ -22,6 +22,8 @@ from lightning_conan.items import Pair
 
 log = logging.getLogger(__name__)
 PROGRESS = "progress.jsonl"
+SHOWN = 20
+"""Faults at most that the error of an empty data set lists."""
 HELD = 2**30
 """Bytes of media in memory, such as re-encoded ones, that end a shard before it has all its pairs."""
 
@@ -113,13 +115,16 @@ def lock(path: Path) -> Iterator[None]:
     """Locks a folder against other processes within the block.
 
     Raises:
-        ValueError: Another process holds the lock.
+        ValueError: Another process holds the lock, or the folder cannot be written.
     """
     held = FileLock(path, blocking=False)
     try:
+        path.touch()
         held.acquire()
     except Timeout as error:
         raise ValueError(f"Another process is writing what {path} locks. Wait for it, or choose another folder.") from error
+    except OSError as error:  # of touch(): FileLock alone would say that it is held
+        raise ValueError(f"{path.parent} must be a folder to write in, got: {error.strerror}. Choose another one.") from error
     try:
         yield
     finally:
@@ -249,9 +254,12 @@ class Filling:
             ValueError: There is not a single pair.
         """
         if not (pairs := self.tasks.total()):
-            hint = " Look at the source, and at what a split or a modality leaves of it."
-            first = f" The first fault: {self.faults[0].where}: {self.faults[0].reason}" if self.faults else hint
-            raise ValueError(f"There must be at least 1 pair to pack, got 0 and {len(self.faults)} invalid ones.{first}")
+            hint = " The source is empty, or --modality leaves nothing of it."
+            listed = "".join(f" {fault.where}: {fault.reason}" for fault in self.faults[:SHOWN])
+            more = f" And {len(self.faults) - SHOWN} more." if len(self.faults) > SHOWN else ""
+            raise ValueError(
+                f"There must be at least 1 pair to pack, got 0 and {len(self.faults)} invalid ones.{listed or hint}{more}"
+            )
         if self.faults:
             write_whole(self.folder / "quarantine.jsonl", "".join(fault.to_json() + "\n" for fault in self.faults))
         summary = {

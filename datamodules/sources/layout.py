@@ -3,7 +3,7 @@
 import csv
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import iter_modules
@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from datamodules.sources import layouts
-from datamodules.sources.manifest import Fault, read_manifest
-from lightning_conan.items import MEDIA, MODALITIES, Modality, Pair
+from datamodules.sources.manifest import Fault, manifest_lines, read_manifest
+from lightning_conan.items import MEDIA, MODALITIES, MODALITY_OF, Modality, Pair
 from lightning_conan.parsing import parse_pair
 
 SPLIT = ("manifest", "table", "msrvtt", "datasets")
@@ -39,7 +39,7 @@ class Layout:
         target: Those that make the target: {image: file}.
         negatives: Those that make hard negatives, an entry for each: [{text: wrong}].
         key: A table's column with a key; the row's number by default.
-        media: Where media lie: a folder beside the source; for audiocaps a pattern such as wav/{youtube_id}.wav.
+        media: Media folder beside the source; for audiocaps a pattern such as wav/{youtube_id}.wav.
         candidates: mbeir: the candidate pool.
         instructions: mbeir: the instructions' TSV, whose first prompt is taken; none by default.
     """
@@ -81,6 +81,8 @@ def read_source(source: Path, how: Layout) -> Iterator[Pair | Fault]:
     if how.layout == "manifest":
         if source.suffix.lower() in TABLES:
             raise ValueError(f"A manifest must be JSONL, {source} is a table. Read it by --read.layout table.")
+        if MODALITY_OF.get(source.suffix.lower().removeprefix("."), "text") != "text":
+            raise ValueError(f"A manifest must be JSONL, {source} is a media file. Name its folder, with --read.layout captions.")
         yield from read_manifest(source, how.split)
         return
     seen: set[str] = set()
@@ -108,6 +110,25 @@ def files_of(source: Path, how: Layout) -> list[Path]:
     if how.layout not in PATTERNS:
         return [source]
     found: list[Path] = importlib.import_module(f"{layouts.__name__}.{how.layout}").files(source, how)
+    return found
+
+
+def places_of(source: Path, how: Layout, keys: Set[str]) -> dict[str, str]:
+    """Finds where pairs stand in a source, by reading it again.
+
+    Args:
+        source: File or folder that the layout reads.
+        how: Layout and its options.
+        keys: Keys of the pairs.
+
+    Returns:
+        File and line, or what the layout has instead, by key.
+    """
+    lines = manifest_lines(source) if how.layout == "manifest" else lines_of(source, how)
+    found: dict[str, str] = {}
+    for where, line in lines:
+        if isinstance(line, dict) and line.get("key") in keys:
+            found.setdefault(line["key"], where)
     return found
 
 
@@ -162,7 +183,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         csv.field_size_limit(2**31 - 1)  # a cell may be a book; 131,072 characters by default
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            before = reader.line_num  # of the line that a row ends on, where a cell holds several
+            before = reader.line_num if reader.fieldnames else 0  # of the line that a row ends on: a cell may hold several
             for row in reader:
                 before, first = reader.line_num, before + 1
                 yield f"{path}:{first}", row

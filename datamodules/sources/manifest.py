@@ -2,7 +2,8 @@
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
         split: Keep only lines whose ``split`` equals this; all by default.
 
     Raises:
-        ValueError: The file does not exist.
+        ValueError: The file does not exist, or no line has the split.
     """
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
@@ -65,6 +66,7 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
             "Name the file, or what else the source is by --read.layout."
         )
     seen: set[str] = set()
+    splits: set[str] = set()
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if number == 1:
@@ -73,8 +75,9 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
                 continue
             where, key = f"{path}:{number}", ""
             try:
-                value = json.loads(line.decode())  # from bytes, json would guess an encoding for each line
+                value = decoded(line)
                 if isinstance(value, dict):
+                    splits.add(str(value.get("split") or "no split"))
                     if split is not None and value.get("split") != split:
                         continue
                     key = str(value.get("key", ""))
@@ -85,3 +88,42 @@ def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault
                 yield pair
             except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors too
                 yield Fault(where, key, "sample", str(error))
+    if split is not None:
+        check_split(path, split, splits)
+
+
+def decoded(line: bytes) -> Any:
+    """Decodes a line of a JSONL file.
+
+    Raises:
+        ValueError: It is no JSON, or not UTF-8.
+    """
+    try:
+        return json.loads(line.decode())  # from bytes, json would guess an encoding for each line
+    except ValueError as error:
+        raise ValueError(
+            f"A line must be JSON in UTF-8, got {line.strip()[:40]!r} ({error}). Write one JSON object a line."
+        ) from error
+
+
+def manifest_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields the place and content of each line of a manifest that is JSON."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            with suppress(ValueError, RecursionError):
+                yield f"{path}:{number}", decoded(line.removeprefix(BOM_UTF8) if number == 1 else line)
+
+
+def check_split(source: Path, split: str, splits: Set[str]) -> None:
+    """Refuses a split that no entry of a source has.
+
+    Args:
+        source: The source, for the error.
+        split: Name that was asked for.
+        splits: Names that its entries have.
+
+    Raises:
+        ValueError: There are some, and ``split`` is not among them.
+    """
+    if splits and split not in splits:  # none: every entry is a fault
+        raise ValueError(f"split must be among those of {source}, {sorted(splits)}, got {split!r}.")

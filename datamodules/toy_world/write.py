@@ -133,7 +133,7 @@ def write_world(out: Path, pairs: int = 3072, seed: int = 0, processes: int = 2)
             jobs = [pool.submit(write_composed, task, scratch / "trace", pairs, seed) for task in COMPOSE]
             jobs += [pool.submit(write_task, task, scratch, pairs, seed) for task in DRAW]
             for job in jobs:
-                print(f"drawn: {job.result()}", flush=True)
+                print(f"generated: {job.result()}", flush=True)
         scratch.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

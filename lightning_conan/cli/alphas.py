@@ -66,4 +66,4 @@ def run(args: Sequence[str]) -> None:
     from lightning_conan.cli.common.logging import quiet_libraries
 
     quiet_libraries()
-    auto_cli(alphas, args=list(args), prog="conan alphas", as_positional=False)
+    auto_cli(alphas, args=list(args), prog="conan alphas", as_positional=False, exit_on_error=False)

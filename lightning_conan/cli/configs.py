@@ -84,7 +84,9 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and lists, prints or copies."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="conan configs", description=configs.__doc__.splitlines()[0] if configs.__doc__ else "")
+    parser = ArgumentParser(
+        prog="conan configs", exit_on_error=False, description=configs.__doc__.splitlines()[0] if configs.__doc__ else ""
+    )
     parser.add_argument("name", type=str | None, nargs="?", help="A config to print or copy; all are listed by default.")
     parser.add_argument("--out", type=Path | None, default=None, help="Copy it to this file, which must not exist yet.")
     found = parser.parse_args(list(args))

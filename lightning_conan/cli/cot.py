@@ -17,6 +17,7 @@ from lightning_conan.items import Pair
 from lightning_conan.reasoning.cot import Author, Plan
 from lightning_conan.reasoning.endpoint import Endpoint
 from lightning_conan.reasoning.journal import Journal
+from lightning_conan.terminal import plural
 from lightning_conan.web import without_secrets
 
 
@@ -33,8 +34,8 @@ class CotOptions:
         out: The packed folder to write; it must not exist yet.
         read: How to read the source.
         teacher: A model behind an OpenAI-compatible endpoint, or the toy world's ground truth (MANIFEST.truth.jsonl).
-        endpoint: The teacher's.
-        verifier: The verifier's; the teacher's by default.
+        endpoint: Endpoint of the teacher.
+        verifier: Endpoint of the verifier; the teacher's by default.
         plan: How pairs are routed and answers filtered.
         pairs_per_shard: Pairs in one tar file.
         most_failed: Largest number of pairs that may stay without any answer; they are skipped and listed.
@@ -189,7 +190,7 @@ def print_summary(out: Path, summary: dict[str, Any], endpoint: Endpoint, verifi
         verifier: The verifier's.
     """
     parts = ", ".join(f"{summary[name]} {name}" for name in ("simple", "kept", "dropped"))
-    print(f"{out}: {summary['pairs']} pairs: {parts}")
+    print(f"{out}: {summary['pairs']} {plural(summary['pairs'], 'pair')}: {parts}")
     for reason, number in summary["reasons"].items():
         print(f"  {number:>6}  {reason}")
     read, written, cost = 0, 0, 0.0
@@ -206,4 +207,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and asks."""
     from jsonargparse import auto_cli
 
-    cot(auto_cli(CotOptions, args=list(args), prog="conan cot", as_positional=False))
+    cot(auto_cli(CotOptions, args=list(args), prog="conan cot", as_positional=False, exit_on_error=False))

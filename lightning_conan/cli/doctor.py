@@ -166,6 +166,7 @@ def run(args: Sequence[str]) -> None:
 
     parser = ArgumentParser(
         prog="conan doctor",
+        exit_on_error=False,
         description="Checks this machine, or a checkpoint folder on it; exit status 1 when something cannot work.",
     )
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")
@@ -179,9 +180,9 @@ def run(args: Sequence[str]) -> None:
         "--dtype",
         type=Literal["float32", "float16", "bfloat16"] | None,
         default=None,
-        help="Of the weights; the folder's on a CPU, bfloat16 elsewhere.",
+        help="Dtype of the weights; by default the folder's on a CPU, bfloat16 on other devices.",
     )
-    parser.add_argument("--device", type=str, default="cpu", help="Where to embed: cpu, cuda, cuda:1, mps.")
+    parser.add_argument("--device", type=str, default="cpu", help="Device to embed on: cpu, cuda, cuda:1, mps.")
     options = parser.parse_args(list(args))
     quiet_libraries()
     status = (

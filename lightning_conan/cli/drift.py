@@ -33,7 +33,7 @@ def drift(
     from lightning_conan.cli.common.pair_sets import read_sets
     from lightning_conan.drift import measure_drift, plot_drift, plot_verdicts
     from lightning_conan.extras import require
-    from lightning_conan.files import sync, whole_file
+    from lightning_conan.files import sync, warn_replaced, whole_file
     from lightning_conan.fusion.coefficient_plots import draw
 
     quiet_libraries()
@@ -45,6 +45,7 @@ def drift(
     panels = [partial(plot_drift, layers=layers, title=modality) for modality, layers in report.layers.items()]
     drawn = draw(partial(plot_verdicts, verdicts=report.verdicts), *panels)
     out.mkdir(parents=True, exist_ok=True)
+    warn_replaced(out / "drift.json")
     with whole_file(out / "drift.json") as figures, whole_file(out / "drift.png") as picture:  # both or neither
         figures.write(report.to_json().encode())
         sync(figures)
@@ -58,4 +59,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options, measures and draws."""
     from jsonargparse import auto_cli
 
-    auto_cli(drift, args=list(args), prog="conan drift", as_positional=False)
+    auto_cli(drift, args=list(args), prog="conan drift", as_positional=False, exit_on_error=False)

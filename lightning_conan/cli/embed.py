@@ -14,6 +14,7 @@ from datamodules import EmbedData
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.items import Side
 from lightning_conan.retrieval.store import EmbeddingStore, Precision, quarantine_of
+from lightning_conan.terminal import plural
 from lightning_conan.training import Stage, Training
 
 
@@ -30,7 +31,7 @@ class EmbedOptions:
         source: A manifest (JSONL) of pairs, or of single items such as {"key": "1", "image": "a.jpg"}, or a folder of
             media files: PNG, JPEG, WebP, MP4, WebM, MOV, MKV, WAV, FLAC, MP3, OGG, Opus, M4A, PDF (each page) and TXT.
         out: The folder to write.
-        side: Which side of a pair: query or target.
+        side: Side of a pair: query or target.
         precision: float32, float16 or int8 (with a scale for each row).
         dim: Number of leading dimensions to keep, for a model that was trained for it (Matryoshka); all by default.
         rows_per_part: Items of a part, which is what a killed run repeats at most on each device.
@@ -73,14 +74,18 @@ def embed(options: EmbedOptions) -> None:
     if not trainer.is_global_zero:
         return
     store = EmbeddingStore(out)
-    print(f"{out}: {len(store)} embeddings of {store.dim} entries in {len(store.paths)} parts, {parts.written} of them new")
+    rows, files = len(store), len(store.paths)
+    print(
+        f"{out}: {rows} {plural(rows, 'embedding')} of {store.dim} entries in {files} {plural(files, 'part')}, "
+        f"{parts.written} of them new"
+    )
     quarantine = quarantine_of(out)
     if quarantined := sum(len(path.read_text().splitlines()) for path in quarantine.glob("*.jsonl")):
-        print(f"skipped {quarantined} invalid items, listed in {quarantine}", file=sys.stderr)
+        print(f"skipped {quarantined} invalid {plural(quarantined, 'item')}, listed in {quarantine}", file=sys.stderr)
 
 
 def run(args: Sequence[str]) -> None:
     """Parses the options and embeds."""
     from jsonargparse import auto_cli
 
-    embed(auto_cli(EmbedOptions, args=list(args), prog="conan embed", as_positional=False))
+    embed(auto_cli(EmbedOptions, args=list(args), prog="conan embed", as_positional=False, exit_on_error=False))

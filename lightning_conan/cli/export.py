@@ -15,6 +15,7 @@ def run(args: Sequence[str]) -> None:
 
     parser = ArgumentParser(
         prog="conan export",
+        exit_on_error=False,
         description="Writes a folder that sentence-transformers loads, with the same vectors and a model card.",
     )
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")
@@ -27,7 +28,7 @@ def run(args: Sequence[str]) -> None:
         default=False,
         help="Only the library's own modules: text, image and video, without audio; loading needs nothing of this package.",
     )
-    parser.add_argument("--scores", type=Path | None, default=None, help="What `conan test` wrote, for the model card.")
+    parser.add_argument("--scores", type=Path | None, default=None, help="Scores that `conan test` wrote, for the model card.")
     options = parser.parse_args(list(args))
     quiet_libraries()
     scores = json.loads(options.scores.read_text()) if options.scores else None

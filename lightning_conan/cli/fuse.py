@@ -84,4 +84,4 @@ def run(args: Sequence[str]) -> None:
     from jsonargparse import auto_cli
 
     verb = fuse_mergekit if any(word.split("=")[0] == "--mergekit" for word in args) else fuse
-    auto_cli(verb, args=list(args), prog="conan fuse", as_positional=False)
+    auto_cli(verb, args=list(args), prog="conan fuse", as_positional=False, exit_on_error=False)

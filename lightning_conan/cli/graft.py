@@ -23,7 +23,7 @@ def graft(
         backbone: A Qwen3-VL checkpoint: a folder, or its name on the hub such as Qwen/Qwen3-VL-2B-Instruct. BACKBONE+ADAPTER
             merges a PEFT adapter into it.
         audio: A checkpoint with an audio encoder, Qwen3-Omni's or Whisper's, likewise. Only the encoder is read.
-        seed: Fixes what starts at random.
+        seed: Seed of the randomly initialised modules.
         projector_hidden_size: Width of the projector's hidden layer.
         golden: Embed a few fixed items, so that `conan doctor` can tell later whether they still come out the same.
             Takes the memory of the whole model once.
@@ -70,4 +70,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and grafts."""
     from jsonargparse import auto_cli
 
-    auto_cli(graft, args=list(args), prog="conan graft", as_positional=False)
+    auto_cli(graft, args=list(args), prog="conan graft", as_positional=False, exit_on_error=False)

@@ -17,6 +17,7 @@ from callbacks.ended_by_sigterm import EndedBySigterm
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.cli.common.progress import StepBar, StepLines
 from lightning_conan.embedder import read_provenance
+from lightning_conan.terminal import plural
 from lightning_conan.training import Stage
 from lightning_conan.training.protocols import callbacks_of
 
@@ -50,6 +51,12 @@ class OmniCLI(LightningCLI):
     @override
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static there, and called on the instance
         return {self.verb: super().subcommands()[self.verb]}
+
+    @override
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        for verb, options in self._subcommand_parsers.items():
+            options.prog = f"conan {verb}"  # jsonargparse says "conan [options] fit", and there are none before the verb
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -97,7 +104,7 @@ class OmniCLI(LightningCLI):
             if isinstance(callback, FolderCheckpoint) and self.trainer.is_global_zero and callback.out.is_dir():
                 found = read_provenance(callback.out)
                 what = " ".join(filter(None, (found.modality, found.state)))
-                print(f"{callback.out}: {what}, {self.trainer.global_step:,} steps")
+                print(f"{callback.out}: {what}, {self.trainer.global_step:,} {plural(self.trainer.global_step, 'step')}")
 
     def after_test(self) -> None:
         """Prints the scores."""
@@ -127,7 +134,7 @@ def print_scores(metrics: Mapping[str, Tensor], prefix: str) -> None:
             print(f"{row:<{width}}  {direction:<16}" + "".join(f"{value:>10.1f}" for value in values))
         if f"{prefix}/{row}/reasoned" in metrics:
             reasoned, stopped, tokens, speed = (float(metrics[f"{prefix}/{row}/{name}"]) for name in EFFORT)
-            print(f"{row:<{width}}  reasoned about {reasoned:.1f} % (stopped {stopped:.1f} %), ", end="")
+            print(f"{row:<{width}}  reasoned about {reasoned:.1f} % (cut off at max_new_tokens: {stopped:.1f} %), ", end="")
             print(f"{tokens:.1f} tokens a query, {speed:.1f} queries a second")
 
 

@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 
 import lightning_conan
 from lightning_conan.cli.common.signals import ended_by_sigterm
+from lightning_conan.cli.common.suggestions import complete, help_of, near
 from lightning_conan.cli.configs import resolve
 from lightning_conan.terminal import printable
 
@@ -26,17 +27,17 @@ VERBS = {
     "graft": "make a base folder",
     "fuse": "fuse specialists into one folder",
     "alphas": "search the coefficients of a fusion",
-    "drift": "say what fusion moved, what that cost, and whether the projector explains it",
+    "drift": "report how fusion changed the scores, and whether the projector explains it",
     "pack": "turn manifests, tables and published data sets into shards, or check some",
     "embed": "embed a manifest or a folder of media into Parquet parts",
     "evaluate": "score a checkpoint folder on retrieval tasks with distractors and graded relevance",
-    "search": "find the nearest embeddings of a text, an image, a video or a sound",
+    "search": "find the nearest embeddings of a text, an image, a video, a page or an audio clip",
     "mine": "find hard negatives for the pairs of a manifest",
     "cot": "have a teacher write what a model should reason about its queries",
     "export": "write a folder that sentence-transformers loads",
-    "doctor": "check this machine, or that a folder's vectors come out as they were written",
+    "doctor": "check this machine, or that a checkpoint folder reproduces its golden vectors",
     "configs": "list the YAML files that come with the package, or copy one to edit",
-    "memory": "say what a stage will take of each device's memory",
+    "memory": "estimate the memory that a stage takes on each device",
     "demo": "run every stage on the tiny configuration and the toy world",
 }
 
@@ -66,7 +67,11 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     verb, rest = words[0], words[1:]
     if verb not in LIGHTNING and verb not in VERBS:
-        print(f"conan: there is no verb {verb!r}; it must be among {', '.join([*LIGHTNING, *VERBS])}", file=sys.stderr)
+        names = [name for name in (*LIGHTNING, *VERBS) if name != "predict"]
+        print(
+            f"conan: there is no verb {printable(verb)!r}{near(verb, names)}; it must be among {', '.join(names)}",
+            file=sys.stderr,
+        )
         return 2
     try:
         with ended_by_sigterm():
@@ -76,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
             refuse_duplicate_keys()
             importlib.import_module(module_of(verb)).run(resolve(words if verb in LIGHTNING else rest))
     except (Exception, SystemExit, KeyboardInterrupt) as error:
-        return report(verb, error)
+        return report(verb, error, rest)
     return 0
 
 
@@ -104,12 +109,13 @@ def find_own_packages() -> None:
             )
 
 
-def report(verb: str, error: BaseException) -> int:
+def report(verb: str, error: BaseException, words: Sequence[str] = ()) -> int:
     """Prints what the user needs to know of an error, and returns the exit status.
 
     Args:
         verb: Begins the printed line.
         error: A usage error gives status 2, an expected one 1, Ctrl-C 130, SIGTERM 143.
+        words: The command's, among which the option of a missing file is found.
 
     Raises:
         Exception: An unexpected error, whose traceback helps.
@@ -123,12 +129,32 @@ def report(verb: str, error: BaseException) -> int:
         where = f"`conan {verb} --help` lists the options"
         if verb in LIGHTNING:
             where += f", `conan {verb} --model.help CLASS` those of a stage (--data.help, --trainer.callbacks.help likewise)"
-        print(f"conan {verb}: {plain(error)}\n{where}.", file=sys.stderr)
+        explained = help_of(module_of(verb), [verb] if verb in LIGHTNING else [])
+        print(f"conan {verb}: {complete(plain(error), explained)}\n{where}.", file=sys.stderr)
         return 2
-    if line := said(error):
+    if line := unopened(error, words) or said(error):
         print(f"conan {verb}: {line}", file=sys.stderr)
         return 1
     raise error
+
+
+def unopened(error: BaseException, words: Sequence[str]) -> str | None:
+    """Returns a line about a file that does not exist, with the option that named it; None for any other error.
+
+    Args:
+        error: An error.
+        words: The command's.
+    """
+    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str | os.PathLike) or error.filename2:
+        return None
+    wanted = Path(os.path.abspath(error.filename))  # noqa: PTH100  # no link is followed
+    before = ""
+    for word in words:
+        option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if value and Path(os.path.abspath(value)) == wanted:  # noqa: PTH100
+            return printable(f"{option} {value} does not exist. Look at the path, which is relative to this folder.".lstrip())
+        before = word if word.startswith("--") else ""
+    return printable(f"{error.filename} does not exist ({error.strerror}). Look at the path, and at what names it.")
 
 
 def said(error: BaseException) -> str | None:
@@ -158,12 +184,18 @@ def status_of(stop: SystemExit) -> int:
 
 NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
 """Beginnings of lines that jsonargparse adds to an error."""
+GIVEN = "Given value: "
+"""Beginning of the line with the value; the first one is the innermost."""
 
 
 def plain(error: BaseException) -> str:
     """An error's message on one line, without that wrapping; what it quotes cannot steer the terminal."""
     lines = [line.strip() for line in str(error).splitlines()]
     shown = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
+    if value := next((line.removeprefix(GIVEN) for line in lines if line.startswith(GIVEN)), ""):
+        shown += f". Got value: {value}"
+    if "Expected a <class 'dict'>" in shown:
+        shown += f'. Write a mapping, such as \'{{"NAME": "{shown.rpartition("Got value: ")[2]}"}}\''
     return printable(shown or str(error))
 
 

@@ -17,8 +17,8 @@ class MemoryOptions:
         model: qwen3-vl-2b, qwen3-vl-4b or qwen3-vl-8b with Qwen3-Omni's audio encoder.
         folder: Instead, a base folder.
         stage: specialist, recovery, rehearsal, trace or embed.
-        modality: What passes through the model.
-        rank: Of the LoRA adapters.
+        modality: Modality of the items that pass through the model.
+        rank: Rank of the LoRA adapters.
         token_budget: Padded tokens of a chunk.
         checkpoint_activations: True to keep only layers' inputs, and compute the rest again.
         batch_size: Pairs of a global batch.
@@ -79,4 +79,4 @@ def run(args: Sequence[str]) -> None:
     from lightning_conan.cli.common.logging import quiet_libraries
 
     quiet_libraries()
-    memory(auto_cli(MemoryOptions, args=list(args), prog="conan memory", as_positional=False))
+    memory(auto_cli(MemoryOptions, args=list(args), prog="conan memory", as_positional=False, exit_on_error=False))

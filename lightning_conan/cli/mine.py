@@ -15,6 +15,7 @@ from torch import Tensor
 from datamodules.shards.write import write_whole
 from datamodules.sources.manifest import json_lines
 from lightning_conan.cli.embed import EmbedOptions, embed
+from lightning_conan.files import warn_replaced
 from lightning_conan.items import Side
 from lightning_conan.retrieval.mining import Mining, mine
 from lightning_conan.retrieval.store import EmbeddingStore
@@ -144,6 +145,7 @@ def mine_manifest(options: MineOptions) -> None:
     what = json.dumps([RULE, asdict(settings), miner.queries.origin, miner.targets.origin], sort_keys=True)
     parts = work / sha256(what.encode()).hexdigest()[:16]  # other settings do not find these
     found = mine_blocks(miner, settings, parts)
+    warn_replaced(out)
     write_whole(out, lines(with_negatives(pair, miner.pairs, found) for pair in miner.pairs.values()))
     total, without = sum(map(len, found.values())), sum(not row for row in found.values())
     print(f"{out}: {total} negatives for {len(found)} pairs, {without} of them without any; scores are in {parts}")
@@ -229,4 +231,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and mines."""
     from jsonargparse import auto_cli
 
-    mine_manifest(auto_cli(MineOptions, args=list(args), prog="conan mine", as_positional=False))
+    mine_manifest(auto_cli(MineOptions, args=list(args), prog="conan mine", as_positional=False, exit_on_error=False))

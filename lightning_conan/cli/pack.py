@@ -1,5 +1,7 @@
 """`conan pack`: manifests, tables, folders and published data sets to shards."""
 
+import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -41,6 +43,7 @@ def pack(
     from datamodules.sources.layout import files_of, read_source
     from datamodules.sources.manifest import Fault
     from lightning_conan.items import MODALITIES, Pair
+    from lightning_conan.terminal import plural
 
     if modality is not None and modality not in MODALITIES:
         raise ValueError(f"modality must be among {list(MODALITIES)}, got {modality!r}.")
@@ -60,9 +63,32 @@ def pack(
     signature = repr((str(source.resolve()), states, replace(read, **there), modality, pairs_per_shard, validate, reencode))
     summary = write_resumable(pairs, out, signature, pairs_per_shard)
     tasks = ", ".join(f"{task} {count}" for task, count in summary["tasks"].items())
-    print(f"{out}: {summary['pairs']} pairs ({tasks}), {summary['quarantined']} quarantined")
+    print(f"{out}: {summary['pairs']} {plural(summary['pairs'], 'pair')} ({tasks}), {summary['quarantined']} quarantined")
     if summary["quarantined"]:
-        print(f"see {out / 'quarantine.jsonl'} for what was skipped and why", file=sys.stderr)
+        name_places(out / "quarantine.jsonl", source, read)
+
+
+def name_places(quarantine: Path, source: Path, read: Layout) -> None:
+    """Rewrites a quarantine in the order of the source, with file and line in the place of a key, and prints where it is.
+
+    Shards are written of pairs, which know nothing of their line: a file that is missing is noticed then.
+
+    Args:
+        quarantine: The list that packing wrote.
+        source: The source.
+        read: How to read it.
+    """
+    from datamodules.shards.write import write_whole
+    from datamodules.sources.layout import places_of
+
+    faults = [json.loads(line) for line in quarantine.read_text().splitlines()]
+    places = places_of(source, read, {fault["key"] for fault in faults if fault["where"] == fault["key"]})
+    for fault in faults:
+        if fault["where"] == fault["key"]:
+            fault["where"] = places.get(fault["key"], fault["where"])
+    faults.sort(key=lambda fault: [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", fault["where"])])
+    write_whole(quarantine, "".join(json.dumps(fault) + "\n" for fault in faults))
+    print(f"see {quarantine} for what was skipped and why", file=sys.stderr)
 
 
 def state_of(source: Path) -> list[tuple[str, int, int]]:
@@ -79,18 +105,21 @@ def run(args: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
     if "--check" in args:
-        parser = ArgumentParser(prog="conan pack", description="Verifies packed folders, and says what they hold and share.")
-        parser.add_argument("--check", action="store_true", help="This.")
+        parser = ArgumentParser(
+            prog="conan pack", exit_on_error=False, description="Verifies packed folders, and reports what they hold and share."
+        )
+        parser.add_argument("--check", action="store_true", help="Verify packed folders instead of writing one.")
         parser.add_argument("--looks", action="store_true", help="Decode images and pages, and report those that look alike.")
         parser.add_argument("folders", nargs="*", help="Packed folders, or their URLs.")
         found = parser.parse_args(list(args))
         check_packed(found.folders, found.looks)
         return
-    parser = ArgumentParser(prog="conan pack", description="Turns pairs into shards that WebDataset reads.")
+    parser = ArgumentParser(prog="conan pack", exit_on_error=False, description="Turns pairs into shards that WebDataset reads.")
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")
     parser.add_argument("source", type=Path, help="A manifest (JSONL), or what --read.layout names.")
     parser.add_argument("--split", help="Short for --read.split.")
-    parser.add_argument("--check", action="store_true", help="`conan pack --check FOLDER ...` verifies packed folders, and more.")
+    parser.add_argument("--check", action="store_true", help="`conan pack --check FOLDER ...` verifies packed folders.")
+    parser.add_argument("--looks", action="store_true", help="With --check: report images and pages that look alike, too.")
     parser.add_function_arguments(pack, skip={"source"})
     options = parser.parse_args(list(args)).as_dict()
     how = options["read"] | ({} if options["split"] is None else {"split": options["split"]})

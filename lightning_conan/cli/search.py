@@ -161,6 +161,22 @@ def table(titles: list[str], hits: list[dict[str, Any]]) -> str:
     return "\n".join(map(printable, [*titles, *lines]))
 
 
+def check_numbers(k: int, keep: float) -> None:
+    """Refuses settings outside their range.
+
+    Args:
+        k: Number of entries to find.
+        keep: Minutes that a helper waits for a query.
+
+    Raises:
+        ValueError: ``k`` is below 1, or ``keep`` negative.
+    """
+    if k < 1:
+        raise ValueError(f"k must be positive, got {k}.")
+    if keep < 0:
+        raise ValueError(f"keep must not be negative, got {keep}.")
+
+
 def search(
     folder: Path,
     index: Path,
@@ -173,24 +189,24 @@ def search(
 ) -> None:
     """Finds the nearest entries of an index, exactly, with the largest cosine first.
 
-    Without a query it reads one text a line from the standard input. Loading takes seconds and a search milliseconds: with
+    --text, --image and so on are short for --query.text, --query.image. Without a query it reads one text a line from the
+    standard input. Loading takes seconds and a search milliseconds: with
     --keep a helper process stays behind, and the next calls answer at once.
 
     Args:
         folder: The checkpoint folder that the index was made with.
-        index: What `conan embed` wrote.
+        index: The index, a folder that `conan embed` wrote.
         query: What to find.
         queries: Instead, a JSONL file of items with a key, or of pairs, whose query is taken.
         k: Number of entries to find.
         format: A table, or a JSON line for each query.
-        device: Where to embed the queries.
+        device: Device to embed the queries on.
         keep: Minutes without a query after which the helper that keeps model and index loaded ends; 0 starts none.
     """
     one = query.fields()
     if one and queries:
         raise ValueError(f"search needs one query or --queries, got both: {one} and {queries}.")
-    if k < 1 or keep < 0:
-        raise ValueError(f"k must be positive and keep must not be negative, got {k} and {keep}.")
+    check_numbers(k, keep)
     find = open_searcher(folder, index, device, keep)
 
     def answer(asked: list[Asked]) -> None:
@@ -216,7 +232,7 @@ def run(args: Sequence[str]) -> None:
 
     fields = {f"--{name}" for name in Query.__dataclass_fields__}
     words = [f"--query.{word[2:]}" if word.split("=")[0] in fields else word for word in args]
-    auto_cli(search, args=words, prog="conan search", as_positional=False)
+    auto_cli(search, args=words, prog="conan search", as_positional=False, exit_on_error=False)
 
 
 def main(folder: str, index: str, device: str, place: str, idle: str) -> None:

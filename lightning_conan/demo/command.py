@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -26,15 +27,20 @@ def demo(
     stopped resumes.
 
     Args:
-        out: Where everything is written, runs/demo or, of studies, runs/studies; what an earlier demo left there is replaced.
-        seed: Of the world, of the random start and of every stage; the first of a study's.
+        out: Output folder, by default runs/demo or, of studies, runs/studies; what an earlier demo left there is replaced.
+        seed: Seed of the world, of the initialisation and of every stage; the first of a study's.
         pairs: Training pairs a task.
         steps_scale: Factor on every stage's number of steps, for a quick look.
         configs: A folder with your own copies of the YAML files; those of the package by default.
         study: Compare methods of fusion, coefficients, ways of recovery, or embedders that reason with one that does not.
-        seeds: How many seeds a study takes.
+        seeds: Number of seeds of a study.
     """
     out = out or Path("runs/studies" if study else "runs/demo")
+    for name, value in {"pairs": pairs, "seeds": seeds}.items():  # before anything of an earlier demo is removed
+        if value < 1:
+            raise ValueError(f"--{name} must be 1 or more, got {value}.")
+    if not 0 < steps_scale < inf:
+        raise ValueError(f"--steps_scale must be above 0, got {steps_scale}.")
     if configs is not None and not (configs / "tiny").is_dir():
         raise ValueError(f"--configs must name a folder with tiny/*.yaml, as the package's is, got {configs}.")
     if out.exists() and not out.is_dir():
@@ -52,6 +58,8 @@ def demo(
     from lightning_conan.demo.report import write_report
 
     line = Demo(out, configs, seed, steps_scale, pairs)
+    if (out / ".demo").is_file():
+        line.say(f"{out} is replaced: it held an earlier demo.")
     line.clear()
     (out / ".demo").touch()
     line.prepare()
@@ -64,4 +72,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and runs the demo."""
     from jsonargparse import auto_cli
 
-    auto_cli(demo, args=list(args), prog="conan demo", as_positional=False)
+    auto_cli(demo, args=list(args), prog="conan demo", as_positional=False, exit_on_error=False)

@@ -62,7 +62,7 @@ def page(report: dict[str, Any], rows: Mapping[str, str]) -> str:
         "</ul>",
         "<h2>What was expected</h2><ul>",
         *(
-            f"<li{'' if held else ' class=no'}>{'yes' if held else 'no'}: {html.escape(what)}</li>"
+            f"<li{'' if held else ' class=no'}>{'passed' if held else 'not passed'}: {html.escape(what)}</li>"
             for what, held in report["checks"].items()
         ),
         "</ul>",

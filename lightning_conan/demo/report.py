@@ -93,13 +93,15 @@ def checks(report: dict[str, Any]) -> dict[str, bool]:
 
     for modality in MODALITIES:
         own, base = recall(modality, modality), recall("base", modality)
-        found[f"{modality} specialist: 10 points above the base, 60 or more"] = own >= base + 10 and own >= 60
-        found[f"{modality}: 92 % of its specialist after rehearsal"] = recall("final", modality) >= 0.92 * own
+        found[f"{modality} specialist scores at least 10 points above the base, and at least 60"] = own >= base + 10 and own >= 60
+        found[f"{modality} keeps at least 92 % of its specialist's score after rehearsal"] = (
+            recall("final", modality) >= 0.92 * own
+        )
     audio = recall("audio", "audio")
-    found["audio falls by 20 % or more at fusion"] = recall("fused", "audio") <= 0.8 * audio
-    found["recovery brings audio to 95 % of its specialist"] = recall("recovered", "audio") >= 0.95 * audio
+    found["audio falls by at least 20 % at fusion"] = recall("fused", "audio") <= 0.8 * audio
+    found["recovery brings audio to at least 95 % of its specialist"] = recall("recovered", "audio") >= 0.95 * audio
     same = all(stages["fused"][name] == stages["recovered"][name] for name in ("image", "video", "document"))
-    found["recovery leaves every visual score and embedding as it was"] = same and report["visual_embeddings_identical"]
+    found["recovery leaves every visual score and embedding unchanged"] = same and report["visual_embeddings_identical"]
     return found | trace_checks(report["trace"])
 
 
@@ -108,10 +110,10 @@ def trace_checks(found: dict[str, Any]) -> dict[str, bool]:
     plain, trace = found["trace_plain"], found["trace"]
     gain = {task: trace[task]["forth/recall@1"] - plain[task]["forth/recall@1"] for task in TASKS}
     return {
-        "TRACE: 5 points above the plain embedder on composed queries": gain["composed"] >= 5,
+        "TRACE: at least 5 points above the plain embedder on composed queries": gain["composed"] >= 5,
         "TRACE: at most 1 point below it on simple ones": gain["simple"] >= -1,
-        "TRACE: 90 % of simple queries are embedded at once": trace["simple"]["reasoned"] <= 10,
-        "TRACE: 60 % of composed queries are reasoned about": trace["composed"]["reasoned"] >= 60,
+        "TRACE: at least 90 % of simple queries are embedded directly": trace["simple"]["reasoned"] <= 10,
+        "TRACE: at least 60 % of composed queries are reasoned about": trace["composed"]["reasoned"] >= 60,
     }
 
 
@@ -125,8 +127,9 @@ def table(report: dict[str, Any]) -> str:
 
 
 def verdicts(report: dict[str, Any]) -> str:
-    """Formats the checks as a Markdown list."""
-    return "\n".join(f"- {'yes' if held else 'NO'}: {what}" for what, held in report["checks"].items())
+    """Formats the checks as a Markdown list; a shortened demo trains too little to pass them."""
+    rows = (f"- {'passed' if held else 'NOT PASSED'}: {what}" for what, held in report["checks"].items())
+    return "\n".join(("Criteria, which hold for the full demo only (3,072 pairs, `--steps_scale 1`):", "", *rows))
 
 
 def write_report(out: Path, seconds: dict[str, float], seed: int) -> str:

@@ -28,7 +28,7 @@ class Search:
         values: Values of each coefficient on the grid.
         aim: Objective to maximise: the share of its specialist's score that the worst modality keeps, or the mean share, for
             which a modality may be sacrificed.
-        seed: Of the sampler.
+        seed: Seed of the sampler.
         token_budget: Padded tokens of a chunk when scoring.
     """
 

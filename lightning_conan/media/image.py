@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
@@ -86,7 +86,12 @@ def decode_image(media: Media, limits: Limits = DEFAULT, shrink: Shrink | None =
         raise
     except Exception as error:
         # PIL's decoders raise whatever their parser stumbled over (OSError, SyntaxError, struct.error, ...).
-        raise MediaError(media, f"cannot be decoded as one of {FORMATS} ({error})") from error
+        raise MediaError(media, f"cannot be decoded as one of {FORMATS} ({said(error)})") from error
+
+
+def said(error: Exception) -> str:
+    """An error's message; what Pillow knows of no format says only which object in memory it came from."""
+    return "its bytes are of none of them" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def whole(image: Image.Image, data: bytes) -> UInt8[Tensor, "3 height width"]:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_conan.files import whole_file
+from lightning_conan.terminal import plural
 
 Precision = Literal["float32", "float16", "int8"]
 TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
@@ -140,11 +141,18 @@ def finished_parts(folder: Path, origin: Origin) -> set[int]:
         there = read_origin(path)
         if odd := {name: (value, there.get(name)) for name, value in wanted.items() if there.get(name) != value}:
             name, (new, old) = next(iter(odd.items()))
+            where = {"model": " (--folder)", "source": " (--source, or what it holds)"}.get(name, "")
             raise ValueError(
-                f"{path} was made with {name} {old}, and this run has {new}. Choose another --out, or remove the old parts."
+                f"{path} was made with {name}{where} {shown(old)}, and this run has {shown(new)}. Choose another --out, or "
+                f"remove the folder {folder}."
             )
         found.add(int(path.stem.removeprefix("part-")))
     return found
+
+
+def shown(value: str | None) -> str:
+    """A value of an origin in an error: of a fingerprint the beginning, and null for one that is missing."""
+    return "null" if value is None else value if len(value) < 64 else f"{value[:12]}..."
 
 
 class EmbeddingStore:
@@ -173,7 +181,8 @@ class EmbeddingStore:
         total = int(self.origin["parts"])
         if missing := sorted({part_path(folder, number) for number in range(total)} - set(self.paths)):
             raise ValueError(
-                f"{folder} is incomplete: {missing[0].name} of {total} parts is missing. Run the same `conan embed` again."
+                f"{folder} is incomplete: {missing[0].name} of {total} {plural(total, 'part')} is missing. "
+                "Run the same `conan embed` again."
             )
         self.tables = [pq.read_table(mapped(path)) for path in self.paths]
 

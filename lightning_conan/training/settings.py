@@ -154,8 +154,9 @@ class Training:
             default = setting.default if setting.default is not MISSING else {}  # of temperatures
             if setting.name in unused and (value := getattr(self, setting.name)) != default:
                 raise ValueError(
-                    f"training.{setting.name} must be {default} with {type(self.objective).__name__}, which does not use it, "
-                    f"got {value}. Set it to that (another YAML may have set it), or choose another training.objective."
+                    f"training.{setting.name} must be {'null' if default is None else default} "
+                    f"with {type(self.objective).__name__}, which does not "
+                    f"use it, got {value}. Set it to that (another YAML may have set it), or choose another training.objective."
                 )
 
     def temperature_of(self, modality: Modality) -> float:

@@ -24,8 +24,12 @@ def read(source: Path, how: Layout) -> Iterator[Line]:
             yield str(path), Fault(str(path), plain(name.with_suffix("")), "sample", f"{str(name)!r} {closed}")
         if closed or modality is None or modality == "text":
             continue
+        if not caption.is_file():
+            reason = f"{caption} is missing. Each media file needs its caption in a .txt file of the same name beside it."
+            yield str(path), Fault(str(path), plain(name.with_suffix("")), "query", reason)
+            continue
         try:
-            text = caption.read_text(encoding="utf-8", errors="strict").strip() if caption.is_file() else ""
+            text = caption.read_text(encoding="utf-8", errors="strict").strip()
         except UnicodeDecodeError as error:
             reason = f"{caption.name} is not UTF-8 ({error.reason})"
             yield str(path), Fault(str(path), plain(name.with_suffix("")), "sample", reason)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datamodules.sources.layout import Layout, Line, plain
+from datamodules.sources.manifest import check_split
 
 
 def read(source: Path, how: Layout) -> Iterator[Line]:
@@ -16,6 +17,8 @@ def read(source: Path, how: Layout) -> Iterator[Line]:
     """
     value = json.loads(source.read_text(encoding="utf-8"))
     splits = {video["video_id"]: video.get("split") for video in value["videos"]}
+    if how.split is not None:
+        check_split(source, how.split, {str(name or "no split") for name in splits.values()})
     for number, sentence in enumerate(value["sentences"]):
         video = sentence["video_id"]
         if how.split is None or splits.get(video) == how.split:

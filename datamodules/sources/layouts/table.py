@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.sources.layout import Layout, Line, owner, plain, read_rows
+from datamodules.sources.manifest import check_split
 from lightning_conan.items import Media
 
 
@@ -16,10 +17,14 @@ def read(source: Path, how: Layout) -> Iterator[Line]:
         source: File or folder.
         how: Options of reading.
     """
+    splits: set[str] = set()
     for number, (where, row) in enumerate(read_rows(source)):
+        splits.add(str(row.get("split") or "no split"))
         if how.split is not None and row.get("split") != how.split:
             continue
         yield where, line_of(row, f"{number:08d}", source, how)
+    if how.split is not None:
+        check_split(source, how.split, splits)
 
 
 def line_of(row: Mapping[str, Any], key: str, source: Path, how: Layout) -> dict[str, Any]:

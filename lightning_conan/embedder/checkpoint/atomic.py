@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, State, read_provenance
+from lightning_conan.files import warn_replaced
 from lightning_conan.items import Modality
 
 
@@ -42,6 +43,7 @@ def whole_folder(folder: Path, state: State, modality: Modality | None = None) -
         for path in [*scratch.rglob("*"), scratch]:
             sync(path)
         if folder.exists():
+            warn_replaced(folder)
             folder.rename(old)
             try:
                 scratch.rename(folder)

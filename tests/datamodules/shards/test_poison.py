@@ -26,7 +26,7 @@ TABLE = Path(__file__).parents[3] / "docs" / "broken-samples.md"
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in TABLE.read_text().splitlines()
-    if re.search(r"\| (handled|left out) \|", line)
+    if re.search(r"\| (handled|skipped) \|", line)
 ]
 
 
@@ -192,8 +192,8 @@ POISON = {
     "ASF that names no rate": lambda: Media("video", film("asf", "mpeg4"), "a.wmv"),
     "raw H.264, without times": lambda: Media("video", film("h264"), "a.h264"),
     "video whose first track is a still": lambda: Media("video", film("matroska", still=True), "a.mkv"),
-    "part of a video before its pictures begin": lambda: Media("video", late(), "a.mkv", start=0.2, end=0.8),
-    "part of a sound before it begins": lambda: Media("audio", late(), "a.mkv", start=0.2, end=0.8),
+    "part of a video before its first frame": lambda: Media("video", late(), "a.mkv", start=0.2, end=0.8),
+    "part of an audio clip before its first sample": lambda: Media("audio", late(), "a.mkv", start=0.2, end=0.8),
     "MP4 without frames": lambda: Media("video", empty_mp4(), "a.mp4"),
     "MP4 without sound, asked for its sound": lambda: Media("audio", mp4(), "a.mp4"),
     "PDF of nonsense": lambda: Media("document", b"%PDF-1.7 nonsense", "a.pdf"),
@@ -219,7 +219,7 @@ def test_a_poisoned_sample(tmp_path, processor, name, outcome, reason):
     batch = Encoder({"set": ShardSet(tmp_path / "set")}, processor)(Slot("set", (0, 1)))
     assert "good" in batch.keys
     assert ("bad" in batch.keys) == (outcome == "handled")
-    if outcome == "left out":
+    if outcome == "skipped":
         (fault,) = map(json.loads, batch.faults)
         assert fault["key"] == "bad"
         assert reason in fault["reason"]

@@ -202,7 +202,7 @@ def test_a_table_packs_from_the_command_line(tmp_path, capsys):
     write_csv(tmp_path / "t.csv", [{"words": "noise", "file": "a.png"}])
     words = ["--read.layout", "table", "--read.query", '{"text": "words"}', "--read.target", '{"image": "file"}']
     assert main(["pack", str(tmp_path / "t.csv"), "--out", str(tmp_path / "packed"), *words, "--validate", "true"]) == 0
-    assert "1 pairs (t 1), 0 quarantined" in capsys.readouterr().out
+    assert "1 pair (t 1), 0 quarantined" in capsys.readouterr().out
 
 
 def test_a_source_of_another_layout_is_one_error(tmp_path):

@@ -46,7 +46,7 @@ def test_a_folder_of_media_becomes_one_row_each(base, media, tmp_path, capsys):
     assert embed(base, media, tmp_path / "out", "--precision", "float32", "--rows_per_part", "4") == 0
     captured = capsys.readouterr()
     assert "9 embeddings of 128 entries in 3 parts, 9 of them new" in captured.out
-    assert "skipped 1 invalid items" in captured.err
+    assert "skipped 1 invalid item," in captured.err
     found = rows(tmp_path / "out")
     assert sorted(found) == sorted(
         [*(f"{r}.png" for r in range(3)), *(f"sub/{r}.FLAC" for r in range(3)), *(f"note{r}.txt" for r in range(3))]

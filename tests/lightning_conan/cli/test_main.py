@@ -156,10 +156,13 @@ def test_sigterm_saves_and_last_goes_on(base, world, tmp_path):
         time.sleep(0.2)
     time.sleep(3)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143, process.stderr.read().decode()[-2000:]
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 143, said[-2000:]
     assert not (tmp_path / "out").exists()
     step = torch.load(checkpoint, weights_only=True)["global_step"]
     assert step > 0
+    assert f"saved step {step:,} in {checkpoint}. Resume with --ckpt_path last." in said
+    assert "weights_only" not in said
     resumed = fit("specialist", tmp_path, base, world / "image", "--ckpt_path", "last", "--trainer.max_steps", str(step + 2))
     assert main(resumed) == 0
     assert read_provenance(tmp_path / "out").notes["steps"] == step + 2

@@ -101,7 +101,7 @@ def test_a_part_of_an_earlier_version_without_a_fact_is_another(tmp_path):
     pq.write_table(
         table.replace_schema_metadata({name: value for name, value in table.schema.metadata.items() if name != b"dim"}), path
     )
-    with pytest.raises(ValueError, match="was made with dim None, and this run has 4"):
+    with pytest.raises(ValueError, match="was made with dim null, and this run has 4"):
         finished_parts(tmp_path, ORIGIN)
 
 
