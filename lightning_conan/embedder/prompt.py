@@ -1,7 +1,6 @@
 """Prompt of an item, piece by piece, before it becomes token ids."""
 
 from dataclasses import dataclass, field
-from typing import Self
 
 from torch import Tensor
 
@@ -27,7 +26,7 @@ class PromptBuilder:
     opening: int = 0
 
     @classmethod
-    def begin(cls, instruction: str, role: str = "user") -> Self:
+    def begin(cls, instruction: str, role: str = "user") -> "PromptBuilder":
         """Writes the chat template up to the first turn's content.
 
         Args:
