@@ -1,6 +1,7 @@
 """Measures how long the trainer waits for data."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -43,7 +44,7 @@ class DataMonitor(Callback):
         else:
             self.waited += passed
         self.saved = False
-        self.pairs += len(batch)
+        self.pairs += len(batch["query"] if isinstance(batch, Mapping) else batch)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:

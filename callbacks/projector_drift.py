@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from callbacks.stage_check import as_stage
 from lightning_conan.drift import holding, layer_cosines, token_states
-from lightning_conan.embedder import Batch, Encoded, load_folder
+from lightning_conan.embedder import Encoded, load_folder
 from lightning_conan.files import whole_file
 from lightning_conan.items import Modality
 from lightning_conan.training.collectives import most
@@ -63,9 +63,9 @@ class ProjectorDrift(Callback):
         self.history = [(step, values) for step, values in state_dict["history"]]
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        if not self.items and batch.modality == self.modality:
-            found = holding(as_stage(pl_module, self).embedder, list(batch.items()), self.modality)[: self.count]
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self.items and (pairs := as_stage(pl_module, self).as_pairs(batch, batch_idx)).modality == self.modality:
+            found = holding(as_stage(pl_module, self).embedder, list(pairs.items()), self.modality)[: self.count]
             if most(-len(found), pl_module.device) == 0:  # some rank's are all broken
                 return
             self.items = found
@@ -77,7 +77,7 @@ class ProjectorDrift(Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.items and trainer.global_step % self.every_n_steps == 0:
             self.watch(pl_module)

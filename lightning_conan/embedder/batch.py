@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.items import Modality, Side
@@ -14,7 +15,7 @@ class Batch:
     Args:
         task: The task that all pairs share.
         modality: The specialist that owns it.
-        keys: Each pair's key.
+        keys: Each pair's key; empty where the data has none.
         queries: Encoded queries.
         targets: Encoded targets, row for row.
         negatives: Hard negatives of each query, possibly none.
@@ -49,6 +50,10 @@ class Batch:
         """Content hashes of ``items()``."""
         return [*self.query_hashes, *self.target_hashes, *self.negative_hashes]
 
+    def to(self, device: Any) -> "Batch":
+        """Returns the batch itself, as Lightning asks of what it moves: chunks are moved when they are computed."""
+        return self
+
 
 @dataclass(frozen=True)
 class ItemBatch:
@@ -58,7 +63,7 @@ class ItemBatch:
         part: Number of the output part.
         side: Side of a search, query or target.
         rows: Row of each item in the whole.
-        keys: Each item's key.
+        keys: Each item's key; empty where the data has none.
         modalities: Modalities of each item, such as ``image+text``.
         items: The encoded items.
         faults: JSON lines of the items that were skipped.
@@ -71,3 +76,7 @@ class ItemBatch:
     modalities: list[str]
     items: list[Encoded]
     faults: list[str]
+
+    def to(self, device: Any) -> "ItemBatch":
+        """Returns the batch itself, as Lightning asks of what it moves: chunks are moved when they are computed."""
+        return self

@@ -76,7 +76,7 @@ class Specialist(Stage):
             )
 
     @override
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def check_batch(self, batch: Batch) -> None:
         if batch.modality != self.modality:
             raise ValueError(
                 f"The data of the {self.modality} specialist must hold {self.modality} pairs only, got the {batch.modality} task "

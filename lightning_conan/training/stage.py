@@ -3,6 +3,7 @@
 import logging
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from typing_extensions import override
 
 from lightning_conan.embedder import Batch, Chunk, ChunkOutput, Encoded
@@ -29,18 +30,19 @@ from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.training.budgets import TokenBudgets, pack_chunks
 from lightning_conan.training.collectives import gather_pairs, leave_gradients_alone, sum_gradients, total
 from lightning_conan.training.guard import StepGuard
+from lightning_conan.training.hyperparameters import plain
 from lightning_conan.training.negatives import NegativeWatch
 from lightning_conan.training.optimizers import go_on_with, make_optimizer, optimizer_settings
 from lightning_conan.training.probing import fitting_budget, trained_bytes
+from lightning_conan.training.resuming import Resuming
 from lightning_conan.training.settings import TOWERS, Training
 from lightning_conan.training.sharding import clip_gradients, sync_gradients
 from lightning_conan.training.temperatures import LogTemperatures
-from lightning_conan.training.weights import Weights
 
 log = logging.getLogger(__name__)
 
 
-class Stage(Weights):
+class Stage(Resuming):
     """Scores a checkpoint folder unchanged; subclasses define what trains.
 
     Args:
@@ -69,10 +71,25 @@ class Stage(Weights):
             scalars = {name: nn.Parameter(torch.tensor(float(value))) for name, value in start.items()}
             self.objective_scalars = nn.ParameterDict(scalars)
 
+    @property
+    def lr(self) -> float:
+        """Peak learning rate, by the name that Lightning's ``Tuner`` sets."""
+        return self.training_settings.lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.training_settings = replace(self.training_settings, lr=value)
+        self.hparams["training"] = plain(self.training_settings)
+
+    @override
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and not self.global_step:  # as after a search for a learning rate, which restores what was before
+            self.trained_names = frozenset()
+
     @override
     def metadata(self) -> dict[str, Any]:
         dims = self.training_settings.matryoshka_dims
-        found: dict[str, Any] = {"steps": self.global_step, "seen": dict(sorted(self.seen.items()))}
+        found: dict[str, Any] = {"steps": self.global_step or self.steps_before, "seen": dict(sorted(self.seen.items()))}
         if self.best:
             found["best"] = self.best
         if dims:
@@ -105,14 +122,16 @@ class Stage(Weights):
     # Training
 
     @override
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         leave_gradients_alone(self.trainer.strategy.model)  # Lightning turns DDP's sums on again after every step
+        batch = self.as_pairs(batch, batch_idx)
+        self.check_batch(batch)
         if not self.has_contrast(batch):
-            self.guard.count_idle(batch, int(self.trainer.num_training_batches))
-            return
+            self.guard.count_idle(batch, self.trainer.num_training_batches)
+            return None
         self.guard.idle = 0
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
+        assert isinstance(scheduler, LRScheduler), "configure_optimizers makes one scheduler, or the search for a learning rate"
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
         if self.watch is not None:
             batch = self.watch.choose(batch)
@@ -126,7 +145,8 @@ class Stage(Weights):
             self.log_temperatures.clamp()
         self.after_step()
         scheduler.step()
-        self.log_step(batch, value, norm, scheduler.get_last_lr()[0])
+        self.log_step(batch, value, norm, float(optimizer.param_groups[0]["lr"]))
+        return value.detach()
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
         """Computes the gradients of what trains, summed over the ranks; returns the loss of all ranks."""
@@ -191,6 +211,9 @@ class Stage(Weights):
         return share * self.training_settings.objective(pairs, self.contrast(batch), own)
 
     # Hooks of subclasses, besides those of Weights
+
+    def check_batch(self, batch: Batch) -> None:
+        """Runs before each step; a subclass may refuse a batch, or choose what trains in this step."""
 
     def has_contrast(self, batch: Batch) -> bool:
         """True if there is anything to contrast: two pairs on all ranks together, or one and a hard negative."""

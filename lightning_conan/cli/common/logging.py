@@ -16,7 +16,7 @@ def quiet_libraries() -> None:
         r".*dataloader is not resumable.*",  # the data module resumes, not its loader
         r".*eval mode at the start of training.*",  # frozen parts are in eval mode on purpose
         r".*args parameter is intended to run from within Python.*",  # that is how main() is made
-        r".*Total length of `list` across ranks is zero.*",  # validation is optional
+        r".*Total length of `dict` across ranks is zero.*",  # validation is optional
         r".*Using ModelCheckpoint with manual optimization.*",  # it saves between steps
         r".*is_gradient_checkpointing.*",
         r".*treespec.*",
