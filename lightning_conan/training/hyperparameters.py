@@ -1,36 +1,40 @@
 """Options of a stage as plain values, for loggers and .ckpt files, and a stage from them."""
 
 import inspect
+from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 from lightning import LightningModule
-from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
-from lightning.pytorch.utilities.parsing import collect_init_args
 
 CLASS = "_class_path"
 """Key of the stage's class, as LightningCLI has it."""
 StageT = TypeVar("StageT", bound=LightningModule)
 
 
-def given_options(stage: LightningModule, frame: FrameType | None) -> dict[str, Any]:
-    """Options that a stage is being made with, as plain values: numbers, strings, lists and dictionaries.
+def given_options(kind: type[LightningModule], args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a stage is made with, defaults included, as plain values: numbers, strings, lists and dictionaries.
 
     Args:
-        stage: The stage, whose ``__init__`` runs.
-        frame: Frame of the base class' ``__init__``.
+        kind: The stage's class.
+        args: Positional arguments of its ``__init__``.
+        named: Its keyword arguments.
     """
-    assert frame is not None, "Python has frames"
-    options: dict[str, Any] = {}
-    for given in collect_init_args(frame, [], classes=(HyperparametersMixin,)):
-        options |= given  # from the base up to the class itself, whose own hold
-    taken = inspect.signature(type(stage).__init__).parameters
-    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-    own = {name: plain(value) for name, value in options.items() if free or name in taken}
-    return {CLASS: class_path(type(stage)), **own}
+    signature = inspect.signature(kind.__init__)
+    try:
+        bound = signature.bind_partial(None, *args, **named)
+    except TypeError:  # which __init__ itself tells best
+        return {}
+    bound.apply_defaults()
+    found = dict(list(bound.arguments.items())[1:])
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= found.pop(parameter.name, {})
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            found.pop(parameter.name, None)
+    return {CLASS: class_path(kind), **{name: plain(value) for name, value in found.items()}}
 
 
 def class_path(kind: type) -> str:
@@ -80,7 +84,11 @@ def stage_from(kind: type[StageT], options: Mapping[str, Any]) -> StageT:
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(known.get(wanted, kind), "stage", fail_untyped=False)
-    made: StageT = parser.instantiate_classes(parser.parse_object({"stage": found})).stage
+    try:
+        parsed = parser.parse_object({"stage": found})
+    except ArgumentError as error:
+        raise ValueError(f"Options of {known.get(wanted, kind).__name__} must be those of its class: {error}.") from error
+    made: StageT = parser.instantiate(parsed).stage
     return made
 
 

@@ -1,6 +1,5 @@
 """Embedding of items with a checkpoint folder's model, in a Trainer or without one."""
 
-import inspect
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,10 +101,17 @@ class Inference(LightningModule):
 
     embedder: OmniEmbedder
     modality: Modality | None = None
+    given: dict[str, Any]
+
+    def __new__(cls, *args: Any, **options: Any) -> "Inference":
+        """Notes the options of a subclass, whatever it passes on."""
+        stage: Inference = super().__new__(cls)
+        object.__setattr__(stage, "given", given_options(cls, args, options))
+        return stage
 
     def __init__(self, folder: Path, training: Training, decoding: Decoding = Decoding()) -> None:  # noqa: B008  # frozen
         super().__init__()
-        self.save_hyperparameters(given_options(self, inspect.currentframe()))
+        self.save_hyperparameters(self.given)
         self.folder, self.training_settings, self.decoding = Path(folder), training, decoding
         self.provenance = read_provenance(self.folder)
         self.processor: OmniProcessor = load_processor(self.folder)

@@ -55,6 +55,7 @@ class Resuming(Weights):
         stage.prepare()
         stage.on_load_checkpoint(checkpoint)
         stage.load_state_dict(checkpoint["state_dict"], strict=False)  # on_load_checkpoint was strict
+        stage.has_trained = True
         stage.steps_before = int(checkpoint["global_step"])
         stage.after_loading()
         return stage.to(device).eval()

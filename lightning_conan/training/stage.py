@@ -84,7 +84,7 @@ class Stage(Resuming):
     @override
     def teardown(self, stage: str) -> None:
         if stage == "fit" and not self.global_step:  # as after a search for a learning rate, which restores what was before
-            self.trained_names = frozenset()
+            self.has_trained = False
 
     @override
     def metadata(self) -> dict[str, Any]:
@@ -140,6 +140,7 @@ class Stage(Resuming):
         norm = clip_gradients(self.trained().values(), self.training_settings.clip_norm)
         if self.guard.skips(norm, batch, self.global_step):  # a step of zero keeps Lightning's count and ours together
             optimizer.zero_grad()
+        self.has_trained = True
         optimizer.step()
         if self.log_temperatures is not None:
             self.log_temperatures.clamp()

@@ -43,6 +43,7 @@ class Weights(Scoring):
         super().__init__(folder, training, decoding)
         self.adapters: Adapters | None = None
         self.trained_names: frozenset[str] = frozenset()
+        self.has_trained = False
 
     # Hooks of subclasses
 
@@ -71,7 +72,7 @@ class Weights(Scoring):
     def configure_model(self) -> None:
         fitting = self.trainer.training or self.trainer.state.fn == "fit"
         if not hasattr(self, "embedder") or fitting:
-            if self.trained_names:  # its adapters may be merged by now, its constants closed
+            if self.has_trained:  # its adapters may be merged by now, its constants closed
                 raise ValueError(
                     "A stage trains once, and this one has, or was loaded from a .ckpt. Make a new one, of the folder that it began "
                     "with or wrote; fit(ckpt_path=...) resumes a run."
