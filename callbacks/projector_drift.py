@@ -76,9 +76,7 @@ class ProjectorDrift(Callback):
             self.watch(pl_module)
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.items and trainer.global_step % self.every_n_steps == 0:
             self.watch(pl_module)
 

@@ -65,7 +65,10 @@ class Rows(LightningDataModule):
         return {"mine": DataLoader(self.rows, batch_size=self.batch, collate_fn=columns)}
 
     def test_dataloader(self):
-        return [DataLoader(self.rows, batch_size=self.batch, collate_fn=columns), DataLoader(self.rows[:4], batch_size=4, collate_fn=columns)]
+        return [
+            DataLoader(self.rows, batch_size=self.batch, collate_fn=columns),
+            DataLoader(self.rows[:4], batch_size=4, collate_fn=columns),
+        ]
 
     def predict_dataloader(self):
         return DataLoader([row["query"] for row in self.rows], batch_size=4, collate_fn=list)
@@ -83,7 +86,9 @@ def stage_of(kind, folders, **training):
     if kind == "rehearsal":
         return Rehearsal(folders["recovered"], settings, SMALL), Rows()
     if kind == "trace":
-        return Trace(folders["base"], settings, SMALL, query_hint="", target_hint="", decoding=Decoding("direct")), Rows(reasoning="it is red")
+        return Trace(folders["base"], settings, SMALL, query_hint="", target_hint="", decoding=Decoding("direct")), Rows(
+            reasoning="it is red"
+        )
     return Fused(folders["recipe"], settings), Rows()
 
 
@@ -112,5 +117,5 @@ def on_ranks(kind, folders, root, strategy):
     scores = {name: float(value) for name, value in runner.callback_metrics.items() if name.startswith("val/")}
     runner = trainer(root, 2, ranks=world, **options)
     scores |= runner.test(stage, rows, verbose=False)[0]
-    keys = [key for found in runner.predict(stage, rows) for key in found.keys]  # noqa: SIM118  # a field, no mapping's
+    keys = [key for found in runner.predict(stage, rows) for key in found.keys]  # a field, no mapping's
     return record.losses, scores, keys

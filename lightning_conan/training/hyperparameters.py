@@ -56,7 +56,9 @@ def plain(value: Any) -> Any:
         return [plain(entry) for entry in value]
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    options = {field.name: plain(getattr(value, field.name)) for field in fields(value) if field.init} if is_dataclass(value) else {}
+    options = (
+        {field.name: plain(getattr(value, field.name)) for field in fields(value) if field.init} if is_dataclass(value) else {}
+    )
     if is_dataclass(value) and type(value).__bases__ == (object,):
         return options
     return {"class_path": class_path(type(value)), "init_args": options}

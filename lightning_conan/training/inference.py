@@ -219,7 +219,9 @@ class Inference(LightningModule):
         if isinstance(found, list | tuple):
             found = self.collate.items(found)
         if not isinstance(found, Batch | ItemBatch):
-            raise misfit("A loader to predict from must yield lists of items, dictionaries of lists or batches", found, "Use one.")
+            raise misfit(
+                "A loader to predict from must yield lists of items, dictionaries of lists or batches", found, "Use one."
+            )
         keys = found.keys if any(found.keys) else self.row_keys(len(found.keys), batch_idx, dataloader_idx)
         if isinstance(found, Batch):
             return EmbeddedPairs(keys, self.embed_queries(found.queries), self.embed_encoded(found.targets))

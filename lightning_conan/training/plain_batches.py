@@ -93,7 +93,9 @@ class Collate:
         if len(found) == len(SIDES):
             return self.pairs(columns)
         if odd := [name for name in columns if name not in ("key", *found)]:
-            raise ValueError(f"Items that are embedded alone have no {odd[0]!r}, got {[*columns]}. Leave it out, or add the target.")
+            raise ValueError(
+                f"Items that are embedded alone have no {odd[0]!r}, got {[*columns]}. Leave it out, or add the target."
+            )
         return self.items(as_list(found[0], columns[found[0]]), found[0], columns.get("key"))
 
     def pairs(self, columns: Mapping[str, Any]) -> Batch:
@@ -194,7 +196,7 @@ class Collate:
             turns = self.reader.turns(value)
             kinds = kinds_of([part for _, parts in turns for part in parts])
             return EncodedInput(self.reader.encode_turns(turns, side), content_hash(turns), kinds)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise ValueError(
                 f"{what} cannot be encoded: {error} Leave it out, or pack the data (`conan pack`) and use "
                 "datamodules.SpecialistData, which skips and lists such pairs."

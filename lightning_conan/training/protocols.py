@@ -1,7 +1,6 @@
 """Contracts between stages, data modules and callbacks, which Lightning hands to each other untyped."""
 
 from collections.abc import Iterable, Mapping, Sized
-from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from lightning import LightningModule, Trainer
@@ -92,7 +91,11 @@ def data_sets(trainer: Trainer) -> list[str]:
     combined = loops[trainer.state.fn.value]._combined_loader  # val_dataloaders may be those of an earlier fit
     assert combined is not None, "loaders are made before the epoch starts"
     found = combined.iterables
-    names = [str(name) for name in found] if isinstance(found, Mapping) else [str(number) for number in range(len(combined.flattened))]
+    names = (
+        [str(name) for name in found]
+        if isinstance(found, Mapping)
+        else [str(number) for number in range(len(combined.flattened))]
+    )
     if len(names) != len(combined.flattened) or combined._mode != "sequential":
         raise ValueError(
             f"Data sets are scored one after the other: loaders must be one, a list or a dictionary of loaders, got {names}, "

@@ -36,7 +36,7 @@ class Resuming(Weights):
             options: Options of the stage that differ from the run's, such as ``folder`` where that has moved.
 
         Raises:
-            ValueError: The checkpoint folder is not there or another one, the options do not fit, or the .ckpt is of another class.
+            ValueError: The checkpoint folder is missing or another one, the options do not fit, or the .ckpt is of another class.
         """
         device = torch.device(map_location or "cpu")
         checkpoint = torch.load(checkpoint_path, map_location=device, weights_only=True)
@@ -44,14 +44,16 @@ class Resuming(Weights):
         folder = given.get("folder")
         if isinstance(folder, str) and not Path(folder).is_dir():
             raise ValueError(
-                f"{checkpoint_path} holds what trained on top of the checkpoint folder {folder}, which does not exist. Name it where "
-                "it is now: load_from_checkpoint(path, folder=...)."
+                f"{checkpoint_path} holds what trained on top of the checkpoint folder {folder}, which does not exist. Name it "
+                "where it is now: load_from_checkpoint(path, folder=...)."
             )
         try:
             stage = stage_from(cls, given)
             stage.load_model(fitting=True)
         except ValueError as error:
-            raise ValueError(f"{checkpoint_path} cannot be loaded: {error} Pass options that have changed, such as folder=.") from error
+            raise ValueError(
+                f"{checkpoint_path} cannot be loaded: {error} Pass options that have changed, such as folder=."
+            ) from error
         stage.prepare()
         stage.on_load_checkpoint(checkpoint)
         stage.load_state_dict(checkpoint["state_dict"], strict=False)  # on_load_checkpoint was strict
@@ -82,7 +84,9 @@ class Resuming(Weights):
                 "stage.load_from_checkpoint(path) makes a stage of it."
             )
         if checkpoint.get("folder") != self.provenance.fingerprint:
-            raise ValueError(f"This .ckpt resumes a run that started from another folder than {self.folder}. Name that one (folder=).")
+            raise ValueError(
+                f"This .ckpt resumes a run that started from another folder than {self.folder}. Name that one (folder=)."
+            )
         now = self.made_with()
         before = checkpoint.get("made_with", now)  # not in those of earlier versions
         if changed := [name for name in now if before.get(name, now[name]) != now[name]]:

@@ -17,8 +17,8 @@ from lightning_conan.training.sharding import FSDP2Strategy
 PRECISIONS = ("32-true", "bf16-mixed")
 CLIP = "Set clip_norm of lightning_conan.training.Training (model.init_args.training.clip_norm)."
 BATCH = (
-    "Set a larger batch_size (data.init_args.batch_size): chunks of token_budget tokens are in memory at once, and all pairs of a "
-    "batch are each other's negatives."
+    "Set a larger batch_size (data.init_args.batch_size): chunks of token_budget tokens are in memory at once, and all pairs of "
+    "a batch are each other's negatives."
 )
 OPTIONS = {"gradient_clip_val": (None, CLIP), "gradient_clip_algorithm": (None, CLIP), "accumulate_grad_batches": (1, BATCH)}
 """Options for modules that leave optimizing to Lightning: their default, and ours instead."""
@@ -52,6 +52,6 @@ def check_trainer(trainer: Trainer) -> None:
                 raise ValueError(f"{reason} Leave {type(callback).__name__} out.")
         if isinstance(callback, LearningRateFinder) and not callback._early_exit:
             raise ValueError(
-                "A learning rate is searched before the run whose schedule it scales, not within it. Leave LearningRateFinder out "
-                "and call Tuner(trainer).lr_find(stage, ...) before fit."
+                "A learning rate is searched before the run whose schedule it scales, not within it. Leave LearningRateFinder "
+                "out and call Tuner(trainer).lr_find(stage, ...) before fit."
             )
