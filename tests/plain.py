@@ -4,6 +4,7 @@ import io
 import os
 
 from lightning import Callback, LightningDataModule
+from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -119,3 +120,13 @@ def on_ranks(kind, folders, root, strategy):
     scores |= runner.test(stage, rows, verbose=False)[0]
     keys = [key for found in runner.predict(stage, rows) for key in found.keys]  # a field, no mapping's
     return record.losses, scores, keys
+
+
+def early_stop_on_ranks(folder, root):
+    """The epoch at which this rank stops, by a score that cannot improve."""
+    rows = [{"query": f"query {row}", "target": f"target {row}"} for row in range(8)]
+    stop = EarlyStopping("val/recall@10", mode="max", patience=2)
+    runner = trainer(root, -1, stop, ranks=int(os.environ.get("WORLD_SIZE", 1)), strategy="ddp")
+    runner.fit_loop.max_epochs = 20
+    runner.fit(Specialist(folder, "text", QUICK, SMALL), DataLoader(rows, batch_size=2), DataLoader(rows, batch_size=2))
+    return stop.stopped_epoch

@@ -1,6 +1,8 @@
 """Every stage as a plain LightningModule: a user's own data module and loaders, of texts, PIL images and arrays."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from lightning_conan.training.plain_batches import Collate
 from runs import Record, Stop, data, noisy_recipe, state, trainer
 from samples import flac, png
 
+PAGE = Path(__file__).parents[1] / "docs" / "lightning.md"
 WORDS = {"query": ["red", "one", "dog"], "target": ["rot", "eins", "Hund"]}
 
 
@@ -89,14 +92,12 @@ def test_every_stage_is_loaded_from_its_ckpt(trained, tmp_path):
     torch.testing.assert_close(merged, stage(rows, "target"), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("kind", ["image", "recovery"])
-def test_two_ranks_train_and_score_as_one(kind, strategy, folders, tmp_path):
-    losses, scores, keys = on_ranks(kind, folders, tmp_path / "one", "auto")
-    ranks = values(on_ranks, kind, folders, tmp_path / "two", strategy)
-    assert all(found[0] == pytest.approx(losses, rel=1e-4) for found in ranks)
-    assert all(found[1] == pytest.approx(scores, abs=1e-3) for found in ranks)
-    assert sorted(ranks[0][2] + ranks[1][2], key=int) == keys == [str(row) for row in range(6)]
+def test_two_ranks_recover_as_one(folders, tmp_path):
+    """A stage that caches nothing and trains its projector alone, in shards; ``test_lightning_features.py`` has a specialist."""
+    losses, scores, _ = on_ranks("recovery", folders, tmp_path / "one", "auto")
+    for found in values(on_ranks, "recovery", folders, tmp_path / "two", "fsdp2"):
+        assert found[0] == pytest.approx(losses, rel=1e-4)
+        assert found[1] == pytest.approx(scores, abs=1e-3)
 
 
 def test_plain_batches_train_as_packed_ones_do(base, world, tmp_path):
@@ -373,3 +374,17 @@ def test_a_loaded_stage_is_scored_and_trains_no_more(saved, tmp_path):
     assert trainer(tmp_path, 1).test(stage, loader, verbose=False)[0]["test/recall@10"] == 100
     with pytest.raises(ValueError, match=r"or was loaded from a .ckpt"):
         trainer(tmp_path, 1).fit(stage, loader)
+
+
+def test_the_pages_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    exec(block, scope := {})
+    assert scope["scores"]["test/recall@1"] == scope["scores"]["test/gray/recall@1"]
+    assert scope["found"].keys == [f"g{row}" for row in range(6)]
+    assert scope["vectors"].shape == (2, 128)
+    model, processor, provenance = load_folder(tmp_path / "image")
+    assert (provenance.state, provenance.notes["steps"] > 0) == ("specialist", True)
+    with torch.no_grad():
+        written = model.embed([processor(Item(("a gray square",)))])
+    torch.testing.assert_close(written, scope["vectors"][:1], atol=1e-5, rtol=0)

@@ -265,9 +265,10 @@ class Stage(Resuming):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings = self.training_settings
         optimizer = make_optimizer(self.trained().values(), settings)
-        if not math.isfinite(steps := self.trainer.estimated_stepping_batches):
+        if not 0 <= (steps := self.trainer.estimated_stepping_batches) < math.inf:
             raise ValueError(
-                "The learning rate falls over the run, whose length must be known. Set trainer.max_steps or max_epochs."
+                "The learning rate falls over the run, whose length must be known. Set trainer.max_steps or max_epochs, for a "
+                "loader without a length max_steps."
             )
         self.check_length(int(steps))
         scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, int(steps)))
