@@ -1,4 +1,4 @@
-"""What a user of plain Lightning writes: a data module of one's own, rows in memory, and runs on them, on one rank or several."""
+"""Code of a user of plain Lightning: a data module of one's own, rows in memory, and runs on them, on one rank or several."""
 
 import io
 import os

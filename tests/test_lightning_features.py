@@ -1,4 +1,4 @@
-"""What a Trainer offers: right with a stage, or refused with what to use instead; the table of docs/lightning.md, row by row."""
+"""Features of a Trainer: right with a stage, or refused with what to use instead; the table of docs/lightning.md, row by row."""
 
 import csv
 import re

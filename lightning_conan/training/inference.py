@@ -26,7 +26,7 @@ from lightning_conan.training.sharding import gather_weights, share_weights
 
 
 class EmbeddedItems(NamedTuple):
-    """What ``Trainer.predict`` returns for a batch of items.
+    """Result of ``Trainer.predict`` for a batch of items.
 
     Args:
         keys: The data's keys, or the numbers of the rows.
@@ -38,7 +38,7 @@ class EmbeddedItems(NamedTuple):
 
 
 class EmbeddedPairs(NamedTuple):
-    """What ``Trainer.predict`` returns for a batch of pairs.
+    """Result of ``Trainer.predict`` for a batch of pairs.
 
     Args:
         keys: The data's keys, or the numbers of the rows.

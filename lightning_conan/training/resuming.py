@@ -1,4 +1,4 @@
-"""What a .ckpt must have to resume a run, and a stage from a .ckpt alone."""
+"""Checks of a .ckpt that resumes a run, and a stage made of a .ckpt alone."""
 
 from pathlib import Path
 from typing import Any, TypeVar
