@@ -211,7 +211,7 @@ def test_profilers_see_the_steps(make, tmp_path, profiler):
 
 
 def test_anomalies_are_detected(make, tmp_path):
-    """What is trained is the same."""
+    """Losses stay the same."""
     found = []
     for detect in (False, True):
         losses = Losses()

@@ -1,8 +1,11 @@
 """Every stage as a plain LightningModule: a user's own data module and loaders, of texts, PIL images and arrays."""
 
+import pickle
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from callbacks import DataMonitor, FolderCheckpoint, ProjectorDrift
 from datamodules.shards.read import ShardSet
-from lightning_conan.embedder import OmniProcessor, Provenance, load_folder, save_folder, tiny_embedder
+from lightning_conan.embedder import Batch, OmniProcessor, Provenance, load_folder, save_folder, tiny_embedder
 from lightning_conan.items import Item, Media
 from lightning_conan.stages import ProjectorRecovery, Rehearsal, Specialist, Trace
 from lightning_conan.training import Stage
@@ -212,6 +215,22 @@ def test_rows_are_collated_as_torch_would_and_as_ours_does(base, tmp_path):
     assert own.keys == ["0", "1", "2", "3"]
     with pytest.raises(ValueError, match=r"audio specialist must hold audio pairs only, got the image task 'pairs'"):
         trainer(tmp_path, 1).fit(Specialist(base, "audio", QUICK, SMALL), DataLoader(rows, batch_size=4))
+
+
+def test_a_large_batch_crosses_from_a_worker(processor):
+    """Its thousands of tensors would take as many file descriptors; nothing of it changes on the way."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    rows = [{"query": f"query {row}", "target": f"target {row}", "negative": ["a", "b"]} for row in range(600)]
+    collate = pickle.loads(pickle.dumps(Stage.collate.fget(SimpleNamespace(processor=processor, modality=None))))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, limits[0]), limits[1]))
+    try:
+        (found,) = DataLoader(rows, batch_size=600, num_workers=1, collate_fn=collate)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    wanted = collate(rows)
+    assert all(torch.equal(one.input_ids, two.input_ids) for one, two in zip(found.items(), wanted.items(), strict=True))
+    assert (found.hashes(), found.keys, found.task) == (wanted.hashes(), wanted.keys, wanted.task)
+    assert type(found) is Batch
 
 
 def test_items_are_embedded_without_a_trainer(base, tiny, items):

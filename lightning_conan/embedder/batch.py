@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_conan.embedder.packed_tensors import send_packed
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.items import Modality, Side
 
@@ -80,3 +81,7 @@ class ItemBatch:
     def to(self, device: Any) -> "ItemBatch":
         """Returns the batch itself, as Lightning asks of what it moves: chunks are moved when they are computed."""
         return self
+
+
+for kind in (Batch, ItemBatch):
+    send_packed(kind)
