@@ -68,7 +68,7 @@ class Rows(LightningDataModule):
     def test_dataloader(self):
         return [
             DataLoader(self.rows, batch_size=self.batch, collate_fn=columns),
-            DataLoader(self.rows[:4], batch_size=4, collate_fn=columns),
+            DataLoader(self.rows[:5], batch_size=4, collate_fn=columns),
         ]
 
     def predict_dataloader(self):

@@ -289,6 +289,12 @@ def test_predictions_are_written(make, tmp_path):
     assert sorted(row for _, rows in writer.found for row in rows) == list(range(8))
 
 
+def test_one_loader_trains(make, tmp_path):
+    for several in ({"image": loader(), "text": loader()}, {"a": loader(), "b": loader()}):
+        with pytest.raises(ValueError, match=r"the batch of one loader, got those of several, \['.*batch_sampler"):
+            runner(tmp_path).fit(make(), several)
+
+
 class Stream(IterableDataset):
     """Rows without a length."""
 

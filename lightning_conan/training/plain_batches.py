@@ -78,6 +78,11 @@ class Collate:
         Raises:
             ValueError: A name that has no meaning, lists of several lengths, or an input that cannot be encoded.
         """
+        if any(isinstance(column, Mapping | Batch | ItemBatch) for column in columns.values()):
+            raise ValueError(
+                f"A step takes the batch of one loader, got those of several, {[*columns]}. Pass one loader, whose batch_sampler may "
+                "alternate, or datamodules.RehearsalData."
+            )
         if {*columns} <= {*MODALITIES, "key"} and not {*columns} <= {"key"}:
             kinds = [name for name in columns if name != "key"]
             rows = zip(*(as_list(name, columns[name]) for name in kinds), strict=True)
