@@ -96,7 +96,7 @@ def test_scoring_has_each_sample_once_over_all_ranks(on_rank, sizes, per_shard, 
 def test_workers_change_nothing(on_rank, workers, sizes, per_shard, batch, rank):
     alone, shared = (on_rank(sizes, per_shard, batch, rank, 2, count) for count in (0, workers))
     assert keys(alone.train_dataloader()) == keys(shared.train_dataloader())
-    assert keys(alone.val_dataloader()["val"]) == keys(shared.val_dataloader()["validate"])
+    assert keys(alone.val_dataloader()["val"]) == keys(shared.val_dataloader()["val"])
 
 
 @settings(FEW)
