@@ -80,8 +80,8 @@ class Collate:
         """
         if any(isinstance(column, Mapping | Batch | ItemBatch) for column in columns.values()):
             raise ValueError(
-                f"A step takes the batch of one loader, got those of several, {[*columns]}. Pass one loader, whose batch_sampler may "
-                "alternate, or datamodules.RehearsalData."
+                f"A step takes the batch of one loader, got those of several, {[*columns]}. Pass one loader, whose "
+                "batch_sampler may alternate, or datamodules.RehearsalData."
             )
         if {*columns} <= {*MODALITIES, "key"} and not {*columns} <= {"key"}:
             kinds = [name for name in columns if name != "key"]
