@@ -157,7 +157,7 @@ def test_equal_targets_are_no_negatives(base, tmp_path):
     [
         {"negative": [["blue", "green"], ["two"], []]},
         {"negative_1": ["blue", "two", None], "negative_2": ["green", None, None]},
-        {"negative_10": [None, None, None], "negative_2": ["green", None, None], "negative": ["blue", "two", None]},
+        {"negative_10": ["green", None, None], "negative_2": ["blue", "two", None], "negative": [None, None, None]},
     ],
     ids=str,
 )
