@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class DataMonitor(Callback):
         else:
             self.waited += passed
         self.saved = False
-        self.pairs += len(batch)
+        self.pairs += len(batch["query"] if isinstance(batch, Mapping) else batch)
         for part in getattr(batch, "parts", ()):
             self.seen[f"{part.modality}/{part.source}"] += len(part)
 

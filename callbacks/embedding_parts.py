@@ -71,7 +71,7 @@ class EmbeddingParts(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.pending.append((batch, shorten(outputs.float().cpu(), self.origin.dim)))
+        self.pending.append((batch, shorten(outputs.vectors.float().cpu(), self.origin.dim)))
         done = sum(len(part.rows) + len(part.faults) for part, _ in self.pending)
         if done == len(parted_data(trainer).numbers(batch.part)):
             self.write(batch.part)

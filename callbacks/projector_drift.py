@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from callbacks.stage_check import as_stage
 from lightning_conan.drift import holding, layer_cosines, token_states
-from lightning_conan.embedder import Batch, Encoded, MixedBatch, load_folder
+from lightning_conan.embedder import Encoded, load_folder
 from lightning_conan.files import whole_file
 from lightning_conan.items import Modality
 from lightning_conan.training.collectives import most
@@ -63,13 +63,12 @@ class ProjectorDrift(Callback):
         self.history = [(step, values) for step, values in state_dict["history"]]
 
     @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch | MixedBatch, batch_idx: int
-    ) -> None:
-        parts = [] if self.items else [part for part in batch.parts if part.modality == self.modality]
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        stage = as_stage(pl_module, self)
+        parts = [] if self.items else [part for part in stage.as_step(batch, batch_idx).parts if part.modality == self.modality]
         if parts:
             items = [item for part in parts for item in part.items()]
-            found = holding(as_stage(pl_module, self).embedder, items, self.modality)[: self.count]
+            found = holding(stage.embedder, items, self.modality)[: self.count]
             if most(-len(found), pl_module.device) == 0:  # some rank's are all broken
                 return
             self.items = found

@@ -1,7 +1,6 @@
 """Items for `predict`: a manifest or a folder of media, in parts that are each embedded once."""
 
 from pathlib import Path
-from typing import Any
 
 from lightning import LightningDataModule
 from typing_extensions import override
@@ -106,7 +105,3 @@ class EmbedData(LightningDataModule):
         slots = self.slots(self.trainer.global_rank, self.trainer.world_size)
         encoder = ItemEncoder(self.items, processor_of(self.trainer.lightning_module))
         return BatchLoader(lambda: slots, len(slots), encoder, self.num_workers)
-
-    @override
-    def transfer_batch_to_device(self, batch: ItemBatch, device: Any, dataloader_idx: int) -> ItemBatch:
-        return batch  # the model moves each chunk when it is due

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-EXTRAS = {"optuna": "alphas", "scipy": "alphas", "lmdb": "cache", "matplotlib": "plots"}
+EXTRAS = {"optuna": "alphas", "scipy": "alphas", "lmdb": "cache", "matplotlib": "plots", "sentence_transformers": "export"}
 """Extra by module, as in setup.cfg."""
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
@@ -208,28 +207,24 @@ class PairData(LightningDataModule):
         size = len(range(self.world[0], self.batch_size, self.world[1]))
         return UnindexedLoader(options, self.encoder("fit"), size, self.world, self.num_workers, seed)
 
-    def scoring_loaders(self, stage: str) -> list[BatchLoader[Batch]]:
-        """One loader a data set, in the order of their names in the configuration."""
+    def scoring_loaders(self, stage: str) -> dict[str, BatchLoader[Batch]]:
+        """One loader a data set, by name, in the order of the configuration."""
         rank, world = self.world
         encoder = self.encoder(stage)
-        loaders = []
+        loaders = {}
         for source, shards in self.sets[stage].items():
             slots = plan_scoring(shards.tasks, source, self.batch_size, rank, world)
             planned: Callable[[], list[Slot]] = lambda slots=slots: slots  # type: ignore[misc]  # noqa: E731
-            loaders.append(BatchLoader(planned, len(slots), encoder, self.num_workers, encoder.ahead))
+            loaders[source] = BatchLoader(planned, len(slots), encoder, self.num_workers, encoder.ahead)
         return loaders
 
     @override
-    def val_dataloader(self) -> list[BatchLoader[Batch]]:
+    def val_dataloader(self) -> dict[str, BatchLoader[Batch]]:
         return self.scoring_loaders("validate")
 
     @override
-    def test_dataloader(self) -> list[BatchLoader[Batch]]:
+    def test_dataloader(self) -> dict[str, BatchLoader[Batch]]:
         return self.scoring_loaders("test")
-
-    @override
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch  # a stage moves each chunk when it is due
 
     @override
     def on_before_batch_transfer(self, batch: Batch | MixedBatch, dataloader_idx: int) -> Batch | MixedBatch:

@@ -23,13 +23,6 @@ from lightning_conan.training.protocols import callbacks_of
 
 EFFORT = ("reasoned", "truncated", "tokens", "queries_per_second")
 
-INSTEAD = {
-    "gradient_clip_val": "model.init_args.training.clip_norm",
-    "gradient_clip_algorithm": "model.init_args.training.clip_norm",
-    "accumulate_grad_batches": "a larger data.init_args.batch_size: chunks of token_budget tokens are in memory at once",
-}
-"""Options of Lightning for stages that leave optimizing to it, and ours instead."""
-
 
 class SaveConfig(SaveConfigCallback):
     """Saves the run's options in ``default_root_dir``, whatever logger is used: all runs of W&B share one folder."""
@@ -62,9 +55,6 @@ class OmniCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         wanted = self._get(self.config_init, "trainer", default={})
-        for option, remedy in INSTEAD.items():  # Lightning would advise another stage
-            if (option, wanted.get(option)) not in ((option, None), ("accumulate_grad_batches", 1)):
-                raise ValueError(f"trainer.{option} must not be set: stages do that themselves. Set {remedy}.")
         callbacks = callbacks_of(trainer)
         resumable = any(isinstance(callback, ResumableCheckpoint) for callback in callbacks)
         if self.subcommand == "fit" and not resumable and wanted.get("enable_checkpointing") is not False:
@@ -122,7 +112,7 @@ def print_scores(metrics: Mapping[str, Tensor], prefix: str) -> None:
         metrics: Scalars by name, such as ``test/audio/forth/recall@1``; ``Trainer.callback_metrics``.
         prefix: ``test`` or ``val``: the names' first part. Others are skipped.
     """
-    rows = sorted({name.split("/")[1] for name in metrics if name.startswith(f"{prefix}/")})
+    rows = sorted({name.split("/")[1] for name in metrics if name.startswith(f"{prefix}/") and name.count("/") > 1})
     if not rows:
         return
     columns = ("recall@1", "recall@5", "recall@10", "ndcg@10", "mrr")

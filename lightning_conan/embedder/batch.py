@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_conan.embedder.packed_tensors import send_packed
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.items import Modality, Side
 
@@ -15,7 +16,7 @@ class Batch:
     Args:
         task: The task that all pairs share.
         modality: The specialist that owns it.
-        keys: Each pair's key.
+        keys: Each pair's key; empty where the data has none.
         queries: Encoded queries.
         targets: Encoded targets, row for row.
         negatives: Hard negatives of each query, possibly none.
@@ -56,6 +57,10 @@ class Batch:
     def hashes(self) -> list[str]:
         """Content hashes of ``items()``."""
         return [*self.query_hashes, *self.target_hashes, *self.negative_hashes]
+
+    def to(self, device: Any) -> "Batch":
+        """Returns the batch itself, as Lightning asks of what it moves: chunks are moved when they are computed."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class ItemBatch:
         part: Number of the output part.
         side: Side of a search, query or target.
         rows: Row of each item in the whole.
-        keys: Each item's key.
+        keys: Each item's key; empty where the data has none.
         modalities: Modalities of each item, such as ``image+text``.
         items: The encoded items.
         faults: JSON lines of the items that were skipped.
@@ -112,3 +117,11 @@ class ItemBatch:
     modalities: list[str]
     items: list[Encoded]
     faults: list[str]
+
+    def to(self, device: Any) -> "ItemBatch":
+        """Returns the batch itself, as Lightning asks of what it moves: chunks are moved when they are computed."""
+        return self
+
+
+for kind in (Batch, ItemBatch):
+    send_packed(kind)

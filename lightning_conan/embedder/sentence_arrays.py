@@ -221,7 +221,7 @@ def pixels_of(array: Any, axes: int, what: str) -> UInt8[Tensor, "*frames 3 heig
     """
     pixels = array.detach().cpu() if isinstance(array, Tensor) else array
     if str(pixels.dtype).removeprefix("torch.") == "uint8" and pixels.ndim == axes and 3 in (pixels.shape[-3], pixels.shape[-1]):
-        pixels = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.ascontiguousarray(pixels))
+        pixels = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.require(pixels, requirements=("C", "W")))
         return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
     frames = "frames, " if axes == 4 else ""
     raise ValueError(
@@ -236,7 +236,7 @@ def mono_of(array: Any) -> Float[Tensor, " samples"]:
     Raises:
         ValueError: No floats, another number of axes, no samples, or NaN or inf among them.
     """
-    samples = array if isinstance(array, Tensor) else np.asarray(array)
+    samples = array if isinstance(array, Tensor) else np.require(array, requirements="W")
     floats = samples.is_floating_point() if isinstance(samples, Tensor) else np.issubdtype(samples.dtype, np.floating)
     if not floats:
         raise ValueError(f"Samples must be floats between -1 and 1, got {samples.dtype}. Divide them by what is loudest.")

@@ -3,17 +3,21 @@
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
+from blake3 import blake3
 from sentence_transformers.base.modality import infer_modality, is_message_dict
 
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.embedder.processor import Decoded, OmniProcessor, Turn
 from lightning_conan.embedder.sentence_arrays import ArrayReader, is_image
-from lightning_conan.items import MODALITIES, Media, Medium, Side
+from lightning_conan.items import MODALITIES, Item, Media, Medium, Side
+from lightning_conan.media import Clip
 from lightning_conan.parsing import parse_media
 
 PAIR_ROLES = ("query", "document")
@@ -46,7 +50,18 @@ class InputReader:
         Raises:
             ValueError: It is of none of the library's forms, or one of its media is invalid or over a limit.
         """
-        turns = [*([("system", [prompt])] if prompt else []), *self.turns(value)]
+        return self.encode_turns([*([("system", [prompt])] if prompt else []), *self.turns(value)], side)
+
+    def encode_turns(self, turns: Sequence[Turn], side: Side) -> Encoded:
+        """Encodes turns of a chat, of which a first one of the system, if it is text, is the instruction.
+
+        Args:
+            turns: From ``turns``.
+            side: Side of a search, for the instruction's hint.
+
+        Raises:
+            ValueError: One of the media is too small to encode.
+        """
         role, parts = turns[0]
         if role != "system":
             return self.processor.encode_turns(turns, None, side)
@@ -175,3 +190,29 @@ def media_of(kind: Medium, entry: Mapping[str, Any]) -> Media:
         )
     whole = Path(path).absolute()
     return parse_media(kind, {**entry, "path": str(whole)}, Path(whole.anchor))
+
+
+def content_hash(turns: Sequence[Turn]) -> str:
+    """SHA-256 of decoded contents: equal for equal texts, pixels, frames and samples, whatever held them.
+
+    Texts alone, in one turn of the user, have the hash of their ``Item``.
+    """
+    if [role for role, _ in turns] == ["user"] and all(isinstance(part, str) for part in turns[0][1]):
+        return Item(tuple(part for part in turns[0][1] if isinstance(part, str))).content_hash()
+    digest = sha256()
+    for role, parts in turns:
+        digest.update(f"|turn:{role}".encode())
+        for part in parts:
+            digest.update(part_hash(part))
+    return digest.hexdigest()
+
+
+def part_hash(part: str | Decoded) -> bytes:
+    """Hash of a text, or of a decoded medium with its kind and shape."""
+    if isinstance(part, str):
+        kind, found = "text", blake3(part.encode())
+    else:
+        tensor = part.frames if isinstance(part, Clip) else part
+        kind = f"{tuple(tensor.shape)}:{tensor.dtype}:{part.seconds if isinstance(part, Clip) else None}"
+        found = blake3(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return f"|{kind}:{found.hexdigest()}".encode()

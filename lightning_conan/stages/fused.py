@@ -137,6 +137,7 @@ class Fused(Stage):
     def after_step(self) -> None:
         self.path.append(self.alphas.detach().mean(dim=0).tolist())
         self.apply_alphas()
+        self.log_alphas()
 
     def bring_vectors(self) -> None:
         """Moves the task vectors to the device; they are no parameters, so Lightning does not.
@@ -160,6 +161,9 @@ class Fused(Stage):
             for name, (anchor, deltas) in self.vectors.items():
                 alphas = self.alphas[self.groups.index(self.group(name))]
                 parameters[name].copy_(anchor + (alphas @ deltas.flatten(1)).view_as(anchor))
+
+    def log_alphas(self) -> None:
+        """Logs each specialist's coefficient, if each has one."""
         if self.groups == [WHOLE]:
             self.log_dict({f"train/alpha/{name}": value for name, value in zip(self.names, self.alphas[0].detach(), strict=True)})
 
@@ -167,6 +171,11 @@ class Fused(Stage):
     def on_train_start(self) -> None:
         self.bring_vectors()
         self.apply_alphas()  # a resumed run brings other coefficients than the recipe's
+        self.log_alphas()
+
+    @override
+    def after_loading(self) -> None:
+        self.apply_alphas()
 
     def learned(self) -> Recipe:
         """The recipe with the learned coefficients."""

@@ -125,6 +125,9 @@ class ProjectorRecovery(Stage):
         super().prepare()
         if self.constants_folder is not None and self.device_mesh is not None:
             raise ValueError("constants are made by each rank at its own time, got strategy fsdp2. Use ddp, or leave them out.")
+
+    @override
+    def on_fit_start(self) -> None:
         if self.constants_folder is not None:
             made_by = embeds_as(self.provenance, self.processor)
             arithmetic = (
@@ -211,6 +214,7 @@ class ProjectorRecovery(Stage):
 
     @override
     def teardown(self, stage: str) -> None:
+        super().teardown(stage)
         if self.constants is not None:
             self.constants.close()
             self.constants = None

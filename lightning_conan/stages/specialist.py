@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from lightning_conan.embedder import Batch, MixedBatch, State
+from lightning_conan.embedder import Batch, State
 from lightning_conan.items import Modality
 from lightning_conan.training.settings import TOWERS, Lora, Training
 from lightning_conan.training.stage import Stage
@@ -76,11 +76,11 @@ class Specialist(Stage):
             )
 
     @override
-    def on_train_batch_start(self, batch: Batch | MixedBatch, batch_idx: int) -> None:
-        if odd := next((part for part in batch.parts if part.modality != self.modality), None):
+    def check_batch(self, batch: Batch) -> None:
+        if batch.modality != self.modality:
             raise ValueError(
-                f"The data of the {self.modality} specialist must hold {self.modality} pairs only, got the {odd.modality} task "
-                f"{odd.task!r}. Name other data.init_args.train, or pack with --modality {self.modality}."
+                f"The data of the {self.modality} specialist must hold {self.modality} pairs only, got the {batch.modality} task "
+                f"{batch.task!r}. Name other data.init_args.train, or pack with --modality {self.modality}."
             )
         joined = self.global_step >= self.alone_steps
         for name, parameter in self.trained().items():

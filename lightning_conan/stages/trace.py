@@ -108,7 +108,8 @@ class Trace(Stage):
         if batch.queries and taught != bool(self.lambda_gen):
             raise ValueError(
                 f"Queries must carry their reasoning exactly if lambda_gen is positive, got lambda_gen={self.lambda_gen} and "
-                f"queries with{'' if taught else 'out'} it. Set data.init_args.teach of datamodules.TraceData."
+                f"queries with{'' if taught else 'out'} it. Set data.init_args.teach of datamodules.TraceData, or add or "
+                "remove the column 'reasoning' of plain batches."
             )
         return super().split_cached(batch)
 

@@ -1,4 +1,5 @@
+from .inference import EmbeddedItems, EmbeddedPairs
 from .settings import DynamicNegatives, Lora, Training
 from .stage import Stage
 
-__all__ = ["DynamicNegatives", "Lora", "Stage", "Training"]
+__all__ = ["DynamicNegatives", "EmbeddedItems", "EmbeddedPairs", "Lora", "Stage", "Training"]

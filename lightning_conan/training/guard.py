@@ -1,10 +1,15 @@
 """Stops a run that cannot go well: a loss or gradient that is not finite, or no usable batch in an epoch."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from lightning_conan.embedder import Batch, MixedBatch
 from lightning_conan.training.collectives import total
+
+MAX_IDLE = 1000
+"""Idle batches in a row that are an error where an epoch's length is unknown."""
 
 
 class StepGuard:
@@ -56,18 +61,18 @@ class StepGuard:
             self.check_finite(norm, batch, step, "gradient")
         return True
 
-    def count_idle(self, batch: Batch | MixedBatch, batches: int) -> None:
+    def count_idle(self, batch: Batch | MixedBatch, batches: float) -> None:
         """Counts a batch without anything to contrast: every sample is invalid, or there is a single pair.
 
         Args:
             batch: Its first fault is named by the error.
-            batches: Batches of an epoch: so many idle ones in a row are an error.
+            batches: Batches of an epoch, infinite if unknown: so many idle ones in a row are an error.
 
         Raises:
             ValueError: So many in a row were idle.
         """
         self.idle += 1
-        if self.idle >= batches:
+        if self.idle >= (MAX_IDLE if math.isinf(batches) else batches):
             raise ValueError(
                 f"Training needs usable samples, two of them in a batch, or one and a hard negative, got none in {self.idle} "
                 f"batches. Raise data.init_args.batch_size, or mend what is broken: {batch.faults[:1]}."

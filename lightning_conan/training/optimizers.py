@@ -54,9 +54,9 @@ def go_on_with(checkpoint: dict[str, Any], settings: Training) -> None:
     if before["lr"] != now["lr"]:
         ratio = now["lr"] / before["lr"]
         log.warning("training.lr is %g from here on, and was %g", now["lr"], before["lr"])
-        for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
+        for group in (group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]):
             group["lr"], group["initial_lr"] = group["lr"] * ratio, now["lr"]
-        for state in checkpoint["lr_schedulers"]:
+        for state in checkpoint.get("lr_schedulers", []):
             state["base_lrs"] = [now["lr"]] * len(state["base_lrs"])
             state["_last_lr"] = [lr * ratio for lr in state["_last_lr"]]
 

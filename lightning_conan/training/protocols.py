@@ -1,7 +1,6 @@
 """Contracts between stages, data modules and callbacks, which Lightning hands to each other untyped."""
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from lightning import LightningModule, Trainer
@@ -12,16 +11,8 @@ from lightning_conan.embedder import OmniProcessor
 from lightning_conan.items import Item, Side
 from lightning_conan.training.exposure import Exposure
 
-
-@runtime_checkable
-class ScoredData(Protocol):
-    """Data module that names its data sets: a stage scores each by its name.
-
-    Attributes:
-        folders: Packed folders or URLs, by ``fit``, ``validate`` or ``test`` and by name, in the order of the loaders.
-    """
-
-    folders: Mapping[str, Mapping[str, str | Path]]
+ALONE = "data"
+"""Name of a data set that is scored alone and has no name."""
 
 
 @runtime_checkable
@@ -96,20 +87,46 @@ def misfit(rule: str, found: object, remedy: str) -> ValueError:
     return ValueError(f"{rule}, got {name}. {remedy}")
 
 
-def scored_data(trainer: Trainer) -> ScoredData:
-    """Data module of a stage that is scored.
+def data_sets(trainer: Trainer) -> list[str]:
+    """Names of the data sets that a trainer is about to score, in the order of their loaders.
+
+    A dictionary of loaders names them. Several without names are numbered, and a single one is ``data``.
 
     Raises:
-        ValueError: It does not name its data sets.
+        ValueError: Loaders are nested, not read one after the other, or a name holds a slash.
     """
-    data = datamodule_of(trainer)
-    if not isinstance(data, ScoredData):
-        raise misfit(
-            "A stage is scored on a data module with `folders`, which name the data sets",
-            data,
-            "Pass datamodule=, such as datamodules.SpecialistData, instead of loaders.",
+    loops = {"fit": trainer.fit_loop.epoch_loop.val_loop, "validate": trainer.validate_loop, "test": trainer.test_loop}
+    assert trainer.state.fn is not None, "a trainer runs"
+    combined = loops[trainer.state.fn.value]._combined_loader  # val_dataloaders may be those of an earlier fit
+    assert combined is not None, "loaders are made before the epoch starts"
+    found = combined.iterables
+    names = (
+        [str(name) for name in found]
+        if isinstance(found, Mapping)
+        else [str(number) for number in range(len(combined.flattened))]
+    )
+    if len(names) != len(combined.flattened) or combined._mode != "sequential":
+        raise ValueError(
+            f"Data sets are scored one after the other: loaders must be one, a list or a dictionary of loaders, got {names}, "
+            f"{len(combined.flattened)} loaders, mode {combined._mode!r}. Return a flat dictionary."
         )
-    return data
+    if odd := [name for name in names if "/" in name or not name]:
+        raise ValueError(f"The names of data sets to score must hold no slash, which parts name and score, got {odd[0]!r}.")
+    return names if isinstance(found, Mapping) or len(names) > 1 else [ALONE]
+
+
+def row_numbers(trainer: Trainer, loader: int, batch: int) -> list[int] | None:
+    """Numbers, in its data set, of the rows of a batch to predict from; None if the loader has no sampler that tells.
+
+    Args:
+        trainer: Runs ``predict``.
+        loader: Number of the loader.
+        batch: Number of the batch.
+    """
+    combined = trainer.predict_loop._combined_loader
+    sampler = getattr(combined.flattened[loader], "batch_sampler", None) if combined is not None else None
+    seen = getattr(sampler, "seen_batch_indices", None)  # Lightning's wrapper notes them
+    return list(seen[batch]) if seen is not None and batch < len(seen) else None
 
 
 def text_data(trainer: Trainer) -> TextData:

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from typing_extensions import override
 
-from lightning_conan.embedder import Batch, Chunk, ChunkOutput, Encoded, MixedBatch
+from lightning_conan.embedder import Batch, Chunk, ChunkOutput, Encoded
 from lightning_conan.items import Modality
 from lightning_conan.objectives import (
     ChunkStep,
@@ -34,15 +34,15 @@ from lightning_conan.training.mixed import StepFigures, pair_shares
 from lightning_conan.training.negatives import NegativeWatch
 from lightning_conan.training.optimizers import go_on_with, make_optimizer, optimizer_settings
 from lightning_conan.training.probing import fitting_budget, trained_bytes
+from lightning_conan.training.resuming import Resuming
 from lightning_conan.training.settings import TOWERS, Training
 from lightning_conan.training.sharding import clip_gradients, sync_gradients
 from lightning_conan.training.temperatures import LogTemperatures
-from lightning_conan.training.weights import Weights
 
 log = logging.getLogger(__name__)
 
 
-class Stage(Weights):
+class Stage(Resuming):
     """Scores a checkpoint folder unchanged; subclasses define what trains.
 
     Args:
@@ -73,9 +73,14 @@ class Stage(Weights):
             self.objective_scalars = nn.ParameterDict(scalars)
 
     @override
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and not self.global_step:  # as after a search for a learning rate, which restores what was before
+            self.has_trained = False
+
+    @override
     def metadata(self) -> dict[str, Any]:
         dims = self.training_settings.matryoshka_dims
-        found: dict[str, Any] = {"steps": self.global_step, "seen": dict(sorted(self.seen.items()))}
+        found: dict[str, Any] = {"steps": self.global_step or self.steps_before, "seen": dict(sorted(self.seen.items()))}
         if self.best:
             found["best"] = self.best
         if dims:
@@ -108,29 +113,34 @@ class Stage(Weights):
     # Training
 
     @override
-    def training_step(self, batch: Batch | MixedBatch, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         leave_gradients_alone(self.trainer.strategy.model)  # Lightning turns DDP's sums on again after every step
-        parts = [part for part in batch.parts if self.has_contrast(part)]
+        pairs = self.as_step(batch, batch_idx)
+        for part in pairs.parts:
+            self.check_batch(part)
+        parts = [part for part in pairs.parts if self.has_contrast(part)]
         if not parts:
-            self.guard.count_idle(batch, int(self.trainer.num_training_batches))
-            return
+            self.guard.count_idle(pairs, self.trainer.num_training_batches)
+            return None
         self.guard.idle = 0
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
-        assert isinstance(scheduler, LambdaLR), "configure_optimizers makes one scheduler"
+        assert isinstance(scheduler, LRScheduler), "configure_optimizers makes one scheduler, or the search for a learning rate"
         assert isinstance(optimizer, LightningOptimizer), "and one optimizer"
         if self.watch is not None:
             parts = [self.watch.choose(part) for part in parts]
         optimizer.zero_grad()
         self.accumulate_gradients(parts)
         norm = clip_gradients(self.trained().values(), self.training_settings.clip_norm)
-        if self.guard.skips(norm, batch, self.global_step):  # a step of zero keeps Lightning's count and ours together
+        if self.guard.skips(norm, pairs, self.global_step):  # a step of zero keeps Lightning's count and ours together
             optimizer.zero_grad()
+        self.has_trained = True
         optimizer.step()
         if self.log_temperatures is not None:
             self.log_temperatures.clamp()
         self.after_step()
         scheduler.step()
-        self.log_step(norm, scheduler.get_last_lr()[0])
+        self.log_step(norm, float(optimizer.param_groups[0]["lr"]))
+        return self.figures.loss
 
     def accumulate_gradients(self, parts: Sequence[Batch]) -> None:
         """Computes the gradients of what trains, summed over the ranks, of the mean over the pairs of all parts."""
@@ -208,6 +218,9 @@ class Stage(Weights):
 
     # Hooks of subclasses, besides those of Weights
 
+    def check_batch(self, batch: Batch) -> None:
+        """Runs before each step; a subclass may refuse a batch, or choose what trains in this step."""
+
     def has_contrast(self, batch: Batch) -> bool:
         """True if there is anything to contrast: two pairs on all ranks together, or one and a hard negative."""
         counts = torch.tensor([len(batch), sum(map(len, batch.negatives))], device=self.device)
@@ -257,9 +270,10 @@ class Stage(Weights):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings = self.training_settings
         optimizer = make_optimizer(self.trained().values(), settings)
-        if not math.isfinite(steps := self.trainer.estimated_stepping_batches):
+        if not 0 <= (steps := self.trainer.estimated_stepping_batches) < math.inf:
             raise ValueError(
-                "The learning rate falls over the run, whose length must be known. Set trainer.max_steps or max_epochs."
+                "The learning rate falls over the run, whose length must be known. Set trainer.max_steps or max_epochs, for a "
+                "loader without a length max_steps."
             )
         self.check_length(int(steps))
         scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, int(steps)))

@@ -19,12 +19,12 @@ from lightning_conan.embedder import (
     save_folder,
 )
 from lightning_conan.embedder.checkpoint import check_apart, check_replaceable, open_tensors
-from lightning_conan.items import Modality
 from lightning_conan.reasoning import Decoding
 from lightning_conan.training.adapters import Adapters
-from lightning_conan.training.scoring import PRECISIONS, Scoring
+from lightning_conan.training.scoring import Scoring
 from lightning_conan.training.settings import Lora, Training
 from lightning_conan.training.sharding import is_sharded, shard, whole_on_first
+from lightning_conan.training.trainer_checks import PRECISIONS
 
 Form = Literal["dense", "float32", "adapter"]
 ALARM = 0.05
@@ -38,12 +38,12 @@ class Weights(Scoring):
     accepts: ClassVar[tuple[State, ...]] = STATES
     """States that a folder may have for this stage to train it; scoring takes any."""
     writes: ClassVar[State | None] = None
-    modality: Modality | None = None
 
     def __init__(self, folder: Path, training: Training, decoding: Decoding) -> None:
         super().__init__(folder, training, decoding)
         self.adapters: Adapters | None = None
         self.trained_names: frozenset[str] = frozenset()
+        self.has_trained = False
 
     # Hooks of subclasses
 
@@ -71,15 +71,19 @@ class Weights(Scoring):
     @override
     def configure_model(self) -> None:
         fitting = self.trainer.training or self.trainer.state.fn == "fit"
-        if hasattr(self, "embedder") and not fitting:
-            return
-        if self.trained_names:  # its adapters may be merged by now, its constants closed
-            raise ValueError("A stage trains once, and this one has. Make a new one, of the folder that it began with or wrote.")
-        self.load_model(fitting)  # anew, too, after it was scored
-        if fitting:
-            self.prepare()
-        self.share_out()
+        if not hasattr(self, "embedder") or fitting:
+            if self.has_trained:  # its adapters may be merged by now, its constants closed
+                raise ValueError(
+                    "A stage trains once, and this one has, or was loaded from a .ckpt. Make a new one, of the folder that it "
+                    "began with or wrote; fit(ckpt_path=...) resumes a run."
+                )
+            self.load_model(fitting)  # anew, too, after it was scored
+            if fitting:
+                self.prepare()
+        if not is_sharded(self.embedder):
+            self.share_out()
 
+    @override
     def load_model(self, fitting: bool) -> None:
         """Reads the folder's model.
 
@@ -113,16 +117,26 @@ class Weights(Scoring):
         if self.lora is not None:
             self.adapters = Adapters(self.embedder, self.lora, self.lora_prefixes, self.trainable_prefixes)
         self.trained_names = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        self.check_precision()
         for tensor in self.trained().values():  # steps are too small for bfloat16, whatever the frozen weights are
             tensor.data = tensor.data.float()
+        if not any(name.startswith("embedder.") for name in self.trained_names):
+            raise ValueError(
+                f"{type(self).__name__} would train nothing: lora is off and no parameter starts with {self.trainable_prefixes}."
+            )
+
+    def check_precision(self) -> None:
+        """Refuses full precision where a backbone of another dtype would get float32 parameters.
+
+        Raises:
+            ValueError: It would.
+        """
+        if self._trainer is None:  # loaded from a .ckpt, to embed or to write
+            return
         mixed = any(name.startswith("embedder.backbone.") and "lora_" not in name for name in self.trained_names)
         if mixed and self.stored != torch.float32 and self.trainer.precision == PRECISIONS[0]:
             raise ValueError(
                 f"What trains fully within a {self.stored} backbone is float32: set trainer.precision to {PRECISIONS[1]}."
-            )
-        if not any(name.startswith("embedder.") for name in self.trained_names):
-            raise ValueError(
-                f"{type(self).__name__} would train nothing: lora is off and no parameter starts with {self.trainable_prefixes}."
             )
 
     def set_up(self) -> None:
@@ -144,39 +158,6 @@ class Weights(Scoring):
     def trained(self) -> dict[str, Tensor]:
         """The parameters that train, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if name in self.trained_names}
-
-    def made_with(self) -> dict[str, Any]:
-        """Settings that, besides the weights, determine the model."""
-        lora = {"its lora.rank": self.lora.rank, "its lora.alpha": self.lora.alpha} if self.lora is not None else {}
-        return {
-            "its training.objective": self.training_settings.objective.description,
-            **lora,
-            "its inputs' settings (hints, sizes, tokenizer)": self.processor.fingerprint,
-        }
-
-    def check_resumable(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a .ckpt that belongs to another run.
-
-        Raises:
-            ValueError: It is from another folder, holds other parameters, or was written with another LoRA or processor.
-        """
-        if not self.trained_names:
-            verb = getattr(self.trainer.state.fn, "value", "")
-            raise ValueError(f"A .ckpt resumes `conan fit`; `conan {verb}` reads folders. Leave --ckpt_path out.")
-        if checkpoint.get("folder") != self.provenance.fingerprint:
-            raise ValueError(f"This .ckpt resumes a run that started from another folder than {self.folder}. Name that one.")
-        now = self.made_with()
-        before = checkpoint.get("made_with", now)  # not in those of earlier versions
-        if changed := [name for name in now if before.get(name, now[name]) != now[name]]:
-            name = changed[0]
-            raise ValueError(
-                f"A resumed run must keep {name}. It began with {before[name]}, got {now[name]}. Leave it, or start a new run."
-            )
-        if odd := set(checkpoint["state_dict"]) ^ set(self.trained()):
-            raise ValueError(
-                f"A .ckpt must hold exactly what trains, but {len(odd)} names differ, such as {min(odd)!r}. It only resumes the "
-                "`conan fit` that wrote it, with the same stage; score the folder that callbacks.FolderCheckpoint wrote."
-            )
 
     # Writing
 

@@ -85,7 +85,7 @@ def test_every_rank_has_as_many_batches_as_it_says_and_none_is_empty(on_rank, si
 @settings(FEW)
 @given(SIZES, SHARD, st.integers(1, 12), WORLD)
 def test_scoring_has_each_sample_once_over_all_ranks(on_rank, sizes, per_shard, batch, world):
-    ranks = [keys(on_rank(sizes, per_shard, batch, rank, world).val_dataloader()[0]) for rank in range(world)]
+    ranks = [keys(on_rank(sizes, per_shard, batch, rank, world).val_dataloader()["val"]) for rank in range(world)]
     assert flat(ranks) == sorted(keys_of(sizes))
 
 
@@ -96,7 +96,7 @@ def test_scoring_has_each_sample_once_over_all_ranks(on_rank, sizes, per_shard, 
 def test_workers_change_nothing(on_rank, workers, sizes, per_shard, batch, rank):
     alone, shared = (on_rank(sizes, per_shard, batch, rank, 2, count) for count in (0, workers))
     assert keys(alone.train_dataloader()) == keys(shared.train_dataloader())
-    assert keys(alone.val_dataloader()[0]) == keys(shared.val_dataloader()[0])
+    assert keys(alone.val_dataloader()["val"]) == keys(shared.val_dataloader()["val"])
 
 
 @settings(FEW)

@@ -1,7 +1,10 @@
+import copy
 import hashlib
+import pickle
 
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 from lightning_conan.retrieval.metric import RetrievalMetric, hash_ids
 
@@ -58,3 +61,34 @@ def test_scores_are_the_same_once_gathered():
     assert {name: float(value) for name, value in gathered.compute().items()} == pytest.approx(
         {name: float(value) for name, value in plain.compute().items()}
     )
+
+
+def test_is_a_metric_as_others_are():
+    """Copied, pickled, collected under a prefix, and empty again after a reset."""
+    metric = RetrievalMetric()
+    collection = MetricCollection({"one": metric}).clone(prefix="val/")
+    vectors, hashes = torch.eye(3), digest(1, 2, 3)
+    for each in (metric, collection):
+        each.update(vectors, vectors.roll(1, 0), hashes, digest(4, 5, 6))
+    found = collection.compute()
+    assert {name.removeprefix("val/"): float(value) for name, value in found.items()} == {
+        name: float(value) for name, value in metric.compute().items()
+    }
+    again = pickle.loads(pickle.dumps(metric))
+    assert {name: float(value) for name, value in again.compute().items()} == {
+        name: float(value) for name, value in metric.compute().items()
+    }
+    metric.reset()
+    with pytest.raises(ValueError, match="at least 1 pair, got 0"):
+        metric.compute()
+    assert len(again.query) == 1
+
+
+def test_is_a_child_of_its_module():
+    """Moved and copied with it, and no part of what is saved."""
+    module = torch.nn.ModuleList([RetrievalMetric()])
+    module[0].update(torch.eye(2), torch.eye(2), digest(1, 2), digest(3, 4))
+    assert module.state_dict() == {}
+    other = copy.deepcopy(module)
+    module[0].reset()
+    assert float(other[0].compute()["recall@1"]) == 100

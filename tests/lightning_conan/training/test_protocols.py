@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from callbacks import EmbeddingParts, FolderCheckpoint, FrozenBackbone
 from datamodules import EmbedData, SpecialistData
 from lightning_conan.training import Stage
-from lightning_conan.training.protocols import embedder_of, parted_data, processor_of, scored_data, text_data, trained_of
+from lightning_conan.training.protocols import embedder_of, parted_data, processor_of, text_data, trained_of
 from runs import data, trainer
 
 
@@ -32,10 +32,10 @@ def test_a_data_module_of_ours_refuses_a_stage_without_a_processor(world, tmp_pa
         trainer(tmp_path, 1).test(Foreign(), SpecialistData(test={"a": world / "image"}, num_workers=0))
 
 
-def test_a_stage_refuses_loaders_and_foreign_data(base, tmp_path):
-    with pytest.raises(ValueError, match=r"data module with `folders`.*, got none\. Pass datamodule=, such as"):
+def test_a_stage_refuses_what_holds_no_pairs(base, tmp_path):
+    with pytest.raises(ValueError, match=r"must yield Batch, or dictionaries of lists .*, got Tensor\. Give both sides"):
         trainer(tmp_path, 1).test(Stage(base), DataLoader([0]))
-    with pytest.raises(ValueError, match=r"data module with `folders`.*, got ForeignData\."):
+    with pytest.raises(ValueError, match=r"must yield Batch, or dictionaries of lists .*, got Tensor\."):
         trainer(tmp_path, 1).validate(Stage(base), ForeignData())
 
 
@@ -70,7 +70,6 @@ def test_what_fits_is_handed_on(base, world, tmp_path):
     """A foreign one, too: what is asked for counts, not whose class it is."""
     runner, stage, pairs, items = Trainer(logger=False), Stage(base), data(world), EmbedData(world / "image")
     runner.datamodule = pairs
-    assert scored_data(runner) is pairs
     assert text_data(runner) is pairs
     items.items = []
     runner.datamodule = items
