@@ -74,8 +74,8 @@ class Weights(Scoring):
         if not hasattr(self, "embedder") or fitting:
             if self.has_trained:  # its adapters may be merged by now, its constants closed
                 raise ValueError(
-                    "A stage trains once, and this one has, or was loaded from a .ckpt. Make a new one, of the folder that it "
-                    "began with or wrote; fit(ckpt_path=...) resumes a run."
+                    "A stage trains once, and this one has. Make a new one, of the folder that it began with or wrote; "
+                    "fit(ckpt_path=...) resumes a run, load_from_checkpoint only embeds, scores and writes."
                 )
             self.load_model(fitting)  # anew, too, after it was scored
             if fitting:
