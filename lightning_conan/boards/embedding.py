@@ -151,10 +151,6 @@ class MissingData(LightningDataModule):
             batch.modalities.append("")
         return batch
 
-    @override
-    def transfer_batch_to_device(self, batch: ItemBatch, device: Any, dataloader_idx: int) -> ItemBatch:
-        return batch  # the model moves each chunk when it is due
-
 
 class CacheWriter(Callback):
     """Writes each batch's embeddings to a cache, and refuses media that cannot be decoded.
@@ -176,7 +172,7 @@ class CacheWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.cache.add(batch.keys, outputs)
+        self.cache.add(batch.keys, outputs.vectors)
         self.embedded += len(batch.keys)
         if batch.faults:
             raise ValueError(
