@@ -107,7 +107,7 @@ def test_an_empty_manifest_is_one_error(tmp_path, capsys):
 
 
 def test_a_folder_of_another_stage_is_one_error(base, world, tmp_path, capsys):
-    assert main(fit("recovery", tmp_path, base, world / "audio")) == 1
+    assert main([*fit("recovery", tmp_path, base, world / "audio"), "--data.init_args.val", "null"]) == 1
     assert "holds a base model, and a fused one is needed" in one_error(capsys)
     assert not (tmp_path / "out").exists()
 
