@@ -19,6 +19,10 @@ from datamodules.sources.manifest import Fault
 from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import Batch
 from lightning_conan.items import Pair
+from lightning_conan.web import without_secrets
+
+PASSES = 100
+"""Passes over all shards without a sample that are an error: shards are shared by chance among ranks and workers."""
 
 
 def passes(shards: list[str], seed: str, rank: int, world: int) -> Iterator[str]:
@@ -32,6 +36,28 @@ def passes(shards: list[str], seed: str, rank: int, world: int) -> Iterator[str]
     """
     every = (shard for turn in count() for shard in random.Random(f"{seed} {turn}").sample(shards, len(shards)))
     return islice(every, rank, None, world)
+
+
+def filled(count: int, shards: Iterable[str]) -> Iterator[Entry]:
+    """Yields the samples of shards without end, and refuses shards that are all empty, of which there would be no end either.
+
+    Args:
+        count: Number of shards that differ.
+        shards: In the order of reading.
+
+    Raises:
+        ValueError: Many passes over all shards gave no sample.
+    """
+    idle = 0
+    for shard in shards:
+        idle += 1
+        for entry in samples([shard]):
+            idle = 0
+            yield entry
+        if idle > PASSES * count:
+            raise ValueError(
+                f"Shards must hold samples, {count} of them hold none, such as {without_secrets(shard)}. Look at urls."
+            )
 
 
 @dataclass
@@ -57,7 +83,7 @@ class UnindexedLoader:
     def __iter__(self) -> Iterator[Batch]:
         seed, shards = self.seed(), self.options.shards()
         source = partial(passes, shards, seed, *self.place)
-        stages = (wds.split_by_worker, samples, partial(self.shuffled, seed), partial(self.batches, seed))
+        stages = (wds.split_by_worker, partial(filled, len(shards)), partial(self.shuffled, seed), partial(self.batches, seed))
         if not self.num_workers:
             yield from wds.DataPipeline(source, *stages)
             return

@@ -277,3 +277,12 @@ def test_a_run_without_an_index_resumes_with_a_warning(base, shards, tmp_path, c
 
 if __name__ == "__main__":
     killed(*map(Path, sys.argv[1:]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_of_empty_shards_ends(processor, tmp_path, workers):
+    """With an error, instead of a search without end."""
+    for number in range(3):
+        tarfile.open(tmp_path / f"{number}.tar", "w").close()
+    with pytest.raises((ValueError, RuntimeError), match="Shards must hold samples, 3 of them hold none"):
+        unindexed(processor, tmp_path, 1, batch_size=2, num_workers=workers)
