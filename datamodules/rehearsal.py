@@ -69,6 +69,21 @@ class RehearsalData(PairData):
         super().setup(stage)
         if stage == "fit" and self.sets["fit"] and self.world[0] == 0:
             log.info("pairs of an epoch:\n%s", planned_table(self.exposure()))
+            if self.mixed:
+                self.report_steps()
+
+    def report_steps(self) -> None:
+        """Logs the number and the size of an epoch's mixed steps, and warns of steps that are far larger than a batch."""
+        steps = self.plan(0, self.world[1])
+        largest = max(sum(len(slot.numbers) for slot in step.slots) for step in steps)
+        usual = self.batch_size * len({self.modality_of(slot) for step in steps for slot in step.slots})
+        log.log(
+            logging.WARNING if largest > 2 * usual else logging.INFO,
+            "mixed: an epoch has %d steps of up to %d pairs, as many steps as the modality with the fewest batches has. "
+            "Raise the share of that modality for more steps.",
+            len(steps),
+            largest,
+        )
 
     @override
     def modalities(self) -> dict[str, dict[str, str]]:

@@ -185,14 +185,31 @@ def test_negatives_are_lists_or_columns(processor, negatives):
             r"of several kinds.*'modality'",
         ),
         (
-            WORDS | {"target": ["/no/such.png", {"image": "/no/such.png"}, "a"]},
+            WORDS | {"target": ["a", {"image": "/no/such.png"}, "a"]},
             r"The target of row 1 cannot be encoded: .*No such file",
+        ),
+        (WORDS | {"target": ["a", "b", "no/such.png"]}, r"row 2 cannot be encoded: 'no/such.png' is named like a media file"),
+        (WORDS | {"target": ["a", Path("such.wav"), "b"]}, r"row 1 cannot be encoded: 'such.wav' is named like a media file"),
+        (WORDS | {"image": ["a", "b", "c"]}, r"Rename or remove 'image'"),
+        (WORDS | {"reasoning": ["why", "", ""]}, r"Only Trace trains on reasoning"),
+        (
+            WORDS | {"negative": [torch.zeros(3, 8, 8, 3)] * 3},
+            r"default collate makes of rows with lists, got such as 'negative'",
         ),
     ],
 )
 def test_what_is_no_plain_batch_is_refused(processor, batch, said):
     with pytest.raises(ValueError, match=said):
         Collate(processor).columns(batch)
+
+
+def test_words_that_end_like_a_file_are_texts(processor, tmp_path, monkeypatch):
+    """A file that exists is a medium, by a string or a path; what holds a space or no suffix of media is a text."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(png())
+    found = Collate(processor).columns({"query": ["a.png", Path("a.png")], "target": ["open a.png", "version 1.2"]})
+    assert [len(query.pixels) for query in found.queries] == [1, 1]
+    assert not any(target.pixels for target in found.targets)
 
 
 def test_the_modality_is_that_of_the_media(processor):

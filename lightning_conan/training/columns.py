@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from lightning_conan.items import MODALITIES, Side
+from lightning_conan.items import MODALITIES, MODALITY_OF, Side
 
 SIDES: tuple[Side, Side] = ("query", "target")
 NEGATIVE = re.compile(r"negative(?:_(\d+))?")
@@ -40,12 +41,18 @@ def check_columns(columns: Mapping[str, Any], needed: Sequence[str]) -> None:
     Raises:
         ValueError: One of these.
     """
-    known = (*SIDES, *LABELS, *MODALITIES)
+    known = ("key", *needed) if set(needed) <= set(MODALITIES) else (*SIDES, *LABELS)
     odd = [name for name in columns if name not in known and not NEGATIVE.fullmatch(str(name))]
     if odd or not needed:
         raise ValueError(
             f"A plain batch must have 'query' and 'target', or one of them, and may have {', '.join(map(repr, LABELS))} and "
             f"'negative' or 'negative_1', 'negative_2', ..., got {[*columns]}. Rename or remove {odd[0] if odd else 'some'!r}."
+        )
+    count = max((len(column) for column in columns.values() if isinstance(column, list)), default=0)
+    if swapped := [name for name, column in columns.items() if isinstance(column, list) and has_rows_within(column, count)]:
+        raise ValueError(
+            f"A list of {count} tensors of {count} images each is either {count} videos or what torch's default collate makes of "
+            f"rows with lists, got such as {swapped[0]!r}. Use collate_fn=stage.collate, or give videos as arrays."
         )
     sizes = {name: len(as_list(name, column)) for name, column in columns.items() if not isinstance(column, str | None)}
     if len(set(sizes.values())) > 1:
@@ -53,6 +60,28 @@ def check_columns(columns: Mapping[str, Any], needed: Sequence[str]) -> None:
             f"The lists of a plain batch must be of one length, got {sizes}. Rows with lists of negatives need "
             "collate_fn=stage.collate: torch's default collate swaps rows and negatives."
         )
+
+
+def has_rows_within(column: list[Any], count: int) -> bool:
+    """True if each entry holds as many images as there are rows: torch's default collate swaps rows with lists in them.
+
+    Args:
+        column: Entries of a column.
+        count: Number of rows.
+    """
+    return bool(column) and all(isinstance(entry, Tensor) and entry.ndim == 4 and len(entry) == count for entry in column)
+
+
+def check_named_file(value: str) -> None:
+    """Refuses the name of a media file that does not exist, which would be read as a text.
+
+    Raises:
+        ValueError: It is one.
+    """
+    suffix = Path(value).suffix.lower().removeprefix(".")
+    media = MODALITY_OF.get(suffix) not in (None, "text") and not any(map(str.isspace, value)) and "://" not in value
+    if media and not Path(value).is_file():
+        raise ValueError(f"{value!r} is named like a media file, and does not exist. Mend the path, or give {{'text': ...}}.")
 
 
 def negatives_of(columns: Mapping[str, Any], count: int) -> list[list[Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from lightning_conan.embedder import Batch, Encoded, ItemBatch, OmniProcessor
 from lightning_conan.extras import require
 from lightning_conan.items import MODALITIES, Item, Media, Modality, Side
 from lightning_conan.media import Clip
-from lightning_conan.training.columns import SIDES, as_list, check_columns, keys_of, label, negatives_of
+from lightning_conan.training.columns import SIDES, as_list, check_columns, check_named_file, keys_of, label, negatives_of
 
 if TYPE_CHECKING:
     from lightning_conan.embedder.sentence_inputs import InputReader
@@ -118,6 +119,8 @@ class Collate:
         encoded = [found.encoded for found in queries]
         if columns.get("reasoning") is not None:
             words = as_list("reasoning", columns["reasoning"])
+            if self.processor.config.ends and any(words):
+                raise ValueError("Only Trace trains on reasoning, got a column of it. Remove it, or begin from a TRACE folder.")
             encoded = [self.processor.teach(query, text or "") for query, text in zip(encoded, words, strict=True)]
         return Batch(
             task=label(columns, "task") or TASK,
@@ -192,6 +195,10 @@ class Collate:
             if isinstance(value, Item):
                 return EncodedInput(self.processor(value, side), value.content_hash(), kinds_of(value.parts))
             from lightning_conan.embedder.sentence_inputs import content_hash
+
+            value = str(value) if isinstance(value, PurePath) else value
+            if isinstance(value, str):
+                check_named_file(value)
 
             turns = self.reader.turns(value)
             kinds = kinds_of([part for _, parts in turns for part in parts])

@@ -135,3 +135,16 @@ def test_tables_are_aligned_and_obey_no_terminal():
     assert len({len(line) for line in lines}) == 1
     assert "\x1b" not in planned_table(rows) + seen_table(rows, {})
     assert seen_table(rows, {"audio/b": 30}).splitlines()[2].split() == ["audio", "b", "30", "1.50", "50.0%", "100.0%"]
+
+
+@pytest.mark.parametrize(("weight", "level"), [(1.0, "INFO"), (0.02, "WARNING")])
+def test_mixed_steps_that_grow_far_beyond_a_batch_are_reported(sets, weight, level, caplog):
+    """The modality with the fewest batches sets the number of steps."""
+    caplog.set_level("INFO")
+    data = mixture(sets, mixed=True, modality_weights={"text": weight})
+    data.setup("fit")
+    steps = data.plan(0, 1)
+    (said,) = [record for record in caplog.records if "mixed: an epoch has" in record.getMessage()]
+    largest = max(sum(len(slot.numbers) for slot in step.slots) for step in steps)
+    assert said.levelname == level
+    assert f"{len(steps)} steps of up to {largest} pairs" in said.getMessage()
