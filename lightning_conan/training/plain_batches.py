@@ -51,7 +51,8 @@ class Collate:
     Example:
         >>> from lightning_conan.embedder import tiny_embedder
         >>> collate = Collate(tiny_embedder()[1])
-        >>> batch = collate([{"query": "red", "target": "rot", "negative": ["blau", "gelb"]}, {"query": "one", "target": "eins"}])
+        >>> red, rot, blau, one, eins = (Item((text,)) for text in ("red", "rot", "blau", "one", "eins"))
+        >>> batch = collate([{"query": red, "target": rot, "negative": [blau, rot]}, {"query": one, "target": eins}])
         >>> batch.modality, [len(row) for row in batch.negatives]
         ('text', [2, 0])
     """
