@@ -1,9 +1,11 @@
 """Short runs of a stage on the tiny world."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks import ResumableCheckpoint
 from datamodules import SpecialistData
@@ -23,6 +25,18 @@ class Record(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.keys.append(tuple(batch.keys))
         self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def in_mid_fit(processor, rank=0, world=1, epoch=0, done=0):
+    """A trainer as far as a data module asks it, after so many batches of an epoch."""
+    progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=done)))
+    return SimpleNamespace(
+        **{"global_rank": rank, "world_size": world, "current_epoch": epoch, "num_training_batches": float("inf")},
+        **{"max_steps": 5, "limit_train_batches": 1.0, "global_step": done},
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        fit_loop=SimpleNamespace(epoch_loop=progress),
+        lightning_module=SimpleNamespace(processor=processor),
+    )
 
 
 class Stop(Callback):

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+import webdataset as wds
 from PIL import Image
 
 from lightning_conan.media import encode_audio, encode_video
@@ -72,3 +73,22 @@ def call(*sides):
             container.mux(stream.encode(None))
         parts += buffer.getvalue()
     return parts
+
+
+def numbered_jpeg(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40 + number % 7, 30), (number * 7 % 256, number * 13 % 256, 90)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def img2dataset(root: Path, shards: int = 4, rows: int = 8) -> Path:
+    """Shards as img2dataset writes them, by the library's own writer."""
+    root.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        with wds.TarWriter(str(root / f"{shard:05d}.tar")) as writer:
+            for row in range(rows):
+                key = f"{shard:05d}{row:04d}"
+                text, texts = f"shape {shard} {row}", [f"{key} {n}" for n in "ab"]
+                record = {"caption": text, "captions": texts, "key": key, "status": "success"}
+                writer.write({"__key__": key, "jpg": numbered_jpeg(shard * rows + row), "txt": text, "json": record})
+    return root

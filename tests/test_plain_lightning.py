@@ -145,7 +145,7 @@ def test_equal_contents_have_equal_hashes_in_whatever_form(processor, tmp_path):
 
 
 def test_equal_targets_are_no_negatives(base, tmp_path):
-    """Of two pairs with one target each query finds its own at once: the loss of both is that of one candidate."""
+    """Two pairs that share a target have one candidate each, so that their loss is 0."""
     losses = Losses()
     rows = {"query": ["one", "two"], "target": ["the same", "the same"]}
     trainer(tmp_path, 1, losses).fit(Specialist(base, "text", QUICK, SMALL), DataLoader([rows], batch_size=None))

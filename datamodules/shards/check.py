@@ -21,7 +21,8 @@ from lightning_conan.terminal import printable
 
 SHOWN = 5
 ALIKE = 4
-"""Of 64 bits. Copies of a photo, scaled and saved anew, differ by 4 or fewer in 95 of 100 cases; 240 unlike ones by 9 or more."""
+"""Bits of 64 that may differ: copies of a photo, scaled and saved again, stay below in 95 of 100 cases; 240 unlike ones differ
+by 9 or more."""
 BAND = 13
 """Bits of a band: two hashes that differ in 4 bits are equal in one of five bands."""
 

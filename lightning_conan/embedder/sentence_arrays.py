@@ -20,7 +20,7 @@ from lightning_conan.media.audio import ODDEST, SAMPLE_RATE, resampled
 from lightning_conan.media.image import rgb_tensor
 
 GUESSED_FPS = 24.0
-"""Of frames without metadata: what transformers' video processors take."""
+"""Rate of frames without metadata: what transformers' video processors take."""
 
 
 def is_image(value: Any) -> bool:

@@ -1,16 +1,14 @@
 """Each sample exactly once, whatever the ranks, workers, shards and batches; after a stop, exactly the rest."""
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import SpecialistData
 from datamodules.shards.read import Reading
 from datamodules.shards.write import write_shards
 from lightning_conan.items import Item, Pair
+from runs import in_mid_fit
 
 SIZES = st.lists(st.integers(4, 12), min_size=1, max_size=3)
 """Pairs of each task: as many as ranks, at least."""
@@ -44,13 +42,7 @@ def on_rank(packed, processor):
     def make(sizes, per_shard, batch, rank=0, world=1, workers=0, epoch=0, done=0, window=None):
         folder = packed(sizes, per_shard)
         data = SpecialistData(folder, {"val": folder}, batch_size=batch, num_workers=workers, reading=Reading(window))
-        progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=done)))
-        data.trainer = SimpleNamespace(
-            **{"global_rank": rank, "world_size": world, "current_epoch": epoch, "num_training_batches": float("inf")},
-            state=SimpleNamespace(fn=TrainerFn.FITTING),
-            fit_loop=SimpleNamespace(epoch_loop=progress),
-            lightning_module=SimpleNamespace(processor=processor),
-        )
+        data.trainer = in_mid_fit(processor, rank, world, epoch, done)
         data.setup("fit")
         return data
 

@@ -1,54 +1,22 @@
 """Plain WebDataset shards in a run: one order whatever the workers and ranks, each sample once, exact resuming after a kill."""
 
-import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import tarfile
-from multiprocessing import get_context
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
-import webdataset as wds
 import yaml
-from lightning.pytorch.trainer.states import TrainerFn
-from PIL import Image
 from ranks import values
-from scenarios import Signal, fit_plain
+from scenarios import fit_plain
 
 from datamodules import RehearsalData, SpecialistData, WebDataset
 from lightning_conan.cli.main import main
 from lightning_conan.stages import Specialist
 from lightning_conan.training import Lora
-from runs import QUICK, Record, state, trainer
+from runs import QUICK, Record, in_mid_fit, trainer
+from samples import img2dataset
 
-TESTS = Path(__file__).parents[2]
 KEYS = [f"{shard:05d}{row:04d}" for shard in range(4) for row in range(8)]
-STEPS, KILLS = 9, (1, 5)
-"""Steps of a run, 5 an epoch, and those in whose middle it is killed: in the first epoch, and at the start of the second."""
-
-
-def jpeg(number):
-    buffer = io.BytesIO()
-    Image.new("RGB", (40 + number % 7, 30), (number * 7 % 256, number * 13 % 256, 90)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def img2dataset(root, shards=4, rows=8):
-    """Shards as img2dataset writes them, by the library's own writer."""
-    root.mkdir(parents=True, exist_ok=True)
-    for shard in range(shards):
-        with wds.TarWriter(str(root / f"{shard:05d}.tar")) as writer:
-            for row in range(rows):
-                key = f"{shard:05d}{row:04d}"
-                text, texts = f"shape {shard} {row}", [f"{key} {n}" for n in "ab"]
-                record = {"caption": text, "captions": texts, "key": key, "status": "success"}
-                writer.write({"__key__": key, "jpg": jpeg(shard * rows + row), "txt": text, "json": record})
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -64,14 +32,7 @@ def shards(tmp_path_factory):
 def on_rank(train, processor, rank=0, world=1, epoch=0, done=0, **options):
     """One rank's data module, in the middle of a fit."""
     data = SpecialistData(train, batch_size=options.pop("batch_size", 7), **options)
-    progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=done)))
-    data.trainer = SimpleNamespace(
-        **{"global_rank": rank, "world_size": world, "current_epoch": epoch, "num_training_batches": float("inf")},
-        **{"max_steps": 5, "limit_train_batches": 1.0, "global_step": done},
-        state=SimpleNamespace(fn=TrainerFn.FITTING),
-        fit_loop=SimpleNamespace(epoch_loop=progress),
-        lightning_module=SimpleNamespace(processor=processor),
-    )
+    data.trainer = in_mid_fit(processor, rank, world, epoch, done)
     data.setup("fit")
     return data
 
@@ -117,51 +78,6 @@ def test_a_stop_leaves_exactly_the_rest_also_with_a_caption_an_epoch_and_a_windo
     other = on_rank(WebDataset(str(shards), query="jpg"), processor, **options)
     with pytest.raises(ValueError, match="Resuming needs the same data"):
         other.load_state_dict(on_rank(train, processor, **options).state_dict())
-
-
-class Write(Record):
-    """Notes each step in a file, which outlives the process."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-
-    def on_train_batch_end(self, trainer, *rest):
-        super().on_train_batch_end(trainer, *rest)
-        with self.path.open("a") as file:
-            file.write(json.dumps([trainer.global_step, self.keys[-1], self.losses[-1]]) + "\n")
-
-
-def go_on(folder, shards, root, workers, *callbacks):
-    """Runs, or goes on with what was saved."""
-    torch.set_num_threads(1)
-    module = Specialist(folder, "image", QUICK, Lora(rank=4, alpha=4, dropout=0.1))
-    data = SpecialistData(WebDataset(str(shards), query="jpg"), batch_size=7, num_workers=workers)
-    trainer(root, STEPS, Write(root / "steps.jsonl"), *callbacks).fit(module, data, ckpt_path="last")
-    return state(module)
-
-
-def killed(folder, shards, root):
-    """Goes on again and again, in a process that is killed each time."""
-    for step in KILLS:
-        process = get_context("fork").Process(target=go_on, args=(folder, shards, root, 2, Signal(step, signal.SIGKILL)))
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_kills_in_mid_epoch_change_neither_samples_nor_losses_nor_weights(base, shards, tmp_path):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-    expected = go_on(base, shards, tmp_path / "a", 0)
-    paths = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
-    command = [sys.executable, __file__, str(base), str(shards), str(tmp_path / "b")]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=True, timeout=100)
-    found = go_on(base, shards, tmp_path / "b", 2)
-    straight, resumed = ((tmp_path / name / "steps.jsonl").read_text() for name in "ab")
-    assert resumed == straight
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def config(tmp_path, base, train, **data):
@@ -273,10 +189,6 @@ def test_a_run_without_an_index_resumes_with_a_warning(base, shards, tmp_path, c
         trainer(tmp_path, steps, record).fit(module, data, ckpt_path="last")
         assert len(record.losses) == 2
     assert "starts in another order" in caplog.text
-
-
-if __name__ == "__main__":
-    killed(*map(Path, sys.argv[1:]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

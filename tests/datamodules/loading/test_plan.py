@@ -53,7 +53,7 @@ def test_windows_leave_no_pair_alone_and_ranks_change_nothing(sizes, batch, per_
 
 
 def test_a_window_touches_few_shards_at_a_time():
-    """Of 100 shards of 10 no more than a window and what a batch has left over."""
+    """No more than a window of 100 shards of 10 is open, and the rest of a batch."""
     window = Window([range(start, start + 10) for start in range(0, 1000, 10)], 50)
     plan = plan_training({"a": {"even": range(0, 1000, 2), "odd": range(1, 1000, 2)}}, 8, 0, 0, windows={"a": window})
     first, last = {}, {}

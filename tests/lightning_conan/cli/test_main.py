@@ -305,7 +305,7 @@ def test_each_run_keeps_its_options_under_its_root(base, world, tmp_path, monkey
 
 @pytest.mark.parametrize("strategy", ["fsdp", "lightning.pytorch.strategies.ModelParallelStrategy"])
 def test_strategies_that_sum_no_gradients_are_refused(base, world, tmp_path, capsys, strategy):
-    """Of the last each rank would go its own way in silence."""
+    """With the last option each rank would train alone, without a message."""
     assert main(fit("specialist", tmp_path, base, world / "image", "--trainer.strategy", strategy)) == 1
     assert "strategy" in capsys.readouterr().err
 
@@ -337,7 +337,7 @@ def test_a_fit_says_how_far_it_is_and_what_it_wrote(base, world, tmp_path, capsy
 
 
 def test_a_bar_counts_steps_over_all_epochs(base, world, tmp_path, capsys):
-    """Of five steps four are an epoch; a run that goes on begins where it stands."""
+    """Four of five steps are an epoch; a resumed run begins where it stands."""
     for steps in (3, 5):
         runner = trainer(tmp_path, steps)
         runner.callbacks.insert(0, StepBar())

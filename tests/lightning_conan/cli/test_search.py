@@ -37,7 +37,7 @@ def found(base, index, capsys, *words):
 
 @pytest.mark.parametrize("name", ["full", "short"])
 def test_scores_are_cosines(base, index, capsys, name):
-    """Of what the model says of the query, as far as the index goes."""
+    """Scores are those of the query's embedding, cut to the length of the index."""
     (answer,) = found(base, index / name, capsys, "--text", "number 3")
     model, processor, _ = load_folder(base)
     with torch.no_grad():

@@ -37,7 +37,7 @@ def test_short_sounds_count_as_their_encoder_pads_them(tiny):
 
 
 def test_each_chunk_has_its_share_of_media(tiny):
-    """Of a batch's texts and sounds, as a stage lists them; a chunk of sounds alone would be the peak of memory."""
+    """Texts and audio clips of a batch share chunks: a chunk of audio clips alone would be the peak of memory."""
     config = tiny[0].config
     sounds = [blank(config, "audio", 39)] * 30
     texts = [blank(config, "text", len(sounds[0]))] * 60

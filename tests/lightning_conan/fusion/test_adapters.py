@@ -185,7 +185,7 @@ def test_a_fresh_adapter_changes_nothing():
 
 @pytest.mark.parametrize("part", ["base", "lora_B", "merger"])
 def test_nan_is_refused_by_tensor_and_model(recipe, tmp_path, part):
-    """Of a base that nothing is added to, too; and in differences, to which it would not show."""
+    """A base to which nothing is added is checked, too, and so are folders of differences, where NaN would not show."""
     fusion = Fusion(recipe)
     name, model = {"base": (NORM, "base"), "lora_B": (FACTORED[0], "image"), "merger": (MERGER, "image")}[part]
     vector = fusion.base[name].clone().fill_(float("nan"))

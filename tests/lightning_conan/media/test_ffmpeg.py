@@ -134,7 +134,7 @@ def on_screen(seconds, start, end):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_frames_and_times_are_those_of_ffmpeg(folder, form, monkeypatch):
-    """Of the whole and of parts, all frames and a few, with and without going to key frames."""
+    """Whole videos and parts, all frames and a few, with and without seeking to key frames."""
     settings, twice = [entry for entry in FORMS[form] if entry is not DECODED], []
     path = made(folder / f"{form.replace(' ', '_')}.{form.split()[0]}", *settings)
     seconds, pixels = pictures(path)

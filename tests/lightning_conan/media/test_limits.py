@@ -35,7 +35,7 @@ def test_pixels(kind):
 
 
 def test_pixels_of_a_page_count_as_it_is_drawn():
-    """Of 200.4 dots 201 are drawn."""
+    """A side of 200.4 pixels is drawn as 201."""
     with pypdfium2.PdfDocument.new() as pdf:
         pdf.new_page(100.2, 50.1)
         pdf.save(buffer := io.BytesIO())

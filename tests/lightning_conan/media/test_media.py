@@ -428,7 +428,7 @@ def test_frames_of_unlike_length_are_found_by_their_times():
 )
 @pytest.mark.parametrize("moments", [range(0, 20_000, 1000), [*range(0, 15_000, 1000), 15_100, 15_200, 15_300]])
 def test_a_span_has_every_frame_that_is_on_screen_in_it(moments, start, end, shown):
-    """Of a frame a second, all of the same length or not."""
+    """One frame a second, of equal length or not."""
     data = film("mp4", "libx264", moments, 1000)
     clip = decode_video(Media("video", data, "a.mp4", start=start, end=end), EVERY_FRAME)
     assert clip.seconds == pytest.approx([max(0, second - start) for second in shown], abs=0.002)  # as if it had been cut out

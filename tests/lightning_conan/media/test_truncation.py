@@ -271,7 +271,7 @@ BEGINNINGS = [
     b"RIFF....WAVE", b"RF64....WAVE", b"RIFF....AVI ", b"FORM....AIFF", b"riff" + bytes(36), b"caff\0\1\0\0", b".snd",
     b"\x30\x26\xb2\x75", b"....ftyp", b"OggS", b"\x1a\x45\xdf\xa3", b"fLaC", b"ID3", b"wvpk", b"TTA1",
 ]  # fmt: skip
-"""Of each format whose sizes are read."""
+"""One file of each format whose sizes are read."""
 
 
 @given(begin=st.sampled_from(BEGINNINGS), rest=st.binary(max_size=100))
