@@ -36,7 +36,7 @@ def contract_of(task: RetrievalTask, queries: Hashed, corpus: Hashed, processor:
         "measures": list(task.settings.measures),
         "ties": TIES,
         "queries": digest([[query, queries.contents[task.queries.numbers[query]]] for query in sorted(task.qrels)]),
-        "corpus": digest(sorted(zip(task.corpus.numbers, corpus.contents, strict=True))),
+        "corpus": corpus.fingerprint,
         "qrels": digest(sorted((query, sorted(grades.items())) for query, grades in task.qrels.items())),
         "candidates": digest(sorted((query, list(pool)) for query, pool in (task.candidates or {}).items())),
     }

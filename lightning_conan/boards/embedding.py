@@ -1,8 +1,11 @@
 """Embeds what no cache has yet, on any number of devices."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,34 +58,56 @@ class Hashed:
     side: Side
     contents: list[str]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of ids and contents, whatever their order."""
+        keyed = sorted((self.items.key(number), content) for number, content in enumerate(self.contents))
+        return hashlib.sha256(json.dumps(keyed).encode()).hexdigest()
+
 
 def hash_tasks(tasks: Iterable[RetrievalTask], tells_sides: bool) -> Iterator[tuple[Hashed, Hashed]]:
-    """Yields the queries and the corpus of each task with the names of their contents; reads every medium once.
+    """Yields the queries and the corpus of each task with the names of their contents.
+
+    Every medium is read once, also of a collection that several tasks share, such as M-BEIR's union pool.
 
     Args:
         tasks: The tasks.
         tells_sides: True if queries are encoded differently from targets.
 
     Raises:
-        ValueError: Items that cannot be read, all of them named.
+        ValueError: Items that cannot be read, some of them named.
     """
+    known: dict[tuple[int, Side], Hashed] = {}
     for task in tasks:
         sides: dict[Side, Items] = {"query": task.queries, "target": task.corpus}
-        found: list[Hashed] = []
-        odd: list[str] = []
         for side, items in sides.items():
-            contents = []
-            for number in range(len(items)):
-                try:
-                    contents.append(content_of(items.item(number), side, tells_sides))
-                except BROKEN as error:
-                    odd.append(f"{items.key(number)!r}: {error}")
-            found.append(Hashed(items, side, contents))
-        if odd:
-            raise ValueError(
-                f"{task.name}: {len(odd)} items cannot be read, which would make another task of it: {'; '.join(odd[:5])}."
-            )
-        yield found[0], found[1]
+            if (id(items), side) not in known:
+                known[id(items), side] = hash_items(items, side, tells_sides, task.name)
+        yield known[id(task.queries), "query"], known[id(task.corpus), "target"]
+
+
+def hash_items(items: Items, side: Side, tells_sides: bool, name: str) -> Hashed:
+    """Names the contents of a collection.
+
+    Args:
+        items: The items.
+        side: Side of a search.
+        tells_sides: True if queries are encoded differently from targets.
+        name: The task's, for the error.
+
+    Raises:
+        ValueError: Items that cannot be read, some of them named.
+    """
+    contents: list[str] = []
+    odd: list[str] = []
+    for number in range(len(items)):
+        try:
+            contents.append(content_of(items.item(number), side, tells_sides))
+        except BROKEN as error:
+            odd.append(f"{items.key(number)!r}: {error}")
+    if odd:
+        raise ValueError(f"{name}: {len(odd)} items cannot be read, which would make another task of it: {'; '.join(odd[:5])}.")
+    return Hashed(items, side, contents)
 
 
 class MissingData(LightningDataModule):
@@ -100,12 +125,12 @@ class MissingData(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer batches left than devices
         self.collections, self.batch_size, self.num_workers = collections, batch_size, num_workers
         wanted = set(cache.missing([content for each in collections for content in each.contents]))
-        self.todo: list[tuple[int, int]] = []
+        self.todo: dict[int, list[int]] = {}
         for place, each in enumerate(collections):
             for number, content in enumerate(each.contents):
                 if content in wanted:
                     wanted.remove(content)
-                    self.todo.append((place, number))
+                    self.todo.setdefault(place, []).append(number)
 
     def slots(self, rank: int, world: int) -> list[Slot]:
         """Batches of a rank, each of one collection.
@@ -114,13 +139,11 @@ class MissingData(LightningDataModule):
             rank: Number of this rank, from 0.
             world: Number of ranks.
         """
-        slots = []
-        for place in range(len(self.collections)):
-            numbers = [number for where, number in self.todo if where == place]
-            slots += [
-                Slot(str(place), tuple(numbers[start : start + self.batch_size]))
-                for start in range(0, len(numbers), self.batch_size)
-            ]
+        slots = [
+            Slot(str(place), tuple(numbers[start : start + self.batch_size]))
+            for place, numbers in self.todo.items()
+            for start in range(0, len(numbers), self.batch_size)
+        ]
         return slots[rank::world]
 
     @override
@@ -214,7 +237,7 @@ def embed_missing(
         enable_model_summary=False,
         callbacks=[EndedBySigterm(), writer],
     )
-    log.info("%d items are to be embedded", len(data.todo))
+    log.info("%d items are to be embedded", sum(map(len, data.todo.values())))
     trainer.predict(stage, datamodule=data, return_predictions=False)
     cache.refresh()
     return writer.embedded

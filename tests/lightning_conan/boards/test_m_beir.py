@@ -123,6 +123,7 @@ def test_cells_score_as_upstream_defines_them(root, base, tmp_path):
     stage = Stage(base)
     cache = EmbeddingCache(tmp_path, embeds_as(stage.provenance, stage.processor))
     hashed = list(hash_tasks(tasks, stage.processor.config.tells_sides))
+    assert len({id(corpus) for task, (_, corpus) in zip(tasks, hashed, strict=True) if task.name.endswith("_union")}) == 1
     embedded = embed_missing(stage, [each for pair in hashed for each in pair], cache, {"accelerator": "cpu"})
     assert embedded == len({content for pair in hashed for each in pair for content in each.contents})
     for task, pair in zip(tasks, hashed, strict=True):
