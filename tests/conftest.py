@@ -12,6 +12,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parents[1], 
 
 import pytest
 import torch
+from hypothesis import settings
 
 from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_pairs
@@ -19,6 +20,9 @@ from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import Encoded, OmniEmbedder, OmniProcessor, Provenance, save_folder, tiny_embedder
 from lightning_conan.items import Item, Media
 from samples import flac, mp4, png
+
+# The same examples in every run, however busy the machine; `pytest --hypothesis-profile default` explores others.
+settings.load_profile("ci")
 
 
 def pytest_configure() -> None:

@@ -2,7 +2,7 @@ import json
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_conan.items import Item, Media, check_text
@@ -141,7 +141,6 @@ def test_the_place_of_half_a_character_is_told_and_the_remedy_works():
     assert "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16", "ignore") == "\U0001f600"
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(categories=("L", "N", "P", "S", "Cs", "Cc"))))
 def test_a_text_is_taken_exactly_if_utf_8_can_hold_it(text):
     whole = not any("\ud800" <= character <= "\udfff" for character in text)

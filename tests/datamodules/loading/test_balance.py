@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.loading.mixture import Mixture, Origin
@@ -93,9 +93,6 @@ def test_modalities_have_equal_shares_whatever_the_sizes(together, world):
     assert any(found[modality_of[name], name] == SIZES[name] for name in SIZES)
 
 
-SLOW = settings(deadline=None)  # a plan takes longer on a busy machine
-
-
 @st.composite
 def mixtures(draw):
     """Sources by name: modality, and sizes of their tasks."""
@@ -103,7 +100,6 @@ def mixtures(draw):
     return draw(st.dictionaries(st.sampled_from("abcde"), st.tuples(st.sampled_from("xyz"), sizes), min_size=1))
 
 
-@SLOW
 @given(
     mixtures(),
     st.integers(4, 40),
@@ -134,7 +130,6 @@ def test_a_source_is_off_its_share_by_less_than_the_smallest_batch(sources, batc
     assert len(another) == len(plan), "Lightning asks once for the length of an epoch"
 
 
-@SLOW
 @given(mixtures(), st.integers(4, 40), st.integers(1, 4))
 def test_no_batch_has_a_pair_twice_or_two_tasks_and_no_rank_has_none(sources, batch, world):
     tasks = {name: tasks_of(sizes) for name, (_, sizes) in sources.items()}
@@ -181,7 +176,6 @@ def test_weights_and_temperatures_of_both_levels(settings, expected):
     assert Mixture(**settings).pairs(PAIRS) == expected
 
 
-@SLOW
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(4, 500), min_size=1), st.data())
 def test_with_one_source_a_modality_options_mean_what_they_meant(sizes, draw):
     """Against the rule of before, in pairs."""
@@ -238,7 +232,6 @@ def test_a_source_of_two_modalities_is_shared_out_by_both():
     }
 
 
-@SLOW
 @given(mixtures(), st.integers(4, 40), st.integers(1, 4))
 def test_a_mixed_step_has_every_modality_and_each_batch_is_in_one(sources, batch, world):
     tasks = {name: tasks_of(sizes) for name, (_, sizes) in sources.items()}

@@ -12,7 +12,7 @@ from runs import in_mid_fit
 
 SIZES = st.lists(st.integers(4, 12), min_size=1, max_size=3)
 """Pairs of each task: as many as ranks, at least."""
-FEW = settings(deadline=None, max_examples=15)
+FEW = settings(max_examples=15)
 BATCH, WORLD, SHARD = st.integers(4, 12), st.integers(1, 4), st.integers(1, 20)
 
 

@@ -78,7 +78,7 @@ def test_samples_are_those_of_webdataset(tmp_path, kind):
     assert len(ours(path)) >= 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_headers_are_those_of_tarfile(data):
     """The short way beside the whole one, on headers of any kind, sound or damaged."""

@@ -186,7 +186,7 @@ def changed(column: pa.ChunkedArray, value: int) -> pa.Array:
 
 
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=6), st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_samples_come_back_from_their_columns(counts, group):
     """Whatever they hold, and however many shards, also of none, are written together."""
     rng = random.Random(f"{counts} {group}")

@@ -137,7 +137,7 @@ SUFFIX = st.sampled_from([b".png", b".TXT", b".doc", b""])
 
 
 @given(st.dictionaries(st.lists(NAME, min_size=1, max_size=3).map(b"/".join), SUFFIX, max_size=6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_file_that_find_finds_is_an_entry_under_its_own_name(names):
     """Whatever bytes it is called by; the bytes can be had back from the key."""
     with tempfile.TemporaryDirectory() as root:

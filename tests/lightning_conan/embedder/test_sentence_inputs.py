@@ -320,7 +320,7 @@ def test_boards_find_the_modalities_where_they_look(exported, name):
 
 
 @given(st.integers(1, 900), st.floats(0.2, 240), st.floats(0.1, 30), st.integers(1, 8), st.integers(1, 64))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_frames_are_chosen_and_timed_as_transformers_does(count, fps, rate, least, more):
     config = ProcessorConfig(sampling=Sampling(rate, least, least + more))
     theirs = Qwen3VLVideoProcessor(fps=rate, min_frames=least, max_frames=least + more)
@@ -335,7 +335,6 @@ def test_frames_are_chosen_and_timed_as_transformers_does(count, fps, rate, leas
 
 
 @given(st.integers(1, 8), st.integers(9, 400), st.booleans(), st.booleans())
-@settings(deadline=None)
 def test_channels_are_averaged_whichever_axis_they_are(channels, samples, last, tensor):
     found = np.random.default_rng(samples).uniform(-1, 1, (channels, samples)).astype(np.float32)
     array = found.T if last else found

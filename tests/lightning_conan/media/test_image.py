@@ -102,7 +102,7 @@ def test_a_transparent_image_is_turned_upright_too(format, orientation):
     assert torch.equal(decoded(data), upstream(data))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(4))),
     format=st.sampled_from(["PNG", "WEBP"]),

@@ -147,7 +147,7 @@ PLAIN = ["riff.wav", "rf64.wav", "a.w64", "a.aiff", "a.aifc", "pcm.caf", "a.au",
 
 
 @pytest.mark.parametrize("name", PLAIN)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(kept=st.floats(0.01, 0.99))  # behind its samples a file may have tags
 def test_a_cut_is_noticed_wherever_it_is(name, kept, files):
     with pytest.raises(MediaError):
@@ -224,7 +224,7 @@ SIZES |= {"a.w64": (SAMPLES_OF_W64, 16, 8, "little"), "pcm.caf": (b"data", 4, 8,
 
 
 @pytest.mark.parametrize("name", SIZES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(less=st.one_of(st.just(1), st.integers(1, 4000)), narrow=st.sampled_from([0x7F000000, 2**31, 2**32]))
 def test_sizes_that_stand_for_an_unknown_one(name, less, narrow, files):
     """arecord, SoX, mplayer, espeak and FFmpeg write one each, less the header or rounded to a block."""
@@ -275,7 +275,7 @@ BEGINNINGS = [
 
 
 @given(begin=st.sampled_from(BEGINNINGS), rest=st.binary(max_size=100))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_headers_of_nonsense_end_in_words(begin, rest):
     with contextlib.suppress(MediaError):
         check_whole(media(begin + rest, "a"), begin + rest)

@@ -23,7 +23,7 @@ def plain(queries, own, targets, identities, known, groups, limits):
     return rows
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(1, 5),

@@ -14,7 +14,7 @@ def units(rows, seed):
     return F.normalize(torch.randn(rows, 6, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 12), st.integers(1, 30), st.integers(0, 10_000))
 def test_equals_a_plain_reference_query_by_query(queries, corpus, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -33,7 +33,7 @@ def test_equals_a_plain_reference_query_by_query(queries, corpus, seed):
         assert found["recall@5"][row].item() == float(relevant[row][order[:5]].any())
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 12), st.integers(1, 30), st.integers(1, 4), st.integers(0, 10_000))
 def test_among_ties_irrelevant_entries_come_first(queries, corpus, levels, seed):
     """Held against a full sort: by score, and among equals by relevance."""
