@@ -21,11 +21,13 @@ TREC = {
     "map": "map",
     "mrr": "recip_rank",
 }
-GRADES = st.dictionaries(st.sampled_from([f"d{n}" for n in range(12)]), st.integers(-1, 3), min_size=1)
+DOCUMENTS = st.sampled_from([f"d{n}" for n in range(12)])
+GRADES = st.dictionaries(DOCUMENTS, st.integers(-1, 3), min_size=1)
+JUDGED = st.dictionaries(DOCUMENTS, st.integers(0, 3), min_size=1)
 ORDERS = st.permutations([f"d{n}" for n in range(16)])
 
 
-@given(queries=st.lists(st.tuples(GRADES, ORDERS, st.integers(1, 16)), min_size=1, max_size=4))
+@given(queries=st.lists(st.tuples(JUDGED, ORDERS, st.integers(1, 16)), min_size=1, max_size=4))
 def test_equals_trec_eval_where_nothing_ties(queries):
     qrels = {f"q{number}": grades for number, (grades, _, _) in enumerate(queries)}
     run = {
