@@ -5,12 +5,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from lightning_conan.boards.cache import EmbeddingCache
 from lightning_conan.boards.contract import contract_of
 from lightning_conan.boards.embedding import embed_missing, hash_tasks
-from lightning_conan.boards.m_beir import CELLS, read_board
+from lightning_conan.boards.registry import BoardRequest, read_board
 from lightning_conan.boards.report import check_contract, table, write_report
 from lightning_conan.boards.scoring import memory_need, score_task
 from lightning_conan.boards.tasks import RetrievalTask, read_task
@@ -46,7 +45,7 @@ class EvaluateOptions:
     folder: Path
     out: Path
     tasks: list[Path] = field(default_factory=list)
-    board: Literal["m-beir"] | None = None
+    board: str | None = None
     data: Path | None = None
     cells: list[str] | None = None
     union: bool = True
@@ -61,16 +60,16 @@ def read_tasks(options: EvaluateOptions) -> list[RetrievalTask]:
     """Reads the tasks that the options name.
 
     Raises:
-        ValueError: Neither tasks nor a board with its data, or both.
+        ValueError: Neither tasks nor a board, or both; or a board that is unknown, or whose data is not there.
     """
-    if bool(options.tasks) == bool(options.board) or bool(options.board) != bool(options.data):
+    if bool(options.tasks) == bool(options.board) or (options.data and not options.board):
         raise ValueError(
             f"evaluate needs --tasks, or --board with --data, got tasks {[*map(str, options.tasks)]}, board {options.board} and "
             f"data {options.data}."
         )
-    if options.data is None:
+    if options.board is None:
         return [read_task(folder) for folder in options.tasks]
-    return read_board(options.data, options.cells or CELLS, options.union)
+    return read_board(BoardRequest(options.board, options.data, options.cells, options.union))
 
 
 def evaluate(options: EvaluateOptions) -> None:
