@@ -9,11 +9,11 @@ from pathlib import Path
 from lightning_conan.boards.cache import EmbeddingCache
 from lightning_conan.boards.contract import contract_of
 from lightning_conan.boards.embedding import embed_missing, hash_tasks
-from lightning_conan.boards.registry import BoardRequest, read_board
+from lightning_conan.boards.registry import WRITERS, BoardRequest, read_board
 from lightning_conan.boards.report import check_contract, table, write_report
 from lightning_conan.boards.scoring import memory_need, score_task
 from lightning_conan.boards.tasks import RetrievalTask, read_task
-from lightning_conan.cli.common.logging import quiet_libraries, show_progress
+from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.training import Stage, Training
 
@@ -31,10 +31,12 @@ class EvaluateOptions:
         folder: The checkpoint folder.
         out: The folder to write; it may hold scores of other tasks of the same model.
         tasks: Folders of tasks.
-        board: A public board, instead of tasks: m-beir.
+        board: A public board, instead of tasks: m-beir, mmeb-v2 or mmeb-v3. OUT gets its own files, too.
         data: The board's data, in its own layout.
         cells: Parts of the board, such as mscoco_task0; all by default.
         union: True to search M-BEIR's union pool, too.
+        all_prompts: True to ask each of M-BEIR's queries with each of its instructions, of which its own code draws one at
+            random: the score is the mean over them.
         cache: Folder of embeddings, which all tasks share; OUT/cache by default.
         num_workers: Processes that decode; 0 decodes in the main process.
         token_budget: Padded tokens that are embedded at once.
@@ -49,6 +51,7 @@ class EvaluateOptions:
     data: Path | None = None
     cells: list[str] | None = None
     union: bool = True
+    all_prompts: bool = False
     cache: Path | None = None
     num_workers: int = 0
     token_budget: int = 16_384
@@ -56,7 +59,7 @@ class EvaluateOptions:
     devices: int = 1
 
 
-def read_tasks(options: EvaluateOptions) -> list[RetrievalTask]:
+def read_tasks(options: EvaluateOptions) -> Sequence[RetrievalTask]:
     """Reads the tasks that the options name.
 
     Raises:
@@ -69,7 +72,7 @@ def read_tasks(options: EvaluateOptions) -> list[RetrievalTask]:
         )
     if options.board is None:
         return [read_task(folder) for folder in options.tasks]
-    return read_board(BoardRequest(options.board, options.data, options.cells, options.union))
+    return read_board(BoardRequest(options.board, options.data, options.cells, options.union, options.all_prompts))
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -87,7 +90,7 @@ def evaluate(options: EvaluateOptions) -> None:
     }
     check_contract(options.out, model, contracts)
     cache = EmbeddingCache(options.cache or options.out / "cache", model)
-    launch = {"accelerator": options.accelerator, "devices": options.devices, "enable_progress_bar": show_progress()}
+    launch = {"accelerator": options.accelerator, "devices": options.devices}
     embedded = embed_missing(stage, [each for pair in hashed for each in pair], cache, launch, options.num_workers)
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))):  # as torchrun and Lightning set them
         return
@@ -95,8 +98,13 @@ def evaluate(options: EvaluateOptions) -> None:
     dim = cache.blocks[0].shape[1]
     need = max(memory_need(len(task.qrels), len(task.corpus), dim) for task in tasks)
     print(f"ranking takes up to {need / 2**30:.2f} GiB of memory", file=sys.stderr)
-    scores = [score_task(task, *pair, cache) for task, pair in zip(tasks, hashed, strict=True)]
-    print(table(write_report(options.out, model, scores, contracts)))
+    write_board, report = WRITERS.get(options.board or ""), {}
+    for task, pair in zip(tasks, hashed, strict=True):  # one by one: the rankings of all tasks of a board would take gigabytes
+        scores = score_task(task, *pair, cache)
+        report = write_report(options.out, model, [scores], contracts)
+        if write_board is not None:
+            write_board(options.out, scores)
+    print(table(report))
 
 
 def run(args: Sequence[str]) -> None:
