@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from mteb._create_dataloaders import create_dataloader
 from mteb.models.abs_encoder import AbsEncoder, get_prompt
 from mteb.similarity_functions import cos_sim, pairwise_cos_sim
@@ -87,7 +86,7 @@ class MtebEncoder:
         ValueError: A prompt's name is no task, type of tasks, or side of a search.
     """
 
-    def __init__(self, folder: Path, cache: Path, options: EncoderOptions = EncoderOptions()) -> None:  # noqa: B008  # frozen
+    def __init__(self, folder: Path, cache: Path, options: EncoderOptions = EncoderOptions()) -> None:
         try:
             AbsEncoder.validate_task_to_prompt_name(dict(options.prompts))
         except KeyError as error:
@@ -154,7 +153,7 @@ class MtebEncoder:
             num_proc: Processes that prepare the data set.
             kwargs: The split and the subset.
         """
-        contents = self.side(corpus, PromptType.document, task_metadata, encode_kwargs, num_proc)
+        contents = self.side(corpus, PromptType.document, task_metadata, {**encode_kwargs, "num_proc": num_proc})
         self.corpus = list(corpus["id"]), contents
 
     def search(
@@ -178,7 +177,7 @@ class MtebEncoder:
         """
         if not self.corpus[0]:
             raise ValueError("A corpus must be indexed before it is searched, got none. Call index first.")
-        contents = self.side(queries, PromptType.query, task_metadata, encode_kwargs, num_proc)
+        contents = self.side(queries, PromptType.query, task_metadata, {**encode_kwargs, "num_proc": num_proc})
         asked = list(zip(queries["id"], contents, strict=True))
         pools = kwargs.get("top_ranked")
         mine = share(asked)
@@ -219,7 +218,9 @@ class MtebEncoder:
 
     # Embedding
 
-    def side(self, dataset: Any, prompt_type: PromptType, task: Any, kwargs: Mapping[str, Any], num_proc: int | None) -> list[str]:
+    def side(
+        self, dataset: Any, prompt_type: PromptType, task: Any, kwargs: Mapping[str, Any], num_proc: int | None
+    ) -> list[str]:
         """Embeds the queries or the corpus of a retrieval task, and returns their contents.
 
         Args:
