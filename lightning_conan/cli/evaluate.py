@@ -9,12 +9,14 @@ from pathlib import Path
 from lightning_conan.boards.cache import EmbeddingCache
 from lightning_conan.boards.contract import contract_of
 from lightning_conan.boards.embedding import embed_missing, hash_tasks
-from lightning_conan.boards.registry import WRITERS, BoardRequest, read_board
-from lightning_conan.boards.report import check_contract, table, write_report
+from lightning_conan.boards.registry import MTEB, WRITERS, BoardRequest, read_board
+from lightning_conan.boards.report import check_contract, read_scores, table, write_report
 from lightning_conan.boards.scoring import memory_need, score_task
 from lightning_conan.boards.tasks import RetrievalTask, read_task
-from lightning_conan.cli.common.logging import quiet_libraries
+from lightning_conan.cli.common.launch import launched
+from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.embedder.checkpoint import embeds_as
+from lightning_conan.extras import require
 from lightning_conan.training import Stage, Training
 
 
@@ -24,19 +26,23 @@ class EvaluateOptions:
 
     A task is a folder with queries.jsonl, corpus.jsonl and qrels.txt (TREC), or BEIR's qrels/test.tsv; task.yaml may name
     measures, instructions and a group, candidates.jsonl a pool for each query. Or name a public board and its data. OUT gets
-    scores.json, scores.md and, for each task, run.txt and qrels.txt for trec_eval. The same command again resumes where a killed
-    run stopped.
+    scores.json, scores.md and, for each task, run.txt and qrels.txt for trec_eval; of mteb's tasks its own files, below
+    OUT/mteb. The same command again resumes where a killed run stopped.
 
     Args:
         folder: The checkpoint folder.
         out: The folder to write; it may hold scores of other tasks of the same model.
         tasks: Folders of tasks.
-        board: A public board, instead of tasks: m-beir, mmeb-v2 or mmeb-v3. OUT gets its own files, too.
-        data: The board's data, in its own layout.
-        cells: Parts of the board, such as mscoco_task0; all by default.
+        board: A public board, instead of tasks: m-beir, mmeb-v2, mmeb-v3, or mteb:NAME for any benchmark or task of mteb's. OUT
+            gets the board's own files, too.
+        data: The board's data, in its own layout. mteb reads the hub without it; with it, copies of the hub's data sets, at
+            DATA/OWNER/NAME.
+        cells: Tasks of the board, such as mscoco_task0; all by default.
         union: True to search M-BEIR's union pool, too.
         all_prompts: True to ask each of M-BEIR's queries with each of its instructions, of which its own code draws one at
             random: the score is the mean over them.
+        prompts: Of mteb's tasks, instructions by its names: TASK-query, TASK, TYPE-query, TYPE, query, document; the folder's
+            own instruction by default.
         cache: Folder of embeddings, which all tasks share; OUT/cache by default.
         num_workers: Processes that decode; 0 decodes in the main process.
         token_budget: Padded tokens that are embedded at once.
@@ -52,6 +58,7 @@ class EvaluateOptions:
     cells: list[str] | None = None
     union: bool = True
     all_prompts: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
     cache: Path | None = None
     num_workers: int = 0
     token_budget: int = 16_384
@@ -78,6 +85,9 @@ def read_tasks(options: EvaluateOptions) -> Sequence[RetrievalTask]:
 def evaluate(options: EvaluateOptions) -> None:
     """Embeds what no earlier run has, ranks, measures and writes the report."""
     quiet_libraries()
+    if (options.board or "").startswith(MTEB):
+        evaluate_mteb(options)
+        return
     tasks = read_tasks(options)
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -105,6 +115,32 @@ def evaluate(options: EvaluateOptions) -> None:
         if write_board is not None:
             write_board(options.out, scores)
     print(table(report))
+
+
+def evaluate_mteb(options: EvaluateOptions) -> None:
+    """Has mteb evaluate its own tasks, on any number of devices.
+
+    Raises:
+        ValueError: mteb is not installed, or something is missing that its tasks need.
+    """
+    name = (options.board or "").removeprefix(MTEB)
+    if options.tasks:
+        raise ValueError(f"evaluate needs --tasks or --board, got tasks {[*map(str, options.tasks)]} and board {options.board}.")
+    require("mteb", f"Board {options.board}")
+    from lightning_conan.boards.mteb_board import Evaluation, check_board, find_board, say  # takes seconds to import
+    from lightning_conan.boards.mteb_encoder import EncoderOptions, MtebEncoder
+
+    board = find_board(name, options.cells, options.data)
+    check_board(board)
+    with launched(options.accelerator, options.devices) as fabric:
+        settings = EncoderOptions(options.prompts, options.token_budget, options.num_workers, fabric.device)
+        encoder = MtebEncoder(options.folder, options.cache or options.out / "cache", settings)
+        evaluation = Evaluation(encoder, board, options.out, show_progress())
+        evaluation.run(fabric.is_global_zero)
+        total = say(encoder)
+    if fabric.is_global_zero:
+        print(total, file=sys.stderr)
+        print(table(read_scores(options.out)))
 
 
 def run(args: Sequence[str]) -> None:
