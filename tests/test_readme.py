@@ -27,7 +27,7 @@ PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((R
 VERBS = {
     "README.md": ["pack", "pack", "fit", "test"],
     "foreign.md": ["graft", "fit", "fuse"],
-    "boards.md": ["evaluate", "evaluate"],
+    "boards.md": ["evaluate", "evaluate", "evaluate"],
     "embed.md": ["embed", "search", "export", "doctor"],
     "reasoning.md": ["cot", "test"],
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
