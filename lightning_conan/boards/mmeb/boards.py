@@ -24,7 +24,7 @@ def read_mmeb(root: Path, specs: Sequence[Spec], cells: Sequence[str] | None = N
         cells: Names of tasks; None for all.
 
     Raises:
-        ValueError: An unknown task; files that are not there, for all tasks together; or an annotation of another form.
+        ValueError: An unknown task; files that are not there, of all tasks; or an annotation of another form.
     """
     known = {spec.name: spec for spec in specs}
     if odd := [name for name in cells or () if name not in known]:
