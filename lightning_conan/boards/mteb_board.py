@@ -99,6 +99,7 @@ class Evaluation:
             result = mteb.evaluate(self.encoder, [task], encode_kwargs=kwargs, **options).task_results[0]
         if first:
             self.results.save_to_cache(result, meta)
+            result = self.results.load_task_result(task.metadata.name, meta)  # rounded, as a later run will find it
         return result
 
     def means(self) -> dict[str, dict[str, Any]]:
@@ -123,7 +124,7 @@ class Evaluation:
         return {
             "board": "mteb",
             "mteb": version("mteb"),
-            "data": Path(data["path"]).parts[-2:] if self.board.local and data else data.get("path"),
+            "data": "/".join(Path(data["path"]).parts[-2:]) if self.board.local and data else data.get("path"),
             "revision": "local copy" if self.board.local else data.get("revision"),
             "splits": list(task.eval_splits),
             "subsets": sorted(task.hf_subsets) if task.hf_subsets else [],
