@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,7 +207,7 @@ def test_instructions_are_chosen_as_mteb_does(base, encoder, embed, name, kind, 
 
 
 def test_prompts_of_unknown_tasks_are_refused(base, tmp_path):
-    with pytest.raises(ValueError, match="Prompts must be named by mteb's tasks.*STS0 is not valid"):
+    with pytest.raises(ValueError, match=r"Prompts must be named by mteb's tasks.*STS0 is not valid"):
         MtebEncoder(base, tmp_path, EncoderOptions({"STS0": "a"}))
 
 
@@ -362,6 +364,22 @@ def test_pages_of_one_task_and_other_instructions(base, data, tmp_path, capsys, 
     assert "KoVidore2HrRetrieval was scored under another contract: query_instruction differ" in capsys.readouterr().err
 
 
+def test_a_copy_that_has_changed_is_other_data(base, data, tmp_path, capsys):
+    """`datasets` knows prepared copies by their names alone."""
+    copied, out = tmp_path / "hub", tmp_path / "out"
+    shutil.copytree(data / "mteb/BuiltBenchRetrieval", copied / "mteb/BuiltBenchRetrieval")
+    assert board(base, "BuiltBenchRetrieval", out, "--data", str(copied)) == 0
+    assert "embedded 16 items" in capsys.readouterr().err
+    shutil.rmtree(copied)
+    more = retrieval("pump")
+    more["corpus"] += [{"id": f"e{n}", "text": f"more {n}"} for n in range(5)]
+    hub_copy(copied / "mteb/BuiltBenchRetrieval", more)
+    assert board(base, "BuiltBenchRetrieval", out, "--data", str(copied)) == 1
+    assert "was scored under another contract: revision differ" in capsys.readouterr().err
+    assert board(base, "BuiltBenchRetrieval", tmp_path / "other", "--data", str(copied), "--cache", str(out / "cache")) == 0
+    assert "embedded 5 items, 16 were in" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_one_error_before_anything_is_embedded(base, data, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert board(base, "KoViDoRe(v2)", out, "--data", str(data)) == 1
@@ -396,6 +414,25 @@ def test_without_mteb_the_extra_is_named(base, tmp_path, capsys, monkeypatch):
     assert (
         "Board mteb:SciFact needs mteb, which is not installed: pip install 'lightning-conan[boards]'" in capsys.readouterr().err
     )
+
+
+def test_commands_and_python_of_the_page(base, exported, data, tmp_path, monkeypatch, capsys):
+    """As test_readme.py runs the other pages'; the hub's data is not there, which is said."""
+    page = (Path(__file__).parents[3] / "docs" / "mteb.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    for link, folder in (("runs/demo/final", base), ("exported", exported), ("hub", data)):
+        (tmp_path / link).symlink_to(folder)
+    monkeypatch.setattr(mteb_data.HfApi, "dataset_info", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network")))
+    maeb, pages = (line for line in page.splitlines() if line.startswith("conan "))
+    assert main(shlex.split(maeb)[1:]) == 1
+    assert "(mteb/Clotho)" in capsys.readouterr().err
+    assert main([*shlex.split(pages)[1:], "--accelerator", "cpu"]) == 0
+    assert (tmp_path / "pages" / "scores.md").is_file()
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        scope = {"task": task_of("icons")}
+        exec(code.replace('mteb.get_task("SciFact")', "task, cache=None"), scope)
+        assert 0 < scope["result"].task_results[0].get_score() < 1
 
 
 @pytest.mark.parametrize(("name", "count"), [("MAEB(v1)", 30), ("MVEB(v1)", 23), ("MIEB(lite)", 51), ("ViDoRe(v3)", 10)])
