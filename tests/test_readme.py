@@ -29,6 +29,7 @@ VERBS = {
     "foreign.md": ["graft", "fit", "fuse"],
     "boards.md": ["evaluate", "evaluate", "evaluate"],
     "embed.md": ["embed", "search", "export", "doctor"],
+    "mteb.md": ["evaluate", "evaluate"],  # run where mteb is imported, in test_mteb.py
     "reasoning.md": ["cot", "test"],
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
     "stages.md": ["fit", "alphas", "drift"],
