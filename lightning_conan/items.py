@@ -1,7 +1,7 @@
 """Media, items and pairs, still encoded, free of torch; structs, since frozen dataclasses take eight times as long to make."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -69,6 +69,20 @@ class Media(msgspec.Struct, frozen=True):
         return {name: value for name, value in fields.items() if value is not None}
 
 
+class Frames(Media, frozen=True):
+    """A video as its frames, each an image file: benchmarks publish videos so. All of them are used.
+
+    Args:
+        files: The frames, in order; ``source`` is their folder.
+    """
+
+    files: tuple[Path, ...] = ()
+
+    def read(self) -> bytes:
+        """Reads the encoded frames, each behind its length."""
+        return b"".join(b"%d:%b" % (len(data), data) for data in (file.read_bytes() for file in self.files))
+
+
 def check_text(text: str) -> None:
     """Refuses half a character (a lone surrogate), which JSON may hold and neither UTF-8 nor a tokenizer can.
 
@@ -123,13 +137,23 @@ class Item(msgspec.Struct, frozen=True):
 
     def content_hash(self) -> str:
         """SHA-256 of the contents, equal for equal contents wherever they are stored: used to find equal targets."""
-        digest = hashlib.sha256(repr(self.instruction).encode())
-        for part in self.parts:
-            kind, data = ("text", part.encode()) if isinstance(part, str) else (part.modality, part.read())
-            span = {} if isinstance(part, str) else part.span
-            digest.update(f"|{kind}:{len(data)}:{span}:".encode())
-            digest.update(data)
-        return digest.hexdigest()
+        return content_hash(self.parts, self.instruction)
+
+
+def content_hash(parts: Sequence[str | Media], instruction: str | None = None) -> str:
+    """SHA-256 of an item's contents; its parts may be of any length, also empty texts.
+
+    Args:
+        parts: Strings and media, in order.
+        instruction: System instruction; None for the folder's.
+    """
+    digest = hashlib.sha256(repr(instruction).encode())
+    for part in parts:
+        kind, data = ("text", part.encode()) if isinstance(part, str) else (part.modality, part.read())
+        span = {} if isinstance(part, str) else part.span
+        digest.update(f"|{kind}:{len(data)}:{span}:".encode())
+        digest.update(data)
+    return digest.hexdigest()
 
 
 class Pair(msgspec.Struct, frozen=True):

@@ -5,17 +5,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from lightning_conan.boards.cache import EmbeddingCache
 from lightning_conan.boards.contract import contract_of
 from lightning_conan.boards.embedding import embed_missing, hash_tasks
-from lightning_conan.boards.m_beir import CELLS, read_board
-from lightning_conan.boards.report import check_contract, table, write_report
+from lightning_conan.boards.registry import MTEB, WRITERS, BoardRequest, read_board
+from lightning_conan.boards.report import check_contract, read_scores, table, write_report
 from lightning_conan.boards.scoring import memory_need, score_task
 from lightning_conan.boards.tasks import RetrievalTask, read_task
+from lightning_conan.cli.common.launch import launched
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.embedder.checkpoint import embeds_as
+from lightning_conan.extras import require
 from lightning_conan.training import Stage, Training
 
 
@@ -25,17 +26,23 @@ class EvaluateOptions:
 
     A task is a folder with queries.jsonl, corpus.jsonl and qrels.txt (TREC), or BEIR's qrels/test.tsv; task.yaml may name
     measures, instructions and a group, candidates.jsonl a pool for each query. Or name a public board and its data. OUT gets
-    scores.json, scores.md and, for each task, run.txt and qrels.txt for trec_eval. The same command again resumes where a killed
-    run stopped.
+    scores.json, scores.md and, for each task, run.txt and qrels.txt for trec_eval; of mteb's tasks its own files, below
+    OUT/mteb. The same command again resumes where a killed run stopped.
 
     Args:
         folder: The checkpoint folder.
         out: The folder to write; it may hold scores of other tasks of the same model.
         tasks: Folders of tasks.
-        board: A public board, instead of tasks: m-beir.
-        data: The board's data, in its own layout.
-        cells: Parts of the board, such as mscoco_task0; all by default.
+        board: A public board, instead of tasks: m-beir, mmeb-v2, mmeb-v3, or mteb:NAME for any benchmark or task of mteb's. OUT
+            gets the board's own files, too.
+        data: The board's data, in its own layout. mteb reads the hub without it; with it, copies of the hub's data sets, at
+            DATA/OWNER/NAME.
+        cells: Tasks of the board, such as mscoco_task0; all by default.
         union: True to search M-BEIR's union pool, too.
+        all_prompts: True to ask each of M-BEIR's queries with each of its instructions, of which its own code draws one at
+            random: the score is the mean over them.
+        prompts: Of mteb's tasks, instructions by its names: TASK-query, TASK, TYPE-query, TYPE, query, document; the folder's
+            own instruction by default.
         cache: Folder of embeddings, which all tasks share; OUT/cache by default.
         num_workers: Processes that decode; 0 decodes in the main process.
         token_budget: Padded tokens that are embedded at once.
@@ -46,10 +53,12 @@ class EvaluateOptions:
     folder: Path
     out: Path
     tasks: list[Path] = field(default_factory=list)
-    board: Literal["m-beir"] | None = None
+    board: str | None = None
     data: Path | None = None
     cells: list[str] | None = None
     union: bool = True
+    all_prompts: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
     cache: Path | None = None
     num_workers: int = 0
     token_budget: int = 16_384
@@ -57,25 +66,28 @@ class EvaluateOptions:
     devices: int = 1
 
 
-def read_tasks(options: EvaluateOptions) -> list[RetrievalTask]:
+def read_tasks(options: EvaluateOptions) -> Sequence[RetrievalTask]:
     """Reads the tasks that the options name.
 
     Raises:
-        ValueError: Neither tasks nor a board with its data, or both.
+        ValueError: Neither tasks nor a board, or both; or a board that is unknown, or whose data is not there.
     """
-    if bool(options.tasks) == bool(options.board) or bool(options.board) != bool(options.data):
+    if bool(options.tasks) == bool(options.board) or (options.data and not options.board):
         raise ValueError(
             f"evaluate needs --tasks, or --board with --data, got tasks {[*map(str, options.tasks)]}, board {options.board} and "
             f"data {options.data}."
         )
-    if options.data is None:
+    if options.board is None:
         return [read_task(folder) for folder in options.tasks]
-    return read_board(options.data, options.cells or CELLS, options.union)
+    return read_board(BoardRequest(options.board, options.data, options.cells, options.union, options.all_prompts))
 
 
 def evaluate(options: EvaluateOptions) -> None:
     """Embeds what no earlier run has, ranks, measures and writes the report."""
     quiet_libraries()
+    if (options.board or "").startswith(MTEB):
+        evaluate_mteb(options)
+        return
     tasks = read_tasks(options)
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -88,7 +100,7 @@ def evaluate(options: EvaluateOptions) -> None:
     }
     check_contract(options.out, model, contracts)
     cache = EmbeddingCache(options.cache or options.out / "cache", model)
-    launch = {"accelerator": options.accelerator, "devices": options.devices, "enable_progress_bar": show_progress()}
+    launch = {"accelerator": options.accelerator, "devices": options.devices}
     embedded = embed_missing(stage, [each for pair in hashed for each in pair], cache, launch, options.num_workers)
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))):  # as torchrun and Lightning set them
         return
@@ -96,8 +108,40 @@ def evaluate(options: EvaluateOptions) -> None:
     dim = cache.blocks[0].shape[1]
     need = max(memory_need(len(task.qrels), len(task.corpus), dim) for task in tasks)
     print(f"ranking takes up to {need / 2**30:.2f} GiB of memory", file=sys.stderr)
-    scores = [score_task(task, *pair, cache) for task, pair in zip(tasks, hashed, strict=True)]
-    print(table(write_report(options.out, model, scores, contracts)))
+    write_board, report = WRITERS.get(options.board or ""), {}
+    for task, pair in zip(tasks, hashed, strict=True):  # one by one: the rankings of all tasks of a board would take gigabytes
+        scores = score_task(task, *pair, cache)
+        report = write_report(options.out, model, [scores], contracts)
+        if write_board is not None:
+            write_board(options.out, scores)
+    print(table(report))
+
+
+def evaluate_mteb(options: EvaluateOptions) -> None:
+    """Has mteb evaluate its own tasks, on any number of devices.
+
+    Raises:
+        ValueError: mteb is not installed, or something is missing that its tasks need.
+    """
+    name = (options.board or "").removeprefix(MTEB)
+    if options.tasks:
+        raise ValueError(f"evaluate needs --tasks or --board, got tasks {[*map(str, options.tasks)]} and board {options.board}.")
+    require("mteb", f"Board {options.board}")
+    from lightning_conan.boards.mteb_board import Evaluation, check_board, find_board, say  # takes seconds to import
+    from lightning_conan.boards.mteb_embedder import EncoderOptions
+    from lightning_conan.boards.mteb_encoder import MtebEncoder
+
+    board = find_board(name, options.cells, options.data)
+    check_board(board)
+    with launched(options.accelerator, options.devices) as fabric:
+        settings = EncoderOptions(options.prompts, options.token_budget, options.num_workers, fabric.device)
+        encoder = MtebEncoder(options.folder, options.cache or options.out / "cache", settings)
+        evaluation = Evaluation(encoder, board, options.out, show_progress())
+        evaluation.run(fabric.is_global_zero)
+        total = say(encoder)
+    if fabric.is_global_zero:
+        print(total, file=sys.stderr)
+        print(table(read_scores(options.out)))
 
 
 def run(args: Sequence[str]) -> None:
