@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import mteb
+import sklearn
 from mteb.mocks import ALL_MOCK_TASK_TEST_GRID, MOCK_MULTIMODAL_TASKS
 from mteb.mocks.mock_run import get_compatible_mock_tasks
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
@@ -56,6 +57,7 @@ def stock_wrapper(folder):
 
 if __name__ == "__main__":
     quiet_libraries()
+    sklearn.set_config(assume_finite=True, skip_parameter_validation=True)  # half of the time is its checks
     folder, exported, cache = map(Path, sys.argv[1:])
     models = {"ours": MtebEncoder(folder, cache), "exported": mteb_model(exported, "cpu")}
     found = {name: grid(model) for name, model in models.items()}

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import datasets
 import mteb
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.benchmarks.benchmark import Benchmark
@@ -76,6 +77,8 @@ class Evaluation:
         """
         contracts = {task.metadata.name: self.contract(task) for task in self.board.tasks}
         check_contract(self.out, self.encoder.cache.model, contracts)
+        if not self.progress:
+            datasets.disable_progress_bars()
         for task in self.board.tasks:
             self.found[task.metadata.name] = result = self.evaluate(task, first)
             if first:
