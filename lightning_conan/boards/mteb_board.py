@@ -1,6 +1,6 @@
 """mteb's tasks and benchmarks by name: mteb evaluates with our encoder, and its scores come into our report."""
 
-import difflib
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -188,8 +188,8 @@ def find_board(name: str, cells: Sequence[str] | None = None, data: Path | None 
     try:
         benchmark = mteb.get_benchmark(name)
         tasks = list(benchmark.tasks)
-    except KeyError:
-        tasks = [find_task(name)]
+    except KeyError as error:
+        tasks = [find_task(name, error)]
     if cells is not None:
         known = [task.metadata.name for task in tasks]
         if odd := [cell for cell in cells if cell not in known]:
@@ -200,8 +200,12 @@ def find_board(name: str, cells: Sequence[str] | None = None, data: Path | None 
     return Board(name, tasks, benchmark, data is not None)
 
 
-def find_task(name: str) -> Any:
+def find_task(name: str, benchmark: KeyError) -> Any:
     """Finds a task of mteb.
+
+    Args:
+        name: Name of the task.
+        benchmark: Says that there is no such benchmark, and which is near.
 
     Raises:
         ValueError: mteb knows no task or benchmark of this name.
@@ -209,8 +213,7 @@ def find_task(name: str) -> Any:
     try:
         return mteb.get_task(name)
     except KeyError as error:
-        known = [*(task.metadata.name for task in mteb.get_tasks()), *(each.name for each in mteb.get_benchmarks())]
-        close = difflib.get_close_matches(name, known, 3)
+        close = [hint for found in (error, benchmark) for hint in re.findall(r"mean: '?(.+?)'?\?", str(found))]
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"mteb {version('mteb')} knows no benchmark or task {name!r}.{hint}") from error
 
