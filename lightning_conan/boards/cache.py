@@ -40,6 +40,7 @@ class EmbeddingCache:
         self.model = model
         self.blocks: list[Float[Tensor, "rows dim"]] = []
         self.places: dict[str, tuple[int, int]] = {}
+        self.tokens: dict[str, int] = {}
         self.read: set[str] = set()
         self.refresh()
 
@@ -55,17 +56,23 @@ class EmbeddingCache:
                 model = (table.schema.metadata or {}).get(b"model", b"").decode()
                 if model != self.model:
                     raise ValueError(f"{path} must hold embeddings of {self.model}, got {model or 'no model'}. Remove the file.")
-                self.insert(path.name, table["content"].to_pylist(), vectors_of(table))
+                tokens = table["tokens"].to_pylist() if "tokens" in table.column_names else None
+                self.insert(path.name, table["content"].to_pylist(), vectors_of(table), tokens)
 
-    def insert(self, name: str, contents: Sequence[str], vectors: Float[Tensor, "rows dim"]) -> None:
+    def insert(
+        self, name: str, contents: Sequence[str], vectors: Float[Tensor, "rows dim"], tokens: Sequence[int] | None = None
+    ) -> None:
         """Adds a part to what is in memory.
 
         Args:
             name: Name of the part.
             contents: Content hash of each row.
             vectors: Embedding of each row.
+            tokens: Number of tokens of the reasoning about each row; None for rows without reasoning.
         """
         self.read.add(name)
+        if tokens is not None:
+            self.tokens |= zip(contents, tokens, strict=True)
         self.places |= {content: (len(self.blocks), row) for row, content in enumerate(contents)}
         self.blocks.append(vectors)
 
@@ -73,12 +80,13 @@ class EmbeddingCache:
         """Returns the contents without an embedding, each once, in their order."""
         return [content for content in dict.fromkeys(contents) if content not in self.places]
 
-    def add(self, contents: Sequence[str], vectors: Float[Tensor, "rows dim"]) -> None:
+    def add(self, contents: Sequence[str], vectors: Float[Tensor, "rows dim"], tokens: Sequence[int] | None = None) -> None:
         """Writes a part.
 
         Args:
             contents: Content hash of each row.
             vectors: Unit-norm embeddings.
+            tokens: Number of tokens of the reasoning about each row, 0 for a bypass; None where the model does not reason.
 
         Raises:
             ValueError: An embedding is not finite.
@@ -92,10 +100,12 @@ class EmbeddingCache:
         name = f"part-{hashlib.sha256(repr(contents).encode()).hexdigest()[:24]}.parquet"
         values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.flatten().numpy()), vectors.shape[1])
         table = pa.table({"content": pa.array(contents, pa.string()), "embedding": values})
+        if tokens is not None:
+            table = table.append_column("tokens", pa.array(tokens, pa.int32()))
         self.folder.mkdir(parents=True, exist_ok=True)
         with whole_file(self.folder / name, f".{os.getpid()}") as file:
             pq.write_table(table.replace_schema_metadata({"model": self.model}), file, compression="none")
-        self.insert(name, contents, vectors)
+        self.insert(name, contents, vectors, tokens)
 
     def vectors(self, contents: Sequence[str]) -> Float[Tensor, "rows dim"]:
         """Returns the embeddings of some contents, in their order.
