@@ -9,13 +9,16 @@ from typing import Literal
 
 from lightning_conan.boards.cache import EmbeddingCache
 from lightning_conan.boards.contract import contract_of
+from lightning_conan.boards.diagnostics import diagnosed, dims_of
+from lightning_conan.boards.diagnostics_plot import write_plots
 from lightning_conan.boards.embedding import embed_missing, hash_tasks
 from lightning_conan.boards.m_beir import CELLS, read_board
-from lightning_conan.boards.report import check_contract, table, write_report
-from lightning_conan.boards.scoring import memory_need, score_task
+from lightning_conan.boards.report import check_contract, scored, table, write_report
+from lightning_conan.boards.scoring import need_of
 from lightning_conan.boards.tasks import RetrievalTask, read_task
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.embedder.checkpoint import embeds_as
+from lightning_conan.extras import require
 from lightning_conan.training import Stage, Training
 
 
@@ -41,6 +44,9 @@ class EvaluateOptions:
         token_budget: Padded tokens that are embedded at once.
         accelerator: cpu, gpu, mps, or auto for what there is.
         devices: Number of devices.
+        dims: Numbers of leading dimensions to score by, too; by default those that the folder was trained for, else powers of
+            two; an empty list for none.
+        plot: True to draw the diagnostics of all tasks in OUT as diagnostics.png and diagnostics.svg (needs the extra plots).
     """
 
     folder: Path
@@ -55,6 +61,8 @@ class EvaluateOptions:
     token_budget: int = 16_384
     accelerator: str = "auto"
     devices: int = 1
+    dims: list[int] | None = None
+    plot: bool = False
 
 
 def read_tasks(options: EvaluateOptions) -> list[RetrievalTask]:
@@ -76,6 +84,8 @@ def read_tasks(options: EvaluateOptions) -> list[RetrievalTask]:
 def evaluate(options: EvaluateOptions) -> None:
     """Embeds what no earlier run has, ranks, measures and writes the report."""
     quiet_libraries()
+    if options.plot:
+        require("matplotlib", "Drawing diagnostics")
     tasks = read_tasks(options)
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -94,10 +104,17 @@ def evaluate(options: EvaluateOptions) -> None:
         return
     print(f"embedded {embedded} items, {len(cache.places) - embedded} were in {cache.folder}", file=sys.stderr)
     dim = cache.blocks[0].shape[1]
-    need = max(memory_need(len(task.qrels), len(task.corpus), dim) for task in tasks)
-    print(f"ranking takes up to {need / 2**30:.2f} GiB of memory", file=sys.stderr)
-    scores = [score_task(task, *pair, cache) for task, pair in zip(tasks, hashed, strict=True)]
-    print(table(write_report(options.out, model, scores, contracts)))
+    dims = dims_of(dim, stage.provenance.notes.get("matryoshka_dims"), options.dims)
+    done = scored(options.out, [*dims, dim])
+    todo = [(task, *pair) for task, pair in zip(tasks, hashed, strict=True) if task.name not in done]
+    need = max((need_of(task, dim) for task, _, _ in todo), default=0)
+    print(
+        f"{len(todo)} of {len(tasks)} tasks are to be ranked, which takes up to {need / 2**30:.2f} GiB of memory", file=sys.stderr
+    )
+    report = write_report(options.out, model, [diagnosed(*each, cache, dims) for each in todo], contracts)
+    print(table(report))
+    if options.plot:
+        write_plots(options.out, report["tasks"])
 
 
 def run(args: Sequence[str]) -> None:
