@@ -2,7 +2,15 @@
 
 import importlib.util
 
-EXTRAS = {"optuna": "alphas", "scipy": "alphas", "lmdb": "cache", "matplotlib": "plots", "sentence_transformers": "export"}
+EXTRAS = {
+    "optuna": "alphas",
+    "scipy": "alphas",
+    "mteb": "boards",
+    "torchcodec": "boards",
+    "lmdb": "cache",
+    "matplotlib": "plots",
+    "sentence_transformers": "export",
+}
 """Extra by module, as in setup.cfg."""
 
 

@@ -1,7 +1,7 @@
 """Media, items and pairs, still encoded, free of torch; structs, since frozen dataclasses take eight times as long to make."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -123,13 +123,23 @@ class Item(msgspec.Struct, frozen=True):
 
     def content_hash(self) -> str:
         """SHA-256 of the contents, equal for equal contents wherever they are stored: used to find equal targets."""
-        digest = hashlib.sha256(repr(self.instruction).encode())
-        for part in self.parts:
-            kind, data = ("text", part.encode()) if isinstance(part, str) else (part.modality, part.read())
-            span = {} if isinstance(part, str) else part.span
-            digest.update(f"|{kind}:{len(data)}:{span}:".encode())
-            digest.update(data)
-        return digest.hexdigest()
+        return content_hash(self.parts, self.instruction)
+
+
+def content_hash(parts: Sequence[str | Media], instruction: str | None = None) -> str:
+    """SHA-256 of an item's contents; its parts may be of any length, also empty texts.
+
+    Args:
+        parts: Strings and media, in order.
+        instruction: System instruction; None for the folder's.
+    """
+    digest = hashlib.sha256(repr(instruction).encode())
+    for part in parts:
+        kind, data = ("text", part.encode()) if isinstance(part, str) else (part.modality, part.read())
+        span = {} if isinstance(part, str) else part.span
+        digest.update(f"|{kind}:{len(data)}:{span}:".encode())
+        digest.update(data)
+    return digest.hexdigest()
 
 
 class Pair(msgspec.Struct, frozen=True):

@@ -98,7 +98,7 @@ def write_report(out: Path, model: str, scores: Sequence[TaskScores], contracts:
         ValueError: See ``check_contract``.
     """
     check_contract(out, model, contracts)
-    tasks: dict[str, Any] = dict(read_scores(out)["tasks"])
+    tasks: dict[str, Any] = {}
     for found in scores:
         task = found.task
         place = out / task.name
@@ -116,7 +116,24 @@ def write_report(out: Path, model: str, scores: Sequence[TaskScores], contracts:
             "diagnostics": found.diagnostics,
             "contract": contracts[task.name],
         }
+    return add_scores(out, model, tasks)
+
+
+def add_scores(out: Path, model: str, tasks: dict[str, Any], boards: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Writes scores beside those of tasks that were scored before, and returns the report.
+
+    Args:
+        out: The folder to write.
+        model: Name of weights and processor.
+        tasks: What the report says of each task, by name.
+        boards: Means by the name of a board, and by its own name for each.
+    """
+    before = read_scores(out)
+    tasks, boards = {**before["tasks"], **tasks}, {**before.get("boards", {}), **(boards or {})}
     report = {"model": model, "versions": versions(), "tasks": tasks, "means": group_means(tasks)}
+    if boards:
+        report["boards"] = boards
+    out.mkdir(parents=True, exist_ok=True)
     write_json(out / SCORES, report)
     with whole_file(out / "scores.md") as file:
         file.write(table(report).encode())
@@ -142,9 +159,24 @@ def table(report: dict[str, Any]) -> str:
         others = ", ".join(f"{key} {value:.2f}" for key, value in found["scores"].items() if key != found["headline"])
         lines.append(
             f"| {name} | {found['group']} | {found['headline']} | {found['scores'][found['headline']]:.2f} | {others} "
-            f"| {found['queries']} | {found['corpus']} | {found['ties']:.1f} % |"
+            f"| {shown(found, 'queries')} | {shown(found, 'corpus')} | {shown(found, 'ties', '.1f', ' %')} |"
         )
     lines += ["", "| mean of | score |", "|---|---|", *(f"| {name} | {value:.2f} |" for name, value in report["means"].items())]
+    for board, means in report.get("boards", {}).items():
+        lines += [f"| {board}: {name} | {shown(means, name, '.2f')} |" for name in means]
     lines += diagnostics_lines(report["tasks"])
     used = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
     return "\n".join(lines) + f"\n\nPer cent. Model {report['model']}. {used}.\n"
+
+
+def shown(found: dict[str, Any], name: str, format: str = "", unit: str = "") -> str:
+    """Formats a value of a report; what is not known is left empty.
+
+    Args:
+        found: Values by name.
+        name: Name of the value.
+        format: Format of a number.
+        unit: Follows the number.
+    """
+    value = found.get(name)
+    return "" if value is None else f"{value:{format}}{unit}"

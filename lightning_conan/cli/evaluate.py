@@ -5,17 +5,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from lightning_conan.boards.cache import EmbeddingCache
 from lightning_conan.boards.contract import contract_of
 from lightning_conan.boards.diagnostics import diagnosed, dims_of
 from lightning_conan.boards.diagnostics_plot import write_plots
-from lightning_conan.boards.embedding import embed_missing, hash_tasks
-from lightning_conan.boards.m_beir import CELLS, read_board
-from lightning_conan.boards.report import check_contract, scored, table, write_report
+from lightning_conan.boards.embedding import Hashed, embed_missing, hash_tasks
+from lightning_conan.boards.registry import MTEB, BoardRequest, read_board
+from lightning_conan.boards.report import check_contract, read_scores, scored, table, write_report
 from lightning_conan.boards.scoring import need_of
 from lightning_conan.boards.tasks import RetrievalTask, read_task
+from lightning_conan.cli.common.launch import launched
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.extras import require
@@ -28,17 +29,20 @@ class EvaluateOptions:
 
     A task is a folder with queries.jsonl, corpus.jsonl and qrels.txt (TREC), or BEIR's qrels/test.tsv; task.yaml may name
     measures, instructions and a group, candidates.jsonl a pool for each query. Or name a public board and its data. OUT gets
-    scores.json, scores.md and, for each task, run.txt and qrels.txt for trec_eval. The same command again resumes where a killed
-    run stopped.
+    scores.json, scores.md and, for each task, run.txt and qrels.txt for trec_eval; of mteb's tasks its own files, below
+    OUT/mteb. The same command again resumes where a killed run stopped.
 
     Args:
         folder: The checkpoint folder.
         out: The folder to write; it may hold scores of other tasks of the same model.
         tasks: Folders of tasks.
-        board: A public board, instead of tasks: m-beir.
-        data: The board's data, in its own layout.
-        cells: Parts of the board, such as mscoco_task0; all by default.
+        board: A public board, instead of tasks: m-beir, or mteb:NAME for any benchmark or task of mteb's.
+        data: The board's data, in its own layout. mteb reads the hub without it; with it, copies of the hub's data sets, at
+            DATA/OWNER/NAME.
+        cells: Tasks of the board, such as mscoco_task0; all by default.
         union: True to search M-BEIR's union pool, too.
+        prompts: Of mteb's tasks, instructions by its names: TASK-query, TASK, TYPE-query, TYPE, query, document; the folder's
+            own instruction by default.
         cache: Folder of embeddings, which all tasks share; OUT/cache by default.
         num_workers: Processes that decode; 0 decodes in the main process.
         token_budget: Padded tokens that are embedded at once.
@@ -52,10 +56,11 @@ class EvaluateOptions:
     folder: Path
     out: Path
     tasks: list[Path] = field(default_factory=list)
-    board: Literal["m-beir"] | None = None
+    board: str | None = None
     data: Path | None = None
     cells: list[str] | None = None
     union: bool = True
+    prompts: dict[str, str] = field(default_factory=dict)
     cache: Path | None = None
     num_workers: int = 0
     token_budget: int = 16_384
@@ -69,21 +74,24 @@ def read_tasks(options: EvaluateOptions) -> list[RetrievalTask]:
     """Reads the tasks that the options name.
 
     Raises:
-        ValueError: Neither tasks nor a board with its data, or both.
+        ValueError: Neither tasks nor a board, or both; or a board that is unknown, or whose data is not there.
     """
-    if bool(options.tasks) == bool(options.board) or bool(options.board) != bool(options.data):
+    if bool(options.tasks) == bool(options.board) or (options.data and not options.board):
         raise ValueError(
             f"evaluate needs --tasks, or --board with --data, got tasks {[*map(str, options.tasks)]}, board {options.board} and "
             f"data {options.data}."
         )
-    if options.data is None:
+    if options.board is None:
         return [read_task(folder) for folder in options.tasks]
-    return read_board(options.data, options.cells or CELLS, options.union)
+    return read_board(BoardRequest(options.board, options.data, options.cells, options.union))
 
 
 def evaluate(options: EvaluateOptions) -> None:
     """Embeds what no earlier run has, ranks, measures and writes the report."""
     quiet_libraries()
+    if (options.board or "").startswith(MTEB):
+        evaluate_mteb(options)
+        return
     if options.plot:
         require("matplotlib", "Drawing diagnostics")
     tasks = read_tasks(options)
@@ -103,18 +111,65 @@ def evaluate(options: EvaluateOptions) -> None:
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))):  # as torchrun and Lightning set them
         return
     print(f"embedded {embedded} items, {len(cache.places) - embedded} were in {cache.folder}", file=sys.stderr)
-    dim = cache.blocks[0].shape[1]
-    dims = dims_of(dim, stage.provenance.notes.get("matryoshka_dims"), options.dims)
-    done = scored(options.out, [*dims, dim])
-    todo = [(task, *pair) for task, pair in zip(tasks, hashed, strict=True) if task.name not in done]
-    need = max((need_of(task, dim) for task, _, _ in todo), default=0)
-    print(
-        f"{len(todo)} of {len(tasks)} tasks are to be ranked, which takes up to {need / 2**30:.2f} GiB of memory", file=sys.stderr
-    )
-    report = write_report(options.out, model, [diagnosed(*each, cache, dims) for each in todo], contracts)
+    dims = dims_of(cache.blocks[0].shape[1], stage.provenance.notes.get("matryoshka_dims"), options.dims)
+    rank_tasks(options.out, list(zip(tasks, hashed, strict=True)), contracts, cache, dims)
+    report = read_scores(options.out)
     print(table(report))
     if options.plot:
         write_plots(options.out, report["tasks"])
+
+
+def rank_tasks(
+    out: Path,
+    tasks: Sequence[tuple[RetrievalTask, tuple[Hashed, Hashed]]],
+    contracts: dict[str, Any],
+    cache: EmbeddingCache,
+    dims: Sequence[int],
+) -> None:
+    """Ranks, measures and reports task by task what an earlier run has not.
+
+    Args:
+        out: Folder of the report.
+        tasks: Each with the contents of its queries and its corpus.
+        contracts: Contract of each task, by name.
+        cache: Holds all embeddings.
+        dims: Numbers of leading dimensions to score by, besides all.
+    """
+    dim = cache.blocks[0].shape[1]
+    done = scored(out, [*dims, dim])
+    todo = [each for each in tasks if each[0].name not in done]
+    need = max((need_of(task, dim) for task, _ in todo), default=0)
+    print(f"ranking {len(todo)} of {len(tasks)} tasks takes up to {need / 2**30:.2f} GiB of memory", file=sys.stderr)
+    for task, (queries, corpus) in todo:
+        write_report(out, cache.model, [diagnosed(task, queries, corpus, cache, dims)], contracts)
+
+
+def evaluate_mteb(options: EvaluateOptions) -> None:
+    """Has mteb evaluate its own tasks, on any number of devices.
+
+    Raises:
+        ValueError: mteb is not installed, or something is missing that its tasks need.
+    """
+    name = (options.board or "").removeprefix(MTEB)
+    if options.plot or options.dims is not None:
+        raise ValueError(f"mteb's tasks have no diagnostics: evaluate takes no --plot and --dims with board {options.board}.")
+    if options.tasks:
+        raise ValueError(f"evaluate needs --tasks or --board, got tasks {[*map(str, options.tasks)]} and board {options.board}.")
+    require("mteb", f"Board {options.board}")
+    from lightning_conan.boards.mteb_board import Evaluation, check_board, find_board, say  # takes seconds to import
+    from lightning_conan.boards.mteb_encoder import EncoderOptions, MtebEncoder
+
+    board = find_board(name, options.cells, options.data)
+    check_board(board)
+    with launched(options.accelerator, options.devices) as fabric:
+        settings = EncoderOptions(options.prompts, options.token_budget, options.num_workers, fabric.device)
+        encoder = MtebEncoder(options.folder, options.cache or options.out / "cache", settings)
+        evaluation = Evaluation(encoder, board, options.out, show_progress())
+        evaluation.run(fabric.is_global_zero)
+        total = say(encoder)
+    if fabric.is_global_zero:
+        print(total, file=sys.stderr)
+        print(table(read_scores(options.out)))
 
 
 def run(args: Sequence[str]) -> None:

@@ -175,3 +175,7 @@ def test_the_command_reports_the_means_of_both_pools(root, base, tmp_path, capsy
     assert "lacks 36 of M-BEIR's files" in capsys.readouterr().err
     assert main([*words[:3], "--out", str(tmp_path / "none")]) == 1
     assert "evaluate needs --tasks, or --board with --data, got tasks [], board None" in capsys.readouterr().err
+    assert main([*words[:3], "--board", "m-bier", "--out", str(tmp_path / "none")]) == 1
+    assert "A board must be one of m-beir" in capsys.readouterr().err
+    assert main([*words[:3], "--board", "m-beir", "--out", str(tmp_path / "none")]) == 1
+    assert "--board m-beir needs --data" in capsys.readouterr().err
