@@ -38,6 +38,7 @@ def contract_of(task: RetrievalTask, queries: Hashed, corpus: Hashed, processor:
         "queries": digest([[query, queries.contents[task.queries.numbers[query]]] for query in sorted(task.qrels)]),
         "corpus": corpus.fingerprint,
         "qrels": digest(sorted((query, sorted(grades.items())) for query, grades in task.qrels.items())),
+        "board": dict(task.board),
         "candidates": digest(sorted((query, list(pool)) for query, pool in (task.candidates or {}).items())),
     }
 

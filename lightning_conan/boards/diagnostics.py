@@ -151,7 +151,7 @@ def score_at(
 
 
 def relevant_by_modality(task: RetrievalTask, modalities: Sequence[str]) -> Iterator[tuple[str, dict[str, set[str]]]]:
-    """Yields each judged query with its relevant entries, by their modality; queries without any are skipped.
+    """Yields each judged query with its relevant entries, by their modality; queries that can find none are skipped.
 
     Args:
         task: The task.
@@ -160,7 +160,7 @@ def relevant_by_modality(task: RetrievalTask, modalities: Sequence[str]) -> Iter
     for query, grades in task.qrels.items():
         found: dict[str, set[str]] = {}
         for entry, grade in grades.items():
-            if grade > 0:
+            if grade > 0 and entry in task.corpus.numbers:
                 found.setdefault(modalities[task.corpus.numbers[entry]], set()).add(entry)
         if found:
             yield query, found

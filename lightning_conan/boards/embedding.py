@@ -21,6 +21,7 @@ from datamodules.loading.stream import SECONDS, BatchLoader
 from datamodules.sources.manifest import Fault
 from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.boards.cache import EmbeddingCache
+from lightning_conan.boards.progress import ItemLines
 from lightning_conan.boards.tasks import Items, RetrievalTask
 from lightning_conan.embedder import ItemBatch, OmniProcessor
 from lightning_conan.embedder.checkpoint import embeds_as
@@ -242,14 +243,16 @@ def embed_missing(
         return 0
     torch.set_float32_matmul_precision("high")
     root: Path = cache.folder
+    items = sum(map(len, data.todo.values()))
     trainer = Trainer(
         **trainer_options,
         logger=False,
         default_root_dir=root,
         enable_model_summary=False,
-        callbacks=[EndedBySigterm(), writer],
+        enable_progress_bar=False,  # it counts batches
+        callbacks=[EndedBySigterm(), writer, ItemLines(items)],
     )
-    log.info("%d items are to be embedded", sum(map(len, data.todo.values())))
+    log.info("%d items are to be embedded", items)
     trainer.predict(stage, datamodule=data, return_predictions=False)
     cache.refresh()
     return writer.embedded

@@ -1,13 +1,15 @@
 """M-BEIR (arXiv 2311.17136): 16 cells of ten data sets, each on its own pool and on the union of all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datamodules.sources.manifest import json_lines
+from lightning_conan.boards.scoring import TaskScores
 from lightning_conan.boards.tasks import Collection, RetrievalTask, TaskSettings
+from lightning_conan.files import whole_file
 from lightning_conan.retrieval.trec import Qrels, read_qrels
 
 DATA_SETS = ("visualnews", "fashion200k", "webqa", "edis", "nights", "oven", "infoseek", "fashioniq", "cirr", "mscoco")
@@ -115,12 +117,12 @@ def content(image: str | None, text: str) -> dict[str, Any]:
     return {**({"image": image} if image else {}), **({"text": text} if text else {})}
 
 
-def read_queries(cell: Cell, prompt: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the id and the content of each query.
+def read_queries(cell: Cell, prompts: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the id and the content of each query, once an instruction.
 
     Args:
         cell: The cell.
-        prompt: Instruction before the text.
+        prompts: Instructions before the text, by what is put behind the id.
 
     Raises:
         ValueError: A line lacks a field.
@@ -128,7 +130,8 @@ def read_queries(cell: Cell, prompt: str) -> Iterator[tuple[str, dict[str, Any]]
     for where, value in json_lines(cell.queries):
         if not isinstance(value, dict) or not {"qid", "query_txt", "query_img_path"} <= set(value):
             raise ValueError(f"A query must have qid, query_txt and query_img_path, got {str(value)[:80]} in {where}.")
-        yield value["qid"], content(value["query_img_path"], sentence(f"{prompt} {value['query_txt'] or ''}"))
+        for end, prompt in prompts.items():
+            yield value["qid"] + end, content(value["query_img_path"], sentence(f"{prompt} {value['query_txt'] or ''}"))
 
 
 def read_pool(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -143,16 +146,17 @@ def read_pool(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield value["did"], content(value["img_path"], sentence(value["txt"]))
 
 
-def read_board(root: Path, cells: Sequence[str] = CELLS, union: bool = True, prompt: int = 0) -> list[RetrievalTask]:
+def read_board(root: Path, cells: Sequence[str] = CELLS, union: bool = True, all_prompts: bool = False) -> list[RetrievalTask]:
     """Reads M-BEIR's cells, each on its local pool and, if asked, on the union pool.
 
-    Upstream draws one of a cell's instructions at random for each query; here all take the same one.
+    Upstream draws one of a cell's instructions at random for each query. Here all queries take the first, or each takes all of
+    them: then the mean over queries is what upstream's score is on average.
 
     Args:
         root: Folder in upstream's layout.
         cells: Names in ``CELLS``.
         union: True to search the union pool, too.
-        prompt: Number of the instruction, from 0 on.
+        all_prompts: True to ask each query with each instruction.
 
     Raises:
         ValueError: Unknown cells, or files that are not there, all of them named.
@@ -165,25 +169,21 @@ def read_board(root: Path, cells: Sequence[str] = CELLS, union: bool = True, pro
     if missing := [str(path.relative_to(root)) for path in dict.fromkeys(needed) if not path.is_file()]:
         raise ValueError(f"{root} lacks {len(missing)} of M-BEIR's files: {', '.join(missing[:10])}. Download them there.")
     whole = Collection(root / UNION, read_pool(root / UNION), root) if union else None
-    return [task for cell in found for task in read_cell(cell, whole, prompt)]
+    return [task for cell in found for task in read_cell(cell, whole, all_prompts)]
 
 
-def read_cell(cell: Cell, union: Collection | None, prompt: int) -> Iterator[RetrievalTask]:
+def read_cell(cell: Cell, union: Collection | None, all_prompts: bool) -> Iterator[RetrievalTask]:
     """Yields a cell on its local pool, and on the union pool if there is one.
 
     Args:
         cell: The cell.
         union: The union pool.
-        prompt: Number of the instruction.
-
-    Raises:
-        ValueError: There are not so many instructions.
+        all_prompts: True to ask each query with each instruction; ids end with its number: ``9:0#2``.
     """
-    prompts = cell.prompts()
-    if not 0 <= prompt < len(prompts):
-        raise ValueError(f"{cell.name} has instructions 0 to {len(prompts) - 1}, got {prompt}.")
-    queries = Collection(cell.queries, read_queries(cell, prompts[prompt]), cell.root)
-    qrels = relevant_only(read_qrels(cell.qrels))
+    found = cell.prompts()
+    prompts = {f"#{number}": prompt for number, prompt in enumerate(found)} if all_prompts else {"": found[0]}
+    queries = Collection(cell.queries, read_queries(cell, prompts), cell.root)
+    qrels = {f"{query}{end}": grades for query, grades in relevant_only(read_qrels(cell.qrels)).items() for end in prompts}
     task = partial(RetrievalTask, queries=queries, qrels=qrels)
     local = Collection(cell.pool, read_pool(cell.pool), cell.root)
     yield task(cell.name, corpus=local, settings=TaskSettings(cell.measures, group="M-BEIR local"))
@@ -195,3 +195,25 @@ def relevant_only(qrels: Qrels) -> Qrels:
     """Judgements of relevant candidates alone: upstream reads no others."""
     kept = {query: {entry: grade for entry, grade in grades.items() if grade > 0} for query, grades in qrels.items()}
     return {query: grades for query, grades in kept.items() if grades}
+
+
+def write_run_file(out: Path, found: TaskScores) -> None:
+    """Writes a cell's ranking to ``run_files`` as UniIR's retriever does: ``qid Q0 did rank score run task``.
+
+    Args:
+        out: Folder of the evaluation.
+        found: Result of a cell.
+    """
+    name = found.task.name.removesuffix("_union")
+    task = name.rpartition("_task")[2]
+    k = max(int(measure.partition("@")[2]) for measure in found.task.settings.measures)
+    run = f"mbeir_{name}_{'union' if found.task.name != name else 'single'}_pool_test_k{k}"
+    lines = []
+    for query, entries in found.run.items():
+        grades = found.task.qrels[query]
+        ordered = sorted(entries, key=lambda entry: (-entries[entry], grades.get(entry, 0)))[:k]
+        lines += [f"{query} Q0 {entry} {rank} {entries[entry]} {run} {task}\n" for rank, entry in enumerate(ordered, start=1)]
+    place = out / "run_files"
+    place.mkdir(parents=True, exist_ok=True)
+    with whole_file(place / f"{run}_run.txt") as file:
+        file.write("".join(lines).encode())

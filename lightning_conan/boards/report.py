@@ -144,7 +144,8 @@ def group_means(tasks: dict[str, Any]) -> dict[str, float]:
     """Plain means of the tasks' headlines in per cent: over each group, and over all tasks as ``all``."""
     groups: dict[str, list[float]] = {}
     for found in tasks.values():
-        for name in ("all", *filter(None, [found["group"]])):
+        parts = [part for part in found["group"].split("/") if part]
+        for name in ("all", *("/".join(parts[: end + 1]) for end in range(len(parts)))):
             groups.setdefault(name, []).append(found["scores"][found["headline"]])
     return {name: sum(values) / len(values) for name, values in groups.items()}
 

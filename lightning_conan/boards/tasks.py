@@ -1,7 +1,7 @@
 """Retrieval tasks: queries, a corpus with distractors, and graded relevance, read from a folder."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -112,7 +112,7 @@ class TaskSettings:
         measures: Names, see ``lightning_conan.retrieval.measures``; the first is the headline.
         query_instruction: System instruction of queries; null for the checkpoint folder's.
         target_instruction: System instruction of corpus entries; null for the checkpoint folder's.
-        group: Group of tasks that share a mean in the report, such as a modality.
+        group: Group of tasks that share a mean in the report, such as a modality; ``image/I-CLS`` counts in ``image``, too.
         drop_self: True to take the entry with a query's own id out of its ranking, as ArguAna and other BEIR sets ask for.
     """
 
@@ -140,6 +140,8 @@ class RetrievalTask:
         qrels: Grades by query id and corpus id; relevant from 1 on.
         settings: Measures and instructions.
         candidates: Ids of the entries that each query is ranked among (a local pool); None for the whole corpus.
+        unfindable: Ids of relevant entries that a benchmark judges and its corpus lacks: they count as not found.
+        board: What else decides about the scores of a benchmark's task, for the contract.
 
     Raises:
         ValueError: A judged query, a relevant entry or a candidate is not there.
@@ -151,13 +153,15 @@ class RetrievalTask:
     qrels: Qrels
     settings: TaskSettings = TaskSettings()
     candidates: Mapping[str, Sequence[str]] | None = None
+    unfindable: frozenset[str] = frozenset()
+    board: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known, entries = self.queries.numbers, self.corpus.numbers
         if missing := [query for query in self.qrels if query not in known]:
             raise self.absent(f"{len(missing)} judged queries, such as {missing[0]!r},", self.queries.path)
         judged = [entry for grades in self.qrels.values() for entry, grade in grades.items() if grade > 0]
-        if missing := [entry for entry in judged if entry not in entries]:
+        if missing := [entry for entry in judged if entry not in entries and entry not in self.unfindable]:
             raise self.absent(f"{len(missing)} relevant entries, such as {missing[0]!r},", self.corpus.path)
         if self.candidates is not None:
             if missing := [query for query in self.qrels if not self.candidates.get(query)]:

@@ -12,7 +12,7 @@ from lightning_conan.boards.contract import contract_of
 from lightning_conan.boards.diagnostics import diagnosed, dims_of
 from lightning_conan.boards.diagnostics_plot import write_plots
 from lightning_conan.boards.embedding import Hashed, embed_missing, hash_tasks
-from lightning_conan.boards.registry import MTEB, BoardRequest, read_board
+from lightning_conan.boards.registry import MTEB, WRITERS, BoardRequest, read_board
 from lightning_conan.boards.report import check_contract, read_scores, scored, table, write_report
 from lightning_conan.boards.scoring import need_of
 from lightning_conan.boards.tasks import RetrievalTask, read_task
@@ -36,11 +36,14 @@ class EvaluateOptions:
         folder: The checkpoint folder.
         out: The folder to write; it may hold scores of other tasks of the same model.
         tasks: Folders of tasks.
-        board: A public board, instead of tasks: m-beir, or mteb:NAME for any benchmark or task of mteb's.
+        board: A public board, instead of tasks: m-beir, mmeb-v2, mmeb-v3, whose own files OUT gets, too, or mteb:NAME for any
+            benchmark or task of mteb's.
         data: The board's data, in its own layout. mteb reads the hub without it; with it, copies of the hub's data sets, at
             DATA/OWNER/NAME.
         cells: Tasks of the board, such as mscoco_task0; all by default.
         union: True to search M-BEIR's union pool, too.
+        all_prompts: True to ask each of M-BEIR's queries with each of its instructions, of which its own code draws one at
+            random: the score is the mean over them.
         prompts: Of mteb's tasks, instructions by its names: TASK-query, TASK, TYPE-query, TYPE, query, document; the folder's
             own instruction by default.
         cache: Folder of embeddings, which all tasks share; OUT/cache by default.
@@ -60,6 +63,7 @@ class EvaluateOptions:
     data: Path | None = None
     cells: list[str] | None = None
     union: bool = True
+    all_prompts: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
     cache: Path | None = None
     num_workers: int = 0
@@ -70,7 +74,7 @@ class EvaluateOptions:
     plot: bool = False
 
 
-def read_tasks(options: EvaluateOptions) -> list[RetrievalTask]:
+def read_tasks(options: EvaluateOptions) -> Sequence[RetrievalTask]:
     """Reads the tasks that the options name.
 
     Raises:
@@ -83,7 +87,7 @@ def read_tasks(options: EvaluateOptions) -> list[RetrievalTask]:
         )
     if options.board is None:
         return [read_task(folder) for folder in options.tasks]
-    return read_board(BoardRequest(options.board, options.data, options.cells, options.union))
+    return read_board(BoardRequest(options.board, options.data, options.cells, options.union, options.all_prompts))
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -106,13 +110,13 @@ def evaluate(options: EvaluateOptions) -> None:
     }
     check_contract(options.out, model, contracts)
     cache = EmbeddingCache(options.cache or options.out / "cache", model)
-    launch = {"accelerator": options.accelerator, "devices": options.devices, "enable_progress_bar": show_progress()}
+    launch = {"accelerator": options.accelerator, "devices": options.devices}
     embedded = embed_missing(stage, [each for pair in hashed for each in pair], cache, launch, options.num_workers)
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))):  # as torchrun and Lightning set them
         return
     print(f"embedded {embedded} items, {len(cache.places) - embedded} were in {cache.folder}", file=sys.stderr)
     dims = dims_of(cache.blocks[0].shape[1], stage.provenance.notes.get("matryoshka_dims"), options.dims)
-    rank_tasks(options.out, list(zip(tasks, hashed, strict=True)), contracts, cache, dims)
+    rank_tasks(options, list(zip(tasks, hashed, strict=True)), contracts, cache, dims)
     report = read_scores(options.out)
     print(table(report))
     if options.plot:
@@ -120,7 +124,7 @@ def evaluate(options: EvaluateOptions) -> None:
 
 
 def rank_tasks(
-    out: Path,
+    options: EvaluateOptions,
     tasks: Sequence[tuple[RetrievalTask, tuple[Hashed, Hashed]]],
     contracts: dict[str, Any],
     cache: EmbeddingCache,
@@ -129,19 +133,22 @@ def rank_tasks(
     """Ranks, measures and reports task by task what an earlier run has not.
 
     Args:
-        out: Folder of the report.
+        options: Name the folder of the report, and the board whose files it gets, too.
         tasks: Each with the contents of its queries and its corpus.
         contracts: Contract of each task, by name.
         cache: Holds all embeddings.
         dims: Numbers of leading dimensions to score by, besides all.
     """
-    dim = cache.blocks[0].shape[1]
-    done = scored(out, [*dims, dim])
+    dim, write_board = cache.blocks[0].shape[1], WRITERS.get(options.board or "")
+    done = scored(options.out, [*dims, dim])
     todo = [each for each in tasks if each[0].name not in done]
     need = max((need_of(task, dim) for task, _ in todo), default=0)
     print(f"ranking {len(todo)} of {len(tasks)} tasks takes up to {need / 2**30:.2f} GiB of memory", file=sys.stderr)
-    for task, (queries, corpus) in todo:
-        write_report(out, cache.model, [diagnosed(task, queries, corpus, cache, dims)], contracts)
+    for task, (queries, corpus) in todo:  # one by one: the rankings of all tasks of a board would take gigabytes
+        found = diagnosed(task, queries, corpus, cache, dims)
+        if write_board is not None:
+            write_board(options.out, found)
+        write_report(options.out, cache.model, [found], contracts)
 
 
 def evaluate_mteb(options: EvaluateOptions) -> None:
