@@ -14,10 +14,9 @@ from torch import Tensor
 
 from lightning_conan.boards.cache import EmbeddingCache
 from lightning_conan.boards.embedding import Hashed
-from lightning_conan.boards.scoring import BLOCK, TaskScores, query_vectors, rank, score_task
+from lightning_conan.boards.scoring import BLOCK, TaskScores, score_task
 from lightning_conan.boards.tasks import RetrievalTask
-from lightning_conan.retrieval.measures import evaluate, means
-from lightning_conan.retrieval.store import shorten
+from lightning_conan.retrieval.measures import evaluate
 from lightning_conan.retrieval.trec import Run
 
 NEIGHBOURS = 10
@@ -54,11 +53,11 @@ def diagnosed(task: RetrievalTask, queries: Hashed, corpus: Hashed, cache: Embed
         cache: Holds the embeddings of both.
         dims: Numbers of leading dimensions to score by, besides all.
     """
-    found = score_task(task, queries, corpus, cache)
-    return replace(found, diagnostics=diagnose(found, queries, corpus, cache, dims))
+    found = score_task(task, queries, corpus, cache, dims)
+    return replace(found, diagnostics=diagnose(found, queries, corpus, cache))
 
 
-def diagnose(found: TaskScores, queries: Hashed, corpus: Hashed, cache: EmbeddingCache, dims: Sequence[int]) -> dict[str, Any]:
+def diagnose(found: TaskScores, queries: Hashed, corpus: Hashed, cache: EmbeddingCache) -> dict[str, Any]:
     """Computes the diagnostics of a task; shares in per cent.
 
     Args:
@@ -66,18 +65,17 @@ def diagnose(found: TaskScores, queries: Hashed, corpus: Hashed, cache: Embeddin
         queries: Contents of its queries.
         corpus: Contents of its corpus.
         cache: Holds the embeddings of both.
-        dims: Numbers of leading dimensions to score by, besides all.
     """
     task = found.task
     asked = {query: queries.modalities[task.queries.numbers[query]] for query in task.qrels}
     headline = task.settings.measures[0]
-    by_dim = {str(dim): score_at(task, query_vectors(task, queries, cache), corpus, cache, dim) for dim in dims}
     return {
         "modality_gap": modality_gaps(task, queries, corpus, cache),
         "wrong_modality": wrong_modality(task, found.run, corpus.modalities),
         "by_modality": scores_by_modality(task, found.run, found.values[headline], asked, corpus.modalities),
         "hubness": hubness(task, found.run),
-        "by_dim": {**by_dim, str(cache.blocks[0].shape[1]): found.means[headline]},
+        "by_dim": {str(dim): score for dim, score in found.by_dim.items()}
+        | {str(cache.blocks[0].shape[1]): found.means[headline]},
         **effort_of([queries.contents[task.queries.numbers[query]] for query in task.qrels], cache),
     }
 
@@ -126,25 +124,6 @@ def centroids(contents: Sequence[str], modalities: Sequence[str], cache: Embeddi
         marks = torch.nn.functional.one_hot(codes[start : start + BLOCK], len(names)).float()
         sums += (marks.T @ cache.vectors(contents[start : start + BLOCK])).double()
     return dict(zip(names, sums / codes.bincount(minlength=len(names))[:, None], strict=True))
-
-
-def score_at(
-    task: RetrievalTask, vectors: Float[Tensor, "queries dim"], corpus: Hashed, cache: EmbeddingCache, dim: int
-) -> float:
-    """Headline score by the leading dimensions alone, unit-norm again (Matryoshka, https://arxiv.org/abs/2205.13147).
-
-    Args:
-        task: The task.
-        vectors: Whole embeddings of the judged queries.
-        corpus: Contents of the corpus.
-        cache: Holds the embeddings of the corpus.
-        dim: Number of leading dimensions.
-    """
-    headline = task.settings.measures[0]
-    values: dict[str, float] = {}
-    for query, ranking in rank(task, shorten(vectors, dim), corpus, cache):  # one by one: no second set of rankings in memory
-        values |= evaluate({query: ranking}, {query: task.qrels[query]}, [headline])[headline]
-    return means({headline: values})[headline]
 
 
 # Rankings

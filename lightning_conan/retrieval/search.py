@@ -27,20 +27,51 @@ def top_k(
         >>> rows.tolist()
         [[0, 2]]
     """
-    if not bool(queries.isfinite().all()):
-        raise ValueError("Queries must be finite, got NaN or inf. The encoder that made them is faulty.")
-    best = torch.empty(len(queries), 0)
-    rows = torch.empty(len(queries), 0, dtype=torch.int64)
-    start = 0
+    search = Search(queries, k)
     for block in blocks:
+        search.add(block)
+    return search.result()
+
+
+class Search:
+    """A search whose corpus comes block by block, so that several searches may share one pass over it.
+
+    Args:
+        queries: Embedded queries.
+        k: Number of entries to find.
+
+    Raises:
+        ValueError: A query is not finite.
+    """
+
+    def __init__(self, queries: Float[Tensor, "queries dim"], k: int) -> None:
+        if not bool(queries.isfinite().all()):
+            raise ValueError("Queries must be finite, got NaN or inf. The encoder that made them is faulty.")
+        self.queries, self.k, self.start = queries, k, 0
+        self.best = torch.empty(len(queries), 0)
+        self.rows = torch.empty(len(queries), 0, dtype=torch.int64)
+
+    def add(self, block: Float[Tensor, "_ dim"]) -> None:
+        """Searches the next entries of the corpus.
+
+        Raises:
+            ValueError: An entry is not finite.
+        """
         if not bool(block.isfinite().all()):
-            row = start + int((~block.isfinite().all(dim=1)).nonzero()[0])
+            row = self.start + int((~block.isfinite().all(dim=1)).nonzero()[0])
             raise ValueError(f"Entries must be finite, row {row} holds NaN or inf. Embed it again.")
-        best, rows = merge(best, rows, queries @ block.T, start, k)
-        start += len(block)
-    if not start:
-        raise ValueError("A search needs at least 1 entry, got 0. Is the folder of embeddings empty?")
-    return best, rows
+        self.best, self.rows = merge(self.best, self.rows, self.queries @ block.T, self.start, self.k)
+        self.start += len(block)
+
+    def result(self) -> tuple[Float[Tensor, "queries found"], Int[Tensor, "queries found"]]:
+        """Scores and row numbers so far, best first.
+
+        Raises:
+            ValueError: There was no entry.
+        """
+        if not self.start:
+            raise ValueError("A search needs at least 1 entry, got 0. Is the folder of embeddings empty?")
+        return self.best, self.rows
 
 
 def merge(best: Tensor, rows: Tensor, scores: Tensor, start: int, k: int) -> tuple[Tensor, Tensor]:
