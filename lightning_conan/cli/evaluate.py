@@ -183,4 +183,9 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and evaluates."""
     from jsonargparse import auto_cli
 
-    evaluate(auto_cli(EvaluateOptions, args=list(args), prog="conan evaluate", as_positional=False))
+    if any(word.split("=")[0] == "--table" for word in args):
+        from lightning_conan.cli.evaluate_table import TableOptions, compare
+
+        compare(auto_cli(TableOptions, args=list(args), prog="conan evaluate", as_positional=False))
+    else:
+        evaluate(auto_cli(EvaluateOptions, args=list(args), prog="conan evaluate", as_positional=False))
