@@ -29,6 +29,10 @@ class ItemLines(Callback):
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts the clock."""
         self.began = time.monotonic()
         self.printed = -SECONDS
 
@@ -42,9 +46,14 @@ class ItemLines(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.done = min(self.items, self.done + len(batch.keys) * trainer.world_size)  # ranks take turns
+        if trainer.is_global_zero:
+            self.advance(len(batch.keys) * trainer.world_size)  # ranks take turns
+
+    def advance(self, items: int) -> None:
+        """Counts items, and prints the state if it is time."""
+        self.done = min(self.items, self.done + items)
         now, live = time.monotonic(), sys.stderr.isatty()
-        if trainer.is_global_zero and (self.done == self.items or now - self.printed >= (BLINK if live else SECONDS)):
+        if self.done == self.items or now - self.printed >= (BLINK if live else SECONDS):
             self.printed = now
             text = told(self.done, self.items, now - self.began)
             last = "\n" if not live or self.done == self.items else ""

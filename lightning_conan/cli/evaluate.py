@@ -36,8 +36,8 @@ class EvaluateOptions:
         folder: The checkpoint folder.
         out: The folder to write; it may hold scores of other tasks of the same model.
         tasks: Folders of tasks.
-        board: A public board, instead of tasks: m-beir, mmeb-v2, mmeb-v3, whose own files OUT gets, too, or mteb:NAME for any
-            benchmark or task of mteb's.
+        board: A public board, instead of tasks: m-beir, mmeb-v2, mmeb-v3, or mteb:NAME for any benchmark or task of mteb's. OUT
+            gets the board's own files, too.
         data: The board's data, in its own layout. mteb reads the hub without it; with it, copies of the hub's data sets, at
             DATA/OWNER/NAME.
         cells: Tasks of the board, such as mscoco_task0; all by default.

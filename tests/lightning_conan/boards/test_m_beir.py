@@ -12,6 +12,7 @@ from lightning_conan.boards.scoring import score_task
 from lightning_conan.cli.main import main
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.items import Item, Media
+from lightning_conan.retrieval.trec import read_run
 from lightning_conan.training import Stage
 from samples import png
 
@@ -140,12 +141,27 @@ def test_names_and_modalities_are_upstreams():
     assert {int(name[-1]) for name in CELLS} == set(MODALITIES)
 
 
-def test_another_instruction_is_another_text(root):
-    first, second = (read_board(root, SOME[:1], union=False, prompt=number)[0] for number in (0, 1))
-    assert first.queries.item(0) == Item(('Find the picture that fits these words.   "query number 0.',))
-    assert second.queries.item(0) == Item(('Show what is meant.   "query number 0.',))
-    with pytest.raises(ValueError, match="mscoco_task0 has instructions 0 to 1, got 2"):
-        read_board(root, SOME[:1], union=False, prompt=2)
+def test_each_instruction_makes_a_query_of_its_own(root, base, tmp_path):
+    """The mean over them is what a draw at random gives on average; rankings are those of the instruction alone."""
+    (task,) = read_board(root, SOME[:1], union=False, all_prompts=True)
+    assert task.name == SOME[0]
+    assert len(task.qrels) == len(task.queries) == 12
+    assert task.queries.item(0) == Item(('Find the picture that fits these words.   "query number 0.',))
+    assert task.queries.item(1) == Item(('Show what is meant.   "query number 0.',))
+    assert [task.queries.key(number) for number in range(3)] == ["9:0#0", "9:0#1", "9:1#0"]
+    assert task.qrels["9:0#1"] == read_board(root, SOME[:1], union=False)[0].qrels["9:0"]
+    words = ["evaluate", "--folder", str(base), "--board", "m-beir", "--data", str(root), "--cells", json.dumps(SOME[:1])]
+    words += ["--union", "false", "--accelerator", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    assert main([*words, "--out", str(tmp_path / "all"), "--all_prompts", "true"]) == 0
+    one, both = (read_run(tmp_path / name / SOME[0] / "run.txt") for name in ("one", "all"))
+    for query, found in one.items():
+        assert both[f"{query}#0"] == pytest.approx(found)
+    scores = json.loads((tmp_path / "all" / "scores.json").read_text())["tasks"][SOME[0]]["scores"]
+    values = json.loads((tmp_path / "all" / SOME[0] / "queries.json").read_text())["hit@5"]
+    halves = [[value for query, value in values.items() if query.endswith(end)] for end in ("#0", "#1")]
+    assert scores["hit@5"] == pytest.approx(100 * sum(sum(half) / 6 for half in halves) / 2)
+    assert main([*words, "--out", str(tmp_path / "one"), "--all_prompts", "true"]) == 1  # another contract
 
 
 @pytest.mark.parametrize(
@@ -169,6 +185,16 @@ def test_the_command_reports_the_means_of_both_pools(root, base, tmp_path, capsy
     assert main([*words, *cells, "--accelerator", "cpu"]) == 0
     report = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert set(report["means"]) == {"all", "M-BEIR local", "M-BEIR union"}
+    files = {path.name: path for path in (tmp_path / "out" / "run_files").iterdir()}
+    stems = [f"visualnews_task3_{pool}_pool_test_k10" for pool in ("single", "union")]
+    stems += [f"fashioniq_task7_{pool}_pool_test_k50" for pool in ("single", "union")]
+    assert set(files) == {f"mbeir_{stem}_run.txt" for stem in stems}  # as UniIR's retriever names them
+    found = read_run(tmp_path / "out" / "visualnews_task3" / "run.txt")
+    for line in files[f"mbeir_{stems[0]}_run.txt"].read_text().splitlines():
+        query, q0, entry, rank, score, run, task = line.split()
+        assert (q0, run, task) == ("Q0", f"mbeir_{stems[0]}", "3")
+        assert float(score) == pytest.approx(sorted(found[query].values(), reverse=True)[int(rank) - 1])
+        assert float(score) == pytest.approx(found[query][entry])
     headlines = [report["tasks"][name]["scores"][k] for name, k in (("visualnews_task3", "hit@5"), ("fashioniq_task7", "hit@10"))]
     assert report["means"]["M-BEIR local"] == pytest.approx(sum(headlines) / 2)
     assert main([*words, "--accelerator", "cpu"]) == 1
