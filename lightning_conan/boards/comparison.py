@@ -164,7 +164,7 @@ def varying(reports: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
     Raises:
         ValueError: A field differs that must be equal.
     """
-    first: dict[tuple[str, str], tuple[str, Mapping[str, Any]]] = {}
+    first: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
     fields = set()
     for (row, board), report in reports.items():
         for task, found in report["tasks"].items():

@@ -1,6 +1,5 @@
 """`conan evaluate`: retrieval tasks with distractors and graded relevance, scored from a checkpoint folder."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from lightning_conan.boards.registry import MTEB, WRITERS, BoardRequest, read_bo
 from lightning_conan.boards.report import check_contract, read_scores, scored, table, write_report
 from lightning_conan.boards.scoring import need_of
 from lightning_conan.boards.tasks import RetrievalTask, read_task
-from lightning_conan.cli.common.launch import launched
+from lightning_conan.cli.common.launch import is_first, launched, trainer_options
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.extras import require
@@ -110,9 +109,9 @@ def evaluate(options: EvaluateOptions) -> None:
     }
     check_contract(options.out, model, contracts)
     cache = EmbeddingCache(options.cache or options.out / "cache", model)
-    launch = {"accelerator": options.accelerator, "devices": options.devices}
+    launch = trainer_options(options.accelerator, options.devices)
     embedded = embed_missing(stage, [each for pair in hashed for each in pair], cache, launch, options.num_workers)
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))):  # as torchrun and Lightning set them
+    if not is_first():
         return
     print(f"embedded {embedded} items, {len(cache.places) - embedded} were in {cache.folder}", file=sys.stderr)
     dims = dims_of(cache.blocks[0].shape[1], stage.provenance.notes.get("matryoshka_dims"), options.dims)

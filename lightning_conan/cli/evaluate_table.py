@@ -1,6 +1,5 @@
 """`conan evaluate --table`: all rows of a table, from one YAML."""
 
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
@@ -10,6 +9,7 @@ from pathlib import Path
 from lightning_conan.boards.comparison import Comparison, markdown, read_comparison, result
 from lightning_conan.boards.registry import MTEB
 from lightning_conan.boards.report import read_scores, write_json
+from lightning_conan.cli.common.launch import is_first
 from lightning_conan.cli.configs import PREFIX, find_config
 from lightning_conan.cli.evaluate import EvaluateOptions, evaluate, read_tasks
 from lightning_conan.embedder.checkpoint import read_provenance
@@ -145,10 +145,11 @@ def compare(options: TableOptions) -> None:
     todo = list(evaluations(options, comparison))
     check(todo)
     for number, each in enumerate(todo, start=1):
-        print(f"{each.out.parent.name} on {each.out.name}: {number} of {len(todo)}", file=sys.stderr)
+        if is_first():
+            print(f"{each.out.parent.name} on {each.out.name}: {number} of {len(todo)}", file=sys.stderr)
         with redirect_stdout(sys.stderr):
             evaluate(each)
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))):  # as torchrun and Lightning set them
+    if not is_first():
         return
     found = result(comparison, options.out)
     write_json(options.out / "table.json", found)
