@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -138,10 +139,11 @@ def rank_all(
     """
     k = depth_of(task) + task.settings.drop_self
     ids = list(task.qrels)
+    memory = torch.empty(min(BLOCK, len(corpus.contents)), vectors.shape[1])
     for start in range(0, len(ids), ROWS):
         searches = {dim: Search(shorten(vectors[start : start + ROWS], dim), k) for dim in dims}
         for first in range(0, len(corpus.contents), BLOCK):
-            block = cache.vectors(corpus.contents[first : first + BLOCK])
+            block = cache.vectors(corpus.contents[first : first + BLOCK], memory)
             for dim, search in searches.items():
                 search.add(shorten(block, dim))
         found = [search.result() for search in searches.values()]
