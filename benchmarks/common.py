@@ -18,11 +18,16 @@ ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]  # the checkpoints in upstream layout are the tests'
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser of ``--quick`` (under a minute), to which a benchmark may add options."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--quick", action="store_true", help="a smaller run, under a minute")
+    return found
+
+
 def options(description: str) -> argparse.Namespace:
     """``--quick`` (under a minute) or the full run."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="a smaller run, under a minute")
-    return parser.parse_args()
+    return parser(description).parse_args()
 
 
 def bare_trainer(**settings: Any) -> Any:

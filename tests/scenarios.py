@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from lightning import Callback
 
 from callbacks import FolderCheckpoint
@@ -230,3 +231,18 @@ def fit_watched(folder, packed, root, steps):
     runner = trainer(root, steps, record, ranks=int(os.environ.get("WORLD_SIZE", 1)))
     runner.fit(module, SpecialistData(packed, batch_size=6, num_workers=0), ckpt_path="last")
     return record.losses, module.watch.state_dict()
+
+
+def embed_rows(folder, root, rows):
+    """Contents and embeddings of rows on one of several ranks, and how many it embedded; twice."""
+    from torch.utils.data import DataLoader
+
+    from lightning_conan.boards.mteb_embedder import EncoderOptions, Request, RowEmbedder
+    from lightning_conan.boards.mteb_rows import rows_of
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    embedder = RowEmbedder(folder, root, EncoderOptions())
+    request = Request(rows_of(DataLoader(rows), embedder.reader), "target", None, "rows")
+    contents = [embedder.contents(request) for _ in range(2)]
+    return contents[0], embedder.cache.vectors(contents[1]).tolist(), embedder.embedded

@@ -27,8 +27,9 @@ PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((R
 VERBS = {
     "README.md": ["pack", "pack", "fit", "test"],
     "foreign.md": ["graft", "fit", "fuse"],
-    "boards.md": ["evaluate", "evaluate"],
+    "boards.md": ["evaluate", "evaluate", "evaluate"],
     "embed.md": ["embed", "search", "export", "doctor"],
+    "mteb.md": ["evaluate", "evaluate"],  # run where mteb is imported, in test_mteb.py
     "reasoning.md": ["cot", "test"],
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
     "stages.md": ["fit", "alphas", "drift"],
@@ -120,7 +121,7 @@ def test_commands_for_using_a_model(home, capsys):
 
 
 def test_commands_for_boards(home, capsys):
-    """A task of three shapes; and a board whose data is not there, which is said."""
+    """A task of three shapes; and boards whose data is not there, which is said."""
     shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
     task = home / "tasks" / "shapes"
     task.mkdir(parents=True)
@@ -129,11 +130,12 @@ def test_commands_for_boards(home, capsys):
     (task / "queries.jsonl").write_text('{"key": "q1", "text": "a red circle"}\n')
     (task / "corpus.jsonl").write_text("".join(f'{{"key": "{n}", "image": "{n}.png"}}\n' for n in range(3)))
     (task / "qrels.txt").write_text("q1 0 2 1\n")
-    own, board = commands("boards.md")
+    own, m_beir, mmeb = commands("boards.md")
     run(own, capsys)
     assert "| shapes |" in (home / "scores" / "scores.md").read_text()
-    assert main(shlex.split(board)[1:]) == 1
-    assert "lacks 8 of M-BEIR's files" in capsys.readouterr().err
+    for board, said in ((m_beir, "lacks 8 of M-BEIR's files"), (mmeb, "lacks files of 3 of 3 tasks: ImageNet-1K (1: ")):
+        assert main(shlex.split(board)[1:]) == 1
+        assert said in capsys.readouterr().err
     for name in ("run.txt", "qrels.txt"):
         shutil.copy(home / "scores" / "shapes" / name, home / name)
     exec(blocks("boards.md", "python")[0])

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from mteb.models.abs_encoder import get_prompt
 from mteb.results import BenchmarkResults, ModelResult
 from mteb.types import PromptType
 
-from lightning_conan.boards.mteb_data import lacking, localised
+from lightning_conan.boards.mteb_data import copy_hash, lacking, localised, prepared_in, whole_tasks
 from lightning_conan.boards.mteb_encoder import MtebEncoder
 from lightning_conan.boards.ranks import collected
 from lightning_conan.boards.report import add_scores, check_contract
@@ -52,6 +53,7 @@ class Evaluation:
         out: Folder of our report, and of mteb's files below ``RESULTS``.
         progress: True to show bars.
         found: mteb's result of each task so far.
+        hashes: Hash of each local copy of a data set, by its path.
     """
 
     encoder: MtebEncoder
@@ -59,6 +61,7 @@ class Evaluation:
     out: Path
     progress: bool = False
     found: dict[str, Any] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
 
     @property
     def results(self) -> mteb.ResultCache:
@@ -96,10 +99,22 @@ class Evaluation:
         else:
             options = {"cache": None, "co2_tracker": False, "show_progress_bar": False, "public_only": False}
             kwargs = {"show_progress_bar": self.progress}
-            result = mteb.evaluate(self.encoder, [task], encode_kwargs=kwargs, **options).task_results[0]
+            with self.prepared(task):
+                result = mteb.evaluate(self.encoder, [task], encode_kwargs=kwargs, **options).task_results[0]
         if first:
             self.results.save_to_cache(result, meta)
+            result = self.results.load_task_result(task.metadata.name, meta)  # rounded, as a later run will find it
         return result
+
+    def prepared(self, task: Any) -> AbstractContextManager[None]:
+        """Keeps the prepared data of a local copy apart by its content.
+
+        Args:
+            task: mteb's task.
+        """
+        if not self.board.local:
+            return nullcontext()
+        return prepared_in(self.encoder.cache.folder.parent / "datasets" / self.hashes[task.metadata.dataset["path"]])
 
     def means(self) -> dict[str, dict[str, Any]]:
         """Means in per cent by the benchmark's own code and names, once all its tasks have a score."""
@@ -119,12 +134,14 @@ class Evaluation:
         """
         config, prompts = self.encoder.processor.config, dict(self.encoder.options.prompts)
         sides = {"query": PromptType.query, "target": PromptType.document, "other": None}
-        data = getattr(task.metadata, "dataset", None) or {}
+        parts = [part.metadata.dataset for part in whole_tasks([task])]
+        if self.board.local:
+            self.hashes |= {part["path"]: copy_hash(Path(part["path"])) for part in parts if part["path"] not in self.hashes}
         return {
             "board": "mteb",
             "mteb": version("mteb"),
-            "data": Path(data["path"]).parts[-2:] if self.board.local and data else data.get("path"),
-            "revision": "local copy" if self.board.local else data.get("revision"),
+            "data": ["/".join(Path(part["path"]).parts[-2:]) for part in parts],
+            "revision": [self.hashes.get(part["path"], part.get("revision")) for part in parts],
             "splits": list(task.eval_splits),
             "subsets": sorted(task.hf_subsets) if task.hf_subsets else [],
             "measures": [task.metadata.main_score],

@@ -1,8 +1,11 @@
 """Data of mteb's tasks: a local copy by its name on the hub, and what is not there."""
 
 import copy
+import hashlib
 import importlib
+import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
+from lightning_conan.embedder.checkpoint.provenance import file_hash
 from lightning_conan.extras import missing
 from lightning_conan.media import encode_audio
 
@@ -44,6 +48,28 @@ def localised(task: Any, data: Path) -> Any:
     dataset = {**task.metadata.dataset, "path": str(data / task.metadata.dataset["path"])}
     found.metadata = task.metadata.model_copy(update={"dataset": dataset})
     return found
+
+
+def copy_hash(folder: Path) -> str:
+    """SHA-256 over names and contents of the files of a data set's copy."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts[len(folder.parts) :])
+    named = [(str(path.relative_to(folder)), file_hash(path)) for path in files]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+@contextmanager
+def prepared_in(folder: Path) -> Iterator[None]:
+    """Has ``datasets`` keep what it prepares in a folder: its own cache takes a local copy that has changed for the old one.
+
+    Args:
+        folder: A folder for this content alone.
+    """
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = folder
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
 
 
 def lacking(tasks: Sequence[Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from datasets import Audio, Dataset, Image, Video
 
@@ -26,6 +26,7 @@ Part = str | Media | Decoded
 """A text, an encoded medium, or one that is decoded already."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Inputs by number."""
 
@@ -153,14 +154,15 @@ def media_of(kind: Medium, value: Mapping[str, Any]) -> Media | None:
         kind: Modality of the file.
         value: Its ``bytes``, or its ``path``.
     """
-    data, path = value.get("bytes"), value.get("path")
-    if data is None and (path is None or not Path(path).is_file()):
+    data = value.get("bytes")
+    path = Path(value.get("path") or kind)
+    if data is None and not path.is_file():
         return None
     if kind == "image":
-        head = data[:12] if data is not None else first_bytes(Path(path))
+        head = first_bytes(path) if data is None else data[:12]
         if not head.startswith(MAGIC) and not (head[:4] == b"RIFF" and head[8:] == b"WEBP"):
             return None
-    return Media(kind, data if data is not None else Path(path), Path(path).name if path else kind)
+    return Media(kind, path if data is None else data, path.name)
 
 
 def first_bytes(path: Path) -> bytes:

@@ -163,7 +163,8 @@ def evaluate_mteb(options: EvaluateOptions) -> None:
         raise ValueError(f"evaluate needs --tasks or --board, got tasks {[*map(str, options.tasks)]} and board {options.board}.")
     require("mteb", f"Board {options.board}")
     from lightning_conan.boards.mteb_board import Evaluation, check_board, find_board, say  # takes seconds to import
-    from lightning_conan.boards.mteb_encoder import EncoderOptions, MtebEncoder
+    from lightning_conan.boards.mteb_embedder import EncoderOptions
+    from lightning_conan.boards.mteb_encoder import MtebEncoder
 
     board = find_board(name, options.cells, options.data)
     check_board(board)

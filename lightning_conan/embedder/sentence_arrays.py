@@ -17,10 +17,8 @@ from lightning_conan.embedder.processor_config import ProcessorConfig
 from lightning_conan.items import Media, Medium
 from lightning_conan.media import Clip
 from lightning_conan.media.audio import ODDEST, SAMPLE_RATE, resampled
+from lightning_conan.media.frame_files import GUESSED_FPS
 from lightning_conan.media.image import rgb_tensor
-
-GUESSED_FPS = 24.0
-"""Rate of frames without metadata: what transformers' video processors take."""
 
 
 def is_image(value: Any) -> bool:

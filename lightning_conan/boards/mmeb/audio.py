@@ -42,7 +42,7 @@ def sound_descs(data: Data, draft: Draft) -> None:
         draft: The task.
     """
     folder = f"{ROOT}/sounddescs-1k"
-    queries, corpus, judged = (data.files(f"{folder}/eval/{part}*.parquet") for part in ("query", "corpus", "qrels"))
+    queries, corpus, judged = data.each(*([f"{folder}/eval/{part}*.parquet"] for part in ("query", "corpus", "qrels")))
     grades: dict[str, dict[str, Any]] = {}
     for row in rows_of(judged, ("query-id", "corpus-id", "score")):
         if row["score"] > 0:
@@ -109,10 +109,8 @@ def speech_coco(data: Data, draft: Draft) -> None:
         draft: The task.
     """
     folder = f"{ROOT}/speechcoco-1k"
-    queries, corpus = (
-        data.files(f"{folder}/*{part}*.parquet", f"{folder}/eval/*{part}*.parquet", f"{folder}/{part}/*.parquet")
-        for part in ("query", "corpus")
-    )
+    places = ("{0}/*{1}*.parquet", "{0}/eval/*{1}*.parquet", "{0}/{1}/*.parquet")
+    queries, corpus = data.each(*([place.format(folder, part) for place in places] for part in ("query", "corpus")))
     images = MediaColumn(corpus, "image")
     for number, row in enumerate(rows_of(corpus, (), ("corpus-id", "id"))):
         name = first(row, "corpus-id", "id")

@@ -10,7 +10,7 @@ from lightning_conan.boards.mmeb.task import Draft, MmebTask, Spec
 V2: tuple[Spec, ...] = (*image.SPECS, *video.SPECS, *video_qa.SPECS, *visdoc.SPECS)
 """78 tasks: 36 of images, 18 of videos, 24 of documents."""
 V3: tuple[Spec, ...] = (*audio.SPECS, *text.SPECS, *omniset.SPECS)
-"""What V3 adds for audio (11 tasks), text (53) and across modalities (12)."""
+"""Tasks that V3 adds for audio (11), text (53) and across modalities (12)."""
 SHOWN = 3
 """Missing media of a task that are named, besides their number."""
 
@@ -24,7 +24,7 @@ def read_mmeb(root: Path, specs: Sequence[Spec], cells: Sequence[str] | None = N
         cells: Names of tasks; None for all.
 
     Raises:
-        ValueError: An unknown task; files that are not there, for all tasks together; or an annotation of another form.
+        ValueError: An unknown task; files that are not there, of all tasks; or an annotation of another form.
     """
     known = {spec.name: spec for spec in specs}
     if odd := [name for name in cells or () if name not in known]:

@@ -120,6 +120,25 @@ class Data:
                 return found
         raise MissingError(patterns[:1])
 
+    def each(self, *choices: Sequence[str]) -> list[list[Path]]:
+        """Finds several kinds of files, each as ``files`` does.
+
+        Args:
+            choices: Patterns of each kind.
+
+        Raises:
+            MissingError: Some are not there, all of them named.
+        """
+        found, absent = [], []
+        for patterns in choices:
+            try:
+                found.append(self.files(*patterns))
+            except MissingError as error:
+                absent += error.files
+        if absent:
+            raise MissingError(absent)
+        return found
+
     def folder(self, *names: str) -> str:
         """The first of some folders that is there, or else the first: what it should hold will be missing.
 

@@ -70,7 +70,7 @@ def read(data: Data, draft: Draft, given: str, wanted: str) -> None:
         given: Letter of the query's modality.
         wanted: Letter of the modality that it asks for.
     """
-    listed, catalog = data.files(f"{ROOT}/omniset.jsonl"), data.files(f"{ROOT}/catalog.jsonl")
+    listed, catalog = data.each([f"{ROOT}/omniset.jsonl"], [f"{ROOT}/catalog.jsonl"])
     captions = {int(row["image_id"]): (row["captions"] or [""])[0] for row in rows_of(catalog, ("image_id", "captions"))}
     instruction = f"Find the {KINDS[wanted][0]} that best matches the given {KINDS[given][0]}: "
     for row in rows_of(listed, ("image_id", "hard_negatives")):

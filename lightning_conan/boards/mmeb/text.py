@@ -1,8 +1,9 @@
 """The 53 text tasks of MMEB-V3: BRIGHT, FollowIR, InfoSearch, LongEmbed, MultiConIR, NanoBEIR and R2MED, on whole corpora."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lightning_conan.boards.mmeb.data import Data, Row, rows_of
@@ -28,7 +29,7 @@ R2MED = (
 )
 SHARD = "train-00000-of-00001.parquet"
 PLACES = {
-    "BRIGHT": ("{0}/examples/{1}-00000-of-00001.parquet", "{0}/documents/{1}-00000-of-00001.parquet", ""),
+    "BRIGHT": ("{0}/examples/{1}-00000-of-00001.parquet", "{0}/documents/{1}-00000-of-00001.parquet"),
     **dict.fromkeys(("FollowIR", "InfoSearch"), ("{0}/{1}/queries.jsonl", "{0}/{1}/corpus.jsonl", "{0}/{1}/qrels_og/test.jsonl")),
     "LongEmbed": ("{0}/{1}/queries.jsonl", "{0}/{1}/corpus.jsonl", "{0}/{1}/qrels.jsonl"),
     "MultiConIR": ("{0}_v2/{1}/queries.jsonl", "{0}_v2/{1}/corpus.jsonl", "{0}_v2/{1}/qrels.jsonl"),
@@ -52,9 +53,9 @@ def read(data: Data, draft: Draft, collection: str) -> None:
     Raises:
         ValueError: No query has a relevant document.
     """
-    places = [place.format(collection, draft.spec.name) for place in PLACES[collection]]
-    queries, corpus = (data.files(f"{ROOT}/{place}") for place in places[:2])
-    grades = judgements(data, f"{ROOT}/{places[2]}") if places[2] else None
+    places = [f"{ROOT}/{place.format(collection, draft.spec.name)}" for place in PLACES[collection]]
+    queries, corpus, *judged = data.each(*([place] for place in places))
+    grades = judgements(judged[0]) if judged else None
     for row in rows_of(corpus):
         text, title = row.get("text") or row.get("content") or "", row.get("title") or ""
         if text:
@@ -64,7 +65,7 @@ def read(data: Data, draft: Draft, collection: str) -> None:
     for name, row, text in texts(rows_of(queries), collection):
         draft.query([text], gold(row) if grades is None else grades.get(name, {}))
     if not any(draft.labels):
-        raise ValueError(f"{draft.spec.name}: no query has a relevant document. Do {places[2]} and {places[0]} belong together?")
+        raise ValueError(f"{draft.spec.name}: no query has a relevant document. Do {places[-1]} and {places[0]} belong together?")
 
 
 def texts(rows: Iterator[Row], collection: str) -> Iterator[tuple[str, Row, str]]:
@@ -88,25 +89,21 @@ def gold(row: Row) -> list[str]:
     return [str(name) for name in (json.loads(found) if isinstance(found, str) else found) if name is not None]
 
 
-def judgements(data: Data, place: str) -> dict[str, dict[str, int]]:
+def judgements(files: Sequence[Path]) -> dict[str, dict[str, int]]:
     """Reads grades by query and document, of which those above 0 count.
-
-    Args:
-        data: Folder of the data.
-        place: The file below the root.
 
     Raises:
         ValueError: A grade is no whole number.
     """
     grades: dict[str, dict[str, int]] = {}
-    for row in rows_of(data.files(place)):
+    for row in rows_of(files):
         value: Any = row.get("label", row.get("score", 1))
         try:
             number = float(value)
         except (TypeError, ValueError):
             number = 1.0  # upstream takes what is no number for relevant
         if (grade := int(number)) != number:
-            raise ValueError(f"A grade must be a whole number, got {value!r} in {place}.")
+            raise ValueError(f"A grade must be a whole number, got {value!r} in {files[0]}.")
         if grade > 0:
             query = first(row, "query_id", "query-id", "qid", "q_id", "id")
             grades.setdefault(query, {})[first(row, "corpus_id", "corpus-id", "doc_id", "document_id", "p_id")] = grade

@@ -110,8 +110,8 @@ def read(data: Data, draft: Draft, strict: bool) -> None:
         draft: The task.
         strict: True if the event itself must be found; False if any of its label will do.
     """
-    folds = [path for fold in range(1, 5) for path in data.files(f"{FOLDER}/evaluation_setup/street_fold{fold}_evaluate.txt")]
-    for recording, listed in sorted(events(folds).items()):
+    folds = data.each(*([f"{FOLDER}/evaluation_setup/street_fold{fold}_evaluate.txt"] for fold in range(1, 5)))
+    for recording, listed in sorted(events([path for fold in folds for path in fold]).items()):
         path = f"{FOLDER}/{recording}"
         audio = data.media("audio", path)
         if not (data.root / path).is_file():

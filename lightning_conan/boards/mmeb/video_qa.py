@@ -117,8 +117,8 @@ def subsets(data: Data) -> Iterator[tuple[str, Row]]:
     Raises:
         MissingError: A subset is not there.
     """
-    files = {subset: data.files(f"video-tasks/data/mvbench/{subset}.json") for subset in MVBENCH}
-    for subset, found in files.items():
+    files = data.each(*([f"video-tasks/data/mvbench/{subset}.json"] for subset in MVBENCH))
+    for subset, found in zip(MVBENCH, files, strict=True):
         for row in rows_of(found, ("question", "video", "candidates", "answer")):
             yield subset, row
 

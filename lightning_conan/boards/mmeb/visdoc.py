@@ -59,8 +59,8 @@ def read(data: Data, draft: Draft, sets: tuple[str, ...], split: str, images: st
         ValueError: A column is missing, or a grade is no whole number.
     """
     folder = data.folder(*(f"{place}/{name}" for name in sets for place in ("visdoc-tasks/data", "visdoc-tasks")))
-    queries, corpus, judged = (
-        data.files(f"{folder}/{part}/{split}*.parquet", f"{folder}/{part}/*.parquet") for part in ("queries", "corpus", "qrels")
+    queries, corpus, judged = data.each(
+        *((f"{folder}/{part}/{split}*.parquet", f"{folder}/{part}/*.parquet") for part in ("queries", "corpus", "qrels"))
     )
     draft.graded = True
     grades: dict[Name, dict[Name, int]] = {}

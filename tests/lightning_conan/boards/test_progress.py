@@ -11,7 +11,7 @@ from lightning_conan.boards.progress import ItemLines, told
 
 
 def lines(monkeypatch, sizes, seconds, live=False):
-    """What batches of these sizes print, each of which takes so long."""
+    """Output for batches of these sizes, each of which takes so long."""
     clock, out = SimpleNamespace(now=0.0), io.StringIO()
     out.isatty = lambda: live
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
