@@ -30,6 +30,7 @@ class EvaluateOptions:
     measures, instructions and a group, candidates.jsonl a pool for each query. Or name a public board and its data. OUT gets
     scores.json, scores.md and, for each task, run.txt and qrels.txt for trec_eval; of mteb's tasks its own files, below
     OUT/mteb. The same command again resumes where a killed run stopped.
+    With --table and a YAML, several folders are scored on several boards: see `conan evaluate --table YAML --help`.
 
     Args:
         folder: The checkpoint folder.
@@ -183,9 +184,4 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and evaluates."""
     from jsonargparse import auto_cli
 
-    if any(word.split("=")[0] == "--table" for word in args):
-        from lightning_conan.cli.evaluate_table import TableOptions, compare
-
-        compare(auto_cli(TableOptions, args=list(args), prog="conan evaluate", as_positional=False))
-    else:
-        evaluate(auto_cli(EvaluateOptions, args=list(args), prog="conan evaluate", as_positional=False))
+    evaluate(auto_cli(EvaluateOptions, args=list(args), prog="conan evaluate", as_positional=False))

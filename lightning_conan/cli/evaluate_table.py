@@ -1,7 +1,7 @@
-"""`conan evaluate --table`: all rows of a table, from one YAML."""
+"""`conan evaluate` in both of its forms, and that with --table: all rows of a table, from one YAML."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from lightning_conan.boards.report import read_scores, write_json
 from lightning_conan.cli.common.launch import is_first
 from lightning_conan.cli.configs import PREFIX, find_config
 from lightning_conan.cli.evaluate import EvaluateOptions, evaluate, read_tasks
+from lightning_conan.cli.evaluate import run as run_one
 from lightning_conan.embedder.checkpoint import read_provenance
 from lightning_conan.extras import require
 from lightning_conan.files import whole_file
@@ -156,3 +157,13 @@ def compare(options: TableOptions) -> None:
     with whole_file(options.out / "table.md") as file:
         file.write(markdown(found).encode())
     print(markdown(found))
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the options and evaluates, one folder or a table."""
+    from jsonargparse import auto_cli
+
+    if not any(word.split("=")[0] == "--table" for word in args):
+        run_one(args)
+        return
+    compare(auto_cli(TableOptions, args=list(args), prog="conan evaluate", as_positional=False))
