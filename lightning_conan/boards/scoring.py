@@ -69,8 +69,8 @@ def memory_need(queries: int, corpus: int, dim: int, depth: int = DEPTH) -> int:
         dim: Length of an embedding.
         depth: Entries of a ranking.
     """
-    embeddings = 4 * dim * (queries + 2 * min(corpus, BLOCK) + corpus)
-    return embeddings + 3 * 4 * min(queries, ROWS) * min(corpus, BLOCK) + RANKED * queries * min(corpus, depth)
+    embeddings = 4 * dim * (2 * queries + 3 * min(corpus, BLOCK) + corpus)
+    return embeddings + 4 * 4 * min(queries, ROWS) * min(corpus, BLOCK) + RANKED * queries * min(corpus, depth)
 
 
 def need_of(task: RetrievalTask, dim: int) -> int:
@@ -139,9 +139,9 @@ def rank_all(
     """
     k = depth_of(task) + task.settings.drop_self
     ids = list(task.qrels)
-    memory = torch.empty(min(BLOCK, len(corpus.contents)), vectors.shape[1])
+    memory, scratch = torch.empty(min(BLOCK, len(corpus.contents)), vectors.shape[1]), dict[torch.dtype, Tensor]()
     for start in range(0, len(ids), ROWS):
-        searches = {dim: Search(shorten(vectors[start : start + ROWS], dim), k) for dim in dims}
+        searches = {dim: Search(shorten(vectors[start : start + ROWS], dim), k, scratch) for dim in dims}
         for first in range(0, len(corpus.contents), BLOCK):
             block = cache.vectors(corpus.contents[first : first + BLOCK], memory)
             for dim, search in searches.items():

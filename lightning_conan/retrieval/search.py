@@ -6,8 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK = 64
+CHUNK = 16
 """Entries whose largest score is compared at first."""
+PAIRS = 256
+"""Candidates that are scored at once."""
+MANY = 64
+"""Queries from which on a rounded copy of the corpus pays."""
 
 
 def top_k(
@@ -39,21 +43,29 @@ def top_k(
 class Search:
     """A search whose corpus comes block by block, so that several searches may share one pass over it.
 
+    A matrix product chooses candidates, in bfloat16 where the processor computes it fast, and with a margin for its rounding.
+    Each candidate is then scored by itself in float32 (``pair_products``), so that equal entries have equal scores wherever they
+    stand; of a matrix product that does not hold.
+
     Args:
         queries: Embedded queries.
         k: Number of entries to find.
+        scratch: Memory that searches share which never run at the same time; empty at first.
 
     Raises:
         ValueError: A query is not finite.
     """
 
-    def __init__(self, queries: Float[Tensor, "queries dim"], k: int) -> None:
+    def __init__(self, queries: Float[Tensor, "queries dim"], k: int, scratch: dict[torch.dtype, Tensor] | None = None) -> None:
         if not bool(queries.isfinite().all()):
             raise ValueError("Queries must be finite, got NaN or inf. The encoder that made them is faulty.")
         self.queries, self.k, self.start = queries, k, 0
         self.best = torch.empty(len(queries), 0)
         self.rows = torch.empty(len(queries), 0, dtype=torch.int64)
-        self.memory = torch.empty(0, len(queries))
+        self.dtype = torch.bfloat16 if len(queries) >= MANY and computes_bfloat16() else torch.float32
+        self.rounded = queries.to(self.dtype)
+        self.error = error_of(self.dtype, queries.shape[1]) * queries.norm(dim=1)
+        self.scratch = {} if scratch is None else scratch
 
     def add(self, block: Float[Tensor, "_ dim"]) -> None:
         """Searches the next entries of the corpus.
@@ -61,30 +73,50 @@ class Search:
         Raises:
             ValueError: An entry is not finite.
         """
-        if not bool(block.sum().isfinite()) and not bool(block.isfinite().all()):  # a sum takes a tenth of the time
+        longest = block.norm(dim=1).amax() if len(block) else block.new_zeros(())
+        if not bool(longest.isfinite()) and not bool(block.isfinite().all()):
             row = self.start + int((~block.isfinite().all(dim=1)).nonzero()[0])
             raise ValueError(f"Entries must be finite, row {row} holds NaN or inf. Embed it again.")
         if len(block) and len(self.queries):
-            scores = self.scores(block)
-            found = above(scores, self.best[:, -1]) if self.best.shape[1] == self.k else None
-            values, columns = first(scores[: len(block)].T, self.k) if found is None else found
-            both, numbers = torch.cat([self.best, values], dim=1), torch.cat([self.rows, columns + self.start], dim=1)
-            chosen = both.argsort(dim=1, descending=True, stable=True)[:, : self.k]
-            self.best, self.rows = both.gather(1, chosen), numbers.gather(1, chosen)
+            found = self.better(block, longest) if self.best.shape[1] == self.k else None
+            query, entry = first(self.queries @ block.T, self.k) if found is None else found
+            self.merge(query, entry, pair_products(self.queries, block, query, entry))
         self.start += len(block)
 
-    def scores(self, block: Float[Tensor, "entries dim"]) -> Float[Tensor, "padded queries"]:
-        """Scores of all queries for each entry, padded with -inf to whole chunks; overwritten by the next call.
+    def better(self, block: Float[Tensor, "entries dim"], longest: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Queries and entries of all pairs that may score above the query's last one so far; see ``above``.
 
-        Entries stand in rows: so a product takes a seventh less time than with queries there (MKL on AMD EPYC).
+        Entries stand in rows of the product: it takes a seventh less time so than with queries there (MKL on AMD EPYC).
+
+        Args:
+            block: Entries.
+            longest: Largest norm of an entry.
         """
         size = -(-len(block) // CHUNK) * CHUNK
-        if size > len(self.memory):
-            self.memory = torch.empty(size, len(self.queries))
-        found = self.memory[:size]
-        torch.mm(block, self.queries.T, out=found[: len(block)])
-        found[len(block) :] = -torch.inf
-        return found
+        count = size * len(self.queries)
+        if self.dtype not in self.scratch or self.scratch[self.dtype].numel() < count:
+            self.scratch[self.dtype] = torch.empty(count, dtype=self.dtype)
+        scores = self.scratch[self.dtype][:count].view(size, -1)
+        torch.mm(block.to(self.dtype), self.rounded.T, out=scores[: len(block)])
+        scores[len(block) :] = -torch.inf
+        return above(scores, self.best[:, -1] - self.error * longest)
+
+    def merge(self, query: Tensor, entry: Tensor, values: Tensor) -> None:
+        """Keeps the best ``k`` of each query; the earlier row first among equal scores.
+
+        Args:
+            query: Query of each candidate, ascending.
+            entry: Its entry in the block, ascending for each query.
+            values: Its score.
+        """
+        counts = query.bincount(minlength=len(self.queries))
+        column = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
+        found = values.new_full((len(self.queries), int(counts.max())), -torch.inf)
+        numbers = torch.zeros(found.shape, dtype=torch.int64)
+        found[query, column], numbers[query, column] = values, entry + self.start
+        both, rows = torch.cat([self.best, found], dim=1), torch.cat([self.rows, numbers], dim=1)
+        chosen = both.argsort(dim=1, descending=True, stable=True)[:, : self.k]
+        self.best, self.rows = both.gather(1, chosen), rows.gather(1, chosen)
 
     def result(self) -> tuple[Float[Tensor, "queries found"], Int[Tensor, "queries found"]]:
         """Scores and row numbers so far, best first.
@@ -97,29 +129,63 @@ class Search:
         return self.best, self.rows
 
 
+def computes_bfloat16() -> bool:
+    """True if the processor multiplies matrices in bfloat16 faster than in float32."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def error_of(dtype: torch.dtype, dim: int) -> float:
+    """Largest error of a matrix product with float32 sums against ``pair_products``, for vectors of norm 1.
+
+    By Cauchy-Schwarz: half a unit in the last place for each factor and for the result, and the rounding of both sums.
+
+    Args:
+        dtype: Type of factors and results.
+        dim: Length of a vector.
+    """
+    unit = torch.finfo(dtype).eps / 2
+    return 3.1 * unit + 2 * dim * torch.finfo(torch.float32).eps
+
+
+def pair_products(
+    queries: Float[Tensor, "queries dim"], block: Float[Tensor, "entries dim"], query: Int[Tensor, " n"], entry: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Dot product of each pair; of equal vectors equal, whatever other pairs there are.
+
+    Args:
+        queries: Embedded queries.
+        block: Entries.
+        query: Row of each pair's query.
+        entry: Row of its entry.
+    """
+    found = torch.empty(len(query))
+    for start in range(0, len(query), PAIRS):
+        some = slice(start, start + PAIRS)
+        torch.sum(block.index_select(0, entry[some]).mul_(queries.index_select(0, query[some])), dim=1, out=found[some])
+    return found
+
+
 def first(scores: Float[Tensor, "queries entries"], k: int) -> tuple[Tensor, Tensor]:
-    """The best ``k`` scores of each query and their entries, best first; the earlier entry among equal scores.
+    """Queries and entries of the best ``k`` scores of each query, ascending; the earlier entry among equal scores.
 
     Args:
         scores: Scores of a block.
         k: Number of entries to keep.
     """
-    scores = scores.contiguous()
     kept = min(k, scores.shape[1])
     found, order = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     tied = (found[:, kept:] == found[:, kept - 1 : kept]).any(dim=1)
     order = order[:, :kept].sort(dim=1).values
-    order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
     if bool(tied.any()):  # which of equal ones topk returns is not defined: there all are sorted, earlier rows first
-        order[tied] = scores[tied].argsort(dim=1, descending=True, stable=True)[:, :kept]
-    return scores.gather(1, order), order
+        order[tied] = scores[tied].argsort(dim=1, descending=True, stable=True)[:, :kept].sort(dim=1).values
+    return torch.arange(len(scores)).repeat_interleave(kept), order.flatten()
 
 
 def above(scores: Float[Tensor, "entries queries"], least: Float[Tensor, " queries"]) -> tuple[Tensor, Tensor] | None:
-    """The scores of each query above a threshold and their entries, in the order of these, padded with -inf at the end.
+    """Queries and entries of all scores above each query's threshold, ascending.
 
     Once ``k`` entries are found, few of a further block are better than the last of them: comparing the largest score of each
-    chunk takes a fraction of the time of ``topk``. An equal score is not better, since it stands in a later row.
+    chunk takes a fraction of the time of ``topk``.
 
     Args:
         scores: Scores of a block, whole chunks.
@@ -132,14 +198,6 @@ def above(scores: Float[Tensor, "entries queries"], least: Float[Tensor, " queri
     hits = (chunks.amax(dim=1) > least).nonzero()
     if 2 * CHUNK * len(hits) > scores.numel():
         return None
-    values = chunks[hits[:, 0], :, hits[:, 1]]
-    hit, place = (values > least[hits[:, 1], None]).nonzero().T
+    hit, place = (chunks[hits[:, 0], :, hits[:, 1]] > least[hits[:, 1], None]).nonzero().T
     order = hits[hit, 1].argsort(stable=True)  # by query; of a query by entry, as they stand
-    hit, place = hit[order], place[order]
-    query, counts = hits[hit, 1], hits[hit, 1].bincount(minlength=len(least))
-    column = torch.arange(len(hit)) - (counts.cumsum(0) - counts)[query]
-    found = scores.new_full((len(least), int(counts.max())), -torch.inf)
-    entries = torch.zeros(found.shape, dtype=torch.int64)
-    found[query, column] = values[hit, place]
-    entries[query, column] = CHUNK * hits[hit, 0] + place
-    return found, entries
+    return hits[hit, 1][order], (CHUNK * hits[hit, 0] + place)[order]
