@@ -50,7 +50,8 @@ def test_an_empty_corpus_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("spread", [1.0, 0.01], ids=["apart", "close"])
-def test_candidates_of_rounded_products_are_all_that_matter(dtype, spread, monkeypatch):
+@pytest.mark.parametrize("k", [3, 20])  # few candidates a block, and too many to choose by chunks
+def test_candidates_of_rounded_products_are_all_that_matter(dtype, spread, k, monkeypatch):
     """Unit vectors, close ones too, whose scores differ by less than the rounding; duplicates tie wherever they stand."""
     monkeypatch.setattr(search, "computes_bfloat16", lambda: dtype == torch.bfloat16)
     draw = torch.Generator().manual_seed(0)
@@ -58,8 +59,8 @@ def test_candidates_of_rounded_products_are_all_that_matter(dtype, spread, monke
     corpus[800] = corpus[399] = corpus[3]
     rows = torch.arange(70).repeat_interleave(900), torch.arange(900).repeat(70)
     scores = pair_products(queries, corpus, *rows).view(70, 900)
-    expected = scores.argsort(dim=1, descending=True, stable=True)[:, :20]
-    values, found = top_k(queries, corpus.split(333), 20)
+    expected = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    values, found = top_k(queries, corpus.split(333), k)
     assert torch.equal(found, expected)
     assert torch.equal(values, scores.gather(1, expected))
     exact = queries.double() @ corpus.double().T
