@@ -84,7 +84,7 @@ def options(verb: str) -> frozenset[str]:
     return frozenset(re.findall(r"--([\w.-]+)", told.getvalue()))
 
 
-FORMS = {"pack": ["--check"], "fuse": ["--mergekit=merge.yml"]}
+FORMS = {"pack": ["--check"], "fuse": ["--mergekit=merge.yml"], "evaluate": ["--table=table.yaml"]}
 """Options with which a verb takes others."""
 
 

@@ -27,7 +27,7 @@ PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((R
 VERBS = {
     "README.md": ["pack", "pack", "fit", "test"],
     "foreign.md": ["graft", "fit", "fuse"],
-    "boards.md": ["evaluate", "evaluate", "evaluate"],
+    "boards.md": ["evaluate"] * 4,
     "embed.md": ["embed", "search", "export", "doctor"],
     "mteb.md": ["evaluate", "evaluate"],  # run where mteb is imported, in test_mteb.py
     "reasoning.md": ["cot", "test"],
@@ -130,16 +130,20 @@ def test_commands_for_boards(home, capsys):
     (task / "queries.jsonl").write_text('{"key": "q1", "text": "a red circle"}\n')
     (task / "corpus.jsonl").write_text("".join(f'{{"key": "{n}", "image": "{n}.png"}}\n' for n in range(3)))
     (task / "qrels.txt").write_text("q1 0 2 1\n")
-    own, m_beir, mmeb = commands("boards.md")
+    own, m_beir, mmeb, table = commands("boards.md")
     run(own, capsys)
     assert "| shapes |" in (home / "scores" / "scores.md").read_text()
-    for board, said in ((m_beir, "lacks 8 of M-BEIR's files"), (mmeb, "lacks files of 3 of 3 tasks: ImageNet-1K (1: ")):
+    missing = [(m_beir, "lacks 8 of M-BEIR's files"), (mmeb, "lacks files of 3 of 3 tasks: ImageNet-1K (1: ")]
+    for board, said in [*missing, (table, "lacks files of 78 of 78 tasks: ImageNet-1K (1: ")]:
         assert main(shlex.split(board)[1:]) == 1
         assert said in capsys.readouterr().err
     for name in ("run.txt", "qrels.txt"):
         shutil.copy(home / "scores" / "shapes" / name, home / name)
     exec(blocks("boards.md", "python")[0])
     assert "ndcg@10" in capsys.readouterr().out
+    (home / "my.yaml").write_text(blocks("boards.md", "yaml")[0])
+    run(table.replace("conan:boards/conan_v3.yaml", "my.yaml"), capsys)
+    assert (home / "table" / "table.md").read_text().startswith("|  | image | paper | shapes |")
 
 
 def test_commands_for_real_checkpoints(home, world, capsys):

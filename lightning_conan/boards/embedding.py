@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from lightning_conan.boards.progress import ItemLines
 from lightning_conan.boards.tasks import Items, RetrievalTask
 from lightning_conan.embedder import ItemBatch, OmniProcessor
 from lightning_conan.embedder.checkpoint import embeds_as
-from lightning_conan.items import Item, Side
+from lightning_conan.items import MODALITIES, Item, Side
 from lightning_conan.training import Stage
 from lightning_conan.training.collectives import total
 from lightning_conan.training.protocols import processor_of
@@ -45,6 +46,12 @@ def content_of(item: Item, side: Side, tells_sides: bool) -> str:
     return f"{side}:{item.content_hash()}" if tells_sides else item.content_hash()
 
 
+def modalities_of(item: Item) -> str:
+    """Modalities of an item in one order, such as ``text+image``, whatever the order of its parts."""
+    found = {"text" if isinstance(part, str) else part.modality for part in item.parts}
+    return intern("+".join(modality for modality in MODALITIES if modality in found))
+
+
 @dataclass(frozen=True)
 class Hashed:
     """Contents of a collection of items.
@@ -53,11 +60,13 @@ class Hashed:
         items: The items.
         side: Side of a search.
         contents: Name of each item's content in a cache, see ``content_of``.
+        modalities: Modalities of each item, see ``modalities_of``.
     """
 
     items: Items
     side: Side
     contents: list[str]
+    modalities: list[str]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -100,15 +109,18 @@ def hash_items(items: Items, side: Side, tells_sides: bool, name: str) -> Hashed
         ValueError: Items that cannot be read, some of them named.
     """
     contents: list[str] = []
+    modalities: list[str] = []
     odd: list[str] = []
     for number in range(len(items)):
         try:
-            contents.append(content_of(items.item(number), side, tells_sides))
+            item = items.item(number)
+            contents.append(content_of(item, side, tells_sides))
+            modalities.append(modalities_of(item))
         except BROKEN as error:
             odd.append(f"{items.key(number)!r}: {error}")
     if odd:
         raise ValueError(f"{name}: {len(odd)} items cannot be read, which would make another task of it: {'; '.join(odd[:5])}.")
-    return Hashed(items, side, contents)
+    return Hashed(items, side, contents, modalities)
 
 
 class MissingData(LightningDataModule):
@@ -196,7 +208,7 @@ class CacheWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.cache.add(batch.keys, outputs.vectors)
+        self.cache.add(batch.keys, outputs.vectors, outputs.tokens)
         self.embedded += len(batch.keys)
         if batch.faults:
             raise ValueError(

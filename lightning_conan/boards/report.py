@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_conan.boards.contract import differences, versions
+from lightning_conan.boards.diagnostics_table import diagnostics_lines
 from lightning_conan.boards.scoring import TaskScores
 from lightning_conan.files import whole_file
 from lightning_conan.retrieval.trec import write_qrels, write_run
@@ -65,6 +66,25 @@ def check_contract(out: Path, model: str, contracts: dict[str, dict[str, Any]]) 
             )
 
 
+def scored(out: Path, dims: Sequence[int]) -> set[str]:
+    """Names of the tasks that a folder holds with scores by these dimensions, computed by the same versions of packages.
+
+    Together with an equal contract: ranking them again would change nothing.
+
+    Args:
+        out: The folder.
+        dims: Numbers of leading dimensions, and of all.
+    """
+    before, wanted = read_scores(out), {*map(str, dims)}
+    if before.get("versions") != versions():
+        return set()
+    return {
+        name
+        for name, found in before["tasks"].items()
+        if set(found.get("diagnostics", {}).get("by_dim", ())) == wanted and (out / name / "run.txt").is_file()
+    }
+
+
 def write_report(out: Path, model: str, scores: Sequence[TaskScores], contracts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Writes scores and rankings, beside those of tasks that were scored before, and returns the report.
 
@@ -93,6 +113,7 @@ def write_report(out: Path, model: str, scores: Sequence[TaskScores], contracts:
             "queries": len(task.qrels),
             "corpus": len(task.corpus),
             "ties": 100 * found.tied,
+            "diagnostics": found.diagnostics,
             "contract": contracts[task.name],
         }
     return add_scores(out, model, tasks)
@@ -144,6 +165,7 @@ def table(report: dict[str, Any]) -> str:
     lines += ["", "| mean of | score |", "|---|---|", *(f"| {name} | {value:.2f} |" for name, value in report["means"].items())]
     for board, means in report.get("boards", {}).items():
         lines += [f"| {board}: {name} | {shown(means, name, '.2f')} |" for name in means]
+    lines += diagnostics_lines(report["tasks"])
     used = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
     return "\n".join(lines) + f"\n\nPer cent. Model {report['model']}. {used}.\n"
 

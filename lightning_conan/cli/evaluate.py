@@ -1,19 +1,21 @@
 """`conan evaluate`: retrieval tasks with distractors and graded relevance, scored from a checkpoint folder."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lightning_conan.boards.cache import EmbeddingCache
 from lightning_conan.boards.contract import contract_of
-from lightning_conan.boards.embedding import embed_missing, hash_tasks
+from lightning_conan.boards.diagnostics import diagnosed, dims_of
+from lightning_conan.boards.diagnostics_plot import write_plots
+from lightning_conan.boards.embedding import Hashed, embed_missing, hash_tasks
 from lightning_conan.boards.registry import MTEB, WRITERS, BoardRequest, read_board
-from lightning_conan.boards.report import check_contract, read_scores, table, write_report
-from lightning_conan.boards.scoring import memory_need, score_task
+from lightning_conan.boards.report import check_contract, read_scores, scored, table, write_report
+from lightning_conan.boards.scoring import need_of
 from lightning_conan.boards.tasks import RetrievalTask, read_task
-from lightning_conan.cli.common.launch import launched
+from lightning_conan.cli.common.launch import is_first, launched, trainer_options
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.extras import require
@@ -28,6 +30,7 @@ class EvaluateOptions:
     measures, instructions and a group, candidates.jsonl a pool for each query. Or name a public board and its data. OUT gets
     scores.json, scores.md and, for each task, run.txt and qrels.txt for trec_eval; of mteb's tasks its own files, below
     OUT/mteb. The same command again resumes where a killed run stopped.
+    With --table and a YAML, several folders are scored on several boards: see `conan evaluate --table YAML --help`.
 
     Args:
         folder: The checkpoint folder.
@@ -48,6 +51,9 @@ class EvaluateOptions:
         token_budget: Padded tokens that are embedded at once.
         accelerator: cpu, gpu, mps, or auto for what there is.
         devices: Number of devices.
+        dims: Numbers of leading dimensions to score by, too; by default those that the folder was trained for, else powers of
+            two; an empty list for none.
+        plot: True to draw the diagnostics of all tasks in OUT as diagnostics.png and diagnostics.svg (needs the extra plots).
     """
 
     folder: Path
@@ -64,6 +70,8 @@ class EvaluateOptions:
     token_budget: int = 16_384
     accelerator: str = "auto"
     devices: int = 1
+    dims: list[int] | None = None
+    plot: bool = False
 
 
 def read_tasks(options: EvaluateOptions) -> Sequence[RetrievalTask]:
@@ -88,6 +96,8 @@ def evaluate(options: EvaluateOptions) -> None:
     if (options.board or "").startswith(MTEB):
         evaluate_mteb(options)
         return
+    if options.plot:
+        require("matplotlib", "Drawing diagnostics")
     tasks = read_tasks(options)
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -100,21 +110,45 @@ def evaluate(options: EvaluateOptions) -> None:
     }
     check_contract(options.out, model, contracts)
     cache = EmbeddingCache(options.cache or options.out / "cache", model)
-    launch = {"accelerator": options.accelerator, "devices": options.devices}
+    launch = trainer_options(options.accelerator, options.devices)
     embedded = embed_missing(stage, [each for pair in hashed for each in pair], cache, launch, options.num_workers)
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))):  # as torchrun and Lightning set them
+    if not is_first():
         return
     print(f"embedded {embedded} items, {len(cache.places) - embedded} were in {cache.folder}", file=sys.stderr)
-    dim = cache.blocks[0].shape[1]
-    need = max(memory_need(len(task.qrels), len(task.corpus), dim) for task in tasks)
-    print(f"ranking takes up to {need / 2**30:.2f} GiB of memory", file=sys.stderr)
-    write_board, report = WRITERS.get(options.board or ""), {}
-    for task, pair in zip(tasks, hashed, strict=True):  # one by one: the rankings of all tasks of a board would take gigabytes
-        scores = score_task(task, *pair, cache)
-        report = write_report(options.out, model, [scores], contracts)
-        if write_board is not None:
-            write_board(options.out, scores)
+    dims = dims_of(cache.blocks[0].shape[1], stage.provenance.notes.get("matryoshka_dims"), options.dims)
+    rank_tasks(options, list(zip(tasks, hashed, strict=True)), contracts, cache, dims)
+    report = read_scores(options.out)
     print(table(report))
+    if options.plot:
+        write_plots(options.out, report["tasks"])
+
+
+def rank_tasks(
+    options: EvaluateOptions,
+    tasks: Sequence[tuple[RetrievalTask, tuple[Hashed, Hashed]]],
+    contracts: dict[str, Any],
+    cache: EmbeddingCache,
+    dims: Sequence[int],
+) -> None:
+    """Ranks, measures and reports task by task what an earlier run has not.
+
+    Args:
+        options: Name the folder of the report, and the board whose files it gets, too.
+        tasks: Each with the contents of its queries and its corpus.
+        contracts: Contract of each task, by name.
+        cache: Holds all embeddings.
+        dims: Numbers of leading dimensions to score by, besides all.
+    """
+    dim, write_board = cache.blocks[0].shape[1], WRITERS.get(options.board or "")
+    done = scored(options.out, [*dims, dim])
+    todo = [each for each in tasks if each[0].name not in done]
+    need = max((need_of(task, dim) for task, _ in todo), default=0)
+    print(f"ranking {len(todo)} of {len(tasks)} tasks takes up to {need / 2**30:.2f} GiB of memory", file=sys.stderr)
+    for task, (queries, corpus) in todo:  # one by one: the rankings of all tasks of a board would take gigabytes
+        found = diagnosed(task, queries, corpus, cache, dims)
+        if write_board is not None:
+            write_board(options.out, found)
+        write_report(options.out, cache.model, [found], contracts)
 
 
 def evaluate_mteb(options: EvaluateOptions) -> None:
@@ -124,6 +158,8 @@ def evaluate_mteb(options: EvaluateOptions) -> None:
         ValueError: mteb is not installed, or something is missing that its tasks need.
     """
     name = (options.board or "").removeprefix(MTEB)
+    if options.plot or options.dims is not None:
+        raise ValueError(f"mteb's tasks have no diagnostics: evaluate takes no --plot and --dims with board {options.board}.")
     if options.tasks:
         raise ValueError(f"evaluate needs --tasks or --board, got tasks {[*map(str, options.tasks)]} and board {options.board}.")
     require("mteb", f"Board {options.board}")

@@ -42,8 +42,14 @@ VERBS = {
 }
 
 
-PLACES = {"demo": "lightning_conan.demo.command", **dict.fromkeys(LIGHTNING, "lightning_conan.cli.lightning")}
-"""Modules of the verbs that have no file of their own name here; the demo stands above this package, since it calls it."""
+PLACES = {
+    "demo": "lightning_conan.demo.command",
+    "evaluate": "lightning_conan.cli.evaluate_table",
+    **dict.fromkeys(LIGHTNING, "lightning_conan.cli.lightning"),
+}
+"""Modules of the verbs whose own file here, if there is one, does not parse them: the demo calls this package, and
+evaluate_table calls evaluate.
+"""
 
 
 def module_of(verb: str) -> str:

@@ -10,23 +10,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw(*panels: "Callable[[Axes], Any]", width: float = 4.8) -> bytes:
-    """Draws panels side by side, and returns a PNG.
+def draw(*panels: "Callable[[Axes], Any]", width: float = 4.8, columns: int | None = None, form: str = "png") -> bytes:
+    """Draws panels side by side, and returns a PNG or an SVG.
 
     Args:
         panels: Functions that each draw on the axes that they get.
         width: Width of each panel, in inches.
+        columns: Panels of a row; all by default.
+        form: ``png`` or ``svg``.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * len(panels), 4), layout="constrained")
+    columns = columns or len(panels)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(width * columns, 4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for panel, axis in zip(panels, axes, strict=True):
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel, axis in zip(panels, axes, strict=False):
         panel(axis)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    figure.savefig(buffer, format=form, dpi=120, metadata={"Software" if form == "png" else "Date": None})
     return buffer.getvalue()
 
 

@@ -40,10 +40,12 @@ class EmbeddedItems(NamedTuple):
     Args:
         keys: The data's keys, or the numbers of the rows.
         vectors: Unit-norm embeddings, one a key.
+        tokens: Number of tokens of the reasoning about each, 0 for a bypass; None where the model does not reason.
     """
 
     keys: list[str]
     vectors: Float[Tensor, "items dim"]
+    tokens: list[int] | None = None
 
 
 class EmbeddedPairs(NamedTuple):
@@ -171,7 +173,16 @@ class Inference(LightningModule):
             return self.embedder.embed(items, self.training_settings.inference_budget)
 
     def embed_queries(self, items: list[Encoded], effort: Effort | None = None) -> Float[Tensor, "items dim"]:
-        """Embeddings of queries, after reasoning if the model reasons.
+        """Embeddings of queries, after reasoning if the model reasons; see ``reason``.
+
+        Args:
+            items: The queries, encoded.
+            effort: Counts tokens and time.
+        """
+        return self.reason(items, effort).embeddings
+
+    def reason(self, items: list[Encoded], effort: Effort | None = None) -> ReasonedEmbeddings:
+        """Embeds queries, after reasoning if the model reasons, and returns the tokens of the reasoning, too.
 
         Args:
             items: The queries, encoded.
@@ -183,14 +194,14 @@ class Inference(LightningModule):
         if any(item.labels is not None for item in items):
             raise ValueError("Queries that are embedded must not carry their reasoning, got some that do. Leave the column out.")
         if self.processor.config.ends:
-            return self.embed_encoded(items)
+            return ReasonedEmbeddings(self.embed_encoded(items), [[] for _ in items], [False] * len(items))
         start = time.perf_counter()
         decoding = self.decoding if self.processor.config.reasons else Decoding("direct")
         with evaluation(self.embedder):
             written = encode_queries(self.embedder, items, decoding, self.training_settings.inference_budget)
         if effort is not None:
             effort.add(written, time.perf_counter() - start)
-        return written.embeddings
+        return written
 
     # Batches
 
@@ -246,8 +257,11 @@ class Inference(LightningModule):
         keys = found.keys if any(found.keys) else self.row_keys(len(found.keys), batch_idx, dataloader_idx)
         if isinstance(found, Batch):
             return EmbeddedPairs(keys, self.embed_queries(found.queries), self.embed_encoded(found.targets))
-        embed = self.embed_queries if found.side == "query" else self.embed_encoded
-        return EmbeddedItems(keys, embed(found.items))
+        if found.side != "query":
+            return EmbeddedItems(keys, self.embed_encoded(found.items))
+        written = self.reason(found.items)
+        tokens = [len(each) for each in written.tokens] if self.processor.config.reasons else None
+        return EmbeddedItems(keys, written.embeddings, tokens)
 
     def row_keys(self, count: int, batch: int, loader: int) -> list[str]:
         """Keys of rows without any: their numbers in the data set if the loader's sampler tells, else in the order of arrival.

@@ -1,9 +1,29 @@
-"""Several devices without a Trainer."""
+"""Several devices: with a Trainer whose ranks may wait long, and without one."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 from lightning import Fabric
+from lightning.pytorch.strategies import DDPStrategy
+
+
+def trainer_options(accelerator: str, devices: int) -> dict[str, Any]:
+    """Options of a Trainer on some devices, which wait for one another up to a day: the first one ranks alone.
+
+    Args:
+        accelerator: cpu, gpu, mps or auto.
+        devices: Number of devices.
+    """
+    strategy = DDPStrategy(timeout=timedelta(days=1)) if devices > 1 else "auto"
+    return {"accelerator": accelerator, "devices": devices, "strategy": strategy}
+
+
+def is_first() -> bool:
+    """True on the first rank, as torchrun and Lightning number them."""
+    return not int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
 @contextmanager
