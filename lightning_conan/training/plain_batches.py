@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -197,10 +196,8 @@ class Collate:
                 return EncodedInput(self.processor(value, side), value.content_hash(), kinds_of(value.parts))
             from lightning_conan.embedder.sentence_inputs import content_hash
 
-            value = str(value) if isinstance(value, PurePath) else value
             if isinstance(value, str):
                 check_named_file(value)
-
             turns = self.reader.turns(value)
             kinds = kinds_of([part for _, parts in turns for part in parts])
             return EncodedInput(self.reader.encode_turns(turns, side), content_hash(turns), kinds)
