@@ -19,11 +19,13 @@ def is_array(value: Any) -> bool:
 
 def with_alpha(image: Any) -> Any:
     """Makes a PIL image of an array with an alpha channel, first or last; returns anything else unchanged."""
-    ends = (image.shape[-1], image.shape[0]) if is_array(image) and image.ndim == 3 else ()
-    if 4 not in ends or not {1, 3}.isdisjoint(ends) or str(image.dtype).removeprefix("torch.") != "uint8":
+    if not is_array(image) or image.ndim != 3 or str(image.dtype).removeprefix("torch.") != "uint8":
+        return image
+    last, first = image.shape[-1], image.shape[0]
+    if 4 not in (last, first) or not {1, 3}.isdisjoint((last, first)):
         return image
     pixels = np.asarray(image.detach().cpu() if isinstance(image, Tensor) else image)
-    return Image.fromarray(np.ascontiguousarray(pixels if ends[0] == 4 else np.moveaxis(pixels, 0, -1)))
+    return Image.fromarray(np.ascontiguousarray(pixels if last == 4 else np.moveaxis(pixels, 0, -1)))
 
 
 def pixels_of(array: Any, axes: int, what: str) -> UInt8[Tensor, "*frames 3 height width"]:
