@@ -103,7 +103,7 @@ def test_fit_streams_shards_by_a_yaml_and_lists_what_a_cut_one_lacks(base, tmp_p
     assert all(line["where"].endswith("00002.tar") for line in lines)
 
 
-@pytest.mark.parametrize(("option", "message"), [("quer", "quer"), ("query", "suffixes")])
+@pytest.mark.parametrize(("option", "message"), [("quer", "quer"), ("query", "must tell its modality")])
 def test_a_wrong_option_of_shards_is_refused(base, tmp_path, capsys, option, message):
     assert main(config(tmp_path, base, {"urls": "x.tar", option: "y"})) != 0
     assert message in capsys.readouterr().err
