@@ -214,7 +214,7 @@ def script(name: str):
 
 
 @pytest.fixture(scope="module")
-def rooms():
+def drawing():
     return script("draw_rooms")
 
 
@@ -232,16 +232,16 @@ def test_warnings_of_the_reference_are_found(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "conan_book.html").is_file()
 
 
-def test_the_picture_of_the_rooms_is_that_of_the_code(rooms):
-    assert rooms.draw(rooms.imports()) == (DOCS / "rooms.svg").read_text(), "run `python docs/draw_rooms.py`"
+def test_the_picture_of_the_packages_is_that_of_the_code(drawing):
+    assert drawing.draw(drawing.imports()) == (DOCS / "rooms.svg").read_text(), "run `python docs/draw_rooms.py`"
 
 
-def test_a_room_stands_above_what_it_imports(rooms):
-    assert rooms.floors({"cli": {"media", "items"}, "media": {"items"}, "items": set()}) == [["items"], ["media"], ["cli"]]
+def test_a_package_stands_above_what_it_imports(drawing):
+    assert drawing.levels({"cli": {"media", "items"}, "media": {"items"}, "items": set()}) == [["items"], ["media"], ["cli"]]
     with pytest.raises(ValueError, match=r"a circle among \['cli', 'media'\]"):
-        rooms.floors({"cli": {"media"}, "media": {"cli"}, "items": set()})
+        drawing.levels({"cli": {"media"}, "media": {"cli"}, "items": set()})
     with pytest.raises(ValueError, match=r"none for \['attic'\]"):
-        rooms.draw({"attic": set()})
+        drawing.draw({"attic": set()})
 
 
 @pytest.mark.parametrize("picture", sorted(DOCS.glob("*.svg")), **name)

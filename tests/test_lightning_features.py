@@ -290,9 +290,15 @@ def test_predictions_are_written(make, tmp_path):
 
 
 def test_one_loader_trains(make, tmp_path):
-    for several in ({"image": loader(), "text": loader()}, {"a": loader(), "b": loader()}):
-        with pytest.raises(ValueError, match=r"the batch of one loader, got those of several, \['.*batch_sampler"):
-            runner(tmp_path).fit(make(), several)
+    several = {"dict of 2": {"image": loader(), "text": loader()}, "list of 2": [loader(), loader()], "list of 1": [loader()]}
+    for named, loaders in several.items():
+        with pytest.raises(ValueError, match=rf"A stage trains on one loader, got a {named}.*batch_sampler"):
+            runner(tmp_path).fit(make(), loaders)
+
+
+def test_a_run_without_a_batch_is_refused(make, tmp_path):
+    with pytest.raises(ValueError, match="needs a batch to train on, got none: the loader is empty"):
+        runner(tmp_path).fit(make(), DataLoader([], batch_size=4))
 
 
 class Stream(IterableDataset):

@@ -38,8 +38,8 @@ NEEDED = required(SETUP["options"]["install_requires"])
 def test_every_package_is_installed():
     """The list in setup.cfg stands for `find:`, which knows no configs/."""
     found = {".".join(path.parent.relative_to(ROOT).parts) for name in PACKAGES for path in (ROOT / name).rglob("__init__.py")}
-    rooms = {path.parent.relative_to(ROOT / "configs").parts for path in (ROOT / "configs").rglob("*.yaml")}
-    found |= {".".join(("lightning_conan", "configs", *room)) for room in rooms}
+    folders = {path.parent.relative_to(ROOT / "configs").parts for path in (ROOT / "configs").rglob("*.yaml")}
+    found |= {".".join(("lightning_conan", "configs", *folder)) for folder in folders}
     assert set(SETUP["options"]["packages"].split()) == found
 
 

@@ -179,6 +179,8 @@ def test_negatives_are_lists_or_columns(processor, negatives):
         (WORDS | {"modality": "smell"}, r"modality must be one of .*got 'smell'"),
         (WORDS | {"query": ["red", None, "dog"], "key": [7, 8, 9]}, r"The query of row 8 cannot be encoded: .*got None"),
         ({"task": ["a"]}, r"must have 'query' and 'target', or one of them"),
+        ({}, r"must have 'query' and 'target'.*got \[\]\. Add them"),
+        ({"query": [], "target": []}, "A batch of pairs must have a row, got empty lists"),
         ({"query": ["a"], "negative": ["b"]}, r"Items that are embedded alone have no 'negative'"),
         (
             WORDS | {"target": [np.zeros((40, 40, 3), np.uint8), np.zeros(16_000, np.float32), "a"]},
@@ -201,6 +203,11 @@ def test_negatives_are_lists_or_columns(processor, negatives):
 def test_what_is_no_plain_batch_is_refused(processor, batch, said):
     with pytest.raises(ValueError, match=said):
         Collate(processor).columns(batch)
+
+
+def test_a_batch_without_rows_is_refused(processor):
+    with pytest.raises(ValueError, match="A batch must have a row, got an empty list"):
+        Collate(processor)([])
 
 
 def test_words_that_end_like_a_file_are_texts(processor, tmp_path, monkeypatch):
@@ -410,6 +417,29 @@ def test_a_loaded_stage_is_scored_and_trains_no_more(saved, tmp_path):
     assert trainer(tmp_path, 1).test(stage, loader, verbose=False)[0]["test/recall@10"] == 100
     with pytest.raises(ValueError, match="load_from_checkpoint only embeds"):
         trainer(tmp_path, 1).fit(stage, loader)
+
+
+def test_only_what_was_trained_is_written(base, saved, tmp_path):
+    """Embedding loads the model, and does not train it."""
+    stage = Specialist(base, "text", QUICK, SMALL)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"writes what was trained, and this Specialist was not fitted\. Call trainer\.fit"):
+            stage.write_folder(tmp_path / "out")
+        stage.embed(["a"])
+    with pytest.raises(ValueError, match="Stage trains nothing, so it writes no folder"):
+        Stage(base).write_folder(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    stage = Specialist.load_from_checkpoint(saved[1])
+    stage.write_folder(tmp_path / "adapter", "adapter")
+    stage.write_folder(tmp_path / "dense")
+    with pytest.raises(ValueError, match="Adapters are written before they are merged"):
+        stage.write_folder(tmp_path / "again", "adapter")
+
+
+@pytest.mark.parametrize("modality", ["foo", "Image", ""])
+def test_an_unknown_modality_is_refused_at_once(base, modality):
+    with pytest.raises(ValueError, match=f"modality must be one of .*, got '{modality}'"):
+        Specialist.__init__.__wrapped__(Specialist.__new__(Specialist, base, modality), base, modality)
 
 
 def test_the_pages_code_runs(tmp_path, monkeypatch):

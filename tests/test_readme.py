@@ -34,7 +34,7 @@ VERBS = {
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
     "stages.md": ["fit", "alphas", "drift"],
     "training.md": ["fit"] * 4,
-    "webdataset.md": ["fit", "pack"],
+    "webdataset.md": ["graft", "fit", "pack"],
 }
 """Commands in the blocks of each page: one that is added needs a test below."""
 
@@ -215,8 +215,10 @@ def test_shards_of_others_are_trained_on_and_packed(home, capsys, monkeypatch):
         for row in range(24):
             writer.write({"__key__": f"{row:09d}", "jpg": png(), "txt": f"shape {row}", "json": {"caption": f"a shape {row}"}})
     (home / "laion.yaml").write_text("".join(blocks("webdataset.md", "yaml")))
-    fit, pack = commands("webdataset.md")
+    graft, fit, pack = commands("webdataset.md")
+    run(graft, capsys)
     run(fit, capsys, "--trainer.max_steps", "2")
+    assert (home / "runs" / "laion" / "conan.json").is_file()
     assert len(list((home / "laion" / ".conan-index").glob("*.arrow"))) == 3
     run(pack + ' --read.query \'{"image": "jpg;png"}\' --read.target \'{"text": "json:caption"}\'', capsys)
     assert "24 pairs" in capsys.readouterr().out

@@ -13,7 +13,9 @@ from torch.utils.data import get_worker_info
 
 from datamodules.loading.stream import SECONDS, Encoder, Sides, apart, collate
 from datamodules.loading.worker_transfer import PackedTensors
+from datamodules.shards.negatives import NegativesSeen
 from datamodules.shards.sequential import Entry, members_of, samples
+from datamodules.shards.template import PairTemplate
 from datamodules.shards.webdataset import WebDataset, folder_name
 from datamodules.sources.manifest import Fault
 from datamodules.time_limit import BROKEN, time_limit
@@ -38,22 +40,28 @@ def passes(shards: list[str], seed: str, rank: int, world: int) -> Iterator[str]
     return islice(every, rank, None, world)
 
 
-def filled(count: int, shards: Iterable[str]) -> Iterator[Entry]:
+def filled(count: int, template: PairTemplate, shards: Iterable[str]) -> Iterator[Entry]:
     """Yields the samples of shards without end, and refuses shards that are all empty, of which there would be no end either.
+
+    After the first shard it reports negatives that no sample has had.
 
     Args:
         count: Number of shards that differ.
+        template: Names the negatives.
         shards: In the order of reading.
 
     Raises:
         ValueError: Many passes over all shards gave no sample.
     """
-    idle = 0
+    idle, negatives = 0, NegativesSeen(template)
     for shard in shards:
         idle += 1
         for entry in samples([shard]):
             idle = 0
+            if not isinstance(entry, Fault):
+                negatives.note(members_of(entry))
             yield entry
+        negatives.warn(without_secrets(shard))
         if idle > PASSES * count:
             raise ValueError(
                 f"Shards must hold samples, {count} of them hold none, such as {without_secrets(shard)}. Look at urls."
@@ -83,7 +91,12 @@ class UnindexedLoader:
     def __iter__(self) -> Iterator[Batch]:
         seed, shards = self.seed(), self.options.shards()
         source = partial(passes, shards, seed, *self.place)
-        stages = (wds.split_by_worker, partial(filled, len(shards)), partial(self.shuffled, seed), partial(self.batches, seed))
+        stages = (
+            wds.split_by_worker,
+            partial(filled, len(shards), self.options.template),
+            partial(self.shuffled, seed),
+            partial(self.batches, seed),
+        )
         if not self.num_workers:
             yield from wds.DataPipeline(source, *stages)
             return

@@ -21,10 +21,11 @@ from typing_extensions import override
 from datamodules.shards.columns import Numbers
 from datamodules.shards.index import ROW, IndexedShard, Samples, content_hash
 from datamodules.shards.indexed import PairReader, Shard
+from datamodules.shards.negatives import absent, has_members, holds, in_json, looked_at, named
 from datamodules.shards.read import Reading, ShardSet
 from datamodules.shards.remote import ShardCache, is_remote
 from datamodules.shards.scanned import Scanned, scanned
-from datamodules.shards.template import PairTemplate, Recipe
+from datamodules.shards.template import PairTemplate, Part, Recipe
 from datamodules.shards.webdataset import WebDataset, folder_name, short_names
 from datamodules.time_limit import BROKEN
 from lightning_conan.items import Pair
@@ -82,7 +83,7 @@ class PlainReader(PairReader):
         cache: Folder where remote shards are kept; that of ``Reading()`` by default.
 
     Raises:
-        ValueError: There is no shard, one is missing or compressed, or no sample has the members that are asked for.
+        ValueError: There is no shard, one is missing or compressed, or no sample has a member that is asked for.
         UnreachableError: A remote shard cannot be fetched.
     """
 
@@ -102,6 +103,7 @@ class PlainReader(PairReader):
         self.samples, self.shards = self.listed, shards
         self.recipes = [recipe(self.template, names) for names in self.samples.layouts]
         self.check()
+        self.check_negatives()
         said = repr((options.query, options.target, options.negatives, options.instruction, options.captions, group))
         self.content_hash = content_hash([info.digest for info in infos] + [hashlib.sha256(said.encode()).hexdigest()])
         self.all = options.captions == "all"
@@ -115,22 +117,59 @@ class PlainReader(PairReader):
         found = {each: scanned(each, self.cache) for each in tqdm(order, desc=f"index of {name}", unit="shard", disable=None)}
         return [found[address] for address in addresses]
 
+    def faults(self) -> list[tuple[int, str]]:
+        """Numbers of samples that cannot be used for their members' names, and why."""
+        counts = np.bincount(self.samples.rows[:, 1], minlength=len(self.recipes)).tolist()
+        return [(count, found) for count, found in zip(counts, self.recipes, strict=True) if isinstance(found, str)]
+
     def check(self) -> None:
-        """Reports samples that cannot be used; the stream lists each when its turn comes.
+        """Refuses a data set of which no sample has the members that are asked for.
 
         Raises:
-            ValueError: There is no other.
+            ValueError: There is none.
         """
-        layouts = self.samples.rows[:, 1]
-        counts = np.bincount(layouts, minlength=len(self.recipes)).tolist()
-        faults = [(count, found) for count, found in zip(counts, self.recipes, strict=True) if isinstance(found, str)]
-        broken = sum(count for count, _ in faults)
-        first = f" The first fault: {faults[0][1]}." if faults else ""
-        if broken == len(self):
+        faults = self.faults()
+        if sum(count for count, _ in faults) == len(self):
+            first = f" The first fault: {faults[0][1]}." if faults else ""
             raise ValueError(printable(f"{self.shown} must hold at least 1 sample with the members that are asked for.{first}"))
-        if faults:
-            line = "%d of %d samples of %s cannot be used, and are skipped and listed when their turn comes.%s"
-            log.warning(line, broken, len(self), self.shown, printable(first))
+
+    def check_negatives(self) -> None:
+        """Refuses a negative that no sample has; where it is a place in JSON, samples are read until one has it.
+
+        Raises:
+            ValueError: There is one.
+        """
+        good = [number for number, found in enumerate(self.recipes) if isinstance(found, Recipe)]
+        names = {name for number in good for name in self.samples.layouts[number]}
+        for side in self.template.negatives:
+            have = [number for number in good if has_members(side, self.samples.layouts[number])]
+            numbers = np.flatnonzero(np.isin(self.samples.rows[:, 1], have))
+            tried = looked_at(numbers) if in_json(side) else numbers[:1].tolist()
+            if any(self.has_negative(side, number) for number in tried):
+                continue
+            if len(tried) == len(numbers):
+                raise absent([side], len(self), self.shown, names)
+            line = "none of %d samples of %s that were looked at has the negative %s."
+            log.warning(line, len(tried), self.shown, named(side))
+
+    def has_negative(self, side: tuple[Part, ...], number: int) -> bool:
+        """True if a sample has a negative.
+
+        Args:
+            side: Its parts.
+            number: Of a sample that has its members.
+        """
+        if not in_json(side):
+            return True
+        self.bring([number])
+        members = self.members(number)
+        return members is None or holds(side, members)  # what is damaged is listed when its turn comes
+
+    def report(self) -> None:
+        """Logs the number of samples that cannot be used; the stream lists each when its turn comes."""
+        if faults := self.faults():
+            line = "%d of %d samples of %s cannot be used, and are skipped and listed when their turn comes. The first fault: %s."
+            log.warning(line, sum(count for count, _ in faults), len(self), self.shown, printable(faults[0][1]))
 
     def spread(self) -> None:
         """Gives each text of a sample a number."""
@@ -239,4 +278,8 @@ def open_pairs(source: str | Path | WebDataset, cache: ShardCache) -> PairReader
         ValueError: It is none, is incomplete or has changed.
         UnreachableError: A remote data set cannot be read.
     """
-    return PlainReader(source, cache) if isinstance(source, WebDataset) else ShardSet(source, cache)
+    if not isinstance(source, WebDataset):
+        return ShardSet(source, cache)
+    reader = PlainReader(source, cache)
+    reader.report()
+    return reader

@@ -9,6 +9,7 @@ from typing_extensions import Buffer, override
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from datamodules.shards.download import blocks_of
+from datamodules.shards.negatives import NegativesSeen
 from datamodules.shards.remote import BLOCK, is_remote
 from datamodules.shards.template import Recipe
 from datamodules.shards.webdataset import WebDataset, folder_name, short_names
@@ -83,10 +84,14 @@ def pairs(options: WebDataset) -> Iterator[tuple[str, str, Pair | Exception]]:
 
     Args:
         options: Shards and members.
+
+    Raises:
+        ValueError: At the end, if no sample has had a negative that is asked for.
     """
     shards = options.shards()
     names = {without_secrets(shard): name for shard, name in short_names(shards).items()}
     template = options.template
+    negatives = NegativesSeen(template)
     group = options.modality or template.modality, options.task or folder_name(shards[0])
     for found in samples(shards):
         if isinstance(found, Fault):
@@ -95,6 +100,7 @@ def pairs(options: WebDataset) -> Iterator[tuple[str, str, Pair | Exception]]:
         where, key = found["__url__"], found["__key__"]
         key = f"{names[where]}/{key}" if len(shards) > 1 else key
         members = members_of(found)
+        negatives.note(members)
         try:
             recipe: Recipe = template.recipe(list(members))
             several = max(1, recipe.count(members)) if template.several else 1
@@ -107,3 +113,4 @@ def pairs(options: WebDataset) -> Iterator[tuple[str, str, Pair | Exception]]:
                 yield where, name, recipe.pair(name, group[1], group[0], members, which)  # type: ignore[arg-type]
             except BROKEN as error:
                 yield where, name, error
+    negatives.check(options.name)

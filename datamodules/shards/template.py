@@ -14,7 +14,7 @@ from lightning_conan.items import MEDIA, MODALITIES, MODALITY_OF, Item, Media, M
 Members = str | Mapping[str, str]
 """One side: a member, or members by modality in the order of the parts; alternatives are parted by semicolons."""
 STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]|(\[\*\])")
-TEXTS = ("json", "text", "caption", "transcript", "cls")
+TEXTS = ("text", "caption", "transcript", "cls")
 """Suffixes of text, beside ``txt``."""
 Step = str | int | None
 """A key of a mapping, a place in a list, or (None) each entry of a list."""
@@ -75,12 +75,17 @@ class Source:
         """
         if not self.steps:
             return [data.decode("utf-8-sig").strip()]
-        value = msgspec.json.decode(data)
+        try:
+            value = msgspec.json.decode(data)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"member {self.member!r} must be JSON, as {self} asks for ({error})") from error
         for step in self.steps:
-            if step is None and isinstance(value, list):
+            if step is None:
+                if not isinstance(value, list):
+                    raise ValueError(f"{self} must be a list, got {value!r:.80}; without [*] it is one text")
                 break
             fits = isinstance(value, dict) if isinstance(step, str) else isinstance(value, list)
-            if not fits or (step not in value if isinstance(step, str) else step is None or step >= len(value)):
+            if not fits or (step not in value if isinstance(step, str) else step >= len(value)):
                 raise AbsentError(f"member {self.member!r} must hold {self}, and has no {step!r}")
             value = value[step]
         texts = value if self.several else [value]
@@ -118,10 +123,14 @@ class Part:
         """
         sources = tuple(Source.parse(each) for each in text.split(";"))
         kinds = {source.modality for source in sources} if modality is None else {modality}
-        if len(kinds) > 1 or None in kinds:
+        if None in kinds:
+            unknown = next(source for source in sources if source.modality is None)
+            some = " (json:caption for a text in it)" if unknown.member.endswith("json") else ""
             raise ValueError(
-                f"Alternatives must be of one modality that suffixes tell, got {text!r}. Write {{image: {text}}}, or another."
+                f"A member's suffix must tell its modality, got {str(unknown)!r}{some}. Write {{image: {text}}}, or so."
             )
+        if len(kinds) > 1:
+            raise ValueError(f"Alternatives must be of one modality, got {text!r}. Write {{image: {text}}}, or so.")
         (kind,) = kinds
         if kind not in MODALITIES:
             raise ValueError(f"A member's modality must be among {list(MODALITIES)}, got {kind!r} for {text!r}.")

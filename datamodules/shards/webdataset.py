@@ -32,7 +32,7 @@ class WebDataset:
             folder of tar files, or a list of these.
         query: Members of the query.
         target: Members of the target.
-        negatives: Members of hard negatives; those that a sample does not have are left out.
+        negatives: Members of hard negatives; those that a sample does not have are left out, one that none has is refused.
         instruction: The queries' instruction.
         modality: The specialist that owns the pairs; by default the modality of their media, or text.
         task: Name of the pairs' task; by default that of the shards' folder.

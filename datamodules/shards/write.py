@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
@@ -23,7 +23,7 @@ from lightning_conan.items import Pair
 log = logging.getLogger(__name__)
 PROGRESS = "progress.jsonl"
 SHOWN = 20
-"""Faults at most that the error of an empty data set lists."""
+"""Reasons at most that the error of an empty data set lists."""
 HELD = 2**30
 """Bytes of media in memory, such as re-encoded ones, that end a shard before it has all its pairs."""
 
@@ -255,10 +255,8 @@ class Filling:
         """
         if not (pairs := self.tasks.total()):
             hint = " The source is empty, or --modality leaves nothing of it."
-            listed = "".join(f" {fault.where}: {fault.reason}" for fault in self.faults[:SHOWN])
-            more = f" And {len(self.faults) - SHOWN} more." if len(self.faults) > SHOWN else ""
             raise ValueError(
-                f"There must be at least 1 pair to pack, got 0 and {len(self.faults)} invalid ones.{listed or hint}{more}"
+                f"There must be at least 1 pair to pack, got 0 and {len(self.faults)} invalid ones.{reasons(self.faults) or hint}"
             )
         if self.faults:
             write_whole(self.folder / "quarantine.jsonl", "".join(fault.to_json() + "\n" for fault in self.faults))
@@ -274,6 +272,14 @@ class Filling:
             places = {"samples_sha256": write_samples(self.folder / SAMPLES, self.places()), "shards": self.shards}
         write_whole(self.folder / INDEX, json.dumps(summary | places) + "\n")
         return summary
+
+
+def reasons(faults: Sequence[Fault]) -> str:
+    """Reasons of faults, each once, with the first place where it stands and the number of places."""
+    counts = Counter(fault.reason for fault in faults)
+    first = {fault.reason: fault.where for fault in reversed(faults)}
+    told = [f" {first[reason]}: {reason}{f' ({count} times)' if count > 1 else ''}." for reason, count in counts.items()]
+    return "".join(told[:SHOWN]) + (f" And {len(told) - SHOWN} more." if len(told) > SHOWN else "")
 
 
 def in_memory(pair: Pair) -> int:

@@ -124,8 +124,10 @@ def places_of(source: Path, how: Layout, keys: Set[str]) -> dict[str, str]:
     Returns:
         File and line, or what the layout has instead, by key.
     """
-    lines = manifest_lines(source) if how.layout == "manifest" else lines_of(source, how)
     found: dict[str, str] = {}
+    if not keys:
+        return found
+    lines = manifest_lines(source) if how.layout == "manifest" else lines_of(source, how)
     for where, line in lines:
         if isinstance(line, dict) and line.get("key") in keys:
             found.setdefault(line["key"], where)

@@ -47,6 +47,9 @@ def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False, trust_b
             "the output's dtype resolves. Write it with --recipe.dtype float32.",
             file=sys.stderr,
         )
+    for name, norm in sorted(result.norms.items()):
+        if norm == 0 and name != recipe.owner and recipe.alphas[name]:
+            print(printable(f"{name}: its task vector is 0, so it adds nothing. Was it trained?"), file=sys.stderr)
     for name, report in result.foreign.items():
         tell_foreign(name, report)
 

@@ -198,8 +198,9 @@ def plain(error: BaseException) -> str:
     """An error's message on one line, without that wrapping; what it quotes cannot steer the terminal."""
     lines = [line.strip() for line in str(error).splitlines()]
     shown = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(NOISE))
-    if value := next((line.removeprefix(GIVEN) for line in lines if line.startswith(GIVEN)), ""):
-        shown += f". Got value: {value}"
+    value = next((line.removeprefix(GIVEN) for line in lines if line.startswith(GIVEN)), "")
+    if value and not value.startswith(("Namespace(", "NestedArg(")):  # all options of the class whose own error stands before
+        shown = f"{shown.removesuffix('.')}. Got value: {value}"
     if "Expected a <class 'dict'>" in shown:
         shown += f'. Write a mapping, such as \'{{"NAME": "{shown.rpartition("Got value: ")[2]}"}}\''
     return printable(shown or str(error))

@@ -40,8 +40,8 @@ def run_trace(demo: Demo, start: str, length: float = 1.0, variants: Mapping[str
         length: Factor on the steps of the variants.
         variants: The checkpoint folders to train, with their labels.
     """
-    rooms = {"trace": "rule"} | ({"always": "always"} if "trace_always" in variants else {})
-    for folder, by in rooms.items():
+    modes = {"trace": "rule"} | ({"always": "always"} if "trace_always" in variants else {})
+    for folder, by in modes.items():
         for task in ("composed", "simple", "caption") if by == "rule" else TASKS:
             out = demo.out / "packed" / folder / f"{task}.train"
             if not out.exists():
@@ -55,8 +55,8 @@ def run_trace(demo: Demo, start: str, length: float = 1.0, variants: Mapping[str
         "writer", "writer", start, {name: f"trace/{name}.train" for name in ("caption", "simple")}, sets=SETS, scoring=MOST_TOKENS
     )
     for name in variants:
-        room = "always" if name == "trace_always" else "trace"
-        train = {task: f"{room}/{task}.train" for task in TASKS}
+        parent = "always" if name == "trace_always" else "trace"
+        train = {task: f"{parent}/{task}.train" for task in TASKS}
         demo.fit(
             name, "trace", "writer", train, extra="" if name == "trace" else name, length=length, sets=SETS, scoring=MOST_TOKENS
         )

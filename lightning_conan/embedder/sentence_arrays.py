@@ -1,11 +1,10 @@
 """Media in memory: PIL images, arrays, tensors and torchcodec's decoders, as sentence-transformers takes them."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
@@ -14,11 +13,23 @@ from torch import Tensor
 
 from lightning_conan.embedder.processor import Decoded
 from lightning_conan.embedder.processor_config import ProcessorConfig
+from lightning_conan.embedder.sentence_decoders import rate_of, shown_seconds
+from lightning_conan.embedder.sentence_files import media_of
+from lightning_conan.embedder.sentence_tensors import hertz_of, is_array, mono_of, pixels_of, with_alpha
 from lightning_conan.items import Media, Medium
 from lightning_conan.media import Clip
-from lightning_conan.media.audio import ODDEST, SAMPLE_RATE, resampled
+from lightning_conan.media.audio import SAMPLE_RATE, resampled
 from lightning_conan.media.frame_files import GUESSED_FPS
-from lightning_conan.media.image import rgb_tensor
+from lightning_conan.media.image import decode_image, rgb_tensor
+
+FORMS: dict[Medium, str] = {
+    "image": "An image must be a path, a PIL image or uint8 pixels",
+    "document": "A document page must be a path, a PIL image or uint8 pixels",
+    "video": "A video must be a path, frames in an array or a list of images, {'array': frames, 'video_metadata': {'fps': ...}}, "
+    "or torchcodec's decoder",
+    "audio": "An audio clip must be a path, an array of samples, {'array': samples, 'sampling_rate': rate}, or torchcodec's "
+    "decoder",
+}
 
 
 def is_image(value: Any) -> bool:
@@ -58,18 +69,21 @@ class ArrayReader:
         return self.image(kind, content)
 
     def image(self, kind: Medium, content: Any) -> UInt8[Tensor, "3 height width"]:
-        """Reads pixels of a PIL image, turned as its EXIF says, or of an array.
+        """Reads pixels of a PIL image, turned as its EXIF says, of an array, or of a frame's file.
 
         Args:
             kind: image or document; a frame's is video.
-            content: The image, or uint8 pixels of 3 axes.
+            content: The image; uint8 pixels of 3 axes, with or without alpha, or of 2 if they are gray; of a frame also a path.
 
         Raises:
             ValueError: Another type, or over a limit.
         """
+        content = with_alpha(content)
         if isinstance(content, Image.Image):
             self.config.limits.check_pixels(nameless(kind), *content.size)
             return rgb_tensor(ImageOps.exif_transpose(content))
+        if isinstance(content, str | PurePath):  # at its full size: frames are resized together
+            return decode_image(media_of("image", {"path": content}), self.config.limits)
         if not is_array(content):
             raise refused(kind, content)
         pixels = pixels_of(content, 3, "An image")
@@ -133,8 +147,10 @@ class ArrayReader:
         """
         found = decoder.metadata
         self.check_frames(kind, len(decoder), found.height or 1, found.width or 1)
-        wanted, seconds = self.chosen(len(decoder), {"fps": found.average_fps})
-        return Clip(pixels_of(decoder.get_frames_at(wanted).data, 4, "Frames"), seconds)
+        rate, begin = rate_of(decoder)
+        wanted, _ = self.chosen(len(decoder), {"fps": rate})
+        frames = decoder.get_frames_at(wanted)
+        return Clip(pixels_of(frames.data, 4, "Frames"), shown_seconds(wanted, frames.pts_seconds, rate or GUESSED_FPS, begin))
 
     def frames(self, kind: Medium, frames: Any) -> UInt8[Tensor, "frames 3 height width"]:
         """All frames of an array, or of a list of images.
@@ -201,65 +217,6 @@ class ArrayReader:
         return wanted, [number / fps for number in wanted]
 
 
-def is_array(value: Any) -> bool:
-    """True for arrays and tensors."""
-    return isinstance(value, np.ndarray | Tensor)
-
-
-def pixels_of(array: Any, axes: int, what: str) -> UInt8[Tensor, "*frames 3 height width"]:
-    """Converts an array to pixels, channels before rows.
-
-    Args:
-        array: An array or tensor, (frames,) 3, height, width or (frames,) height, width, 3.
-        axes: Number of axes that it must have: 3 for an image, 4 for frames.
-        what: Name of the content, for the error.
-
-    Raises:
-        ValueError: No uint8, or no three channels: floats may mean 0 to 1 or 0 to 255.
-    """
-    pixels = array.detach().cpu() if isinstance(array, Tensor) else array
-    if str(pixels.dtype).removeprefix("torch.") == "uint8" and pixels.ndim == axes and 3 in (pixels.shape[-3], pixels.shape[-1]):
-        pixels = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.require(pixels, requirements=("C", "W")))
-        return pixels if pixels.shape[-3] == 3 else pixels.movedim(-1, -3)
-    frames = "frames, " if axes == 4 else ""
-    raise ValueError(
-        f"{what} must be uint8 of shape ({frames}3, height, width) or ({frames}height, width, 3), got {pixels.dtype} of "
-        f"{tuple(pixels.shape)}."
-    )
-
-
-def mono_of(array: Any) -> Float[Tensor, " samples"]:
-    """Averages an array's channels, whichever axis they are: there are fewer of them than samples.
-
-    Raises:
-        ValueError: No floats, another number of axes, no samples, or NaN or inf among them.
-    """
-    samples = array if isinstance(array, Tensor) else np.require(array, requirements="W")
-    floats = samples.is_floating_point() if isinstance(samples, Tensor) else np.issubdtype(samples.dtype, np.floating)
-    if not floats:
-        raise ValueError(f"Samples must be floats between -1 and 1, got {samples.dtype}. Divide them by what is loudest.")
-    wave = torch.as_tensor(samples, dtype=torch.float32, device="cpu").detach()
-    if wave.ndim == 2 and wave.shape[0] != wave.shape[1]:
-        wave = wave.mean(dim=0 if wave.shape[0] < wave.shape[1] else 1)
-    if wave.ndim != 1 or not len(wave):
-        raise ValueError(f"Samples must be of shape (samples) or (channels, samples), got {tuple(samples.shape)}.")
-    if not bool(wave.isfinite().all()):
-        raise ValueError("Samples must be finite, and there is NaN or inf among them.")
-    return wave
-
-
-def hertz_of(rate: Any) -> int:
-    """Checks a sample rate.
-
-    Raises:
-        ValueError: No positive whole number, or one whose filter would take gigabytes.
-    """
-    hertz = int(rate) if isinstance(rate, int | float | np.number) and math.isfinite(rate) else 0
-    if hertz < 1 or hertz != rate or hertz // math.gcd(hertz, SAMPLE_RATE) > ODDEST:
-        raise ValueError(f"sampling_rate must be a usual rate in Hz, got {rate!r}. Resample to {SAMPLE_RATE} Hz.")
-    return hertz
-
-
 def nameless(kind: Medium) -> Media:
     """Makes a stand-in for a medium in memory, for errors of limits."""
     return Media(kind, b"", "in memory")
@@ -272,6 +229,4 @@ def refused(kind: Medium, content: Any) -> ValueError:
         kind: Modality that was expected.
         content: The content.
     """
-    return ValueError(
-        f"A {kind} must be a path, a PIL image, an array with its rate or frames with their fps, got {content!r:.80}."
-    )
+    return ValueError(f"{FORMS[kind]}, got {content!r:.80}.")

@@ -1,12 +1,9 @@
 """Inputs in sentence-transformers' forms: texts, media, mixtures, pairs and chat messages."""
 
-import base64
-import binascii
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -16,15 +13,13 @@ from sentence_transformers.base.modality import infer_modality, is_message_dict
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.embedder.processor import Decoded, OmniProcessor, Turn
 from lightning_conan.embedder.sentence_arrays import ArrayReader, is_image
-from lightning_conan.items import MODALITIES, Item, Media, Medium, Side
+from lightning_conan.embedder.sentence_files import DATA, existing_medium, media_of, medium_of
+from lightning_conan.items import MODALITIES, Item, Side
 from lightning_conan.media import Clip
-from lightning_conan.parsing import parse_media
 
 PAIR_ROLES = ("query", "document")
 HELD = ("url", "path", "base64")
 """Keys under which a message's part may hold its medium, besides under the name of its type."""
-URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-DATA = re.compile(r"data:(?:[\w.+-]+/([\w.+-]+))?[^,]*;base64,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ class InputReader:
         if kind == "image_url" and "image_url" in entry:
             address = entry["image_url"]
             return self.contents("image", address.get("url") if isinstance(address, Mapping) else address)
-        held = [name for name in (kind, *HELD) if kind in MODALITIES and name in entry]
+        held = [name for name in (kind, *HELD) if kind in MODALITIES and entry.get(name) is not None]
         if not held:
             raise ValueError(
                 f"A message's part must have a type of {[*MODALITIES, 'image_url']} and its content under that name, "
@@ -122,14 +117,7 @@ class InputReader:
             if not parts:
                 raise ValueError(f"An input must hold something to embed, got {dict(value)!r:.80}. Leave such rows out.")
             return parts
-        try:
-            kind = infer_modality(value, list(MODALITIES))
-        except ValueError as error:
-            raise ValueError(
-                f"An input must be a text, a PIL image or a mapping from {list(MODALITIES)} to content, or of another of "
-                f"sentence-transformers' forms, got {value!r:.80} ({error})."
-            ) from error
-        return self.contents(kind, value)
+        return self.contents(kind_of(value), value)
 
     def contents(self, kind: Any, content: Any) -> list[str | Decoded]:
         """Reads one or several media or texts of a kind; None, as in rows of mixed data sets, gives none.
@@ -140,9 +128,8 @@ class InputReader:
         """
         if content is None:
             return []
-        if isinstance(content, list | tuple) and kind == "video" and content and all(map(is_image, content)):
-            content = [self.content("image", frame) for frame in content]
-        elif isinstance(content, list | tuple) or getattr(content, "ndim", 0) == 5:  # a batch of videos is of 5 axes
+        frames = kind == "video" and isinstance(content, list | tuple) and content and all(map(is_image, content))
+        if not frames and (isinstance(content, list | tuple) or getattr(content, "ndim", 0) == 5):  # videos are of 5 axes
             return [part for each in content for part in self.contents(kind, each)]
         return [self.content(kind, content)]
 
@@ -160,36 +147,34 @@ class InputReader:
             if not isinstance(content, str):
                 raise ValueError(f"A text must be a string, got {content!r:.80}.")
             return content
-        if isinstance(content, str | Path):
+        if isinstance(content, str | PurePath):
             return self.processor.decode(media_of(kind, {"path": str(content)}))
         if isinstance(content, Mapping) and "path" in content and "array" not in content:
             return self.processor.decode(media_of(kind, content))
         return ArrayReader(self.processor.config, self.sample_frames).read(kind, content)
 
 
-def media_of(kind: Medium, entry: Mapping[str, Any]) -> Media:
-    """Makes a medium of a local path, with the span of a manifest's entry, or of a data URI.
-
-    Args:
-        kind: Modality of the file.
-        entry: ``path``, and ``start`` and ``end`` in seconds for video and audio.
+def kind_of(value: Any) -> Any:
+    """Modality of an input, as the library infers it; further suffixes of ours, and paths that are no strings, are files too.
 
     Raises:
-        ValueError: Another URL, or an entry that a manifest would not take.
+        ValueError: It is none of the documented inputs.
     """
-    path = str(entry["path"])
-    if found := DATA.match(path):
-        try:
-            return Media(kind, base64.b64decode(path[found.end() :], validate=True), f"data URI.{found[1] or ''}")
-        except binascii.Error as error:
-            raise ValueError(f"A data URI must hold base64, got {path!r:.80} ({error}).") from error
-    if URL.match(path):
+    if isinstance(value, PurePath):
+        if (kind := medium_of(str(value))) is None:
+            raise ValueError(
+                f"A path must name a media file by its suffix, got {str(value)!r}. Give {{'image': path}}, or another."
+            )
+        return kind
+    if isinstance(value, str) and (kind := existing_medium(value)):
+        return kind
+    try:
+        return infer_modality(value, list(MODALITIES))
+    except ValueError as error:
         raise ValueError(
-            f"URLs are not fetched, got {path!r:.200} as {kind}: download it and give its path, or {{'text': ...}} if the "
-            "address itself is what is meant."
-        )
-    whole = Path(path).absolute()
-    return parse_media(kind, {**entry, "path": str(whole)}, Path(whole.anchor))
+            f"An input must be a text, a PIL image or a mapping from {list(MODALITIES)} to content (frames: {{'video': [...]}}), "
+            f"or of another of sentence-transformers' forms, got {value!r:.80} ({error})."
+        ) from error
 
 
 def content_hash(turns: Sequence[Turn]) -> str:

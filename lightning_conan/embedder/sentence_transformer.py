@@ -29,7 +29,8 @@ class OmniModule(InputModule):
     pair; a chat message or a list of them. URLs are not fetched. Content is
 
     - a path (``report.pdf#page=3``), ``{"path": ..., "start": seconds, "end": seconds}``, or a ``data:`` URI in base64;
-    - a PIL image, or uint8 pixels, channels first or last; of a video the frames, in an array or in a list of images;
+    - a PIL image, or uint8 pixels, RGB or gray, channels first or last; of a video the frames, in an array or in a list of
+      images, which may be paths;
     - ``{"array": frames, "video_metadata": {"fps": ...}}`` or ``{"frames": ..., "fps": ...}``, of which the folder's
       sampling takes some (without metadata of 24 a second, as transformers does); with
       ``processing_kwargs={"video": {"do_sample_frames": False}}`` all;

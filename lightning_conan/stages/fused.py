@@ -186,14 +186,18 @@ class Fused(Stage):
         return replace(self.recipe, alphas_by_module=dict(zip(patterns, rows, strict=True)))
 
     @override
-    def check_out(self, out: Path, form: Form) -> None:
+    def check_form(self, form: Form) -> None:
         if form != "dense":
             raise ValueError(f"A fused folder is dense, got form={form!r}. Leave it out.")
+
+    @override
+    def check_out(self, out: Path, form: Form) -> None:
         super().check_out(out, form)
         check_apart(out, self.recipe.base, *self.recipe.specialists.values())
 
     @override
     def write_folder(self, out: Path, form: Form = "dense") -> None:
+        self.check_trained(form)
         if self.global_rank:
             return
         history = {"names": self.names, "alphas": self.path, "losses": self.losses}

@@ -46,6 +46,8 @@ class Specialist(Stage):
         train_fully: tuple[str, ...] | None = None,
         alone_steps: int = 0,
     ) -> None:
+        if modality not in TOWERS:
+            raise ValueError(f"modality must be one of {[*TOWERS]}, got {modality!r}.")
         super().__init__(folder, training)
         self.modality = modality
         self.lora_settings = lora

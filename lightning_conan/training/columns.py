@@ -46,7 +46,8 @@ def check_columns(columns: Mapping[str, Any], needed: Sequence[str]) -> None:
     if odd or not needed:
         raise ValueError(
             f"A plain batch must have 'query' and 'target', or one of them, and may have {', '.join(map(repr, LABELS))} and "
-            f"'negative' or 'negative_1', 'negative_2', ..., got {[*columns]}. Rename or remove {odd[0] if odd else 'some'!r}."
+            f"'negative' or 'negative_1', 'negative_2', ..., got {[*columns]}. "
+            + (f"Rename or remove {odd[0]!r}." if odd else "Add them.")
         )
     count = max((len(column) for column in columns.values() if isinstance(column, list)), default=0)
     if swapped := [name for name, column in columns.items() if isinstance(column, list) and has_rows_within(column, count)]:

@@ -1,5 +1,6 @@
 """Stops a run that cannot go well: a loss or gradient that is not finite, or no usable batch in an epoch."""
 
+import json
 import math
 
 import torch
@@ -73,7 +74,14 @@ class StepGuard:
         """
         self.idle += 1
         if self.idle >= (MAX_IDLE if math.isinf(batches) else batches):
+            fault = next((f": {said(fault)}" for fault in batch.faults), "")
             raise ValueError(
-                f"Training needs usable samples, two of them in a batch, or one and a hard negative, got none in {self.idle} "
-                f"batches. Raise data.init_args.batch_size, or mend what is broken: {batch.faults[:1]}."
+                f"A batch needs two usable pairs, or one and a hard negative, got none in {self.idle} batches{fault}. "
+                f"{'Mend the data, or raise' if fault else 'Raise'} data.init_args.batch_size."
             )
+
+
+def said(fault: str) -> str:
+    """Reason and place of a fault, a line of ``quarantine.jsonl``."""
+    found = json.loads(fault)
+    return f"{found['reason']} ({found['key']!r} of {found['where']})"

@@ -61,7 +61,9 @@ class Collate:
     modality: Modality | None = None
 
     def __call__(self, rows: Sequence[Any]) -> Batch | ItemBatch:
-        if rows and all(isinstance(row, Mapping) and not set(SIDES).isdisjoint(row) for row in rows):
+        if not rows:
+            raise ValueError("A batch must have a row, got an empty list. Leave it out of the loader.")
+        if all(isinstance(row, Mapping) and not set(SIDES).isdisjoint(row) for row in rows):
             names = dict.fromkeys(chain.from_iterable(rows))
             return self.columns({name: [row.get(name) for row in rows] for name in names})
         return self.items(rows)
@@ -109,7 +111,8 @@ class Collate:
         Raises:
             ValueError: An input cannot be encoded, or the rows are of several tasks or modalities.
         """
-        count = len(columns["query"])
+        if not (count := len(columns["query"])):
+            raise ValueError("A batch of pairs must have a row, got empty lists. Leave it out of the loader.")
         keys = keys_of(columns.get("key"), count)
         queries, targets = ([*self.side(columns, side, keys)] for side in SIDES)
         negatives = [
@@ -197,10 +200,8 @@ class Collate:
                 return EncodedInput(self.processor(value, side), value.content_hash(), kinds_of(value.parts))
             from lightning_conan.embedder.sentence_inputs import content_hash
 
-            value = str(value) if isinstance(value, PurePath) else value
-            if isinstance(value, str):
-                check_named_file(value)
-
+            if isinstance(value, str | PurePath):
+                check_named_file(str(value))
             turns = self.reader.turns(value)
             kinds = kinds_of([part for _, parts in turns for part in parts])
             return EncodedInput(self.reader.encode_turns(turns, side), content_hash(turns), kinds)

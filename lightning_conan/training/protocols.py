@@ -1,5 +1,6 @@
 """Contracts between stages, data modules and callbacks, which Lightning hands to each other untyped."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -85,6 +86,31 @@ def misfit(rule: str, found: object, remedy: str) -> ValueError:
     """
     name = "none" if found is None else type(found).__name__
     return ValueError(f"{rule}, got {name}. {remedy}")
+
+
+def planned_steps(trainer: Trainer) -> int:
+    """Steps of the run that a trainer is about to begin, over which the learning rate falls.
+
+    Raises:
+        ValueError: Their number is not known, there are several loaders, or no batch.
+    """
+    steps, combined = trainer.estimated_stepping_batches, trainer.fit_loop._combined_loader
+    if not 0 <= steps < math.inf:
+        raise ValueError(
+            "The learning rate falls over the run, whose length must be known. Set trainer.max_steps or max_epochs, for a "
+            "loader without a length max_steps."
+        )
+    if combined is not None and isinstance(combined.iterables, Mapping | list | tuple):
+        raise ValueError(
+            f"A stage trains on one loader, got a {type(combined.iterables).__name__} of {len(combined.flattened)}. Pass one "
+            "whose batch_sampler alternates between data sets, or datamodules.RehearsalData."
+        )
+    if trainer.num_training_batches == 0:
+        raise ValueError(
+            "A run needs a batch to train on, got none: the loader is empty, drops a last batch that is not full, or "
+            "trainer.limit_train_batches is 0. Give it more rows, or a smaller batch_size."
+        )
+    return int(steps)
 
 
 def data_sets(trainer: Trainer) -> list[str]:

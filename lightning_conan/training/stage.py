@@ -1,7 +1,6 @@
 """The training step that all stages share, from one checkpoint folder to the next."""
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from lightning_conan.training.mixed import StepFigures, pair_shares
 from lightning_conan.training.negatives import NegativeWatch
 from lightning_conan.training.optimizers import go_on_with, make_optimizer, optimizer_settings
 from lightning_conan.training.probing import fitting_budget, trained_bytes
+from lightning_conan.training.protocols import planned_steps
 from lightning_conan.training.resuming import Resuming
 from lightning_conan.training.settings import TOWERS, Training
 from lightning_conan.training.sharding import clip_gradients, sync_gradients
@@ -270,13 +270,9 @@ class Stage(Resuming):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings = self.training_settings
         optimizer = make_optimizer(self.trained().values(), settings)
-        if not 0 <= (steps := self.trainer.estimated_stepping_batches) < math.inf:
-            raise ValueError(
-                "The learning rate falls over the run, whose length must be known. Set trainer.max_steps or max_epochs, for a "
-                "loader without a length max_steps."
-            )
-        self.check_length(int(steps))
-        scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, int(steps)))
+        steps = planned_steps(self.trainer)
+        self.check_length(steps)
+        scheduler = LambdaLR(optimizer, lambda step: settings.scale(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override

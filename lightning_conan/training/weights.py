@@ -175,8 +175,33 @@ class Weights(Scoring):
         check_apart(out, self.folder)
         if self.writes is not None:  # prepare() refuses such a stage
             check_replaceable(out, self.writes, self.modality)
+        self.check_form(form)
+
+    def check_form(self, form: Form) -> None:
+        """Refuses a form that this stage cannot be written in.
+
+        Raises:
+            ValueError: An adapter is asked for and there is none.
+        """
         if form == "adapter" and (self.lora is None or self.writes != "specialist"):
             raise ValueError(f"Only a specialist with LoRA can be written as an adapter, got {type(self).__name__}.")
+
+    def check_trained(self, form: Form) -> None:
+        """Refuses to write a model that is not trained, or adapters that are no more.
+
+        Raises:
+            ValueError: It was neither fitted nor made of a .ckpt; it has no adapters, or they were merged before.
+        """
+        if self.writes is None:
+            raise ValueError(f"{type(self).__name__} trains nothing, so it writes no folder. Use {self.folder}, which it scores.")
+        if not self.trained_names:
+            raise ValueError(
+                f"write_folder writes what was trained, and this {type(self).__name__} was not fitted. Call trainer.fit, or make "
+                f"it of a .ckpt: {type(self).__name__}.load_from_checkpoint(path)."
+            )
+        self.check_form(form)
+        if form == "adapter" and self.adapters is None:
+            raise ValueError("Adapters are written before they are merged, and write_folder has merged them. Write them first.")
 
     def write_folder(self, out: Path, form: Form = "dense") -> None:
         """Writes the trained model as a checkpoint folder. Every rank has to call; the first one writes.
@@ -187,9 +212,9 @@ class Weights(Scoring):
                 ``adapter`` writes the adapters alone.
 
         Raises:
-            ValueError: ``adapter`` is asked for and there is none.
+            ValueError: The stage was not fitted, or ``adapter`` is asked for and there is none.
         """
-        assert self.writes is not None, "prepare() refused such a stage"
+        self.check_trained(form)
         with self.whole_model():
             if self.global_rank == 0:
                 self.write_whole(out, form)

@@ -103,7 +103,7 @@ def test_fit_streams_shards_by_a_yaml_and_lists_what_a_cut_one_lacks(base, tmp_p
     assert all(line["where"].endswith("00002.tar") for line in lines)
 
 
-@pytest.mark.parametrize(("option", "message"), [("quer", "quer"), ("query", "suffixes")])
+@pytest.mark.parametrize(("option", "message"), [("quer", "quer"), ("query", "must tell its modality")])
 def test_a_wrong_option_of_shards_is_refused(base, tmp_path, capsys, option, message):
     assert main(config(tmp_path, base, {"urls": "x.tar", option: "y"})) != 0
     assert message in capsys.readouterr().err
@@ -119,7 +119,8 @@ def test_shards_are_sources_of_rehearsal_beside_packed_folders(shards, world, pr
 
 def unindexed(processor, shards, batches, urls=None, **options):
     """Batches of a stream without an index."""
-    given = {"query": "jpg", "index": False, "shuffle": options.pop("shuffle", 16)}
+    given = {"query": "jpg", "index": False} | {name: options.pop(name) for name in ("shuffle", "negatives") if name in options}
+    given.setdefault("shuffle", 16)
     loader = on_rank(WebDataset(urls or str(shards), **given), processor, **options).train_dataloader()
     found = iter(loader)
     batches = [next(found) for _ in range(batches)]
@@ -163,6 +164,13 @@ def test_a_stream_without_an_index_reads_compressed_shards_and_lists_cut_ones(tm
     faults = [json.loads(fault) for batch in batches for fault in batch.faults]
     assert {fault["where"] for fault in faults} == {str(root / "00001.tar.gz")}
     assert "cannot be read behind this sample" in faults[0]["reason"]
+
+
+def test_a_negative_that_no_sample_of_a_shard_has_is_told_once(shards, processor, caplog):
+    """A stream has no end at which to refuse it."""
+    found = unindexed(processor, shards, 8, batch_size=8, num_workers=0, negatives=["json:wrong", "txt"])
+    assert caplog.text.count("has the negative 'json:wrong'; samples have ['jpg', 'json', 'txt']") == 1
+    assert all(len(row) == 1 for batch in found for row in batch.negatives)
 
 
 def test_what_needs_an_index_is_refused_without(shards, processor, tmp_path):

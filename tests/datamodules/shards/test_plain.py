@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from datamodules import WebDataset
-from datamodules.shards import scanned
-from datamodules.shards.plain import PlainReader
+from datamodules.shards import negatives, scanned
+from datamodules.shards.plain import PlainReader, open_pairs
 from datamodules.shards.remote import ShardCache
 from datamodules.shards.scan import FAULT, Header, scan
 from samples import flac, png
@@ -213,7 +213,7 @@ def test_pairs_are_made_of_the_members_that_are_named(tmp_path):
     record = lambda n: {"caption": f"c{n}", "meta": {"all": [f"m{n}", "x"]}}  # noqa: E731
     root = write_shards(tmp_path / "set", json=record, cls=lambda n: n)
     urls = f"{root}/{{00000..00001}}.tar"
-    target, negatives = {"text": "json:meta.all[0]", "image": "png"}, ["cls", "no.txt"]
+    target, negatives = {"text": "json:meta.all[0]", "image": "png"}, ["cls"]
     shards = reader(tmp_path, urls, query="jpg;png", target=target, negatives=negatives)
     pair = shards.read(5)
     assert (pair.key, pair.task, pair.modality) == ("00001/0001", "set", "image")
@@ -253,7 +253,8 @@ def test_urls_are_paths_patterns_folders_braces_and_lists(tmp_path):
     [
         ({"query": "json:"}, "must be a suffix"),
         ({"query": "json:a[*].b"}, "must be a suffix"),
-        ({"query": "bin"}, r"Write \{image: bin\}"),
+        ({"query": "bin"}, r"must tell its modality, got 'bin'. Write \{image: bin\}"),
+        ({"query": "json"}, r"got 'json' \(json:caption for a text in it\)"),
         ({"query": "jpg;mp4"}, "of one modality"),
         ({"query": {"picture": "jpg"}}, "must be among"),
         ({"query": {"image": "json:url"}}, "must be a text"),
@@ -278,13 +279,38 @@ def test_keys_are_those_of_the_shards_where_they_are_unique(tmp_path):
 
 def test_samples_without_a_member_are_listed_and_none_at_all_is_refused(tmp_path, caplog):
     path = write_tar(tmp_path / "a.tar", [*MEMBERS, ("c.png", b"C"), ("d.txt", b" ")])
-    shards = reader(tmp_path, str(path), query="png")
+    shards = open_pairs(WebDataset(str(path), query="png"), ShardCache(tmp_path / "cache", 2**30))
     assert "2 of 4 samples" in caplog.text
     found = list(shards.each(range(4)))
     assert [getattr(pair, "key", None) for pair in found] == ["a", "b", None, None]
     assert "member 'txt' is missing, the sample has ['png']" in str(found[2])
     with pytest.raises(ValueError, match=r"at least 1 sample.*'mp4' is missing, the sample has \['png', 'txt'\]"):
         reader(tmp_path, str(path), query="mp4")
+
+
+def test_a_negative_that_no_sample_has_is_refused(tmp_path):
+    """In silence it would train without the negatives that were asked for."""
+    record = lambda n: {"wrong": [f"w{n}"] * (n == 5), "n": n} | ({"rare": "r"} if n == 6 else {})  # noqa: E731
+    root = write_shards(tmp_path / "set", json=record)
+    for negative in ("other.txt", "json:other", {"image": "png", "text": "json:other"}, "bmp;gif", "json:wrong[3]"):
+        with pytest.raises(
+            ValueError, match=r"negatives must name members that some sample has, got .* none of the 8 samples of"
+        ):
+            reader(tmp_path, str(root), negatives=[negative if isinstance(negative, dict) else {"text": negative}])
+    shards = reader(tmp_path, str(root), negatives=["json:wrong[*]", "json:rare", {"text": "other.txt;json:rare"}])
+    found = [[item.parts[0] for item in pair.negatives] for pair in shards.each(range(8))]
+    assert found == [[], [], [], [], [], ["w5"], ["r", "r"], []]
+    (invalid, *_) = reader(tmp_path, str(root), negatives=["json:n"]).each([0])
+    assert "json:n must be text, got 0" in str(invalid)
+
+
+def test_of_many_samples_some_are_looked_at_for_a_negative_in_json(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(negatives, "LOOKED_AT", 3)
+    root = write_shards(tmp_path / "set", json=lambda n: {"rare": "r"} if n == 1 else {})
+    shards = reader(tmp_path, str(root), negatives=["json:rare"])
+    assert "none of 3 samples of" in caplog.text
+    assert "that were looked at has the negative 'json:rare'" in caplog.text
+    assert len(shards.read(1).negatives) == 1
 
 
 @pytest.mark.parametrize(
@@ -295,12 +321,14 @@ def test_samples_without_a_member_are_listed_and_none_at_all_is_refused(tmp_path
         (b'{"a": 1}', "must be text, got 1"),
         (b"{", "truncated"),
         (b"{}", "has no 'a'"),
+        (b'{"a": "b"}', "json:a[*] must be a list, got 'b'"),
     ],
 )
 def test_a_text_that_is_none_makes_its_sample_invalid(tmp_path, text, reason):
     name = "txt" if reason in ("utf-8", "must hold text") else "json"
     path = write_tar(tmp_path / "a.tar", [("a.png", b"A"), (f"a.{name}", text)])
-    (found,) = reader(tmp_path, str(path), query="png", target="txt" if name == "txt" else "json:a").each([0])
+    target = "txt" if name == "txt" else "json:a[*]" if "[*]" in reason else "json:a"
+    (found,) = reader(tmp_path, str(path), query="png", target=target).each([0])
     assert isinstance(found, ValueError)
     assert reason in str(found)
 

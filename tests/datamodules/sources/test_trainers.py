@@ -65,6 +65,32 @@ def test_a_cut_tar_file_is_a_fault(tmp_path, suffix):
     assert 10 < len(found) < 90
 
 
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_a_negative_that_no_sample_has_is_refused(tmp_path, suffix):
+    source = shards(tmp_path / "set", suffix) / f"{{00000..00001}}.{suffix}"
+    for name in ("wrong.txt", "json:wrong", "json:captions[2]"):
+        with pytest.raises(ValueError, match=r"negatives must name members that some sample has, got .* none of the 6 samples"):
+            read(source, layout="webdataset", negatives=[{"text": "json:captions[0]"}, {"text": name}])
+    found = read(source, layout="webdataset", negatives=[{"text": "json:captions[*]"}])
+    assert [len(pair.negatives) for pair in found] == [2] * 6
+
+
+def test_one_reason_is_told_once(tmp_path, capsys, caplog):
+    source = shards(tmp_path / "set")
+    arguments = ["pack", str(source), "--read.layout", "webdataset", "--out", str(tmp_path / "packed")]
+    assert main([*arguments, "--read.target", '{"text": "json:none"}']) == 1
+    told = capsys.readouterr().err
+    assert "got 0 and 6 invalid ones. " in told
+    assert told.count("has no 'none' (6 times).") == told.count("has no 'none'") == 1
+    with tarfile.open(source / "00001.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("alone.txt"))
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "1 quarantined" in out
+    assert "quarantine.jsonl" in err
+    assert (out + err + caplog.text).count("member 'jpg'") == 0  # it stands in the quarantine
+
+
 def test_shards_are_packed_from_the_command_line(tmp_path, capsys):
     shards(tmp_path / "set")
     with tarfile.open(tmp_path / "set" / "00001.tar", "a") as tar:

@@ -83,7 +83,8 @@ def test_an_adapter_of_a_text_model_is_one_of_the_language_model(upstream, graft
     fields = {name: text[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")}
     fields |= {name: text[name] for name in ("num_attention_heads", "num_key_value_heads")}
     model = Qwen3ForCausalLM(Qwen3Config(**fields))
-    peft = get_peft_model(model if head else model.model, LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"]))
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    peft = get_peft_model(model if head else model.model, config)
     peft.save_pretrained(tmp_path)
     found = opened(tmp_path, grafted)
     assert found.report.layout == ("text only" if head else "text only, base class")
@@ -155,6 +156,33 @@ REFUSED = {
     "no rank": ({"r": None}, "must have the number r, got None"),
     "other rank": ({"rank_pattern": {"q_proj": 3}}, "must have the rank 3 of adapter_config.json, its lora_A has 4 rows"),
 }
+
+
+NOTHING = {
+    "scaled by 0": ({"lora_alpha": 0}, "lora_alpha is 0"),
+    "not trained": ({"size": 0.0}, "its lora_B are 0"),
+    "DoRA, not trained": ({"size": 0.0, "use_dora": True}, "its lora_B are 0"),
+    "embedding, not trained": ({"size": 0.0, "target_modules": ["embed_tokens"]}, "its lora_B are 0"),
+}
+
+
+@pytest.mark.parametrize("case", NOTHING)
+def test_an_adapter_that_changes_nothing_is_refused_and_listed(upstream, grafted, tmp_path, case):
+    """PEFT merges it without a word, and a specialist would be missing from the fused model."""
+    change, why = NOTHING[case]
+    write_adapter(upstream / "qwen3_vl", tmp_path, **change)
+    with pytest.raises(ValueError, match=f"must change a tensor, but its task vector is 0: {why}"):
+        opened(tmp_path, grafted)
+    (note,) = [note for note in opened(tmp_path, grafted, strict=False).report.notes if "task vector" in note]
+    assert why in note
+
+
+@pytest.mark.parametrize(
+    "change", [{"use_dora": True}, {"modules_to_save": ["merger.linear_fc1"]}, {"alpha_pattern": {"q_proj": 2}}]
+)
+def test_an_adapter_scaled_by_0_may_change_something_else(upstream, grafted, tmp_path, change):
+    write_adapter(upstream / "qwen3_vl", tmp_path, lora_alpha=0, **change)
+    assert opened(tmp_path, grafted).parts
 
 
 @pytest.mark.parametrize("case", REFUSED)

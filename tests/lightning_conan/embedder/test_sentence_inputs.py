@@ -17,7 +17,8 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.video_utils import VideoMetadata
 
 from lightning_conan.embedder import ProcessorConfig
-from lightning_conan.embedder.sentence_arrays import ArrayReader, mono_of
+from lightning_conan.embedder.sentence_arrays import ArrayReader
+from lightning_conan.embedder.sentence_tensors import mono_of
 from lightning_conan.items import Item, Media
 from lightning_conan.media.sampling import Sampling
 from samples import flac, mp4, png
@@ -218,12 +219,12 @@ def test_limits_of_the_folder_hold(tiny):
         ({"text": None, "image": None}, "must hold something to embed"),
         ({"text": 3}, "A text must be a string"),
         ({"image": PIXELS.astype(np.float32) / 255}, "An image must be uint8"),
-        ({"image": np.zeros((4, 9, 9), np.uint8)}, "An image must be uint8"),
-        ({"image": 3}, "A image must be"),
+        ({"image": np.zeros((5, 9, 9), np.uint8)}, "An image must be uint8"),
+        ({"image": 3}, "An image must be"),
         ({"video": {"array": FRAMES, "video_metadata": {"fps": 0}}}, "fps must be positive"),
         ({"video": [RED, PICTURE]}, "Frames must be of one size"),
         ({"video": RED}, "A video must be"),
-        ({"audio": {"array": np.zeros(9)}}, "A audio must be"),
+        ({"audio": {"array": np.zeros(9)}}, "An audio clip must be"),
         ({"audio": {"array": np.zeros(999), "sampling_rate": "16000"}}, "must be a usual rate"),
         ({"audio": {"array": np.zeros(999), "sampling_rate": float("nan")}}, "must be a usual rate"),
         ({"audio": {"array": np.full(999, np.nan), "sampling_rate": 16_000}}, "must be finite"),

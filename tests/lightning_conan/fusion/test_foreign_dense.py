@@ -263,6 +263,17 @@ def test_a_dry_run_lists_each_key_and_what_is_refused(published, bases, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoint_that_is_the_base_is_told(published, bases, tmp_path, capsys):
+    write_dense(published / "tied", tmp_path / "other")
+    folders = {"same": str(published / "tied"), "other": str(tmp_path / "other")}
+    words = ["fuse", "--recipe.base", str(bases["tied"]), "--recipe.specialists", json.dumps(folders)]
+    words += ["--recipe.alphas", '{"same": 0.5, "other": 0.5}', "--recipe.owner", "other", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    told = capsys.readouterr().err
+    assert "same: its task vector is 0, so it adds nothing" in told
+    assert "other: its task vector" not in told
+
+
 def test_a_merge_that_mergekit_wrote(published, bases, tmp_path):
     """By its own writer, sharded with an index."""
     models = [write_dense(published / "tied", tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two"))]

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_conan.embedder.checkpoint.foreign.low_rank import Factors, TableFactors
+from lightning_conan.embedder.checkpoint.foreign.part import Part
 from lightning_conan.embedder.checkpoint.task_vector import Replaced, TaskVector
 
 
@@ -28,6 +29,10 @@ class Dora(Factors):
         wanted = lengths if self.rows is None else self.rows.spread(lengths, found)
         scaled: Tensor = (wanted / found)[:, None] * moved
         return scaled.view(base.shape)
+
+    @override
+    def is_zero(self, base: Callable[[], Tensor]) -> bool:
+        return Part.is_zero(self, base)
 
     @override
     def vector(self, base: Callable[[], Tensor]) -> TaskVector:
@@ -53,6 +58,10 @@ class TableDora(TableFactors):
         moved = table.float() + (up @ down) * self.scale
         scaled: Tensor = self.files[self.magnitude].float().flatten() / torch.linalg.norm(moved, dim=0) * moved
         return scaled if self.rows is None else self.rows.spread(scaled, base)
+
+    @override
+    def is_zero(self, base: Callable[[], Tensor]) -> bool:
+        return Part.is_zero(self, base)
 
     @override
     def vector(self, base: Callable[[], Tensor]) -> TaskVector:

@@ -41,6 +41,10 @@ class Factors(Part):
         return base.float() + ((up @ down) * self.scale).view(base.shape)
 
     @override
+    def is_zero(self, base: Callable[[], Tensor]) -> bool:
+        return self.scale == 0 or not (bool(self.files[self.up].any()) and bool(self.files[self.down].any()))
+
+    @override
     def vector(self, base: Callable[[], Tensor]) -> TaskVector:
         up, down = self.pair()
         return LowRank(up * self.scale, down)

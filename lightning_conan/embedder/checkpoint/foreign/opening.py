@@ -1,5 +1,6 @@
 """Opens what others wrote as task vectors of a base: adapters and dense checkpoints, by folder or hub name."""
 
+from functools import partial
 from pathlib import Path
 
 from lightning_conan.embedder.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -86,7 +87,9 @@ def adapter_on(source: Repository, base: KnownBase, trust: bool = False, strict:
     compare_recorded(report, settings.base, base)
     if not any(part.startswith("base's") for part in report.distances):
         measure_whole(parts, base, report)
-    return finish(parts, base, report, trust, strict)
+    found = finish(parts, base, report, trust, strict)
+    check_change(parts, base, report, settings, strict)
+    return found
 
 
 def finish(parts: dict[str, Part], base: KnownBase, report: ForeignReport, trust: bool, strict: bool) -> ForeignTensors:
@@ -103,6 +106,29 @@ def finish(parts: dict[str, Part], base: KnownBase, report: ForeignReport, trust
         check_distances(report, base, trust)
         report.check(base.where)
     return ForeignTensors(base.tensors, parts, report)
+
+
+def check_change(parts: dict[str, Part], base: KnownBase, report: ForeignReport, settings: LoraSettings, strict: bool) -> None:
+    """Refuses an adapter that changes nothing: one that was not trained, or is scaled by 0.
+
+    Args:
+        parts: Parts by tensor.
+        base: The base.
+        report: Receives a note where nothing is raised.
+        settings: The adapter's settings.
+        strict: False to raise nothing.
+
+    Raises:
+        ValueError: Its task vector is 0.
+    """
+    if not all(part.is_zero(partial(base.tensors.__getitem__, name)) for name, part in parts.items()):
+        return
+    why = "lora_alpha is 0" if settings.alpha == 0 else "its lora_B are 0, as before the first step of training"
+    if strict:
+        raise ValueError(
+            f"{report.source} must change a tensor, but its task vector is 0: {why}. Leave it out, or name one that was trained."
+        )
+    report.notes.append(f"Its task vector is 0: {why}.")
 
 
 def measure_whole(parts: dict[str, Part], base: KnownBase, report: ForeignReport) -> None:

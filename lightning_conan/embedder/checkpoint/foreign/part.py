@@ -37,6 +37,15 @@ class Part(ABC):
             base: The base's tensor.
         """
 
+    def is_zero(self, base: Callable[[], Tensor]) -> bool:
+        """True if merging changes nothing.
+
+        Args:
+            base: Reads the base's tensor, for parts that need it.
+        """
+        tensor = base()
+        return torch.equal(self.merged(tensor).double(), tensor.double())
+
     def vector(self, base: Callable[[], Tensor]) -> TaskVector:
         """Returns the difference to the base.
 
