@@ -2,7 +2,16 @@
 
 import importlib.util
 
-EXTRAS = {"optuna": "alphas", "scipy": "alphas", "lmdb": "cache", "matplotlib": "plots", "sentence_transformers": "export"}
+EXTRAS = {
+    "optuna": "alphas",
+    "scipy": "alphas",
+    "lmdb": "cache",
+    "matplotlib": "plots",
+    "sentence_transformers": "export",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+}
 """Extra by module, as in setup.cfg."""
 
 
