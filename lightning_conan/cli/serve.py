@@ -17,7 +17,7 @@ KEY = "CONAN_API_KEY"
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Serves a checkpoint folder over HTTP: /v1/embeddings (OpenAI's), /v2/embed (Cohere's), /v1/search, /v1/models, /health, /metrics.
+    """Serves a checkpoint folder over HTTP: /v1/embeddings (OpenAI's), /v2/embed (Cohere's), /v1/search, /v1/models, /health.
 
     It listens at this machine's own address unless --host says another. With the environment variable CONAN_API_KEY, or
     --key_file, requests must carry the key as a bearer token. SIGTERM and Ctrl-C end it when all requests have been answered.

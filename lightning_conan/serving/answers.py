@@ -21,7 +21,7 @@ from lightning_conan.serving.schemas import (
     decoder,
 )
 from lightning_conan.serving.service import Service
-from lightning_conan.serving.vectors import Embedded, formatted, stacked
+from lightning_conan.serving.vectors import Embedded, Format, formatted, stacked
 
 Drafts = list[Draft | list[int]]
 """Inputs: texts and media, or token ids."""
@@ -42,9 +42,8 @@ def parse(path: str, body: bytearray) -> Any:
         return DECODERS[path].decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         found = re.search(r"`\$\.?([^`]*)`", str(error))
-        raise invalid(
-            f"The body must be JSON of {path}'s schema (/openapi.json): {error}.", found[1] if found else None
-        ) from error
+        message = f"The body must be JSON of {path}'s schema (/openapi.json): {error}."
+        raise invalid(message, found[1] if found else None) from error
 
 
 def read_embeddings(request: EmbeddingRequest, limits: RequestLimits) -> Drafts:
@@ -203,7 +202,7 @@ async def cohere(service: Service, body: bytearray) -> dict[str, Any]:
     dim = service.dimension(request.output_dimension)
     found = await service.engine.embed(await service.items(drafts), side)
     vectors = stacked(found, dim)
-    kinds = dict.fromkeys(request.embedding_types or ["float"])
+    kinds: dict[Format, None] = dict.fromkeys(request.embedding_types or ["float"])
     images = sum(piece.modality in ("image", "document") for draft in drafts for piece in media_of(draft))
     billed = {"input_tokens": usage_of(found)["total_tokens"], **({"images": images} if images else {})}
     return {

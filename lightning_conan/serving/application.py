@@ -1,14 +1,12 @@
 """The ASGI application: routes, and the way of a request from its headers to its answer."""
 
 import asyncio
-import json
 import logging
 import re
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,8 +18,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from lightning_conan.serving.answers import cohere, embeddings, search
+from lightning_conan.serving.bodies import read_body, while_connected
 from lightning_conan.serving.errors import ApiError
 from lightning_conan.serving.openapi import document
+from lightning_conan.serving.records import Record, note
 from lightning_conan.serving.service import Service
 
 log = logging.getLogger(__name__)
@@ -29,27 +29,6 @@ Work = Callable[[Service, bytearray], Awaitable[Any]]
 """From the service and a body to JSON, or to a response."""
 GONE = 499
 """Status in logs of a request whose client has left; nginx' number."""
-
-
-@dataclass
-class Record:
-    """One request's line in the log.
-
-    Args:
-        id: The client's ``X-Request-ID``, or one of our own.
-        path: The route.
-        status: Of the response.
-        error: The message of a refusal.
-        usage: Tokens, as the answer has them.
-        begun: Time of the clock at its beginning.
-    """
-
-    id: str
-    path: str
-    status: int = 200
-    error: str | None = None
-    usage: dict[str, Any] = field(default_factory=dict)
-    begun: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(frozen=True)
@@ -78,7 +57,13 @@ async def models(service: Service, body: bytearray) -> dict[str, Any]:
     """
     engine = service.engine
     about = {"dimensions": engine.dimensions, "max_tokens": engine.max_tokens, "fingerprint": engine.provenance.fingerprint}
-    entry = {"object": "model", "created": 0, "owned_by": "lightning-conan", "state": engine.provenance.state, **about}
+    entry = {
+        "object": "model",
+        "created": service.created,
+        "owned_by": "lightning-conan",
+        "state": engine.provenance.state,
+        **about,
+    }
     return {"object": "list", "data": [{"id": name, **entry} for name in service.models]}
 
 
@@ -125,63 +110,6 @@ PLACES = (
 )
 
 
-async def read_body(request: Request, service: Service, held: list[int]) -> bytearray:
-    """Reads a request's body within the caps.
-
-    Args:
-        request: The request.
-        service: Counts the bytes of all bodies.
-        held: Gets the number of each block's bytes, which the caller gives back.
-
-    Raises:
-        ApiError: Another type than JSON, too large, too slow, or too much held already.
-    """
-    limits, headers = service.limits, request.headers
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(415, f"Content-Type must be application/json, got {headers.get('content-type', 'none')[:80]!r}.")
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise ApiError(415, "Content-Encoding must be identity: no body is inflated. Send it as it is.")
-    too_large = ApiError(413, f"A body must have at most {limits.max_body_mb} MB, got more. Send several requests.")
-    if int(headers.get("content-length", 0)) > limits.max_body:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for block in request.stream():
-                service.hold(len(block))
-                held.append(len(block))
-                body += block
-                if len(body) > limits.max_body:
-                    raise too_large
-    except TimeoutError as error:
-        message = f"A body must arrive within {limits.body_seconds:g} s, {len(body)} bytes have."
-        raise ApiError(408, message, headers={"Connection": "close"}) from error
-    return body
-
-
-async def while_connected(request: Request, work: Awaitable[Any]) -> Any:
-    """Returns the result of ``work``, which is cancelled if the client leaves.
-
-    Args:
-        request: The request, its body read.
-        work: The answer.
-
-    Raises:
-        ClientDisconnect: The client has left.
-    """
-    answer, left = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        raise ClientDisconnect
-    finally:
-        for task in (answer, left):
-            task.cancel()
-        with suppress(BaseException):
-            await asyncio.gather(answer, left, return_exceptions=True)
-
-
 async def answered(service: Service, place: Place, request: Request, record: Record) -> Response:
     """Makes the answer of a request.
 
@@ -206,9 +134,7 @@ async def answered(service: Service, place: Place, request: Request, record: Rec
             body = await read_body(request, service, held)
             async with service.place(), asyncio.timeout(service.limits.request_seconds):
                 found = await while_connected(request, place.work(service, body))
-            record.usage = (
-                {name: count for name, count in found["usage"].items() if isinstance(count, int)} if "usage" in found else {}
-            )
+            record.usage = {name: count for name, count in found.get("usage", {}).items() if isinstance(count, int)}
     finally:
         service.hold(-sum(held))
     return found if isinstance(found, Response) else Response(msgspec.json.encode(found), media_type="application/json")
@@ -232,7 +158,7 @@ async def respond(service: Service, place: Place, request: Request) -> Response:
     response.headers["X-Request-ID"] = record.id
     if service.draining:
         response.headers["Connection"] = "close"
-    note(service, record)
+    note(service.metrics, record)
     return response
 
 
@@ -264,22 +190,6 @@ def error_response(error: ApiError) -> Response:
     return Response(msgspec.json.encode(error.body()), error.status, error.headers, "application/json")
 
 
-def note(service: Service, record: Record) -> None:
-    """Counts and logs a request.
-
-    Args:
-        service: Holds the counters.
-        record: The request.
-    """
-    seconds = time.perf_counter() - record.begun
-    service.metrics.requests.labels(record.path, str(record.status)).inc()
-    service.metrics.seconds.labels(record.path).observe(seconds)
-    if record.path in ("/health", "/metrics") and record.status == 200:
-        return  # asked every few seconds
-    fields = {"id": record.id, "path": record.path, "status": record.status, "ms": round(1000 * seconds, 1), **record.usage}
-    log.info("request", extra={"fields": fields | ({"error": record.error} if record.error else {})})
-
-
 async def unrouted(request: Request, error: Exception) -> Response:
     """Answers a request that no route takes: an unknown path or method.
 
@@ -289,9 +199,8 @@ async def unrouted(request: Request, error: Exception) -> Response:
     """
     assert isinstance(error, HTTPException)
     paths = ", ".join(place.path for place in PLACES)
-    message = (
-        f"{request.method} {request.url.path[:80]!r} must be among {paths}." if error.status_code == 404 else str(error.detail)
-    )
+    unknown = f"{request.method} {request.url.path[:80]!r} must be among {paths}."
+    message = unknown if error.status_code == 404 else str(error.detail)
     return error_response(ApiError(error.status_code, message, headers=error.headers))
 
 
@@ -306,15 +215,3 @@ def create_app(service: Service) -> Starlette:
 
     routes = [Route(place.path, partial(respond, service, place), methods=["POST" if place.posts else "GET"]) for place in PLACES]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: unrouted})
-
-
-class JsonLines(logging.Formatter):
-    """Formats a log record as one line of JSON."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Formats a record: time, level, event, and the fields that its caller gave."""
-        line: dict[str, Any] = {"time": round(record.created, 3), "level": record.levelname.lower(), "event": record.getMessage()}
-        line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)

@@ -10,6 +10,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,8 @@ from lightning_conan.serving.metrics import Metrics
 
 MEMORY = 4 * 2**30
 """Bytes that a decoding process may take besides what it has after its imports: a PDF of kilobytes may inflate to gigabytes."""
+AT_ONCE = 64
+"""Inputs that the thread of texts encodes before it turns to another request."""
 Result = TypeVar("Result")
 Packed = tuple[bytes, list[tuple[torch.dtype, torch.Size]], np.ndarray]
 """The fields of ``PackedTensors``, whose bytes cross by value: a file descriptor would outlive a process that is killed."""
@@ -88,6 +91,17 @@ def encode(item: Item, side: Side) -> Packed:
     """
     packed = PackedTensors.pack(here(item, side))
     return packed.rest, list(packed.kinds), packed.tensors.numpy()
+
+
+def encode_all(processor: OmniProcessor, items: Sequence[Item], side: Side) -> list[Encoded]:
+    """Encodes items one after the other.
+
+    Args:
+        processor: The processor.
+        items: The items.
+        side: Side of a search.
+    """
+    return [processor(item, side) for item in items]
 
 
 def opened(packed: Packed) -> Encoded:
@@ -198,7 +212,7 @@ class DecodingPool:
         texts = [items[number] for number in sorted(set(range(len(items))) - set(media))]
         tasks = [asyncio.create_task(self.decode(items[number], side, number)) for number in media]
         try:
-            encoded = iter(await self.apart(lambda: [self.processor(item, side) for item in texts]) if texts else [])
+            encoded = iter(await self.read(texts, side))
             decoded = dict(zip(media, await asyncio.gather(*tasks), strict=True))
         except BaseException:
             for task in tasks:
@@ -206,6 +220,22 @@ class DecodingPool:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
         return [decoded[number] if number in decoded else next(encoded) for number in range(len(items))]
+
+    async def read(self, items: Sequence[Item], side: Side) -> list[Encoded]:
+        """Encodes inputs in the thread of texts, some at a time: other requests' come between.
+
+        Args:
+            items: The inputs.
+            side: Side of a search.
+
+        Raises:
+            ValueError: One's media are broken or over a limit, if there are no processes for them.
+        """
+        found: list[Encoded] = []
+        for start in range(0, len(items), AT_ONCE):
+            part = items[start : start + AT_ONCE]
+            found += await self.apart(partial(encode_all, self.processor, part, side))
+        return found
 
     async def decode(self, item: Item, side: Side, number: int) -> Encoded:
         """Encodes an input in the next free process, which goes on with it if the request ends before.

@@ -14,7 +14,7 @@ from lightning_conan.serving.errors import ApiError, invalid
 from lightning_conan.web import without_secrets
 
 PORTS = {"http": 80, "https": 443}
-HEADERS = {"Accept-Encoding": "identity", "User-Agent": "lightning-conan"}
+HEADERS: dict[bytes | str, bytes | str] = {"Accept-Encoding": "identity", "User-Agent": "lightning-conan"}
 
 
 def is_public(address: str) -> bool:
@@ -58,15 +58,12 @@ class Fetcher:
 
     Args:
         hosts: Names as they stand in URLs, with a port unless it is the scheme's own; none by default.
-        max_bytes: Size of a file at most.
         seconds: Time that a file may take.
         network: Makes connections.
     """
 
-    def __init__(
-        self, hosts: Sequence[str], max_bytes: int, seconds: float, network: httpcore.AsyncNetworkBackend | None = None
-    ) -> None:
-        self.hosts, self.max_bytes, self.seconds = {host.lower() for host in hosts}, max_bytes, seconds
+    def __init__(self, hosts: Sequence[str], seconds: float, network: httpcore.AsyncNetworkBackend | None = None) -> None:
+        self.hosts, self.seconds = {host.lower() for host in hosts}, seconds
         self.pool = httpcore.AsyncConnectionPool(network_backend=network or PublicNetwork(), max_connections=32)
 
     def check(self, url: str, name: str) -> httpx.URL:
@@ -95,12 +92,13 @@ class Fetcher:
             )
         return found
 
-    async def fetch(self, url: str, name: str) -> bytes:
+    async def fetch(self, url: str, name: str, most: int) -> bytes:
         """Fetches a file.
 
         Args:
             url: Its address.
             name: Its place in the request.
+            most: Bytes that it may have.
 
         Raises:
             ApiError: It is not allowed, not there, moved, too large or too slow.
@@ -108,31 +106,31 @@ class Fetcher:
         found = self.check(url, name)
         try:
             async with asyncio.timeout(self.seconds):
-                return await self.read(found, name)
+                return await self.read(found, name, most)
         except (TimeoutError, OSError, httpcore.ConnectError, httpcore.ProtocolError, httpcore.NetworkError) as error:
             reason = str(error) or type(error).__name__
             raise invalid(f"{name} must be a file that can be fetched, got {reason[:200]} from {found.host}.", name) from error
 
-    async def read(self, url: httpx.URL, name: str) -> bytes:
+    async def read(self, url: httpx.URL, name: str, most: int) -> bytes:
         """Reads the body of an address.
 
         Args:
             url: The address.
             name: Its place in the request.
+            most: Bytes that it may have.
 
         Raises:
             ApiError: Another status than 200, or too many bytes.
         """
         body = bytearray()
-        async with self.pool.stream("GET", str(url), headers={"Host": url.netloc.decode(), **HEADERS}) as response:
+        async with self.pool.stream("GET", str(url), headers={"Host": url.netloc, **HEADERS}) as response:
             if response.status != 200:
-                raise invalid(
-                    f"{name} must be a file, got status {response.status} from {url.host}; no redirect is followed.", name
-                )
+                reason = f"{name} must be a file, got status {response.status} from {url.host}; no redirect is followed."
+                raise invalid(reason, name)
             async for block in response.aiter_stream():
                 body += block
-                if len(body) > self.max_bytes:
-                    raise invalid(f"{name} must have at most {self.max_bytes} bytes, got more from {url.host}.", name)
+                if len(body) > most:
+                    raise invalid(f"{name} must have at most {most} bytes, got more from {url.host}.", name)
         return bytes(body)
 
     async def close(self) -> None:

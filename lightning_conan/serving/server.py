@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import socket
-import sys
 from typing import Any
 
 import uvicorn
 from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from lightning_conan.serving.application import JsonLines, create_app
+from lightning_conan.serving.application import create_app
+from lightning_conan.serving.records import log_json
 from lightning_conan.serving.service import Service
 
 log = logging.getLogger(__name__)
@@ -112,16 +112,6 @@ class DrainingServer(uvicorn.Server):
         while self.server_state.connections and loop.time() < end:
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
-
-
-def log_json() -> None:
-    """Writes what this package and uvicorn log to the standard error, as lines of JSON."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    for name, level in {"lightning_conan": logging.INFO, "uvicorn": logging.WARNING, "asyncio": logging.WARNING}.items():
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
 
 
 def run_server(service: Service, host: str, port: int) -> None:

@@ -3,16 +3,18 @@
 import asyncio
 import hmac
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning_conan.items import Item, Media, Side
+from lightning_conan.items import Item, Side
 from lightning_conan.retrieval.search import top_k
 from lightning_conan.retrieval.store import EmbeddingStore
-from lightning_conan.serving.contents import Draft, Piece, Remote, pages_of
+from lightning_conan.serving.completing import Completer
+from lightning_conan.serving.contents import Draft
 from lightning_conan.serving.engine import Engine
 from lightning_conan.serving.errors import ApiError, busy, invalid
 from lightning_conan.serving.fetching import Fetcher
@@ -22,7 +24,7 @@ from lightning_conan.serving.vectors import Embedded, stacked
 
 SIDES: dict[str, Side] = {"query": "query", "document": "target"}
 """Our side of a search by the clients' word."""
-LOCAL = {"localhost", "127.0.0.1", "[::1]"}
+LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 LARGE = 2**17
 """Bytes of a body from which it is parsed in a thread: the event loop would stand still."""
 Result = TypeVar("Result")
@@ -81,17 +83,17 @@ class Service:
         name: str,
         limits: RequestLimits,
         metrics: Metrics,
-        access: Access = Access(),  # noqa: B008  # frozen
+        access: Access = Access(),  # frozen
         allowed_hosts: Sequence[str] = (),
     ) -> None:
         if not name or ":" in name:
             raise ValueError(f"The model's name must be without a colon, which chooses a side, got {name!r}. Set --name.")
         self.engine, self.name, self.limits, self.metrics, self.access = engine, name, limits, metrics, access
-        self.fetcher = Fetcher(allowed_hosts, limits.max_body, limits.decode_seconds)
+        self.fetcher = Fetcher(allowed_hosts, limits.decode_seconds)
         self.store: EmbeddingStore | None = None
         self.searching = asyncio.Lock()
         self.active = self.held = 0
-        self.draining = False
+        self.draining, self.created = False, int(time.time())
 
     def open_index(self, index: Path) -> None:
         """Opens an index to be searched.
@@ -203,33 +205,8 @@ class Service:
         Raises:
             ApiError: A medium that cannot be fetched, or token ids of another tokenizer.
         """
-        return [await self.item(draft) for draft in drafts]
-
-    async def item(self, draft: Draft | list[int]) -> Item:
-        """Completes one input.
-
-        Raises:
-            ApiError: A medium that cannot be fetched, token ids of another tokenizer, or half a character.
-        """
-        pieces: list[Piece] = [await self.engine.text_of(draft)] if isinstance(draft, list) else draft.pieces
-        parts: list[str | Media] = []
-        for piece in pieces:
-            parts += await self.fetched(piece) if isinstance(piece, Remote) else [piece]
-        try:
-            return Item(tuple(parts), None if isinstance(draft, list) else draft.instruction)
-        except ValueError as error:
-            raise invalid(str(error)) from error
-
-    async def fetched(self, remote: Remote) -> list[Media]:
-        """Fetches a remote medium; the pages that its address chooses, if it is a PDF.
-
-        Raises:
-            ApiError: It may not or cannot be fetched.
-        """
-        data = await self.fetcher.fetch(remote.url, remote.name)
-        if remote.modality == "image" and data.startswith(b"%PDF-"):
-            return [*pages_of("image", "application/pdf", data, remote.fragment, remote.name)]
-        return [Media(remote.modality, data, remote.name)]
+        completer = Completer(self.engine, self.fetcher, self.limits.max_body)
+        return [await completer.item(draft) for draft in drafts]
 
     @property
     def index(self) -> EmbeddingStore:
