@@ -56,6 +56,7 @@ async def models(service: Service, body: bytearray) -> dict[str, Any]:
         body: Empty.
     """
     engine = service.engine
+    made = {"object": "model", "created": service.created, "owned_by": "lightning-conan"}
     about = {"dimensions": engine.dimensions, "max_tokens": engine.max_tokens, "fingerprint": engine.provenance.fingerprint}
     entry = {
         "object": "model",
