@@ -58,13 +58,7 @@ async def models(service: Service, body: bytearray) -> dict[str, Any]:
     engine = service.engine
     made = {"object": "model", "created": service.created, "owned_by": "lightning-conan"}
     about = {"dimensions": engine.dimensions, "max_tokens": engine.max_tokens, "fingerprint": engine.provenance.fingerprint}
-    entry = {
-        "object": "model",
-        "created": service.created,
-        "owned_by": "lightning-conan",
-        "state": engine.provenance.state,
-        **about,
-    }
+    entry = {**made, "state": engine.provenance.state, **about}
     return {"object": "list", "data": [{"id": name, **entry} for name in service.models]}
 
 

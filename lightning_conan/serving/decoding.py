@@ -3,94 +3,26 @@
 import asyncio
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import torch
-
-from lightning_conan.embedder import Encoded, OmniProcessor, ProcessorConfig, load_processor
-from lightning_conan.embedder.packed_tensors import PackedTensors
+from lightning_conan.embedder import Encoded, OmniProcessor
 from lightning_conan.items import Item, Side
 from lightning_conan.media import Limits
 from lightning_conan.serving.errors import invalid
 from lightning_conan.serving.metrics import Metrics
+from lightning_conan.serving.worker import encode, limited, opened, prepare
 
-MEMORY = 4 * 2**30
-"""Bytes that a decoding process may take besides what it has after its imports: a PDF of kilobytes may inflate to gigabytes."""
 AT_ONCE = 64
 """Inputs that the thread of texts encodes before it turns to another request."""
 Result = TypeVar("Result")
-Packed = tuple[bytes, list[tuple[torch.dtype, torch.Size]], np.ndarray]
-"""The fields of ``PackedTensors``, whose bytes cross by value: a file descriptor would outlive a process that is killed."""
-
-here: OmniProcessor
-"""The processor of a decoding process."""
-
-
-def limited(processor: OmniProcessor, limits: Limits) -> OmniProcessor:
-    """Returns a processor with other caps on media files.
-
-    Args:
-        processor: A folder's processor.
-        limits: The caps.
-    """
-    config: ProcessorConfig = replace(processor.config, limits=limits)
-    return OmniProcessor(processor.tokenizer, config)
-
-
-def prepare(folder: Path, limits: Limits) -> None:
-    """Makes this process one that decodes: it leaves signals to its parent, ends with it, and its memory is limited.
-
-    Args:
-        folder: The checkpoint folder.
-        limits: Caps on media files.
-    """
-    global here
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    here = limited(load_processor(folder), limits)
-    limit_memory()
-
-
-def end_with_parent() -> None:
-    """Ends this process as soon as its parent has ended, however that came."""
-    parent = parent_process()
-    assert parent is not None, "a decoding process has one"
-    parent.join()
-    os._exit(1)
-
-
-def limit_memory() -> None:
-    """Caps this process' memory, where the system can."""
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * os.sysconf("SC_PAGE_SIZE") + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
-def encode(item: Item, side: Side) -> Packed:
-    """Encodes an item in a decoding process.
-
-    Args:
-        item: The item, its media as bytes.
-        side: Side of a search.
-    """
-    packed = PackedTensors.pack(here(item, side))
-    return packed.rest, list(packed.kinds), packed.tensors.numpy()
 
 
 def encode_all(processor: OmniProcessor, items: Sequence[Item], side: Side) -> list[Encoded]:
@@ -102,17 +34,6 @@ def encode_all(processor: OmniProcessor, items: Sequence[Item], side: Side) -> l
         side: Side of a search.
     """
     return [processor(item, side) for item in items]
-
-
-def opened(packed: Packed) -> Encoded:
-    """Restores what a decoding process encoded."""
-    rest, kinds, data = packed
-    return PackedTensors(rest, kinds, torch.from_numpy(data)).unpack()  # type: ignore[no-any-return]
-
-
-def number_of_process() -> int:
-    """The id of this process."""
-    return os.getpid()
 
 
 class Decoder:
@@ -130,7 +51,7 @@ class Decoder:
     def start(self) -> None:
         """Starts the process."""
         self.executor = ProcessPoolExecutor(1, get_context("spawn"), prepare, (self.folder, self.limits))
-        self.process = self.executor.submit(number_of_process)
+        self.process = self.executor.submit(os.getpid)
 
     async def encode(self, item: Item, side: Side, seconds: float) -> Encoded:
         """Encodes an item.
@@ -261,7 +182,30 @@ class DecodingPool:
             raise invalid(f"The media of input {number} end the process that decodes them: they are broken.") from error
 
     async def work(self, decoder: Decoder, item: Item, side: Side) -> Encoded:
-        """Encodes an input in a process, and frees or replaces it.
+        """Encodes an input in a process, and frees it.
+
+        Args:
+            decoder: The process; one that has ended is replaced, and the input tried once more: it may have ended before.
+            item: The input.
+            side: Side of a search.
+
+        Raises:
+            MediaError: Its media are broken or over a limit.
+            TimeoutError: It takes too long.
+            BrokenProcessPool: It ends the process.
+        """
+        begun = time.monotonic()
+        try:
+            try:
+                return await self.attempt(decoder, item, side)
+            except BrokenProcessPool:
+                return await self.attempt(decoder, item, side)
+        finally:
+            self.free.put_nowait(decoder)
+            self.metrics.decoding.observe(time.monotonic() - begun)
+
+    async def attempt(self, decoder: Decoder, item: Item, side: Side) -> Encoded:
+        """Encodes an input, and replaces the process unless it did its work or told why not.
 
         Args:
             decoder: The process.
@@ -273,20 +217,14 @@ class DecodingPool:
             TimeoutError: It takes too long.
             BrokenProcessPool: It ends the process.
         """
-        begun, sound = time.monotonic(), False
         try:
-            found = await decoder.encode(item, side, self.seconds)
-            sound = True
-            return found
+            return await decoder.encode(item, side, self.seconds)
         except ValueError:
-            sound = True
             raise
-        finally:
-            if not sound:
-                self.metrics.killed.inc()
-                decoder.restart()
-            self.free.put_nowait(decoder)
-            self.metrics.decoding.observe(time.monotonic() - begun)
+        except Exception:
+            self.metrics.killed.inc()
+            decoder.restart()
+            raise
 
     def close(self) -> None:
         """Ends processes and thread."""

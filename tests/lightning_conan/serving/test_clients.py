@@ -9,6 +9,8 @@ import numpy as np
 import openai
 import pytest
 import torch
+from pages import two_pages
+from served import link, make_service, serving, text, uri, user
 from torch.nn import functional as F
 
 from lightning_conan.embedder import OmniProcessor, Provenance, save_folder
@@ -16,9 +18,7 @@ from lightning_conan.items import Item, Media
 from lightning_conan.reasoning import Decoding, Reasoner
 from lightning_conan.retrieval.store import Origin, write_part
 from lightning_conan.serving import EngineSettings
-from pages import two_pages
 from samples import flac, mp4, png
-from served import link, make_service, serving, text, uri, user
 
 WORDS = ["a small red circle", "page 3", "the quick brown fox, café 小米"]
 PDF = two_pages()
@@ -179,7 +179,9 @@ def test_search_is_exact(url, service, tiny):
     assert [hit["key"] for hit in answer["data"]] == [f"k{row}" for row in best]
     assert [hit["score"] for hit in answer["data"]] == pytest.approx(scores[best].tolist(), abs=1e-6)
     (mixed,) = post(url, "/v1/search", {"messages": user(*CONTENTS["a mixture"][0]), "top_k": 1})["data"]
-    assert mixed["score"] == pytest.approx(float((expected(tiny, Item(CONTENTS["a mixture"][1])) @ service.rows.T).max()), abs=1e-6)
+    assert mixed["score"] == pytest.approx(
+        float((expected(tiny, Item(CONTENTS["a mixture"][1])) @ service.rows.T).max()), abs=1e-6
+    )
 
 
 def test_a_server_tells_what_it_is(url, client, service):

@@ -13,12 +13,12 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from pages import page, two_pages
 from PIL import Image
+from served import link, make_service, serving, text, uri, user
 
 from lightning_conan.serving import Access, RequestLimits
-from pages import page, two_pages
 from samples import flac, mp4, png
-from served import link, make_service, serving, text, uri, user
 
 LIMITS = RequestLimits(
     max_requests=12,
