@@ -21,6 +21,7 @@ from datamodules.toy_world.write import write_composed
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import OmniProcessor, Provenance, read_provenance, save_folder, tiny_embedder
 from samples import CONFIGS, flac, png
+from served import serving
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -30,6 +31,7 @@ VERBS = {
     "boards.md": ["evaluate", "evaluate"],
     "embed.md": ["embed", "search", "export", "doctor"],
     "reasoning.md": ["cot", "test"],
+    "serving.md": ["serve"],
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
     "stages.md": ["fit", "alphas", "drift"],
     "training.md": ["fit"] * 4,
@@ -117,6 +119,27 @@ def test_commands_for_using_a_model(home, capsys):
         run(command, capsys)
     assert "a.jpg" in capsys.readouterr().out
     assert (home / "exported" / "modules.json").is_file()
+
+
+def test_commands_and_python_for_serving(home, capsys, monkeypatch):
+    """In this process, at a free port in the place of 8000."""
+    shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
+    (home / "photo.jpg").write_bytes(png(format="JPEG"))
+    run(f"{commands('embed.md')[0].replace('photos', '.')} --accelerator cpu", capsys)
+    scope: dict = {}
+
+    def ask(service, host, port):
+        with serving(service) as server:
+            for block in blocks("serving.md", "python"):
+                exec(block.replace("http://127.0.0.1:8000", server.url), scope)
+
+    monkeypatch.setattr("lightning_conan.serving.server.run_server", ask)
+    (serve,) = commands("serving.md")
+    run(serve, capsys, "--engine.num_workers", "0")
+    said = capsys.readouterr().out
+    assert "2 128 " in said
+    assert "'photo.jpg'" in said
+    assert len(scope["mixed"]["data"][0]["embedding"]) == 128
 
 
 def test_commands_for_boards(home, capsys):

@@ -1,0 +1,214 @@
+"""64 clients with texts and images of mixed lengths: `conan serve` against a plain FastAPI + sentence-transformers loop, one run.
+
+    python benchmarks/serve.py [--quick]
+
+Both serve one folder (the peer its stock export), in processes of their own with the same threads, in turn. A client sends its
+next request when the last one is answered. Where infinity is installed (`pip install infinity_emb`), it serves the texts, too.
+"""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from common import ROOT, options, report
+from PIL import Image
+from upstream import write_qwen3_omni, write_qwen3_vl
+
+from lightning_conan.cli.common.logging import quiet_libraries
+from lightning_conan.embedder import ProcessorConfig, export_folder, graft_folder
+
+CLIENTS = 64
+THREADS = str(os.cpu_count())
+LARGER = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+PEER = """
+import base64, io, sys
+from fastapi import FastAPI
+from PIL import Image
+from pydantic import BaseModel
+from sentence_transformers import SentenceTransformer
+import uvicorn
+
+app, model = FastAPI(), SentenceTransformer(sys.argv[1], device="cpu")
+
+class Request(BaseModel):
+    text: str | None = None
+    image: str | None = None
+
+@app.post("/embed")
+def embed(request: Request):
+    one = request.text or Image.open(io.BytesIO(base64.b64decode(request.image)))
+    return {"embedding": model.encode([one])[0].tolist()}
+
+@app.get("/health")
+def health():
+    return {}
+
+uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
+"""
+
+
+def draw(count: int, images: bool) -> list[tuple[str, str]]:
+    """Texts of 2 to 300 words, and for each fifth input an image of 64 to 320 pixels a side, in base64: kind and content."""
+    rng = np.random.default_rng(0)
+    words = "a small red circle on the left of big blue square".split()
+    found = []
+    for number in range(count):
+        if images and number % 5 == 0:
+            height, width = rng.integers(64, 320, 2)
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(buffer, "PNG")
+            found.append(("image", base64.b64encode(buffer.getvalue()).decode()))
+        else:
+            found.append(("text", " ".join(rng.choice(words, int(np.clip(rng.lognormal(3.2, 1.0), 2, 300))))))
+    return found
+
+
+def ours(kind: str, content: str) -> tuple[str, dict]:
+    if kind == "text":
+        return "/v1/embeddings", {"input": content}
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{content}"}}
+    return "/v1/embeddings", {"messages": [{"role": "user", "content": [part]}]}
+
+
+def plain(kind: str, content: str) -> tuple[str, dict]:
+    return "/embed", {kind: content}
+
+
+def infinity(kind: str, content: str) -> tuple[str, dict]:
+    return "/embeddings", {"input": content, "model": "stock"}
+
+
+def raw(path: str, body: dict) -> bytes:
+    """The bytes of a request."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+async def client(port: int, requests: Iterator[tuple[int, bytes]], seconds: list[float], answers: dict[int, bytes]) -> None:
+    """Sends one request after the other on one connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
+    for number, request in requests:
+        begun = time.perf_counter()
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b" 200 " in head.splitlines()[0], head
+        length = next(int(line.split(b":")[1]) for line in head.splitlines() if line.lower().startswith(b"content-length"))
+        body = await reader.readexactly(length)
+        seconds.append(time.perf_counter() - begun)
+        answers[number] = body
+    writer.close()
+
+
+async def load(port: int, requests: list[bytes]) -> "Run":
+    """Requests a second, the seconds of each, and the answers."""
+    seconds: list[float] = []
+    answers: dict[int, bytes] = {}
+    shared, begun = iter(enumerate(requests)), time.perf_counter()
+    await asyncio.gather(*(client(port, shared, seconds, answers) for _ in range(CLIENTS)))
+    return len(requests) / (time.perf_counter() - begun), seconds, answers
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def server(words: list[str], port: int) -> Iterator[int]:
+    """A server in a process of its own, once it answers."""
+    environment = os.environ | {"OMP_NUM_THREADS": THREADS, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, *words], env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 300
+        while time.monotonic() < end:
+            if process.poll() is not None:
+                raise ChildProcessError(f"{' '.join(words[:3])} ended with {process.returncode} before it answered")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.2)
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def vector(answer: bytes) -> np.ndarray:
+    """The embedding of an answer."""
+    found = json.loads(answer)
+    return np.array(found["embedding"] if "embedding" in found else found["data"][0]["embedding"])
+
+
+Run = tuple[float, list[float], dict[int, bytes]]
+"""Requests a second, the seconds of each, and the answers."""
+
+
+def run(command: Callable[[int], list[str]], requests: list[bytes]) -> Run:
+    """Starts a server, warms it up and loads it."""
+    port = free_port()
+    with server(command(port), port):
+        asyncio.run(load(port, requests[:CLIENTS]))
+        return asyncio.run(load(port, requests))
+
+
+def compare(name: str, mine: Run, theirs: Run) -> dict[str, float]:
+    """Ratios of throughput and of the 99th percentile, and the largest distance of an entry of a vector."""
+    off = max(float(np.abs(vector(mine[2][number]) - vector(theirs[2][number])).max()) for number in mine[2])
+    p99 = [float(np.percentile(seconds, 99)) for seconds in (mine[1], theirs[1])]
+    return {f"throughput_{name}": mine[0] / theirs[0], f"p99_{name}": p99[0] / p99[1], f"off_{name}": off}
+
+
+def main() -> None:
+    quick = options(__doc__ or "").quick
+    quiet_libraries()
+    count = 300 if quick else 3000
+    inputs, texts = draw(count, images=True), draw(count, images=False)
+    rows, figures = [("", "requests/s", "p50 ms", "p99 ms")], {}
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        write_qwen3_vl(root / "eyes", shard="1GB", **LARGER)
+        write_qwen3_omni(root / "ears")
+        graft_folder(str(root / "eyes"), str(root / "ears"), root / "base", ProcessorConfig(), hidden=64)
+        export_folder(root / "base", root / "stock", stock=True)
+        (root / "peer.py").write_text(PEER)
+        conan = ["-m", "lightning_conan.cli.main", "serve", str(root / "base"), "--limits.request_seconds", "600", "--port"]
+        peers = {"plain": (lambda port: [str(root / "peer.py"), str(root / "stock"), str(port)], plain, inputs)}
+        if find_spec("infinity_emb"):
+            start = ["-m", "infinity_emb", "v2", "--model-id", str(root / "stock"), "--device", "cpu", "--no-bettertransformer"]
+            peers["infinity"] = (lambda port: [*start, "--served-model-name", "stock", "--port", str(port)], infinity, texts)
+        for name, (command, form, sent) in peers.items():
+            try:
+                runs = {name: run(command, [raw(*form(*one)) for one in sent])}
+            except ChildProcessError as error:
+                print(f"{name} is left out: {error}")
+                continue
+            runs = {"conan": run(lambda port: [*conan, str(port)], [raw(*ours(*one)) for one in sent])} | runs
+            for who, (rate, seconds, _) in runs.items():
+                spread = [f"{ms:.0f}" for ms in np.percentile(np.array(seconds) * 1000, [50, 99])]
+                rows.append((f"{who}, {'texts and images' if sent is inputs else 'texts'}", f"{rate:.1f}", *spread))
+            figures |= compare(name, runs["conan"], runs[name])
+    report(rows, figures)
+
+
+if __name__ == "__main__":
+    main()
