@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import webdataset as wds
+from served import serving
 from upstream import write_qwen3_omni, write_qwen3_vl
 
 from datamodules.shards.write import write_shards
@@ -21,7 +22,6 @@ from datamodules.toy_world.write import write_composed
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import OmniProcessor, Provenance, read_provenance, save_folder, tiny_embedder
 from samples import CONFIGS, flac, png
-from served import serving
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}

@@ -10,9 +10,9 @@ import time
 
 import httpx
 import pytest
+from served import link, make_service, serving, uri, user
 
 from samples import png
-from served import link, make_service, serving, uri, user
 
 BODIES = [{"input": ["a red circle"] * 3}, {"messages": user(link("image", uri("image/png", png())))}, {"input": "b"}]
 

@@ -1,4 +1,4 @@
-"""What breaks a rule is refused by name; whatever a client does, others are served."""
+"""Requests that break a rule are refused by name; whatever a client does, others are served."""
 
 import asyncio
 import io
