@@ -19,10 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import psutil
 from common import ROOT, options, report
 from PIL import Image
 from upstream import write_qwen3_omni, write_qwen3_vl
@@ -119,13 +121,13 @@ async def client(port: int, requests: Iterator[tuple[int, bytes]], seconds: list
     writer.close()
 
 
-async def load(port: int, requests: list[bytes]) -> "Run":
-    """Requests a second, the seconds of each, and the answers."""
+async def load(port: int, requests: list[bytes]) -> tuple[list[float], dict[int, bytes]]:
+    """The seconds of each request, and the answers."""
     seconds: list[float] = []
     answers: dict[int, bytes] = {}
-    shared, begun = iter(enumerate(requests)), time.perf_counter()
+    shared = iter(enumerate(requests))
     await asyncio.gather(*(client(port, shared, seconds, answers) for _ in range(CLIENTS)))
-    return len(requests) / (time.perf_counter() - begun), seconds, answers
+    return seconds, answers
 
 
 def free_port() -> int:
@@ -136,7 +138,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def server(words: list[str], port: int) -> Iterator[int]:
-    """A server in a process of its own, once it answers."""
+    """The id of a server's process, once it answers."""
     environment = os.environ | {"OMP_NUM_THREADS": THREADS, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, *words], env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
@@ -147,7 +149,7 @@ def server(words: list[str], port: int) -> Iterator[int]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
             time.sleep(0.2)
-        yield port
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
@@ -159,23 +161,53 @@ def vector(answer: bytes) -> np.ndarray:
     return np.array(found["embedding"] if "embedding" in found else found["data"][0]["embedding"])
 
 
-Run = tuple[float, list[float], dict[int, bytes]]
-"""Requests a second, the seconds of each, and the answers."""
+@dataclass(frozen=True)
+class Run:
+    """One server under load.
+
+    Args:
+        rate: Requests a second.
+        seconds: Of each request.
+        cpu: CPU seconds a request, of the server and its children.
+        answers: Bodies by request.
+    """
+
+    rate: float
+    seconds: list[float]
+    cpu: float
+    answers: dict[int, bytes]
+
+    def percentile(self, share: float) -> float:
+        """Milliseconds in which that share of the requests, in per cent, were answered."""
+        return 1000 * float(np.percentile(np.array(self.seconds), share))
+
+
+def cpu_of(process: psutil.Process) -> float:
+    """CPU seconds of a process and its children so far."""
+    return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
 
 
 def run(command: Callable[[int], list[str]], requests: list[bytes]) -> Run:
     """Starts a server, warms it up and loads it."""
     port = free_port()
-    with server(command(port), port):
+    with server(command(port), port) as pid:
         asyncio.run(load(port, requests[:CLIENTS]))
-        return asyncio.run(load(port, requests))
+        (found,) = [one for one in psutil.Process().children() if one.pid == pid]
+        before, begun = cpu_of(found), time.perf_counter()
+        seconds, answers = asyncio.run(load(port, requests))
+        rate = len(requests) / (time.perf_counter() - begun)
+        return Run(rate, seconds, (cpu_of(found) - before) / len(requests), answers)
 
 
 def compare(name: str, mine: Run, theirs: Run) -> dict[str, float]:
-    """Ratios of throughput and of the 99th percentile, and the largest distance of an entry of a vector."""
-    off = max(float(np.abs(vector(mine[2][number]) - vector(theirs[2][number])).max()) for number in mine[2])
-    p99 = [float(np.percentile(seconds, 99)) for seconds in (mine[1], theirs[1])]
-    return {f"throughput_{name}": mine[0] / theirs[0], f"p99_{name}": p99[0] / p99[1], f"off_{name}": off}
+    """Ratios of throughput, 99th percentile and CPU time, and the largest distance of an entry of a vector."""
+    off = max(float(np.abs(vector(mine.answers[number]) - vector(theirs.answers[number])).max()) for number in mine.answers)
+    ratios = {
+        "throughput": mine.rate / theirs.rate,
+        "p99": mine.percentile(99) / theirs.percentile(99),
+        "cpu": mine.cpu / theirs.cpu,
+    }
+    return {f"{what}_{name}": value for what, value in (ratios | {"off": off}).items()}
 
 
 def main() -> None:
@@ -183,7 +215,7 @@ def main() -> None:
     quiet_libraries()
     count = 300 if quick else 3000
     inputs, texts = draw(count, images=True), draw(count, images=False)
-    rows, figures = [("", "requests/s", "p50 ms", "p99 ms")], {}
+    rows, figures = [("", "requests/s", "p50 ms", "p99 ms", "CPU ms a request")], {}
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         write_qwen3_vl(root / "eyes", shard="1GB", **LARGER)
@@ -203,9 +235,10 @@ def main() -> None:
                 print(f"{name} is left out: {error}")
                 continue
             runs = {"conan": run(lambda port: [*conan, str(port)], [raw(*ours(*one)) for one in sent])} | runs
-            for who, (rate, seconds, _) in runs.items():
-                spread = [f"{ms:.0f}" for ms in np.percentile(np.array(seconds) * 1000, [50, 99])]
-                rows.append((f"{who}, {'texts and images' if sent is inputs else 'texts'}", f"{rate:.1f}", *spread))
+            for who, done in runs.items():
+                what = f"{who}, {'texts and images' if sent is inputs else 'texts'}"
+                spread = [f"{done.percentile(share):.0f}" for share in (50, 99)]
+                rows.append((what, f"{done.rate:.1f}", *spread, f"{1000 * done.cpu:.1f}"))
             figures |= compare(name, runs["conan"], runs[name])
     report(rows, figures)
 
