@@ -1,9 +1,10 @@
-"""Answers to requests: a body of JSON to one of JSON."""
+"""Answers to requests: from a body of JSON to one of JSON."""
 
 import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
@@ -22,6 +23,20 @@ from lightning_conan.serving.schemas import (
 )
 from lightning_conan.serving.service import Service
 from lightning_conan.serving.vectors import Embedded, Format, formatted, stacked
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's body, and the tokens that it tells of.
+
+    Args:
+        content: JSON.
+        usage: Its ``usage``.
+    """
+
+    content: bytes
+    usage: dict[str, Any]
+
 
 Drafts = list[Draft | list[int]]
 """Inputs: texts and media, or token ids."""
@@ -158,7 +173,7 @@ def usage_of(found: Sequence[Embedded]) -> dict[str, Any]:
     return usage
 
 
-async def embeddings(service: Service, body: bytearray) -> dict[str, Any]:
+async def embeddings(service: Service, body: bytearray) -> Answer:
     """Answers ``/v1/embeddings``.
 
     Args:
@@ -173,16 +188,21 @@ async def embeddings(service: Service, body: bytearray) -> dict[str, Any]:
         request = cast(EmbeddingRequest, parse("/v1/embeddings", body))
         return request, read_embeddings(request, service.limits)
 
-    request, drafts = await service.parsed(len(body), read)
+    request, drafts = await service.apart(len(body), read)
     side, dim = service.side(request.model, request.input_type), service.dimension(request.dimensions)
     found = await service.engine.embed(await service.items(drafts), side)
-    rows = formatted(stacked(found, dim), request.encoding_format)
-    data = [{"object": "embedding", "index": number, "embedding": row} for number, row in enumerate(rows)]
+    vectors, usage = stacked(found, dim), usage_of(found)
     names = {"id": f"embd-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": service.name}
-    return {**names, "data": data, "usage": usage_of(found)}
+
+    def write() -> bytes:
+        rows = formatted(vectors, request.encoding_format)
+        data = [{"object": "embedding", "index": number, "embedding": row} for number, row in enumerate(rows)]
+        return msgspec.json.encode({**names, "data": data, "usage": usage})
+
+    return Answer(await service.apart(vectors.nbytes, write), usage)
 
 
-async def cohere(service: Service, body: bytearray) -> dict[str, Any]:
+async def cohere(service: Service, body: bytearray) -> Answer:
     """Answers ``/v2/embed``.
 
     Args:
@@ -197,21 +217,25 @@ async def cohere(service: Service, body: bytearray) -> dict[str, Any]:
         request = cast(CohereRequest, parse("/v2/embed", body))
         return request, read_cohere(request, service.limits)
 
-    request, drafts = await service.parsed(len(body), read)
+    request, drafts = await service.apart(len(body), read)
     side = service.side(request.model, "query" if request.input_type == "search_query" else "document")
     dim = service.dimension(request.output_dimension)
     found = await service.engine.embed(await service.items(drafts), side)
-    vectors = stacked(found, dim)
+    vectors, usage = stacked(found, dim), usage_of(found)
     kinds: dict[Format, None] = dict.fromkeys(request.embedding_types or ["float"])
     images = sum(piece.modality in ("image", "document") for draft in drafts for piece in media_of(draft))
-    billed = {"input_tokens": usage_of(found)["total_tokens"], **({"images": images} if images else {})}
-    return {
+    billed = {"input_tokens": usage["total_tokens"], **({"images": images} if images else {})}
+    more = {
         "id": str(uuid.uuid4()),
-        "embeddings": {kind: formatted(vectors, kind) for kind in kinds},
         "texts": request.texts or [],
-        "meta": {"api_version": {"version": "2"}, "billed_units": billed, "usage": usage_of(found)},
+        "meta": {"api_version": {"version": "2"}, "billed_units": billed, "usage": usage},
         "response_type": "embeddings_by_type",
     }
+
+    def write() -> bytes:
+        return msgspec.json.encode({**more, "embeddings": {kind: formatted(vectors, kind) for kind in kinds}})
+
+    return Answer(await service.apart(vectors.nbytes, write), usage)
 
 
 def media_of(draft: Draft | list[int]) -> list[Any]:
@@ -219,7 +243,7 @@ def media_of(draft: Draft | list[int]) -> list[Any]:
     return [] if isinstance(draft, list) else [piece for piece in draft.pieces if not isinstance(piece, str)]
 
 
-async def search(service: Service, body: bytearray) -> dict[str, Any]:
+async def search(service: Service, body: bytearray) -> Answer:
     """Answers ``/v1/search``: the best entries, and the reasoning about the query if there is any.
 
     Args:
@@ -235,7 +259,7 @@ async def search(service: Service, body: bytearray) -> dict[str, Any]:
         one = EmbeddingRequest(request.input, None if request.messages is None else [*request.messages])
         return request, read_embeddings(one, service.limits)
 
-    request, drafts = await service.parsed(len(body), read)
+    request, drafts = await service.apart(len(body), read)
     if request.top_k > service.limits.max_hits:
         raise invalid(f"top_k must be 1 to {service.limits.max_hits}, got {request.top_k}.", "top_k")
     if not len(service.index):
@@ -246,4 +270,4 @@ async def search(service: Service, body: bytearray) -> dict[str, Any]:
     reasoning = await service.engine.written(found[0])
     data = [{"object": "hit", "index": number, **hit} for number, hit in enumerate(hits)]
     answer = {"object": "list", "model": service.name, "data": data, "usage": usage_of(found)}
-    return answer | ({"reasoning": reasoning} if reasoning else {})
+    return Answer(msgspec.json.encode(answer | ({"reasoning": reasoning} if reasoning else {})), usage_of(found))

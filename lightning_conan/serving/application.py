@@ -129,7 +129,8 @@ async def answered(service: Service, place: Place, request: Request, record: Rec
             body = await read_body(request, service, held)
             async with service.place(), asyncio.timeout(service.limits.request_seconds):
                 found = await while_connected(request, place.work(service, body))
-            record.usage = {name: count for name, count in found.get("usage", {}).items() if isinstance(count, int)}
+            record.usage = {name: count for name, count in found.usage.items() if isinstance(count, int)}
+            return Response(found.content, media_type="application/json")
     finally:
         service.hold(-sum(held))
     return found if isinstance(found, Response) else Response(msgspec.json.encode(found), media_type="application/json")

@@ -26,7 +26,7 @@ SIDES: dict[str, Side] = {"query": "query", "document": "target"}
 """Our side of a search by the clients' word."""
 LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 LARGE = 2**17
-"""Bytes of a body from which it is parsed in a thread: the event loop would stand still."""
+"""Bytes of a body or of vectors that are parsed and written in a thread: the event loop would stand still."""
 Result = TypeVar("Result")
 
 
@@ -190,11 +190,11 @@ class Service:
         self.held += size
         self.metrics.held.set(self.held)
 
-    async def parsed(self, size: int, work: Callable[[], Result]) -> Result:
-        """Calls what parses a body, in a thread if the body is large.
+    async def apart(self, size: int, work: Callable[[], Result]) -> Result:
+        """Calls what parses a body or writes an answer, in a thread if that is large.
 
         Args:
-            size: The body's bytes.
+            size: Bytes of the body, or of the answer's vectors.
             work: The function.
         """
         return await asyncio.to_thread(work) if size > LARGE else work()
