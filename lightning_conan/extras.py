@@ -10,6 +10,9 @@ EXTRAS = {
     "lmdb": "cache",
     "matplotlib": "plots",
     "sentence_transformers": "export",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
 }
 """Extra by module, as in setup.cfg."""
 

@@ -1,5 +1,9 @@
 """PDFs of one page and what stands on it, written by hand."""
 
+import io
+
+from PIL import Image
+
 FORM = b"/Fields [5 0 R] /DA (/F1 24 Tf 0 g) /DR << /Font << /F1 6 0 R >> >>"
 TEXT = b"/Subtype /Widget /FT /Tx /T (name) /V (%s) /DA (/F1 24 Tf 0 g) "
 SQUARE, WIDE = b"/Rect [20 100 60 140] ", b"/Rect [20 100 280 140] "
@@ -60,3 +64,11 @@ def page(
 def filled_form(value: bytes = b"ALPHA", **options: bytes) -> bytes:
     """A page with a field into which something was typed, which has no appearance yet."""
     return page(TEXT % value + WIDE, **options)
+
+
+def two_pages() -> bytes:
+    """A PDF of two pages that differ."""
+    sheets = [Image.new("RGB", (60, 80), color) for color in ("red", "blue")]
+    buffer = io.BytesIO()
+    sheets[0].save(buffer, "PDF", save_all=True, append_images=sheets[1:])
+    return buffer.getvalue()

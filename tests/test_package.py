@@ -56,7 +56,9 @@ def test_what_the_core_imports_is_required():
             odd |= {(path.name, top) for top in tops if names.get(top, top).replace("_", "-") not in needed}
     boards = {top for name, top in odd if name.startswith("mteb_")}
     assert boards == {"sentence_transformers", "mteb", "datasets", "huggingface_hub"}, "behind the extra boards"
-    assert {top for name, top in odd if not name.startswith("mteb_")} == {"sentence_transformers"}, "behind the extra export"
+    serve = {"starlette", "uvicorn", "prometheus_client", "httpcore"}  # httpcore is httpx' own
+    others = {top for name, top in odd if not name.startswith("mteb_")}
+    assert others == {"sentence_transformers", *serve}, "behind the extras export and serve"
 
 
 def test_every_requirement_has_both_ends():
@@ -87,7 +89,7 @@ def test_constraints_hold_the_lowest_release_of_each(tmp_path):
 
 def test_messages_name_an_extra_that_exists(monkeypatch):
     extras = {name: {need.name for need in required(block)} for name, block in SETUP["options.extras_require"].items()}
-    assert all(module.replace("_", "-") in extras[extra] for module, extra in EXTRAS.items())
+    assert all(module.replace("_", "-") in {name.replace("_", "-") for name in extras[extra]} for module, extra in EXTRAS.items())
     assert required(SETUP["options.extras_require"]["all"])[0].extras == set(extras) - {"all", "dev", "bench"}
     assert missing("lmdb") == ""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

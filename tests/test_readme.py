@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import webdataset as wds
+from served import serving
 from upstream import write_qwen3_omni, write_qwen3_vl
 
 from datamodules.shards.write import write_shards
@@ -31,6 +32,7 @@ VERBS = {
     "embed.md": ["embed", "search", "export", "doctor"],
     "mteb.md": ["evaluate", "evaluate"],  # run where mteb is imported, in test_mteb.py
     "reasoning.md": ["cot", "test"],
+    "serving.md": ["serve"],
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
     "stages.md": ["fit", "alphas", "drift"],
     "training.md": ["fit"] * 4,
@@ -118,6 +120,27 @@ def test_commands_for_using_a_model(home, capsys):
         run(command, capsys)
     assert "a.jpg" in capsys.readouterr().out
     assert (home / "exported" / "modules.json").is_file()
+
+
+def test_commands_and_python_for_serving(home, capsys, monkeypatch):
+    """In this process, at a free port in the place of 8000."""
+    shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
+    (home / "photo.jpg").write_bytes(png(format="JPEG"))
+    run(f"{commands('embed.md')[0].replace('photos', '.')} --accelerator cpu", capsys)
+    scope: dict = {}
+
+    def ask(service, host, port):
+        with serving(service) as server:
+            for block in blocks("serving.md", "python"):
+                exec(block.replace("http://127.0.0.1:8000", server.url), scope)
+
+    monkeypatch.setattr("lightning_conan.serving.server.run_server", ask)
+    (serve,) = commands("serving.md")
+    run(serve, capsys, "--engine.num_workers", "0")
+    said = capsys.readouterr().out
+    assert "2 128 " in said
+    assert "'photo.jpg'" in said
+    assert len(scope["mixed"]["data"][0]["embedding"]) == 128
 
 
 def test_commands_for_boards(home, capsys):

@@ -32,6 +32,7 @@ VERBS = {
     "embed": "embed a manifest or a folder of media into Parquet parts",
     "evaluate": "score a checkpoint folder on retrieval tasks with distractors and graded relevance",
     "search": "find the nearest embeddings of a text, an image, a video, a page or an audio clip",
+    "serve": "serve a checkpoint folder over HTTP, as OpenAI's and Cohere's clients ask for embeddings",
     "mine": "find hard negatives for the pairs of a manifest",
     "cot": "have a teacher write what a model should reason about its queries",
     "export": "write a folder that sentence-transformers loads",

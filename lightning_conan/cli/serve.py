@@ -1,0 +1,96 @@
+"""`conan serve`: an HTTP server that embeds, as OpenAI's and Cohere's clients ask for it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+
+from lightning_conan.cli.common.logging import quiet_libraries
+from lightning_conan.extras import require
+from lightning_conan.serving.limits import RequestLimits
+from lightning_conan.serving.settings import EngineSettings
+
+KEY = "CONAN_API_KEY"
+"""Environment variable of the key: an option would show it to every user of the machine."""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Serves a checkpoint folder over HTTP: /v1/embeddings (OpenAI's), /v2/embed (Cohere's), /v1/search, /v1/models, /health.
+
+    It listens at this machine's own address unless --host says another. With the environment variable CONAN_API_KEY, or
+    --key_file, requests must carry the key as a bearer token. SIGTERM and Ctrl-C end it when all requests have been answered.
+
+    Args:
+        folder: The checkpoint folder.
+        host: Address to listen at; 0.0.0.0 for all of this machine's.
+        port: Port to listen at; 0 for a free one.
+        name: The model's name for clients; by default the folder's.
+        index: An index to search, a folder that `conan embed` wrote with the same model.
+        key_file: A file that holds the key.
+        allowed_hosts: Hosts that media may be fetched from, such as images.example.com; none by default.
+        engine: Settings of embedding.
+        limits: Caps on requests.
+    """
+
+    folder: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str | None = None
+    index: Path | None = None
+    key_file: Path | None = None
+    allowed_hosts: list[str] = field(default_factory=list)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    limits: RequestLimits = field(default_factory=RequestLimits)
+
+
+def read_key(path: Path | None) -> str | None:
+    """Reads the key from a file, or else from the environment.
+
+    Raises:
+        ValueError: It is empty, or no word of ASCII.
+    """
+    key = os.environ.get(KEY) if path is None else path.read_text(encoding="utf-8").strip()
+    if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
+        where = KEY if path is None else str(path)
+        raise ValueError(f"A key must be one word of ASCII characters, that of {where} is not. Write one, or remove it.")
+    return key
+
+
+def is_local(host: str) -> bool:
+    """True for an address that only this machine reaches."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(options: ServeOptions) -> None:
+    """Loads the folder and serves it until a signal ends it."""
+    for module in ("starlette", "uvicorn", "prometheus_client"):
+        require(module, "Serving")
+    from lightning_conan.serving.engine import Engine
+    from lightning_conan.serving.metrics import Metrics
+    from lightning_conan.serving.server import run_server
+    from lightning_conan.serving.service import LOCAL, Access, Service
+
+    quiet_libraries()
+    key, metrics = read_key(options.key_file), Metrics()
+    access = Access(key, LOCAL if key is None and is_local(options.host) else None)
+    engine = Engine(options.folder, options.engine, options.limits, metrics)
+    try:
+        name = options.name or options.folder.resolve().name
+        service = Service(engine, name, options.limits, metrics, access, options.allowed_hosts)
+        if options.index is not None:
+            service.open_index(options.index)
+        run_server(service, options.host, options.port)
+    finally:
+        engine.pool.close()
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the options and serves."""
+    from jsonargparse import auto_cli
+
+    serve(auto_cli(ServeOptions, args=list(args), prog="conan serve", as_positional=True, exit_on_error=False))

@@ -1,0 +1,33 @@
+"""Settings of a served model."""
+
+from dataclasses import dataclass, field
+
+from lightning_conan.reasoning import Decoding
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Settings of embedding.
+
+    Args:
+        device: Device of the model, such as ``cpu`` or ``cuda:1``.
+        token_budget: Padded tokens that are embedded at once.
+        max_wait_ms: Milliseconds that a batch waits for more inputs under load; a lone request never waits.
+        num_workers: Processes that decode media; 0 decodes in the server's own, where a decoder that hangs cannot be killed.
+        decoding: Settings of writing about queries, for a model that reasons.
+        verify: Recompute the folder's golden vectors at the start, and refuse to serve if they differ.
+    """
+
+    device: str = "cpu"
+    token_budget: int = 16_384
+    max_wait_ms: float = 4.0
+    num_workers: int = 2
+    decoding: Decoding = field(default_factory=Decoding)
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        if self.token_budget < 1 or self.max_wait_ms < 0 or self.num_workers < 0:
+            raise ValueError(
+                "token_budget must be positive, max_wait_ms and num_workers not negative, "
+                f"got {self.token_budget}, {self.max_wait_ms} and {self.num_workers}."
+            )
