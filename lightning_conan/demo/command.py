@@ -55,7 +55,9 @@ def demo(
     with only_writer(out):
         if study:
             make = partial(Demo, configs=configs, steps_scale=steps_scale, pairs=pairs, keep=True)
-            print(run_study(study, {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}, out))
+            print(
+                run_study(study, {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}, out)
+            )
             return
         from lightning_conan.demo.report import write_report
 
