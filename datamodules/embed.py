@@ -7,8 +7,8 @@ from typing_extensions import override
 
 from datamodules.loading.plan import Slot
 from datamodules.loading.stream import SECONDS, BatchLoader
-from datamodules.sources.open_items import Items, open_items
 from datamodules.sources.manifest import Fault
+from datamodules.sources.open_items import Items, open_items
 from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import ItemBatch, OmniProcessor
 from lightning_conan.items import Side

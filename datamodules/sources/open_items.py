@@ -15,7 +15,7 @@ from datamodules.shards.remote import BLOCK, persistently
 from datamodules.sources.items import ItemList, check_unique, manifest_entries
 from datamodules.sources.manifest import parse_lines
 from datamodules.time_limit import time_limit_paused
-from lightning_conan.items import Item, Side
+from lightning_conan.items import Item, Media, Side
 from lightning_conan.media.limits import DEFAULT
 from lightning_conan.parsing import parse_side
 from lightning_conan.web import file_url, is_url, without_secrets
@@ -103,28 +103,23 @@ class RemoteManifest(ItemList):
             UnreachableError: A medium cannot be fetched.
         """
         item = parse_side(self.entries[number][1], self.side, NOWHERE)
-        parts = [
-            replace(part, source=self.medium(part.source))
-            if not isinstance(part, str) and isinstance(part.source, Path)
-            else part
-            for part in item.parts
-        ]
-        return replace(item, parts=tuple(parts))
+        return replace(item, parts=tuple(part if isinstance(part, str) else self.fetched(part) for part in item.parts))
 
-    def medium(self, path: Path) -> bytes:
-        """Bytes of a medium.
+    def fetched(self, medium: Media) -> Media:
+        """A medium with its bytes in the place of its path.
 
         Raises:
             ValueError: It is not there, or too large.
         """
-        name = path.relative_to(NOWHERE).as_posix()
+        assert isinstance(medium.source, Path), "as a manifest names it"
+        name = medium.source.relative_to(NOWHERE).as_posix()
         head, _, query = self.url.partition("?")
         folder = head.rpartition("/")[0] + (f"?{query}" if query else "")
         with time_limit_paused():
             data = fetched(file_url(folder, name), DEFAULT.max_bytes)
         if data is None:
             raise ValueError(f"{name!r} is not there: {without_secrets(folder)} has no such file.")
-        return data
+        return replace(medium, source=data)
 
     def fingerprint(self) -> str:
         """Changes with the manifest's content; that of its media is not looked at."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from callbacks import EmbeddingParts
 from callbacks.ended_by_sigterm import EndedBySigterm

@@ -55,21 +55,30 @@ def demo(
     with only_writer(out):
         if study:
             make = partial(Demo, configs=configs, steps_scale=steps_scale, pairs=pairs, keep=True)
-            print(
-                run_study(study, {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}, out)
-            )
-            return
-        from lightning_conan.demo.report import write_report
+            lines = {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}
+            print(run_study(study, lines, out))
+        else:
+            print(run_line(Demo(out, configs, seed, steps_scale, pairs), out, seed))
 
-        line = Demo(out, configs, seed, steps_scale, pairs)
-        if (out / ".demo").is_file():
-            line.say(f"{out} is replaced: it held an earlier demo.")
-        line.clear()
-        (out / ".demo").touch()
-        line.prepare()
-        line.recover()
-        run_trace(line, "final")
-        print(write_report(out, line.seconds, seed))
+
+def run_line(line: Demo, out: Path, seed: int) -> str:
+    """Runs the whole method and returns the report.
+
+    Args:
+        line: The demo.
+        out: Its folder; what an earlier demo left there is replaced.
+        seed: Its seed.
+    """
+    from lightning_conan.demo.report import write_report
+
+    if (out / ".demo").is_file():
+        line.say(f"{out} is replaced: it held an earlier demo.")
+    line.clear()
+    (out / ".demo").touch()
+    line.prepare()
+    line.recover()
+    run_trace(line, "final")
+    return write_report(out, line.seconds, seed)
 
 
 def run(args: Sequence[str]) -> None:

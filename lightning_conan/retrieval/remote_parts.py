@@ -25,15 +25,11 @@ class RemoteParts:
     def __init__(self, url: str) -> None:
         self.shown = without_secrets(url.rstrip("/"))
         if "::" in url or url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"Embeddings can be written to URLs such as s3:// and gs://, got {self.shown}. Choose another --out."
-            )
+            raise ValueError(f"Embeddings are written to URLs such as s3://, got {self.shown}. Choose another --out.")
         try:
             self.system, self.root = url_to_fs(url.rstrip("/"), use_listings_cache=False)
         except (ValueError, ImportError) as error:
-            raise ValueError(
-                f"{self.shown} cannot be opened by fsspec: {error}. Install what it names, or look at --out."
-            ) from error
+            raise ValueError(f"{self.shown} cannot be opened by fsspec: {error}. Install what it names.") from error
 
     def names(self, suffix: str) -> list[str]:
         """Names of the files that begin with ``part-`` and end with a suffix."""

@@ -162,8 +162,8 @@ def parted_data(trainer: Trainer) -> PartedData:
     data = datamodule_of(trainer)
     if not isinstance(data, PartedData):
         raise misfit(
-            "callbacks.EmbeddingParts needs a data module with `items`, `parts`, `own`, `share`, `numbers()`, `rows_per_part` and "
-            "`skip`",
+            "callbacks.EmbeddingParts needs a data module with `items`, `parts`, `own`, `share`, `numbers()`, "
+            "`rows_per_part` and `skip`",
             data,
             "Use datamodules.EmbedData.",
         )
