@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 from filelock import LeaseCompromise, SoftFileLease, Timeout
 
+from lightning_conan.files import writing
 from lightning_conan.terminal import printable
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ def lock_writer(out: Path, share: str = "") -> SoftFileLease:
         return lease
     take(lease, path, out)
     try:
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:  # filelock ignores fields that it does not know
+        with writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            # filelock ignores fields that it does not know
             file.write(f"since={datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\ncommand={command()}\n")
         for rival in rivals(path, lock_path(out), share):
             give_way(rival, out)
@@ -138,7 +140,27 @@ def take(lease: SoftFileLease, path: Path, out: Path) -> None:
         out: The folder or file that it is of, for the error.
 
     Raises:
-        ValueError: Its holder lives, or the file cannot be written.
+        ValueError: Its holder lives, or the folder cannot be written.
+        OSError: The disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+        with writing(path):
+            held_by_other = not acquired(lease, path)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise ValueError(f"{path.parent} must be a folder to write in, got: {error.strerror}. Choose another one.") from error
+    if held_by_other:
+        raise ValueError(held(path, out))
+
+
+def acquired(lease: SoftFileLease, path: Path) -> bool:
+    """Acquires a lock that is free or whose holder is dead; False as soon as a holder shows that it lives.
+
+    Args:
+        lease: The lock.
+        path: Its file.
     """
     first = sign_of_life(path)
 
@@ -146,20 +168,17 @@ def take(lease: SoftFileLease, path: Path, out: Path) -> None:
         return on_this_machine(lease) or sign_of_life(path) not in (first, None)
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
-        try:
-            lease.acquire(timeout=LEASE + LEASE / 4, poll_interval=min(1.0, LEASE / 10), cancel_check=alive)
-        except Timeout:
-            if first is None or alive():
-                raise
-            lease.force_break()  # silent all the time, where filelock cannot exchange names (NFS)
-            lease.acquire(blocking=False)
-    except Timeout as error:
-        raise ValueError(held(path, out)) from error
-    except OSError as error:
-        raise ValueError(f"{path.parent} must be a folder to write in, got: {error.strerror}. Choose another one.") from error
+        lease.acquire(timeout=LEASE + LEASE / 4, poll_interval=min(1.0, LEASE / 10), cancel_check=alive)
+        return True
+    except Timeout:
+        if first is None or alive():
+            return False
+    try:
+        lease.force_break()  # silent all the time, where filelock cannot exchange names (NFS)
+        lease.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
 
 
 def sign_of_life(path: Path) -> int | None:

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ VERBS = {
     "foreign.md": ["graft", "fit", "fuse"],
     "boards.md": ["evaluate", "evaluate"],
     "embed.md": ["embed", "search", "export", "doctor"],
+    "planning.md": ["embed", "embed"],
     "reasoning.md": ["cot", "test"],
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
     "stages.md": ["fit", "alphas", "drift"],
@@ -117,6 +119,29 @@ def test_commands_for_using_a_model(home, capsys):
         run(command, capsys)
     assert "a.jpg" in capsys.readouterr().out
     assert (home / "exported" / "modules.json").is_file()
+
+
+def test_commands_for_planning(home, capsys, monkeypatch):
+    """Ray is a stand-in with two batches: the class is what is tried; with Ray itself in test_column_embedder.py."""
+    shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
+    (home / "items.jsonl").write_text("".join(f'{{"key": "{n}", "text": "no {n}"}}\n' for n in range(5)))
+    for command in commands("planning.md"):
+        run(command, capsys, "--rows_per_part", "2")
+    assert len(list((home / "index").glob("*.parquet"))) == 3
+    found = []
+
+    class Rows:
+        def map_batches(self, kind, fn_constructor_args, **options):
+            embed = kind(*fn_constructor_args)
+            found.extend(embed({"key": [key], "text": [f"no {key}"]}) for key in ("a", "b"))
+            return self
+
+        def write_parquet(self, folder):
+            assert folder == "embedded"
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(data=SimpleNamespace(read_parquet=lambda path: Rows())))
+    exec(blocks("planning.md", "python")[0])
+    assert [batch["embedding"].shape for batch in found] == [(1, 128)] * 2
 
 
 def test_commands_for_boards(home, capsys):

@@ -61,7 +61,7 @@ class ColumnEmbedder:
         self.stage.load_model(fitting=False)
         self.stage.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def __call__(self, batch: Columns) -> dict[str, np.ndarray[Any, Any]]:
+    def __call__(self, batch: Columns) -> dict[str, Any]:
         """Embeds a batch.
 
         Args:
