@@ -45,7 +45,7 @@ def bytes_an_item(root: Path, dim: int, rows: int) -> dict[str, float]:
 
 def main() -> None:
     quick = options(__doc__ or "").quick
-    rows, lines, items = (4_096, 20_000, 200) if quick else (65_536, 500_000, 5_000)
+    rows, lines, items = (4_096, 20_000, 200) if quick else (65_536, 200_000, 2_000)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         sizes = bytes_an_item(root, 1024, rows)

@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import re
-import shlex
 import signal
 import socket
 import sys
@@ -16,9 +15,6 @@ from pathlib import Path
 
 import psutil
 from filelock import LeaseCompromise, SoftFileLease, Timeout
-
-from lightning_conan.files import writing
-from lightning_conan.terminal import printable
 
 log = logging.getLogger(__name__)
 LEASE = 60.0
@@ -69,7 +65,7 @@ def lock_writer(out: Path, share: str = "") -> SoftFileLease:
         return lease
     take(lease, path, out)
     try:
-        with writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             # filelock ignores fields that it does not know
             file.write(f"since={datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\ncommand={command()}\n")
         for rival in rivals(path, lock_path(out), share):
@@ -128,7 +124,7 @@ def give_way(rival: Path, out: Path) -> None:
         except ValueError:
             if attempt == ATTEMPTS - 1:
                 raise
-            time.sleep(0.5)  # other parts that start now may be removing it, too
+            time.sleep(min(0.5, LEASE / 10))  # other parts that start now may be removing it, too
 
 
 def take(lease: SoftFileLease, path: Path, out: Path) -> None:
@@ -147,10 +143,11 @@ def take(lease: SoftFileLease, path: Path, out: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
-        with writing(path):
-            held_by_other = not acquired(lease, path)
+        held_by_other = not acquired(lease, path)
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise ValueError(f"{path.parent} must be a folder to write in, got: {error.strerror}. Choose another one.") from error
+    except OSError as error:
+        raise OSError(f"{path} could not be written ({error}). Make room there, and run the same command again.") from error
     if held_by_other:
         raise ValueError(held(path, out))
 
@@ -209,17 +206,16 @@ def held(path: Path, out: Path) -> str:
     what = f" ({fields['command']})" if "command" in fields else ""
     seen = sign_of_life(path)
     sign = "" if seen is None else f", last sign of life {max(0, int(time.time() - seen / 1e9))} s ago"
-    return printable(
+    return (
         f"{out} must have one writer, and {process} writes it since {fields.get('since', 'just now')}{what}{sign}. Wait for it, "
         f"end it, or choose another place. A writer that died is noticed, and its lock {path} is taken over."
     )
 
 
 def command() -> str:
-    """This process' command, for whoever finds its lock."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    line = shlex.join(words).replace("\n", " ").encode("ascii", "backslashreplace")[:ROOM]
-    return line.decode("ascii")
+    """Name of this process' program and its verb, for whoever finds its lock; further words may hold secrets."""
+    line = " ".join((Path(sys.argv[0]).name, *sys.argv[1:2])).encode("ascii", "backslashreplace")[:ROOM]
+    return "".join(character if character.isprintable() else " " for character in line.decode("ascii"))
 
 
 def stop(loss: LeaseCompromise) -> None:

@@ -11,6 +11,7 @@ import torch
 from lightning_conan.items import MEDIA, MODALITIES, Item, Media, Medium, Side
 from lightning_conan.parsing import split_page
 from lightning_conan.training.columns import keys_of
+from lightning_conan.training.plain_batches import EncodedInput
 from lightning_conan.training.settings import Training
 from lightning_conan.training.stage import Stage
 
@@ -80,7 +81,7 @@ class ColumnEmbedder:
         encoded, kinds, rows = [], [], []
         for row in range(count):
             try:
-                found = self.stage.collate.encode(item_of(batch, row), side, f"Row {keys[row] or row}")
+                found = self.encode(batch, row, keys[row] or str(row), side)
             except ValueError as error:
                 if not self.skip_invalid:
                     raise
@@ -93,6 +94,24 @@ class ColumnEmbedder:
         names = (*(("key",) if "key" in batch else ()), *self.keep)
         passed = {name: np.asarray(batch[name])[rows] if rows else np.asarray(batch[name])[:0] for name in names}
         return {**passed, "modality": np.asarray(kinds, dtype=object), "embedding": vectors.float().cpu().numpy()}
+
+    def encode(self, batch: Columns, row: int, name: str, side: Side) -> EncodedInput:
+        """Encodes a row.
+
+        Args:
+            batch: Columns by name.
+            row: Number of the row.
+            name: Names it in errors.
+            side: Side of a search.
+
+        Raises:
+            ValueError: It cannot be encoded.
+        """
+        try:
+            item = item_of(batch, row)
+        except ValueError as error:
+            raise ValueError(f"Row {name} cannot be read: {error}") from error
+        return self.stage.collate.encode(item, side, f"Row {name}")
 
     @property
     def dim(self) -> int:
