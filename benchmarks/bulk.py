@@ -1,16 +1,14 @@
-"""Figures for planning a large index: bytes an item, memory and start-up of a process for its list of items, items a second."""
+"""Figures for planning a large index: bytes an item on disk, memory and CPU time of a process for its list of items."""
 
 import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from common import options, report
 
-from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
 from lightning_conan.retrieval.store import Origin, write_part
 
 START = """
@@ -18,10 +16,10 @@ import json, sys, time
 from pathlib import Path
 import psutil
 from datamodules.sources.open_items import open_items
-before, begin = psutil.Process().memory_info().rss, time.perf_counter()
+before, begin = psutil.Process().memory_info().rss, time.process_time()
 items = open_items(Path(sys.argv[1]), "target")
 items.fingerprint()
-print(json.dumps([psutil.Process().memory_info().rss - before, time.perf_counter() - begin]))
+print(json.dumps([psutil.Process().memory_info().rss - before, time.process_time() - begin]))
 """
 
 
@@ -45,7 +43,7 @@ def bytes_an_item(root: Path, dim: int, rows: int) -> dict[str, float]:
 
 def main() -> None:
     quick = options(__doc__ or "").quick
-    rows, lines, items = (4_096, 20_000, 200) if quick else (65_536, 200_000, 2_000)
+    rows, lines = (4_096, 20_000) if quick else (65_536, 500_000)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         sizes = bytes_an_item(root, 1024, rows)
@@ -55,21 +53,8 @@ def main() -> None:
         )
         started = subprocess.run([sys.executable, "-c", START, str(manifest)], check=True, capture_output=True, text=True)
         memory, seconds = json.loads(started.stdout)
-        folder = save_folder(root / "model", *tiny_embedder(0), Provenance("base"))
-        short = root / "short.jsonl"
-        short.write_text("".join(manifest.read_text().splitlines(keepends=True)[:items]))
-        words = [sys.executable, "-m", "lightning_conan.cli.main", "embed", "--folder", str(folder), "--accelerator", "cpu"]
-        took = []
-        for source in (short, manifest):
-            begin = time.perf_counter()
-            out = ["--out", str(root / f"out-{source.stem}"), *(["--shard", f"0/{lines // items}"] if source == manifest else [])]
-            subprocess.run(
-                [*words, "--source", str(source), "--rows_per_part", str(items), *out], check=True, capture_output=True
-            )
-            took.append(time.perf_counter() - begin)
     figures = {f"bytes_an_item_{name}": size for name, size in sizes.items()}
     figures |= {"list_bytes_an_item": round(memory / lines), "list_seconds_a_million": round(seconds / lines * 1e6, 1)}
-    figures |= {"tiny_items_a_second": round(items / took[0]), "extra_seconds_of_a_shard": round(took[1] - took[0], 1)}
     report([("figure", "value"), *((name, f"{value:,}") for name, value in figures.items())], figures)
 
 

@@ -68,8 +68,6 @@ class EmbeddingParts(Callback):
         source = data.items.fingerprint()
         model = embeds_as(embedding.provenance, embedding.processor)
         self.origin = Origin(model, source, self.precision, dim, data.rows_per_part, data.parts)
-        if self.remote is None:
-            self.lock.take(trainer, self.out, data.share)
         self.out.mkdir(parents=True, exist_ok=True)
         self.quarantine = quarantine_of(self.out)
         if not os.access(self.quarantine if self.quarantine.exists() else self.quarantine.parent, os.W_OK):
@@ -77,6 +75,8 @@ class EmbeddingParts(Callback):
                 f"{self.quarantine}, where skipped items are listed, must be writable, and is not. Choose an --out in a folder "
                 "that you may write to."
             )
+        if self.remote is None:
+            self.lock.take(trainer, self.out, data.share)
         move_lists(self.out / "quarantine", self.quarantine)
         data.skip = self.finished(data.own)
         if self.remote_lists is None:

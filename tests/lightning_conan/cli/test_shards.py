@@ -44,7 +44,7 @@ def words(base, manifest):
 
 @pytest.fixture(scope="module")
 def whole(words, tmp_path_factory):
-    """What one process embeds."""
+    """Embeddings of one process."""
     out = tmp_path_factory.mktemp("whole") / "out"
     assert main([*words, "--out", str(out)]) == 0
     return EmbeddingStore(out)
@@ -202,7 +202,7 @@ def test_the_batch_file_for_embedding_makes_one_index(words, whole, slurm, tmp_p
 
 
 def test_the_batch_file_for_training_meets_at_the_first_host(slurm, tmp_path, monkeypatch):
-    """What each machine runs: all meet at one place, which the first serves."""
+    """All machines meet at one place, which the first serves."""
     fake(tmp_path / "bin", "torchrun", f'printf "%s|" "$@" > {tmp_path}/node$SLURM_NODEID')
     subprocess.run(["bash", str(slurm / "train.sbatch"), "--config", "a b.yaml"], check=True, timeout=60)
     found = [(tmp_path / f"node{number}").read_text().split("|") for number in (0, 1)]
