@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from typing_extensions import override
 
+from callbacks.held_lock import HeldLock
 from callbacks.stage_check import as_stage
 from lightning_conan.embedder.checkpoint import PROVENANCE
 from lightning_conan.training import Stage
@@ -42,6 +43,7 @@ class FolderCheckpoint(Callback):
     def __init__(self, out: Path, form: Form = "dense", monitor: str | None = None, mode: Literal["max", "min"] = "max") -> None:
         self.out, self.form = Path(out), form
         self.monitor, self.mode = monitor, mode
+        self.lock = HeldLock()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -49,6 +51,16 @@ class FolderCheckpoint(Callback):
             as_stage(pl_module, self).check_out(self.out, self.form)
             if trainer.is_global_zero and (self.out / PROVENANCE).is_file():
                 log.warning("%s exists: it is replaced when this run ends. To keep it, stop and choose another `out`.", self.out)
+            if not is_dry_run(trainer):
+                self.lock.take(trainer, self.out)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.lock.release()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.lock.release()
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

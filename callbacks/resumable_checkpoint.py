@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from callbacks.checkpoint_files import CheckpointFiles
+from callbacks.held_lock import HeldLock
 from lightning_conan.training.collectives import most
 from lightning_conan.training.protocols import is_dry_run
 
@@ -36,12 +37,15 @@ class ResumableCheckpoint(ModelCheckpoint):
         self.stopped_by: int | None = None
         self.requeue: int | None = None
         self.handlers: dict[int, Any] = {}
+        self.lock = HeldLock()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.dirpath = str(Path(trainer.default_root_dir).resolve() / "checkpoints")
         super().setup(trainer, pl_module, stage)
         trainer.strategy.checkpoint_io = CheckpointFiles()
+        if stage == "fit" and not is_dry_run(trainer):
+            self.lock.take(trainer, Path(self.dirpath))
         for other in trainer.checkpoint_callbacks:
             if isinstance(other, ModelCheckpoint) and other.save_last == "link":
                 raise ValueError("Another ModelCheckpoint must not link last.ckpt, which is this one's. Leave its save_last out.")
@@ -115,4 +119,10 @@ class ResumableCheckpoint(ModelCheckpoint):
             if signal.getsignal(number) == self.note:  # Lightning has put back by now what was there before its own
                 signal.signal(number, handler)
         self.handlers = {}
+        self.lock.release()
         super().teardown(trainer, pl_module, stage)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.lock.release()
+        super().on_exception(trainer, pl_module, exception)

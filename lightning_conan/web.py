@@ -5,7 +5,9 @@ import logging
 import re
 import zlib
 from collections.abc import Iterator
-from urllib.parse import parse_qsl, quote, unquote, unquote_plus
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
+from urllib.request import url2pathname
 
 BLOCK = 2**20
 HIDDEN = "***"
@@ -16,6 +18,18 @@ PARTS = re.compile(r"([a-z][a-z0-9+.:-]+:/{1,2})([^?#]*)(.*)", re.IGNORECASE | r
 """The scheme, host and path (with user and password), and the rest. Of one letter it is a drive; ``Path`` takes a slash away."""
 HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
 LOGGERS = ("httpx", "httpcore.http11", "httpcore.http2", "httpcore.connection")
+
+
+def is_url(place: object) -> bool:
+    """True for a URL; ``file:`` URLs are paths of this machine, see ``place_of``."""
+    return isinstance(place, str) and "://" in place
+
+
+def place_of(text: str | Path) -> str | Path:
+    """A URL as it is; a path, or a ``file:`` URL, as a path."""
+    if isinstance(text, str) and text.startswith("file://"):
+        return Path(url2pathname(urlsplit(text).path))
+    return text if is_url(text) else Path(text)
 
 
 def without_secrets(url: str) -> str:

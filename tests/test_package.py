@@ -38,7 +38,7 @@ NEEDED = required(SETUP["options"]["install_requires"])
 def test_every_package_is_installed():
     """The list in setup.cfg stands for `find:`, which knows no configs/."""
     found = {".".join(path.parent.relative_to(ROOT).parts) for name in PACKAGES for path in (ROOT / name).rglob("__init__.py")}
-    folders = {path.parent.relative_to(ROOT / "configs").parts for path in (ROOT / "configs").rglob("*.yaml")}
+    folders = {path.parent.relative_to(ROOT / "configs").parts for path in (ROOT / "configs").rglob("*.*")}
     found |= {".".join(("lightning_conan", "configs", *folder)) for folder in folders}
     assert set(SETUP["options"]["packages"].split()) == found
 
@@ -182,7 +182,7 @@ def test_the_wheels_metadata_is_whole(wheel, tmp_path):
         assert field in metadata
     assert not re.search(r"^Author", metadata, flags=re.MULTILINE)
     shipped = {name.removeprefix("lightning_conan/") for name in names if name.startswith("lightning_conan/configs/")}
-    assert shipped == {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
+    assert shipped == {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.*")}
 
 
 HIDING = """

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ VERBS = {
     "boards.md": ["evaluate"] * 4,
     "embed.md": ["embed", "search", "export", "doctor"],
     "mteb.md": ["evaluate", "evaluate"],  # run where mteb is imported, in test_mteb.py
+    "planning.md": ["embed", "embed"],
     "reasoning.md": ["cot", "test"],
     "serving.md": ["serve"],
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
@@ -141,6 +143,29 @@ def test_commands_and_python_for_serving(home, capsys, monkeypatch):
     assert "2 128 " in said
     assert "'photo.jpg'" in said
     assert len(scope["mixed"]["data"][0]["embedding"]) == 128
+
+
+def test_commands_for_planning(home, capsys, monkeypatch):
+    """Ray is a stand-in with two batches: the class is what is tried; with Ray itself in test_column_embedder.py."""
+    shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
+    (home / "items.jsonl").write_text("".join(f'{{"key": "{n}", "text": "no {n}"}}\n' for n in range(5)))
+    for command in commands("planning.md"):
+        run(command, capsys, "--rows_per_part", "2")
+    assert len(list((home / "index").glob("*.parquet"))) == 3
+    found = []
+
+    class Rows:
+        def map_batches(self, kind, fn_constructor_args, **options):
+            embed = kind(*fn_constructor_args)
+            found.extend(embed({"key": [key], "text": [f"no {key}"]}) for key in ("a", "b"))
+            return self
+
+        def write_parquet(self, folder):
+            assert folder == "embedded"
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(data=SimpleNamespace(read_parquet=lambda path: Rows())))
+    exec(blocks("planning.md", "python")[0])
+    assert [batch["embedding"].shape for batch in found] == [(1, 128)] * 2
 
 
 def test_commands_for_boards(home, capsys):

@@ -6,19 +6,17 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from datamodules.shards.index import FORMAT, INDEX, SAMPLES, content_hash, write_samples
 from datamodules.shards.tar import write_shard
 from datamodules.sources.manifest import Fault
 from lightning_conan.files import sync, whole_file, writing
 from lightning_conan.items import Pair
+from lightning_conan.writer_lock import only_writer
 
 log = logging.getLogger(__name__)
 PROGRESS = "progress.jsonl"
@@ -78,15 +76,14 @@ def write_resumable(
         files: Contents of further text files in the folder, by name.
 
     Raises:
-        ValueError: ``out`` exists already, ``pairs_per_shard`` is below 1, or there is no pair.
+        ValueError: ``out`` exists already or is being written, ``pairs_per_shard`` is below 1, or there is no pair.
     """
     if pairs_per_shard < 1:
         raise ValueError(f"pairs_per_shard must be 1 or more, got {pairs_per_shard}.")
     if out.exists():
         raise ValueError(f"{out} exists already. Choose another folder, or remove it first.")
-    out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.parent / f".{out.name}.partial"
-    with lock(out.parent / f".{out.name}.lock"):
+    with only_writer(out):
         if not signature or not begun(scratch, signature):
             if signature and scratch.exists():
                 log.warning("%s holds what was begun of other data or options: started again from the first shard", scratch)
@@ -108,28 +105,6 @@ def write_resumable(
                 shutil.rmtree(scratch, ignore_errors=True)
             raise
     return summary
-
-
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Locks a folder against other processes within the block.
-
-    Raises:
-        ValueError: Another process holds the lock, or the folder cannot be written.
-    """
-    held = FileLock(path, blocking=False)
-    try:
-        path.touch()
-        held.acquire()
-    except Timeout as error:
-        raise ValueError(f"Another process is writing what {path} locks. Wait for it, or choose another folder.") from error
-    except OSError as error:  # of touch(): FileLock alone would say that it is held
-        raise ValueError(f"{path.parent} must be a folder to write in, got: {error.strerror}. Choose another one.") from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        held.release()
 
 
 def begin(scratch: Path, signature: str) -> None:

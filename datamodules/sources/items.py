@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
@@ -37,12 +37,12 @@ class ItemList:
     """
 
     def __init__(self, source: Path, side: Side = "target") -> None:
-        self.source, self.side = source, side
+        self.source, self.side, self.shown = source, side, str(source)
         others: Counter[str] = Counter()
         if source.is_dir():
             self.entries: list[tuple[str, Any]] = sorted(folder_entries(source, others), key=itemgetter(0))
         elif source.is_file():
-            self.entries = list(manifest_entries(source))
+            self.entries = list(manifest_entries(json_lines(source)))
         else:
             raise ValueError(f"{source} does not exist. Name a manifest (JSONL) or a folder of media.")
         if not self.entries:
@@ -50,10 +50,7 @@ class ItemList:
         if others:
             kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(others.items()))
             log.warning("%s holds files of other kinds, which are skipped: %s", source, printable(kinds))
-        counts = Counter(key for key, _ in self.entries)
-        if len(counts) < len(self.entries):
-            twice = next(key for key, count in counts.items() if count > 1)
-            raise ValueError(f"Keys must be unique, {twice!r} stands twice in {source}.")
+        check_unique((key for key, _ in self.entries), self.shown)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -77,6 +74,9 @@ class ItemList:
         if isinstance(value, Path):
             return Item((value.read_text(encoding="utf-8"),))
         return parse_side(value, self.side, self.source.parent)
+
+    def bring(self, numbers: Iterable[int]) -> None:
+        """Fetches items before they are read; files of this machine need not be."""
 
     def size(self, number: int) -> tuple[str, int]:
         """Kind and approximate length of an item, without opening it: items of like size embed together."""
@@ -110,6 +110,23 @@ class ItemList:
             sources = [media.source for media in self.item(number).media]
             return [source for source in sources if isinstance(source, Path) and source.is_file()]
         return []
+
+
+def check_unique(keys: Iterable[str], shown: str) -> None:
+    """Refuses a key that stands twice.
+
+    Args:
+        keys: All keys.
+        shown: The source, for the error.
+
+    Raises:
+        ValueError: One does.
+    """
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            raise ValueError(f"Keys must be unique, {key!r} stands twice in {shown}.")
+        seen.add(key)
 
 
 def folder_entries(folder: Path, others: Counter[str]) -> Iterator[tuple[str, Entry]]:
@@ -212,13 +229,13 @@ def pages_of(path: Path) -> int:
         return 1
 
 
-def manifest_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields each line's key and content.
+def manifest_entries(lines: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields each line's key and content, of lines with their places.
 
     Raises:
         ValueError: A line is no JSON object with a key.
     """
-    for where, value in json_lines(path):
+    for where, value in lines:
         if not isinstance(value, dict) or not isinstance(value.get("key"), str):
             raise ValueError(f"Each line of a manifest must be an object with a key, got {str(value)[:80]} in {where}.")
         yield unicode_key(value["key"]), value

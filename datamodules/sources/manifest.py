@@ -2,7 +2,7 @@
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,13 +40,26 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         ValueError: A line is no JSON, or not UTF-8.
     """
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            line = line.removeprefix(BOM_UTF8) if number == 1 else line
-            if line.strip():
-                try:
-                    yield f"{path}:{number}", json.loads(line.decode())
-                except ValueError as error:
-                    raise ValueError(f"{path}:{number} must be JSON, as all of a JSONL file ({error}).") from error
+        yield from parse_lines(lines, str(path))
+
+
+def parse_lines(lines: Iterable[bytes], shown: str) -> Iterator[tuple[str, Any]]:
+    """Yields the place and content of each line of a JSONL file.
+
+    Args:
+        lines: The file's lines.
+        shown: Name of the file in places and errors.
+
+    Raises:
+        ValueError: A line is no JSON, or not UTF-8.
+    """
+    for number, line in enumerate(lines, start=1):
+        line = line.removeprefix(BOM_UTF8) if number == 1 else line
+        if line.strip():
+            try:
+                yield f"{shown}:{number}", json.loads(line.decode())
+            except ValueError as error:
+                raise ValueError(f"{shown}:{number} must be JSON, as all of a JSONL file ({error}).") from error
 
 
 def read_manifest(path: Path, split: str | None = None) -> Iterator[Pair | Fault]:

@@ -35,15 +35,17 @@ def alphas(
     from lightning_conan.fusion import fuse_folders, search_alphas
     from lightning_conan.fusion.coefficient_plots import plot_trials
     from lightning_conan.fusion.coefficients import check_searchable
+    from lightning_conan.writer_lock import only_writer
 
     check_searchable()  # neither this nor what follows after hours
     require("matplotlib", "Drawing the trade-off")
     check_apart(out, recipe.base, *recipe.specialists.values())
     check_replaceable(out, "fused")
     recipe.check()
-    found = search_alphas(recipe, read_sets(diagnostic, recipe.home, pairs), search, device)
-    beside = {"alphas.json": found.to_json().encode(), "alphas.png": plot_trials(found, recipe.owner)}
-    fuse_folders(replace(recipe, alphas=found.best.alphas), out, beside=beside)
+    with only_writer(out):
+        found = search_alphas(recipe, read_sets(diagnostic, recipe.home, pairs), search, device)
+        beside = {"alphas.json": found.to_json().encode(), "alphas.png": plot_trials(found, recipe.owner)}
+        fuse_folders(replace(recipe, alphas=found.best.alphas), out, beside=beside)
     print_best(found)
     print(f"{out}: fused with the best; {out / 'alphas.png'} draws all")
 

@@ -1,4 +1,4 @@
-"""`conan configs`: the YAML files that come with the package, and a copy of one to edit."""
+"""`conan configs`: the YAML and .sbatch files that come with the package, and a copy of one to edit."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning_conan
 
 PREFIX = "conan:"
+KINDS = (".yaml", ".sbatch")
 
 
 def config_folder() -> Path:
@@ -16,21 +17,22 @@ def config_folder() -> Path:
 
 
 def names() -> list[str]:
-    """Returns the packaged YAML files, relative to their folder."""
+    """Returns the packaged YAML and .sbatch files, relative to their folder."""
     folder = config_folder()
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.suffix in KINDS)
 
 
 def find_config(name: str) -> Path:
-    """Returns the path of a packaged YAML file.
+    """Returns the path of a packaged YAML or .sbatch file.
 
     Args:
-        name: Such as ``conan:tiny/base.yaml``; prefix and suffix may be omitted.
+        name: Such as ``conan:tiny/base.yaml``; the prefix and YAML's suffix may be omitted.
 
     Raises:
         ValueError: There is no such file.
     """
-    wanted = name.removeprefix(PREFIX).removesuffix(".yaml") + ".yaml"
+    wanted = name.removeprefix(PREFIX)
+    wanted = wanted if wanted.endswith(KINDS) else f"{wanted}.yaml"
     if wanted not in (found := names()):
         near = get_close_matches(wanted, found, 1) or found[:1]
         raise ValueError(f"A packaged config must be among those of `conan configs`, got {name!r}. Near it: {near}.")
@@ -65,7 +67,8 @@ def configs(name: str | None = None, out: Path | None = None) -> None:
             raise ValueError(f"--out needs the name of a config to copy, got none beside {out}. `conan configs` lists them.")
         width = max(map(len, names()))
         for each in names():
-            said = find_config(each).read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+            lines = find_config(each).read_text(encoding="utf-8").splitlines()
+            said = lines[lines[0].startswith("#!")].removeprefix("# ")
             print(f"{PREFIX}{each:<{width}}  {said}")
         return
     text = find_config(name).read_text(encoding="utf-8")

@@ -35,21 +35,23 @@ def drift(
     from lightning_conan.extras import require
     from lightning_conan.files import sync, warn_replaced, whole_file
     from lightning_conan.fusion.coefficient_plots import draw
+    from lightning_conan.writer_lock import only_writer
 
     quiet_libraries()
     require("matplotlib", "Drawing drift")
     if not specialists:
         raise ValueError("specialists must name a folder by modality at least, got none.")
     sets = read_sets(diagnostic, next(iter(specialists.values())), pairs)
-    report = measure_drift(specialists, states, sets, device)
-    panels = [partial(plot_drift, layers=layers, title=modality) for modality, layers in report.layers.items()]
-    drawn = draw(partial(plot_verdicts, verdicts=report.verdicts), *panels)
-    out.mkdir(parents=True, exist_ok=True)
-    warn_replaced(out / "drift.json")
-    with whole_file(out / "drift.json") as figures, whole_file(out / "drift.png") as picture:  # both or neither
-        figures.write(report.to_json().encode())
-        sync(figures)
-        picture.write(drawn)
+    with only_writer(out):
+        report = measure_drift(specialists, states, sets, device)
+        panels = [partial(plot_drift, layers=layers, title=modality) for modality, layers in report.layers.items()]
+        drawn = draw(partial(plot_verdicts, verdicts=report.verdicts), *panels)
+        out.mkdir(parents=True, exist_ok=True)
+        warn_replaced(out / "drift.json")
+        with whole_file(out / "drift.json") as figures, whole_file(out / "drift.png") as picture:  # both or neither
+            figures.write(report.to_json().encode())
+            sync(figures)
+            picture.write(drawn)
     for verdict in report.verdicts.values():
         print(verdict.sentence())
     print(f"{out}: drift.json, drift.png")

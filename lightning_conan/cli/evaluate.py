@@ -20,6 +20,7 @@ from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.extras import require
 from lightning_conan.training import Stage, Training
+from lightning_conan.writer_lock import only_writer
 
 
 @dataclass(frozen=True)
@@ -184,4 +185,6 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and evaluates."""
     from jsonargparse import auto_cli
 
-    evaluate(auto_cli(EvaluateOptions, args=list(args), prog="conan evaluate", as_positional=False))
+    options = auto_cli(EvaluateOptions, args=list(args), prog="conan evaluate", as_positional=False)
+    with only_writer(options.out):
+        evaluate(options)

@@ -19,6 +19,7 @@ from lightning_conan.files import warn_replaced
 from lightning_conan.items import Side
 from lightning_conan.retrieval.mining import Mining, mine
 from lightning_conan.retrieval.store import EmbeddingStore
+from lightning_conan.writer_lock import only_writer
 
 QUERIES = 4096
 """Queries that are mined, and kept, at once."""
@@ -231,4 +232,6 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and mines."""
     from jsonargparse import auto_cli
 
-    mine_manifest(auto_cli(MineOptions, args=list(args), prog="conan mine", as_positional=False, exit_on_error=False))
+    options = auto_cli(MineOptions, args=list(args), prog="conan mine", as_positional=False, exit_on_error=False)
+    with only_writer(options.out):
+        mine_manifest(options)

@@ -9,6 +9,7 @@ from typing import Literal
 from lightning_conan.demo.line import Demo
 from lightning_conan.demo.study import run_study
 from lightning_conan.demo.trace import run_trace
+from lightning_conan.writer_lock import only_writer
 
 
 def demo(
@@ -51,13 +52,25 @@ def demo(
         from lightning_conan.fusion.coefficients import check_searchable
 
         check_searchable()  # not after minutes of training
-    if study:
-        make = partial(Demo, configs=configs, steps_scale=steps_scale, pairs=pairs, keep=True)
-        print(run_study(study, {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}, out))
-        return
+    with only_writer(out):
+        if study:
+            make = partial(Demo, configs=configs, steps_scale=steps_scale, pairs=pairs, keep=True)
+            lines = {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}
+            print(run_study(study, lines, out))
+        else:
+            print(run_line(Demo(out, configs, seed, steps_scale, pairs), out, seed))
+
+
+def run_line(line: Demo, out: Path, seed: int) -> str:
+    """Runs the whole method and returns the report.
+
+    Args:
+        line: The demo.
+        out: Its folder; what an earlier demo left there is replaced.
+        seed: Its seed.
+    """
     from lightning_conan.demo.report import write_report
 
-    line = Demo(out, configs, seed, steps_scale, pairs)
     if (out / ".demo").is_file():
         line.say(f"{out} is replaced: it held an earlier demo.")
     line.clear()
@@ -65,7 +78,7 @@ def demo(
     line.prepare()
     line.recover()
     run_trace(line, "final")
-    print(write_report(out, line.seconds, seed))
+    return write_report(out, line.seconds, seed)
 
 
 def run(args: Sequence[str]) -> None:

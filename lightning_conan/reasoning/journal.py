@@ -7,9 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from filelock import FileLock, Timeout
-
 from lightning_conan.items import Pair
+from lightning_conan.writer_lock import lock_writer
 
 Kind = Literal["simple", "visual", "composed", "logical"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -78,7 +77,6 @@ class Journal:
         self.outcomes: dict[str, Outcome] = {}
         self.failures: dict[str, Outcome] = {}
         self.contents: dict[str, str] = {}
-        self.lock = FileLock(path.with_suffix(".lock"), timeout=0)
         self.read()
 
     def read(self) -> int:
@@ -113,11 +111,7 @@ class Journal:
         return self.failures.get(key) or self.outcomes.get(key)
 
     def __enter__(self) -> "Journal":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire()
-        except Timeout as error:
-            raise ValueError(f"{self.path} must be written by one process, and another one asks already. Wait for it.") from error
+        self.lock = lock_writer(self.path)
         whole = self.read()  # another process may have written since
         if self.path.exists() and self.path.stat().st_size > whole:
             os.truncate(self.path, whole)

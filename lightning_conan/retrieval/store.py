@@ -1,9 +1,10 @@
 """Embeddings on disk: Parquet parts of key, modality and embedding, each written whole and never twice."""
 
 import os
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 import pyarrow as pa
@@ -109,13 +110,19 @@ def write_part(
     flat = vectors.to(getattr(torch, origin.precision)).flatten().numpy()
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat, TYPES[origin.precision]), origin.dim)
     table = pa.table(columns).replace_schema_metadata(origin.to_metadata())
-    with whole_file(part_path(folder, number), f".{os.getpid()}") as file:
-        pq.write_table(table, file, compression="none", use_dictionary=["modality"])
+    with whole_file(part_path(folder, number), f".{socket.gethostname()}-{os.getpid()}") as file:
+        # Parquet keeps int8 in 32 bits: compressed it takes little more than 8, and floats do not compress.
+        pq.write_table(table, file, compression="zstd" if origin.precision == "int8" else "none", use_dictionary=["modality"])
 
 
 def read_origin(path: Path) -> dict[str, str]:
     """Reads a part's origin."""
-    found = pq.read_schema(mapped(path)).metadata or {}
+    return origin_in(pq.read_schema(mapped(path)))
+
+
+def origin_in(schema: pa.Schema) -> dict[str, str]:
+    """Origin in the metadata of a part's schema."""
+    found = schema.metadata or {}
     return {name.decode(): value.decode() for name, value in found.items() if name != b"ARROW:schema"}
 
 
@@ -124,30 +131,52 @@ def mapped(path: Path) -> pa.MemoryMappedFile:
     return pa.memory_map(os.fsencode(path))
 
 
-def finished_parts(folder: Path, origin: Origin) -> set[int]:
+def part_number(path: PurePath) -> int:
+    """Number of a part, or of the list of its skipped items, from the name of its file or of its scratch file."""
+    return int(path.name.lstrip(".").removeprefix("part-").partition(".")[0])
+
+
+def finished_parts(folder: Path, origin: Origin, own: Collection[int] | None = None) -> set[int]:
     """Numbers of the parts that exist already; leftovers of a killed run are removed.
 
     Args:
         folder: Folder of the parts.
         origin: Origin that each part must have.
+        own: Parts that this run writes, whose leftovers are its own; all by default.
 
     Raises:
         ValueError: A part of another model, source or setting.
     """
     for leftover in folder.glob(".part-*.partial"):
-        leftover.unlink(missing_ok=True)  # every rank does so
-    wanted, found = origin.to_metadata(), set()
+        if own is None or part_number(leftover) in own:
+            leftover.unlink(missing_ok=True)  # every rank does so
+    found = set()
     for path in sorted(folder.glob("part-*.parquet")):
-        there = read_origin(path)
-        if odd := {name: (value, there.get(name)) for name, value in wanted.items() if there.get(name) != value}:
-            name, (new, old) = next(iter(odd.items()))
-            where = {"model": " (--folder)", "source": " (--source, or what it holds)"}.get(name, "")
-            raise ValueError(
-                f"{path} was made with {name}{where} {shown(old)}, and this run has {shown(new)}. Choose another --out, or "
-                f"remove the folder {folder}."
-            )
-        found.add(int(path.stem.removeprefix("part-")))
+        check_origin(str(path), str(folder), read_origin(path), origin)
+        found.add(part_number(path))
     return found
+
+
+def check_origin(part: str, folder: str, there: Mapping[str, str], origin: Origin) -> None:
+    """Refuses a part of another origin.
+
+    Args:
+        part: Path or URL of the part.
+        folder: That of its folder.
+        there: The part's metadata.
+        origin: Origin that it must have.
+
+    Raises:
+        ValueError: It is of another model, source or setting.
+    """
+    wanted = origin.to_metadata()
+    if odd := {name: (value, there.get(name)) for name, value in wanted.items() if there.get(name) != value}:
+        name, (new, old) = next(iter(odd.items()))
+        where = {"model": " (--folder)", "source": " (--source, or what it holds)"}.get(name, "")
+        raise ValueError(
+            f"{part} was made with {name}{where} {shown(old)}, and this run has {shown(new)}. Choose another --out, or "
+            f"remove the folder {folder}."
+        )
 
 
 def shown(value: str | None) -> str:

@@ -47,11 +47,21 @@ class PartedData(Protocol):
         items: All of them.
         rows_per_part: Items of a part.
         skip: Numbers of the parts that are not embedded again.
+        own: Numbers of the parts that this run embeds.
+        share: Name of the share of a run that embeds some parts only, such as ``2-of-8``; empty for all.
     """
 
     items: Fingerprinted
     rows_per_part: int
     skip: set[int]
+
+    @property
+    def own(self) -> range:
+        """Numbers of the parts that this run embeds."""
+
+    @property
+    def share(self) -> str:
+        """Name of the run's share; empty for all parts."""
 
     @property
     def parts(self) -> int:
@@ -178,7 +188,8 @@ def parted_data(trainer: Trainer) -> PartedData:
     data = datamodule_of(trainer)
     if not isinstance(data, PartedData):
         raise misfit(
-            "callbacks.EmbeddingParts needs a data module with `items`, `parts`, `numbers()`, `rows_per_part` and `skip`",
+            "callbacks.EmbeddingParts needs a data module with `items`, `parts`, `own`, `share`, `numbers()`, "
+            "`rows_per_part` and `skip`",
             data,
             "Use datamodules.EmbedData.",
         )

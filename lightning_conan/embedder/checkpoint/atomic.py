@@ -12,6 +12,7 @@ import psutil
 from lightning_conan.embedder.checkpoint.provenance import PROVENANCE, State, read_provenance
 from lightning_conan.files import warn_replaced
 from lightning_conan.items import Modality
+from lightning_conan.writer_lock import only_writer
 
 
 @contextmanager
@@ -24,10 +25,26 @@ def whole_folder(folder: Path, state: State, modality: Modality | None = None) -
         modality: Modality of a specialist.
 
     Raises:
-        ValueError: ``folder`` holds something else, so it is not ours to replace.
+        ValueError: ``folder`` holds something else, so it is not ours to replace, or another process writes it.
     """
     folder = folder.resolve() if folder.is_symlink() else folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder), replacing(folder, state, modality) as scratch:
+        yield scratch
+
+
+@contextmanager
+def replacing(folder: Path, state: State, modality: Modality | None) -> Iterator[Path]:
+    """Does the work of ``whole_folder``, without its lock.
+
+    Args:
+        folder: The checkpoint folder.
+        state: State of the model that it will hold.
+        modality: Modality of a specialist.
+
+    Raises:
+        ValueError: See ``whole_folder``.
+    """
     old = folder.parent / f".{folder.name}.partial-old"
     if old.exists() and not folder.exists():  # a process ended between the two renames below
         old.rename(folder)

@@ -9,6 +9,7 @@ from datamodules.shards import tar
 from datamodules.shards.read import ShardSet
 from datamodules.shards.write import PROGRESS, write_resumable, write_shards
 from lightning_conan.items import Item, Media, Pair
+from lightning_conan.writer_lock import only_writer
 from samples import png
 
 
@@ -19,7 +20,8 @@ def pairs(count=6):
 
 @pytest.mark.parametrize(("size", "name"), [(5000, "000000.tar"), (20, PROGRESS)])
 def test_a_full_disk_names_what_could_not_be_written(tmp_path, size, name):
-    with files_of(size), pytest.raises(OSError, match=rf"\.out\.partial/{name} could not be written .*too large"):
+    said = rf"\.out\.partial/{name} could not be written .*too large"
+    with only_writer(tmp_path / "out"), files_of(size), pytest.raises(OSError, match=said):
         write_resumable(lambda _: pairs(), tmp_path / "out", "what this is made of")
     assert not list(tmp_path.iterdir())
 

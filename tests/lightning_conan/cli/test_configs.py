@@ -16,7 +16,7 @@ def test_all_are_listed_with_what_they_say(capsys):
     assert main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines} == {
-        f"conan:{path.relative_to(CONFIGS).as_posix()}" for path in CONFIGS.rglob("*.yaml")
+        f"conan:{path.relative_to(CONFIGS).as_posix()}" for path in CONFIGS.rglob("*.*")
     }
     assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
 
@@ -32,6 +32,8 @@ def test_one_is_printed_or_copied_and_nothing_is_replaced(tmp_path, capsys):
     assert main(["configs", "tiny/base.yaml", "--out", str(out)]) == 1
     assert "exists already" in capsys.readouterr().err
     assert out.read_text() == "years of work"
+    assert main(["configs", "slurm/embed.sbatch", "--out", str(out.with_name("job.sbatch"))]) == 0
+    assert out.with_name("job.sbatch").read_text() == (CONFIGS / "slurm" / "embed.sbatch").read_text()
     assert main(["configs", "--out", str(out)]) == 1
     assert "needs the name of a config" in capsys.readouterr().err
 

@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -307,8 +310,9 @@ def test_a_journal_is_not_rewritten_and_belongs_to_one_process(tmp_path):
     path = tmp_path / "a.jsonl"
     with Journal(path) as journal:
         journal.add(Outcome("a", "simple"))
-        with pytest.raises(ValueError, match="another one asks already"), Journal(path):
-            pass
+        code = "import sys, pathlib, lightning_conan.reasoning.journal as j\nwith j.Journal(pathlib.Path(sys.argv[1])): pass"
+        other = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False, timeout=60)
+        assert f"a.jsonl must have one writer, and process {os.getpid()} on" in other.stderr
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"key": "b", "ki')
     again = Journal(path)
