@@ -2,7 +2,17 @@
 
 import importlib.util
 
-EXTRAS = {"optuna": "alphas", "scipy": "alphas", "lmdb": "cache", "matplotlib": "plots", "sentence_transformers": "export"}
+EXTRAS = {
+    "optuna": "alphas",
+    "scipy": "alphas",
+    "lmdb": "cache",
+    "matplotlib": "plots",
+    "sentence_transformers": "export",
+    "lancedb": "lancedb",
+    "qdrant_client": "qdrant",
+    "pymilvus": "milvus",
+    "faiss": "faiss",
+}
 """Extra by module, as in setup.cfg."""
 
 
