@@ -29,6 +29,7 @@ VERBS = {
     "foreign.md": ["graft", "fit", "fuse"],
     "boards.md": ["evaluate", "evaluate"],
     "embed.md": ["embed", "search", "export", "doctor"],
+    "engines.md": ["index", "search"],
     "reasoning.md": ["cot", "test"],
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
     "stages.md": ["fit", "alphas", "drift"],
@@ -117,6 +118,24 @@ def test_commands_for_using_a_model(home, capsys):
         run(command, capsys)
     assert "a.jpg" in capsys.readouterr().out
     assert (home / "exported" / "modules.json").is_file()
+
+
+def test_commands_and_python_for_engines(home, capsys):
+    """Behind the commands that make the index's folder, and with what the page shows."""
+    pytest.importorskip("lancedb")
+    shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
+    exec(blocks("embed.md", "python")[0], {})
+    run(commands("embed.md")[0], capsys)
+    index, search = commands("engines.md")
+    capsys.readouterr()
+    run(index, capsys)
+    shown = re.search(r"```\n(index\.lancedb.*?)```", PAGES["engines.md"], flags=re.DOTALL)[1]
+    assert capsys.readouterr().out == f"{home}/{shown}"
+    run(search, capsys)
+    assert "blue.jpg" in capsys.readouterr().out
+    (code,) = blocks("engines.md", "python")
+    exec(code, {})
+    assert "unchanged=2" in capsys.readouterr().out
 
 
 def test_commands_for_boards(home, capsys):

@@ -221,3 +221,27 @@ def test_a_killed_transfer_is_completed_by_the_same_call(killed, place, name):
         counts = upsert(engine, PartStream(folder), block=10)
         assert same(rows_of(engine), expected(folder))
     assert (counts.new, counts.unchanged) == ((ROWS, 0) if name == "faiss" else (ROWS - 20, 20))
+
+
+def test_a_server_is_an_engine_too(tmp_path):
+    """By its URL: here the one that Milvus Lite starts for others."""
+    pytest.importorskip("pymilvus")
+    server = pytest.importorskip("milvus_lite.adapter.grpc.server")
+    running, _, port = server.start_server_in_thread(str(tmp_path / "data"))
+    try:
+        folder = write(tmp_path / "parts", embeddings(20))
+        with open_engine(Place("milvus", f"http://127.0.0.1:{port}", "shared")) as engine:
+            upsert(engine, PartStream(folder))
+            assert build_index(engine, 0.95).recall == 1.0
+            assert same(rows_of(engine), expected(folder))
+    finally:
+        running.stop(None)
+
+
+def test_a_table_of_somebody_else_is_refused(tmp_path):
+    lancedb = pytest.importorskip("lancedb")
+    lancedb.connect(tmp_path / "there").create_table("theirs", [{"vector": [1.0, 2.0]}])
+    folder = write(tmp_path / "parts", embeddings(4))
+    place = Place("lancedb", str(tmp_path / "there"), "theirs")
+    with open_engine(place) as engine, pytest.raises(ValueError, match="made by something else"):
+        upsert(engine, PartStream(folder))
