@@ -13,6 +13,10 @@ EXTRAS = {
     "starlette": "serve",
     "uvicorn": "serve",
     "prometheus_client": "serve",
+    "lancedb": "lancedb",
+    "qdrant_client": "qdrant",
+    "pymilvus": "milvus",
+    "faiss": "faiss",
 }
 """Extra by module, as in setup.cfg."""
 

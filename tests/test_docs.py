@@ -112,7 +112,8 @@ def known(option: str, verb: str) -> bool:
         return set(rest[1:]) <= parameters()
     if f"{group}.help" in options(verb):
         return set(rest) <= parameters()
-    return not {option, f"query.{option}"}.isdisjoint(options(verb))  # `conan search --text` is short for --query.text
+    long = {option, f"query.{option}", f"approximate.{option}"}  # `conan search --text` is short for --query.text
+    return not long.isdisjoint(options(verb))
 
 
 def named(page: Path) -> Iterator[tuple[str, str]]:

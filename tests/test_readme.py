@@ -33,6 +33,7 @@ VERBS = {
     "embed.md": ["embed", "search", "export", "doctor"],
     "mteb.md": ["evaluate", "evaluate"],  # run where mteb is imported, in test_mteb.py
     "planning.md": ["embed", "embed"],
+    "engines.md": ["index", "search"],
     "reasoning.md": ["cot", "test"],
     "serving.md": ["serve"],
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
@@ -166,6 +167,24 @@ def test_commands_for_planning(home, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(data=SimpleNamespace(read_parquet=lambda path: Rows())))
     exec(blocks("planning.md", "python")[0])
     assert [batch["embedding"].shape for batch in found] == [(1, 128)] * 2
+
+
+def test_commands_and_python_for_engines(home, capsys):
+    """Behind the commands that make the index's folder, and with what the page shows."""
+    pytest.importorskip("lancedb")
+    shutil.copytree(home / "runs" / "demo" / "base", home / "runs" / "demo" / "final")
+    exec(blocks("embed.md", "python")[0], {})
+    run(commands("embed.md")[0], capsys)
+    index, search = commands("engines.md")
+    capsys.readouterr()
+    run(index, capsys)
+    shown = re.search(r"```\n(index\.lancedb.*?)```", PAGES["engines.md"], flags=re.DOTALL)[1]
+    assert capsys.readouterr().out == f"{home}/{shown}"
+    run(search, capsys)
+    assert "blue.jpg" in capsys.readouterr().out
+    (code,) = blocks("engines.md", "python")
+    exec(code, {})
+    assert "unchanged=2" in capsys.readouterr().out
 
 
 def test_commands_for_boards(home, capsys):

@@ -31,6 +31,7 @@ VERBS = {
     "pack": "turn manifests, tables and published data sets into shards, or check some",
     "embed": "embed a manifest or a folder of media into Parquet parts",
     "evaluate": "score a checkpoint folder on retrieval tasks with distractors and graded relevance",
+    "index": "hand embeddings to a vector engine, and measure its recall",
     "search": "find the nearest embeddings of a text, an image, a video, a page or an audio clip",
     "serve": "serve a checkpoint folder over HTTP, as OpenAI's and Cohere's clients ask for embeddings",
     "mine": "find hard negatives for the pairs of a manifest",

@@ -1,14 +1,15 @@
-"""`conan search`: the nearest embeddings of a query, exactly. Imports no Lightning: that would double the start-up."""
+"""`conan search`: the nearest embeddings of a query, exactly or by an engine; without Lightning, which is slow to import."""
 
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning_conan.cli.common import daemon
 from lightning_conan.parsing import parse_side
+from lightning_conan.retrieval.engines.place import EngineName, Place
 from lightning_conan.terminal import printable
 
 Asked = tuple[str | None, dict[str, Any], str]
@@ -41,6 +42,33 @@ class Query:
         return {name: value for name, value in fields.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Approximate:
+    """An index that `conan index` wrote, to search instead of the embeddings themselves.
+
+    Args:
+        engine: lancedb, qdrant, milvus or faiss; by default the embeddings are searched exactly.
+        at: Path of the engine's index, or URL of its server; by default beside the embeddings.
+        name: Table or collection there.
+    """
+
+    engine: EngineName | None = None
+    at: str | None = None
+    name: str = "embeddings"
+
+    def place(self, index: Path) -> Place | None:
+        """Place of the index; None for exact search.
+
+        Raises:
+            ValueError: A place without an engine.
+        """
+        if self.engine is None:
+            if self.at is not None:
+                raise ValueError(f"at is the place of an engine's index, got {self.at} without --engine.")
+            return None
+        return Place.beside(index, self.engine, self.at, self.name)
+
+
 def read_queries(path: Path) -> list[Asked]:
     """The queries of a JSONL file of items, or of pairs, whose query is taken.
 
@@ -70,29 +98,32 @@ class Searcher:
         folder: The checkpoint folder.
         index: What `conan embed` wrote with it.
         device: Where to embed queries.
+        approximate: An engine's index instead.
 
     Raises:
         ValueError: The index is incomplete, or was made with another model.
     """
 
-    def __init__(self, folder: Path, index: Path, device: str) -> None:
+    def __init__(self, folder: Path, index: Path, device: str, approximate: Approximate = Approximate()) -> None:  # frozen
         from lightning_conan.cli.common.logging import quiet_libraries
         from lightning_conan.embedder import OmniConfig, load_folder
         from lightning_conan.embedder.checkpoint import embeds_as, stored_dtype
-        from lightning_conan.retrieval.store import EmbeddingStore
+        from lightning_conan.retrieval.engines.searching import EngineIndex, ExactIndex, SearchIndex
 
         quiet_libraries()
-        self.store = EmbeddingStore(index)
+        place = approximate.place(index)
+        self.index: SearchIndex = EngineIndex(place) if place else ExactIndex(index)
         dtype = stored_dtype(OmniConfig.from_pretrained(folder))  # as `conan embed` does, wherever it runs
         self.model, self.processor, provenance = load_folder(folder, dtype=dtype, device=device)
-        if embeds_as(provenance, self.processor) != self.store.origin["model"]:
-            raise ValueError(f"{index} was made with another model than {folder}: vectors of two models cannot be compared.")
+        if embeds_as(provenance, self.processor) != self.index.model:
+            raise ValueError(
+                f"{self.index.name} was made with another model than {folder}: vectors of two models cannot be compared."
+            )
 
     def __call__(self, asked: Sequence[Asked], k: int) -> list[dict[str, Any]]:
         """The best ``k`` entries of each query."""
         import torch
 
-        from lightning_conan.retrieval.search import top_k
         from lightning_conan.retrieval.store import shorten
 
         items = [parse_side(value, "query", Path(root)) for _, value, root in asked]
@@ -106,43 +137,34 @@ class Searcher:
                 vectors, texts = written.embeddings, reasoner.texts(written)
             else:
                 vectors = self.model.embed([self.processor(item) for item in items])
-        scores, rows = top_k(shorten(vectors.cpu(), self.store.dim), self.store.blocks(), k)
+        found = self.index.find(shorten(vectors.cpu(), self.index.dim), k)
         return [
-            {"query": key, "hits": [self.hit(score, row) for score, row in zip(values, found, strict=True)]}
-            | ({"reasoning": text} if text else {})
-            for (key, _, _), values, found, text in zip(asked, scores.tolist(), rows.tolist(), texts, strict=True)
+            {"query": key, "hits": hits} | ({"reasoning": text} if text else {})
+            for (key, _, _), hits, text in zip(asked, found, texts, strict=True)
         ]
 
-    def hit(self, score: float, row: int) -> dict[str, Any]:
-        """Describes an entry of the index: key, modality and score.
 
-        Args:
-            score: Cosine to the query; rounded to six digits.
-            row: The entry's row in the index.
-        """
-        key, modality = self.store.entry(row)
-        return {"key": key, "modality": modality, "score": round(score, 6)}
-
-
-def open_searcher(folder: Path, index: Path, device: str, keep: float) -> Callable[[list[Asked], int], list[dict[str, Any]]]:
+def open_searcher(options: "SearchOptions") -> Callable[[list[Asked], int], list[dict[str, Any]]]:
     """Returns a function from queries and ``k`` to hits, which asks a helper process if one listens and loads the model if not.
 
-    Args:
-        folder: The checkpoint folder.
-        index: Folder of embeddings that were made with it.
-        device: Device to embed queries on.
-        keep: Minutes without a query after which a helper ends; one is started unless it is 0.
+    Raises:
+        ValueError: A helper would keep an index that is for one process at a time.
     """
-    place = daemon.address([folder, index], device)
-    if keep and not daemon.listens(place):
-        daemon.start(place, __name__, str(folder), str(index), device, str(place), str(keep * 60))
+    folder, index, device, other = options.folder, options.index, options.device, options.approximate
+    there, words = other.place(index), [other.engine or "", other.at or "", other.name]
+    if options.keep and there and there.exclusive:
+        raise ValueError(f"keep must be 0 with {there}, which is for one process at a time, got {options.keep}.")
+    folders = [folder, index] if there is None else [folder] if there.remote else [folder, Path(there.at)]
+    place = daemon.address(folders, device, *(words if there else []))
+    if options.keep and not daemon.listens(place):
+        daemon.start(place, __name__, str(folder), str(index), device, *words, str(place), str(options.keep * 60))
     here: Searcher | None = None
 
     def find(asked: list[Asked], k: int) -> list[dict[str, Any]]:
         nonlocal here
         found = daemon.ask(place, {"asked": asked, "k": k}) if here is None else None
         if found is None:  # no helper, or it has just left
-            here = here or Searcher(folder, index, device)
+            here = here or Searcher(folder, index, device, other)
             found = here(asked, k)
         return found  # type: ignore[no-any-return]  # JSON
 
@@ -177,21 +199,13 @@ def check_numbers(k: int, keep: float) -> None:
         raise ValueError(f"keep must not be negative, got {keep}.")
 
 
-def search(
-    folder: Path,
-    index: Path,
-    query: Query = Query(),  # frozen
-    queries: Path | None = None,
-    k: int = 10,
-    format: Literal["table", "jsonl"] = "table",
-    device: str = "cpu",
-    keep: float = 0.0,
-) -> None:
-    """Finds the nearest entries of an index, exactly, with the largest cosine first.
+@dataclass(frozen=True)
+class SearchOptions:
+    """Finds the nearest entries of an index, exactly or by a vector engine, with the largest cosine first.
 
-    --text, --image and so on are short for --query.text, --query.image. Without a query it reads one text a line from the
-    standard input. Loading takes seconds and a search milliseconds: with
-    --keep a helper process stays behind, and the next calls answer at once.
+    --text, --image and so on are short for --query.text, --query.image, and --engine, --at and --name for --approximate.engine
+    and so on. Without a query it reads one text a line from the standard input. Loading takes seconds and a search
+    milliseconds: with --keep a helper process stays behind, and the next calls answer at once.
 
     Args:
         folder: The checkpoint folder that the index was made with.
@@ -202,20 +216,39 @@ def search(
         format: A table, or a JSON line for each query.
         device: Device to embed the queries on.
         keep: Minutes without a query after which the helper that keeps model and index loaded ends; 0 starts none.
+        approximate: An index that `conan index` wrote from it, to search instead.
     """
-    one = query.fields()
-    if one and queries:
-        raise ValueError(f"search needs one query or --queries, got both: {one} and {queries}.")
-    check_numbers(k, keep)
-    find = open_searcher(folder, index, device, keep)
+
+    folder: Path
+    index: Path
+    query: Query = Query()  # frozen
+    queries: Path | None = None
+    k: int = 10
+    format: Literal["table", "jsonl"] = "table"
+    device: str = "cpu"
+    keep: float = 0.0
+    approximate: Approximate = Approximate()  # frozen
+
+
+def search(options: SearchOptions) -> None:
+    """Prints the nearest entries of each query.
+
+    Raises:
+        ValueError: A number out of its range, or two ways to ask at once.
+    """
+    one = options.query.fields()
+    if one and options.queries:
+        raise ValueError(f"search needs one query or --queries, got both: {one} and {options.queries}.")
+    check_numbers(options.k, options.keep)
+    find = open_searcher(options)
 
     def answer(asked: list[Asked]) -> None:
-        for found in find(asked, k):
+        for found in find(asked, options.k):
             titles = [text for text in (found["query"], found.get("reasoning")) if text]
-            print(json.dumps(found) if format == "jsonl" else table(titles, found["hits"]), flush=True)
+            print(json.dumps(found) if options.format == "jsonl" else table(titles, found["hits"]), flush=True)
 
-    if queries:
-        answer(read_queries(queries))
+    if options.queries:
+        answer(read_queries(options.queries))
     elif one:
         answer([(None, one, "/")])
     else:
@@ -227,25 +260,30 @@ def search(
 
 
 def run(args: Sequence[str]) -> None:
-    """Parses the options and searches; the fields of a query are options of their own."""
+    """Parses the options and searches; the fields of a query and of an engine's index are options of their own."""
     from jsonargparse import auto_cli
 
-    fields = {f"--{name}" for name in Query.__dataclass_fields__}
-    words = [f"--query.{word[2:]}" if word.split("=")[0] in fields else word for word in args]
-    auto_cli(search, args=words, prog="conan search", as_positional=False, exit_on_error=False)
+    groups = {"query": fields(Query), "approximate": fields(Approximate)}
+    long = {f"--{field.name}": f"--{group}.{field.name}" for group, found in groups.items() for field in found}
+    cut = [word.partition("=") for word in args]
+    words = [long.get(option, option) + equals + value for option, equals, value in cut]
+    search(auto_cli(SearchOptions, args=words, prog="conan search", as_positional=False, exit_on_error=False))
 
 
-def main(folder: str, index: str, device: str, place: str, idle: str) -> None:
+def main(folder: str, index: str, device: str, engine: Any, at: str, name: str, place: str, idle: str) -> None:
     """Runs the helper process; all arguments are words of its command line.
 
     Args:
         folder: The checkpoint folder.
         index: Folder of embeddings that were made with it.
         device: Device to embed queries on.
+        engine: The vector engine, or nothing for exact search.
+        at: Place of its index, or nothing for the default.
+        name: Table there.
         place: Socket to listen at.
         idle: Seconds without a query after which it ends.
     """
-    searcher = Searcher(Path(folder), Path(index), device)
+    searcher = Searcher(Path(folder), Path(index), device, Approximate(engine or None, at or None, name))
     daemon.serve(Path(place), lambda request: searcher(request["asked"], request["k"]), float(idle))
 
 

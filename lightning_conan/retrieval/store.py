@@ -184,6 +184,39 @@ def shown(value: str | None) -> str:
     return "null" if value is None else value if len(value) < 64 else f"{value[:12]}..."
 
 
+def complete_parts(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """Lists the parts of a folder, with the origin of the first.
+
+    Raises:
+        ValueError: No parts, or not all of them.
+    """
+    paths = sorted(folder.glob("part-*.parquet"))
+    if not paths:
+        raise ValueError(f"{folder} holds no embeddings: there is no part-00000.parquet. Write it with `conan embed`.")
+    origin = read_origin(paths[0])
+    total = int(origin["parts"])
+    if missing := sorted({part_path(folder, number) for number in range(total)} - set(paths)):
+        raise ValueError(
+            f"{folder} is incomplete: {missing[0].name} of {total} {plural(total, 'part')} is missing. "
+            "Run the same `conan embed` again."
+        )
+    return paths, origin
+
+
+def vectors_of(batch: pa.RecordBatch, dim: int) -> Float[Tensor, "_ dim"]:
+    """Copies the embeddings of some rows of a part, in float32.
+
+    Args:
+        batch: Rows with the column ``embedding``, and ``scale`` in int8.
+        dim: Length of an embedding.
+    """
+    values = batch["embedding"].flatten().to_numpy(zero_copy_only=True)
+    vectors = torch.from_numpy(values.reshape(len(batch), dim).copy()).float()
+    if "scale" in batch.schema.names:
+        vectors *= torch.from_numpy(batch["scale"].to_numpy().copy())[:, None]
+    return vectors
+
+
 class EmbeddingStore:
     """All parts of a folder, memory-mapped.
 
@@ -203,16 +236,7 @@ class EmbeddingStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.glob("part-*.parquet"))
-        if not self.paths:
-            raise ValueError(f"{folder} holds no embeddings: there is no part-00000.parquet. Write it with `conan embed`.")
-        self.origin = read_origin(self.paths[0])
-        total = int(self.origin["parts"])
-        if missing := sorted({part_path(folder, number) for number in range(total)} - set(self.paths)):
-            raise ValueError(
-                f"{folder} is incomplete: {missing[0].name} of {total} {plural(total, 'part')} is missing. "
-                "Run the same `conan embed` again."
-            )
+        self.paths, self.origin = complete_parts(folder)
         self.tables = [pq.read_table(mapped(path)) for path in self.paths]
 
     def __len__(self) -> int:
@@ -252,8 +276,4 @@ class EmbeddingStore:
         """Yields the embeddings in float32, a block of at most ``rows`` at a time."""
         for table in self.tables:
             for batch in table.to_batches(rows):
-                values = batch["embedding"].flatten().to_numpy(zero_copy_only=True)
-                block = torch.from_numpy(values.reshape(len(batch), self.dim).copy()).float()
-                if "scale" in batch.schema.names:
-                    block *= torch.from_numpy(batch["scale"].to_numpy().copy())[:, None]
-                yield block
+                yield vectors_of(batch, self.dim)

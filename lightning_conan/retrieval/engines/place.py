@@ -1,0 +1,88 @@
+"""Engines by name, and places of their indexes; free of torch, which a search by a helper process does not need."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+EngineName = Literal["lancedb", "qdrant", "milvus", "faiss"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Facts about an engine, whose class is in the file of its name.
+
+    Args:
+        title: Its name in messages.
+        module: Python module that it needs, a key of ``extras.EXTRAS``.
+        cls: Name of its class.
+        suffix: Of the index beside a folder of embeddings.
+        exclusive: True if an index in a folder is for one process at a time.
+    """
+
+    title: str
+    module: str
+    cls: str
+    suffix: str
+    exclusive: bool = False
+
+
+ENGINES: dict[EngineName, Kind] = {
+    "lancedb": Kind("LanceDB", "lancedb", "LanceEngine", ".lancedb"),
+    "qdrant": Kind("Qdrant", "qdrant_client", "QdrantEngine", ".qdrant", exclusive=True),
+    "milvus": Kind("Milvus", "pymilvus", "MilvusEngine", ".milvus.db", exclusive=True),
+    "faiss": Kind("faiss", "faiss", "FaissEngine", ".faiss"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """An engine's index: the folder or server, and the name of the table there.
+
+    Args:
+        engine: The engine.
+        at: A path, or the URL of a server.
+        name: Table or collection; several may share a place.
+        index_from: Rows from which on LanceDB and faiss get an approximate index; fewer are searched exhaustively.
+
+    Raises:
+        ValueError: A URL for an engine that has no server.
+    """
+
+    engine: EngineName
+    at: str
+    name: str = "embeddings"
+    index_from: int = 20_000
+
+    def __post_init__(self) -> None:
+        if self.engine == "faiss" and self.remote:
+            raise ValueError(f"faiss has no server, got {self.at}. Give a folder (--at), or take qdrant or milvus.")
+        if not self.name or "/" in self.name:
+            raise ValueError(f"A table's name must not be empty or hold a slash, got {self.name!r}. Change --name.")
+        if self.index_from < 1:
+            raise ValueError(f"index_from must be positive, got {self.index_from}.")
+
+    @property
+    def remote(self) -> bool:
+        """True for a server."""
+        return "://" in self.at
+
+    @property
+    def exclusive(self) -> bool:
+        """True if one process at a time may use it."""
+        return ENGINES[self.engine].exclusive and not self.remote
+
+    def __str__(self) -> str:
+        return f"{self.at} ({ENGINES[self.engine].title}, {self.name})"
+
+    @classmethod
+    def beside(cls, index: Path, engine: EngineName, at: str | None = None, name: str = "embeddings") -> "Place":
+        """Place of an engine's index for a folder of embeddings.
+
+        Args:
+            index: The folder; the engine's index lies beside it, unless ``at`` says otherwise.
+            engine: The engine.
+            at: Path or URL.
+            name: Table or collection there.
+        """
+        whole = index.resolve()
+        return cls(engine, at or str(whole.with_name(f"{whole.name}{ENGINES[engine].suffix}")), name)
