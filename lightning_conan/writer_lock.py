@@ -144,7 +144,7 @@ def take(lease: SoftFileLease, path: Path, out: Path) -> None:
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
         held_by_other = not acquired(lease, path)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:  # the last one of /proc
         raise ValueError(f"{path.parent} must be a folder to write in, got: {error.strerror}. Choose another one.") from error
     except OSError as error:
         raise OSError(f"{path} could not be written ({error}). Make room there, and run the same command again.") from error

@@ -45,7 +45,7 @@ class EvaluateOptions:
         union: True to search M-BEIR's union pool, too.
         all_prompts: True to ask each of M-BEIR's queries with each of its instructions, of which its own code draws one at
             random: the score is the mean over them.
-        prompts: Of mteb's tasks, instructions by its names: TASK-query, TASK, TYPE-query, TYPE, query, document; the folder's
+        prompts: Instructions of mteb's tasks by its names: TASK-query, TASK, TYPE-query, TYPE, query, document; the folder's
             own instruction by default.
         cache: Folder of embeddings, which all tasks share; OUT/cache by default.
         num_workers: Processes that decode; 0 decodes in the main process.

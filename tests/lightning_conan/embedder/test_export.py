@@ -205,7 +205,7 @@ def test_pictures_are_turned_and_pages_chosen_as_files_are(wanted, whole, tmp_pa
     ({"video": {"frames": FRAMES / 255, "fps": 4}}, "Frames must be uint8 of shape"),
     ({"video": {"frames": FRAMES[:, :2], "fps": 4}}, "Frames must be uint8 of shape"),
     ({"audio": {"array": [1, 2, 3], "sampling_rate": 16_000}}, "Samples must be floats between -1 and 1"),
-    ({"audio": PICTURE}, "A audio must be a path"),
+    ({"audio": PICTURE}, "An audio clip must be a path"),
 ])  # fmt: skip
 def test_arrays_that_would_be_misread_are_refused(whole, value, said):
     with pytest.raises(ValueError, match=said):
