@@ -7,7 +7,7 @@ from disk import files_of
 from lightning_conan import drift as package
 from lightning_conan.cli import drift
 from lightning_conan.cli.common import pair_sets
-from lightning_conan.fusion import plots
+from lightning_conan.fusion import coefficient_plots as plots
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def test_mine_and_search_end_with_143(base, manifest, texts, tmp_path, monkeypat
     assert not (tmp_path / "mined.jsonl").exists()
     assert main(mined) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_conan.retrieval.search.top_k", terminate)
+        patch.setattr("lightning_conan.retrieval.engines.searching.top_k", terminate)
         index = tmp_path / "mined.jsonl.mining" / "target"
         assert main(["search", "--folder", str(base), "--index", str(index), "--text", "x"]) == 143
 
