@@ -13,10 +13,9 @@ from mteb.types import PromptType
 from sentence_transformers import SentenceTransformer
 
 from lightning_conan.boards.mteb_rows import KINDS, ordered
-from lightning_conan.embedder.checkpoint import embeds_as, load_processor, read_provenance
+from lightning_conan.embedder.checkpoint import embeds_as, load_processor, read_config, read_provenance
 from lightning_conan.embedder.checkpoint.export import MODALITY_CONFIG
 from lightning_conan.embedder.checkpoint.folder import open_tensors
-from lightning_conan.embedder.config import OmniConfig
 
 
 def model_meta(folder: Path, name: str | None = None) -> ModelMeta:
@@ -48,7 +47,7 @@ def model_meta(folder: Path, name: str | None = None) -> ModelMeta:
         "name": name or f"lightning-conan/{folder.resolve().name}",
         "revision": embeds_as(provenance, processor).replace(":", "-"),
         "modalities": [kind for kind in KINDS if kind in kinds],
-        "embed_dim": OmniConfig.from_pretrained(folder).dim,
+        "embed_dim": read_config(folder).dim,
         "n_parameters": sum(spec.nbytes // spec.dtype.itemsize for spec in specs),
         "framework": ["PyTorch", "Sentence Transformers"],
         "similarity_fn_name": ScoringFunction.COSINE,

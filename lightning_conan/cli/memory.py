@@ -58,14 +58,14 @@ def memory(options: MemoryOptions) -> None:
     Raises:
         ValueError: A number is below 1, or the model is unknown.
     """
-    from lightning_conan.embedder import OmniConfig
+    from lightning_conan.embedder.checkpoint import read_config
     from lightning_conan.embedder.published import published_config
     from lightning_conan.training.memory_need import memory_need
 
     for name in ("devices", "rank", "token_budget", "batch_size"):
         if (value := getattr(options, name)) < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}.")
-    config = OmniConfig.from_pretrained(options.folder) if options.folder else published_config(options.model)
+    config = read_config(options.folder) if options.folder else published_config(options.model)
     need = memory_need(config, plan_of(options))
     for part, size in need.items():
         print(f"{part:<44}{size / 2**30:>8.2f} GiB")

@@ -106,14 +106,14 @@ class Searcher:
 
     def __init__(self, folder: Path, index: Path, device: str, approximate: Approximate = Approximate()) -> None:  # frozen
         from lightning_conan.cli.common.logging import quiet_libraries
-        from lightning_conan.embedder import OmniConfig, load_folder
-        from lightning_conan.embedder.checkpoint import embeds_as, stored_dtype
+        from lightning_conan.embedder import load_folder
+        from lightning_conan.embedder.checkpoint import embeds_as, read_config, stored_dtype
         from lightning_conan.retrieval.engines.searching import EngineIndex, ExactIndex, SearchIndex
 
         quiet_libraries()
         place = approximate.place(index)
         self.index: SearchIndex = EngineIndex(place) if place else ExactIndex(index)
-        dtype = stored_dtype(OmniConfig.from_pretrained(folder))  # as `conan embed` does, wherever it runs
+        dtype = stored_dtype(read_config(folder))  # as `conan embed` does, wherever it runs
         self.model, self.processor, provenance = load_folder(folder, dtype=dtype, device=device)
         if embeds_as(provenance, self.processor) != self.index.model:
             raise ValueError(

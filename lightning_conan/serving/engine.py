@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from lightning_conan.embedder import Encoded, OmniConfig, load_folder
-from lightning_conan.embedder.checkpoint import changed_versions, compare_golden, embeds_as, stored_dtype
+from lightning_conan.embedder import Encoded, load_folder
+from lightning_conan.embedder.checkpoint import changed_versions, compare_golden, embeds_as, read_config, stored_dtype
 from lightning_conan.items import Item, Side
 from lightning_conan.reasoning import encode_queries
 from lightning_conan.serving.batching import Batcher
@@ -33,7 +33,7 @@ class Engine:
 
     def __init__(self, folder: Path, settings: EngineSettings, limits: RequestLimits, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
-        dtype = stored_dtype(OmniConfig.from_pretrained(folder))
+        dtype = stored_dtype(read_config(folder))
         self.model, self.processor, self.provenance = load_folder(folder, dtype=dtype, device=settings.device)
         self.golden = self.check(folder) if settings.verify else None
         self.fingerprint = embeds_as(self.provenance, self.processor)

@@ -50,4 +50,7 @@ def complete(message: str, explained: str) -> str:
         classes = re.search(rf"--{re.escape(found[1])} .*?known subclasses:\s*([^)]*)\)", explained, re.DOTALL)
         known = [name.rpartition(".")[2] for name in re.split(r",\s*", classes[1])] if classes else []
         return f"{found[1]} must be among {', '.join(known)}, got {found[2]}{near(found[2], known)}" if known else message
+    if found := re.search(r'Parser key "([\w.]+)": Expected a typing\.Literal\[(.*?)\]\. Got value: (\S+)', message):
+        words = re.findall(r"'([^']*)'", found[2])
+        return f"{found[1]} must be among {', '.join(words)}, got {found[3]}{near(found[3], words)}"
     return message

@@ -19,7 +19,7 @@ from .folder import (
 from .foreign import ForeignReport, ForeignTensors, foreign_provenance, is_foreign, open_foreign
 from .golden import changed_versions, compare_golden
 from .graft import GraftReport, graft_folder
-from .provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_provenance
+from .provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_config, read_provenance
 from .task_vector import LowRank, Replaced, TaskVector, as_matrix
 from .tensors import STEM, Spec, TensorFiles, Tensors, check_specs
 from .write_tensors import write_order, write_shards
@@ -59,6 +59,7 @@ __all__ = [
     "load_processor",
     "open_foreign",
     "open_tensors",
+    "read_config",
     "read_model",
     "read_provenance",
     "record_golden",

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import msgspec
 from blake3 import blake3
 
+from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.items import Modality
 
 State = Literal["base", "specialist", "fused", "recovered", "rehearsed", "reasoning"]
@@ -95,6 +96,16 @@ def read_provenance(folder: Path) -> Provenance:
         return msgspec.convert(record, Provenance)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, msgspec.ValidationError) as error:
         raise ValueError(f"{path} was cut or changed ({error}). Write or copy the folder again.") from error
+
+
+def read_config(folder: Path) -> OmniConfig:
+    """Reads a checkpoint folder's configuration; a folder that is missing is not looked for on the hub.
+
+    Raises:
+        ValueError: Not a checkpoint folder.
+    """
+    read_provenance(folder)
+    return OmniConfig.from_pretrained(folder)
 
 
 def check_version(record: Any, path: Path) -> None:

@@ -119,6 +119,10 @@ def test_misspelt_words_are_answered_with_the_nearest(tmp_path, capsys):
     words = ["fuse", "--recipe.base", "a", "--recipe.specialists", "{}", "--out", "b", "--recipe.method", "Tiess"]
     assert "TsvM, TaskArithmetic" in (said := failed(capsys, *words, status=2))  # and those that other tests define
     assert "got Tiess, did you mean Ties?" in said
+    words = ["index", tmp_path, "--engine", "lancdb"]
+    assert "engine must be among lancedb, qdrant, milvus, faiss, got lancdb, did you mean lancedb?" in failed(
+        capsys, *words, status=2
+    )
     assert near("xyz", ["pack"]) == ""
     assert complete("unrecognized arguments: --ouut", "--to --out_dir") == "unrecognized arguments: --ouut"
 
@@ -128,6 +132,11 @@ def test_the_first_line_of_a_config_is_a_whole_sentence(name):
     """`conan configs` lists it."""
     first = next(line for line in find_config(name).read_text().split("\n") if not line.startswith("#!"))
     assert first.endswith(".")
+
+
+@pytest.mark.parametrize("words", [["serve"], ["memory", "--folder"]])
+def test_a_missing_folder_is_not_looked_for_on_the_hub(tmp_path, capsys, words):
+    assert f"The checkpoint folder {tmp_path / 'gone'} does not exist" in failed(capsys, *words, tmp_path / "gone")
 
 
 def test_one_rule_a_message(capsys):
