@@ -1,4 +1,4 @@
-"""Runs mteb's mock tasks, and a set of sounds, on our encoder and on an exported folder: `mteb_grid.py FOLDER EXPORTED CACHE`.
+"""Runs mteb's mock tasks, and two sets of sounds, on our encoder and on an exported folder: `mteb_grid.py FOLDER EXPORTED CACHE`.
 
 Prints, as JSON, what passed by modality, what failed, and the scores of the sounds. A process of its own, since torchcodec finds
 FFmpeg's libraries by the environment that a process starts with.
@@ -62,4 +62,6 @@ if __name__ == "__main__":
     models = {"ours": MtebEncoder(folder, cache), "exported": mteb_model(exported, "cpu")}
     found = {name: grid(model) for name, model in models.items()}
     models["wrapper"] = stock_wrapper(exported)
-    print(json.dumps({**found, "sounds": {name: scores(model, "sounds") for name, model in models.items()}}))
+    for kind in ("tones", "sounds"):
+        found[kind] = {name: scores(model, kind) for name, model in models.items()}
+    print(json.dumps(found))

@@ -2,6 +2,7 @@
 
 import io
 import json
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def icons():
     return {name: {"text": name.replace("_", " ")} for name in names}, corpus, grades
 
 
-def sounds():
+def tones():
     """Tones of several rates, some of them in stereo, found by a text."""
     from samples import flac
 
@@ -69,7 +70,16 @@ def sounds():
     )
 
 
-SETS = {"digits": digits, "countries": countries, "icons": icons, "sounds": sounds}
+def sounds():
+    """Sounds of pygame's examples (WAV, Ogg Vorbis, MP3; 8 to 44.1 kHz): a name finds its sound in each container."""
+    files = [Path(str(file)) for file in distribution("pygame-ce").files or () if file.match("pygame/examples/data/*")]
+    files = sorted(file for file in files if file.suffix in (".wav", ".ogg", ".mp3") and file.stem != "metadata")
+    corpus = {file.name: {"audio": distribution("pygame-ce").locate_file(file).read_bytes()} for file in files}
+    grades = {file.stem: {other.name: 1 for other in files if other.stem == file.stem} for file in files}
+    return {name: {"text": f"the sound of {name.replace('_', ' ')}"} for name in grades}, corpus, grades
+
+
+SETS = {"digits": digits, "countries": countries, "icons": icons, "tones": tones, "sounds": sounds}
 
 
 def task_of(name):

@@ -80,6 +80,8 @@ def grid(base, exported, tmp_path_factory):
     paths = os.pathsep.join(filter(None, [str(links), str(libraries), os.environ.get("LD_LIBRARY_PATH")]))
     environment = {**os.environ, "LD_LIBRARY_PATH": paths, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    if "libnppicc" in done.stderr:
+        pytest.skip("this torchcodec needs CUDA's NPP (0.11, for torch 2.11)")
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -110,9 +112,10 @@ def test_public_data_scores_alike_in_mteb_and_here(base, wrappers, encoder, tmp_
     assert rounded(evaluated(base, name, tmp_path)) == pytest.approx(wrapped, abs=1e-6)
 
 
-def test_sounds_of_any_rate_score_alike(base, grid, tmp_path):
-    wanted = rounded(evaluated(base, "sounds", tmp_path))
-    for found in grid["sounds"].values():
+@pytest.mark.parametrize("name", ["tones", "sounds"])
+def test_sounds_of_any_rate_score_alike(base, grid, tmp_path, name):
+    wanted = rounded(evaluated(base, name, tmp_path))
+    for found in grid[name].values():
         assert rounded(found) == pytest.approx(wanted, abs=1e-6)
 
 
