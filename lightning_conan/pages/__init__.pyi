@@ -1,3 +1,4 @@
+from .examples import Example, Hit, show_examples
 from .figures import figure
 from .layout import Section, bullets, document, fragment, grid, note
 from .showing import Bounds, Shown, show_medium, show_parts
@@ -6,6 +7,8 @@ from .tables import Column, table
 __all__ = [
     "Bounds",
     "Column",
+    "Example",
+    "Hit",
     "Section",
     "Shown",
     "bullets",
@@ -14,6 +17,7 @@ __all__ = [
     "fragment",
     "grid",
     "note",
+    "show_examples",
     "show_medium",
     "show_parts",
     "table",
