@@ -151,7 +151,7 @@ def show_still(medium: Shown, bounds: Bounds) -> Markup:
     pdf = medium.modality == "document" and suffix(medium) == "pdf"
     image = page_thumbnail(data, medium.page or 1, bounds.side) if pdf else image_thumbnail(data, bounds.side)
     style = f" style='image-rendering: pixelated; width: {2 * image.width}px'" if max(image.size) < SMALL else ""
-    tag = Markup(f"<img loading='lazy' width='{image.width}' height='{image.height}'{style} alt='{{}}' src='{{}}'>")
+    tag = Markup(f"<img width='{image.width}' height='{image.height}'{style} alt='{{}}' src='{{}}'>")
     return tag.format(f"{medium.modality} {medium.name}", data_uri(*encode_still(image)))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -35,18 +36,19 @@ def is_number(value: Cell) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
-def table(columns: Sequence[str | Column], rows: Iterable[Sequence[Cell]], caption: str = "") -> Markup:
+def table(columns: Sequence[object], rows: Iterable[Sequence[Any]], caption: str = "") -> Markup:
     """Returns a table whose headings are buttons that sort it.
 
     Args:
-        columns: Their names, or more about them.
-        rows: Cells of each row, as many as columns; NaN is an empty one. Columns of numbers alone are aligned on the right.
+        columns: Each a ``Column``, or its name.
+        rows: Cells of each row, as many as columns: text, numbers, ``Markup``; None and NaN are empty. Columns of numbers alone
+            are aligned on the right.
         caption: A sentence that says what the rows are, with the unit.
 
     Raises:
         ValueError: A row has more or fewer cells than there are columns.
     """
-    heads = [column if isinstance(column, Column) else Column(column) for column in columns]
+    heads = [column if isinstance(column, Column) else Column(str(column)) for column in columns]
     lines = [[None if cell != cell else cell for cell in row] for row in rows]
     if odd := next((line for line in lines if len(line) != len(heads)), None):
         raise ValueError(f"A row must have {len(heads)} cells, one a column, got {len(odd)}: {str(odd)[:80]}.")

@@ -7,10 +7,10 @@ from itertools import starmap
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor
 from lightning_conan.items import Item
+from lightning_conan.progress import Work
 from lightning_conan.reasoning.answers import Reply
 from lightning_conan.reasoning.cot import spread
 from lightning_conan.reasoning.decoding import ReasonedEmbeddings
@@ -65,7 +65,7 @@ async def ask(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> 
         endpoint: Address of the engine, and limits.
     """
     replies: dict[int, Reply] = {}
-    with tqdm(total=len(items), desc="reasoning", unit="query", disable=None) as bar:
+    with Work("reasoning", len(items), "query") as work:
         async with Client(endpoint) as client:
 
             async def one(number: int, item: Item) -> None:
@@ -75,5 +75,5 @@ async def ask(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> 
                 replies[number] = replace(reply, text=reply.text.split(SPECIAL_TOKENS["emb"])[0])
 
             async for _ in spread(starmap(one, enumerate(items)), endpoint.concurrency):  # no more media in memory than are asked
-                bar.update()
+                work.advance()
     return [replies[number] for number in range(len(items))]
