@@ -41,7 +41,7 @@ def write_page(out: Path, tasks: Sequence[RetrievalTask] = (), diagnostics: byte
         *shown,
     ]
     used = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
-    summary = Markup("<p>Model <code>{}</code>. Scores in per cent. {}.</p>").format(report["model"], used)
+    summary = Markup("<p>Model <code>{}</code>. Scores in per cent. {}.</p>").format(report["model"][:20], used)
     return write_html(out / PAGE, document(f"Evaluation: {out.resolve().name}", *sections, summary=summary))
 
 

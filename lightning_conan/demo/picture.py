@@ -145,7 +145,7 @@ def drawing(places: Mapping[str, Placed], links: Sequence[tuple[str, str]], size
         across: True if arrows run to the right, False if down.
     """
     head = (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {size[0]} {size[1]}' width='{size[0]}' height='{size[1]}' "
+        f"<svg viewBox='0 0 {size[0]} {size[1]}' width='{size[0]}' height='{size[1]}' "
         "font-family='system-ui, sans-serif' fill='currentColor'>"
     )
     arrows = Markup("\n").join(arrow(places[one], places[other], across) for one, other in links)

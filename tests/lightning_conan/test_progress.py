@@ -77,9 +77,13 @@ def test_what_is_waited_for_is_named_and_cannot_steer_the_terminal(log):
 
 
 def test_work_of_unknown_length_and_work_that_fails(log):
-    with pytest.raises(ValueError, match="cut"), Work("reading", unit="row") as work:
-        spend(log, work, 4.0, 8)
-        raise ValueError("cut")
+    def broken():
+        with Work("reading", unit="row") as work:
+            spend(log, work, 4.0, 8)
+            raise ValueError("cut")
+
+    with pytest.raises(ValueError, match="cut"):
+        broken()
     assert log.lines() == ["reading: 8 rows, 2.0 rows/s", "reading: 8 rows, 2.0 rows/s, stopped"]
     assert progress.ACTIVE == []
 
