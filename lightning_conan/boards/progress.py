@@ -25,8 +25,12 @@ class ItemLines(Callback):
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self.work = Work("embedding", self.items if isinstance(self.items, int) else self.items())
-            self.work.__enter__()
+            self.begin()
+
+    def begin(self) -> None:
+        """Starts to show the progress."""
+        self.work = Work("embedding", self.items if isinstance(self.items, int) else self.items())
+        self.work.__enter__()
 
     @override
     def on_predict_batch_end(
@@ -38,9 +42,12 @@ class ItemLines(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        self.count((len(batch.keys) + len(batch.faults)) * trainer.world_size)  # ranks take turns
+
+    def count(self, items: int) -> None:
+        """Counts items; the last batches of other ranks may be smaller."""
         if self.work is not None:
-            done = (len(batch.keys) + len(batch.faults)) * trainer.world_size  # ranks take turns
-            self.work.advance(min(done, (self.work.total or 0) - self.work.done))
+            self.work.advance(min(items, (self.work.total or 0) - self.work.done))
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
