@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -102,15 +103,20 @@ def test_each_verb_closes_under_its_own_name(verb):
     assert verb in {call.args[0].value for call in calls}
 
 
+@cache
+def options_of(*words: str) -> set[str]:
+    """The options that a verb's help lists."""
+    told = StringIO()
+    with redirect_stdout(told):
+        assert main([*words, "--help"]) == 0
+    return set(re.findall(r"--([\w.-]+)", told.getvalue()))
+
+
 @pytest.mark.parametrize("verb", NEXT)
 def test_the_next_command_exists_with_all_its_options(verb):
     first, *words = shlex.split(next_command(verb, "a folder/out", **NAMES))
-    told = StringIO()
-    form = ["--check"] if "--check" in words else []
-    with redirect_stdout(told):
-        assert main([words[0], *form, "--help"]) == 0
+    listed = options_of(words[0], *(["--check"] if "--check" in words else []))
     assert first == "conan"
-    listed = set(re.findall(r"--([\w.-]+)", told.getvalue()))
     options = {word.removeprefix("--") for word in words if word.startswith("--")}
     plain = {option for option in options if ".init_args." not in option}  # the others are of a class that the YAML names
     assert all({option, f"query.{option}", f"approximate.{option}"} & listed for option in plain)
