@@ -16,8 +16,7 @@ from datamodules.shards.read import ShardSet
 from lightning_conan.items import Media
 from lightning_conan.media import MediaError, decode_media
 from lightning_conan.media.image import Shrink, resize
-from lightning_conan.progress import track
-from lightning_conan.terminal import printable
+from lightning_conan.terminal import printable, track
 
 SHOWN = 5
 ALIKE = 4

@@ -28,8 +28,7 @@ from datamodules.shards.template import PairTemplate, Part, Recipe
 from datamodules.shards.webdataset import WebDataset, folder_name, short_names
 from datamodules.time_limit import BROKEN
 from lightning_conan.items import Pair
-from lightning_conan.progress import track
-from lightning_conan.terminal import printable
+from lightning_conan.terminal import printable, track
 from lightning_conan.web import without_secrets
 
 log = logging.getLogger(__name__)

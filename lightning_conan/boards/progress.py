@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_conan.embedder import ItemBatch
-from lightning_conan.progress import Work
+from lightning_conan.terminal import Work
 
 
 class ItemLines(Callback):

@@ -15,11 +15,10 @@ from datamodules.sources.layout import Layout
 from datamodules.sources.manifest import Fault
 from lightning_conan.cli.common.closing import close
 from lightning_conan.items import Pair
-from lightning_conan.progress import Work
 from lightning_conan.reasoning.cot import Author, Plan
 from lightning_conan.reasoning.endpoint import Endpoint
 from lightning_conan.reasoning.journal import Journal
-from lightning_conan.terminal import plural
+from lightning_conan.terminal import Work, plural
 from lightning_conan.web import without_secrets
 
 

@@ -18,9 +18,8 @@ from lightning_conan.cli.common.closing import close
 from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.cli.common.shards import device_number, read_shard
 from lightning_conan.items import Side
-from lightning_conan.progress import waiting
 from lightning_conan.retrieval.store import EmbeddingStore, Precision, quarantine_of
-from lightning_conan.terminal import plural
+from lightning_conan.terminal import plural, waiting
 from lightning_conan.training import Stage, Training
 from lightning_conan.web import place_of, without_secrets
 

@@ -21,7 +21,7 @@ from lightning_conan.cli.common.launch import is_first, launched, trainer_option
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.extras import require
-from lightning_conan.progress import track, waiting
+from lightning_conan.terminal import track, waiting
 from lightning_conan.training import Stage, Training
 from lightning_conan.writer_lock import only_writer
 

@@ -13,7 +13,7 @@ def run(args: Sequence[str]) -> None:
     from lightning_conan.cli.common.closing import close
     from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.embedder import export_folder
-    from lightning_conan.progress import waiting
+    from lightning_conan.terminal import waiting
 
     parser = ArgumentParser(
         prog="conan export",

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning_conan.cli.common.closing import close
-from lightning_conan.progress import waiting
 from lightning_conan.retrieval.engines import (
     Engine,
     EngineName,
@@ -17,7 +16,7 @@ from lightning_conan.retrieval.engines import (
     open_engine,
     upsert,
 )
-from lightning_conan.terminal import plural
+from lightning_conan.terminal import plural, waiting
 
 
 @dataclass(frozen=True)

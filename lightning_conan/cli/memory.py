@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_conan.items import Modality
-from lightning_conan.progress import waiting
+from lightning_conan.terminal import waiting
 from lightning_conan.training.memory_need import Plan
 
 

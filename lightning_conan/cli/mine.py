@@ -19,9 +19,9 @@ from lightning_conan.cli.common.mined_page import mined_page
 from lightning_conan.cli.embed import EmbedOptions, embed
 from lightning_conan.files import warn_replaced
 from lightning_conan.items import Side
-from lightning_conan.progress import track
 from lightning_conan.retrieval.mining import Mining, mine
 from lightning_conan.retrieval.store import EmbeddingStore
+from lightning_conan.terminal import track
 from lightning_conan.writer_lock import only_writer
 
 QUERIES = 4096

@@ -42,12 +42,10 @@ def pack(
     from datamodules.sources.manifest import Fault
     from lightning_conan.cli.common.closing import close
     from lightning_conan.items import MODALITIES, Pair
-    from lightning_conan.progress import track
-    from lightning_conan.terminal import plural
+    from lightning_conan.terminal import plural, track
 
     if modality is not None and modality not in MODALITIES:
         raise ValueError(f"modality must be among {list(MODALITIES)}, got {modality!r}.")
-
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}.")
 

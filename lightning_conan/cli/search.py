@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from lightning_conan.cli.common import daemon
 from lightning_conan.parsing import parse_side
-from lightning_conan.progress import waiting
 from lightning_conan.retrieval.engines.place import EngineName, Place
-from lightning_conan.terminal import printable
+from lightning_conan.terminal import printable, waiting
 
 Asked = tuple[str | None, dict[str, Any], str]
 """A query's key, the item or pair, and the folder that its paths are relative to."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.extras import require
-from lightning_conan.progress import waiting
 from lightning_conan.serving.limits import RequestLimits
 from lightning_conan.serving.settings import EngineSettings
+from lightning_conan.terminal import waiting
 
 KEY = "CONAN_API_KEY"
 """Environment variable of the key: an option would show it to every user of the machine."""

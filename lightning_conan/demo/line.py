@@ -13,7 +13,7 @@ from pathlib import Path
 from lightning_conan.cli.common.closing import silent
 from lightning_conan.cli.configs import PREFIX, find_config
 from lightning_conan.cli.main import main
-from lightning_conan.progress import span
+from lightning_conan.terminal import span
 
 VISUAL = ("image", "video", "document")
 MODALITIES = (*VISUAL, "audio")

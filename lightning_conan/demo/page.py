@@ -17,6 +17,16 @@ SUMMARY = (
     "One model for image, video, document and audio: four specialists from one base, fused; the audio projector "
     "drifts, is recovered alone, and all modalities are rehearsed. Bars are recall@1 in per cent on held-out pairs."
 )
+DRIFT = (
+    "Cosine between each audio token and the same token in the audio specialist: 1 means that the backbone sees what the "
+    "specialist's saw."
+)
+SWAPS = "Scores with parts of each specialist put into the fused model, and the other way round, on pairs new to each specialist."
+VECTORS = "Cosine of what each two specialists learned; near 0 they do not touch."
+TRACE = (
+    "A picture and what is to be changed in it, to the changed picture; and descriptions to pictures. The model decides by its "
+    "first token whether to reason."
+)
 
 
 def page(report: dict[str, Any], rows: Mapping[str, str], examples: Sequence[Example] = ()) -> str:
@@ -31,9 +41,6 @@ def page(report: dict[str, Any], rows: Mapping[str, str], examples: Sequence[Exa
     def plot(panel: Any, alt: str) -> Markup:
         return picture(panel, report, rows, alt)
 
-    drift = "Cosine between each audio token and the same token in the audio specialist: 1 means that the backbone sees what the "
-    swap = "Scores with parts of each specialist put into the fused model, and the other way round, on pairs that no specialist "
-    asked = "A picture and what is to be changed in it, to the changed picture; and descriptions to pictures. The model decides "
     shown = [Section("Examples", ("What the final model finds first for held-out queries.", show_examples(examples)))]
     sections = [
         Section("The pipeline", (figure(pipeline(report), described(report)),)),
@@ -42,26 +49,17 @@ def page(report: dict[str, Any], rows: Mapping[str, str], examples: Sequence[Exa
         Section(
             "Projector drift",
             (
-                f"{drift}specialist's saw.",
+                DRIFT,
                 plot(audio_drift, "drift of the audio tokens by layer"),
                 plot(drift_by_step, "drift of the audio tokens while recovery and rehearsal train"),
             ),
         ),
-        Section(
-            "Verdicts",
-            (f"{swap}has seen.", plot(swaps, "scores of the swap tests"), bullets(sentences(report))),
-        ),
-        Section(
-            "Task vectors",
-            (
-                "Cosine of what each two specialists learned; near 0 they do not touch.",
-                plot(plot_cosines, "cosines of the task vectors"),
-            ),
-        ),
+        Section("Verdicts", (SWAPS, plot(swaps, "scores of the swap tests"), bullets(sentences(report)))),
+        Section("Task vectors", (VECTORS, plot(plot_cosines, "cosines of the task vectors"))),
         Section(
             "TRACE",
             (
-                f"{asked}by its first token whether to reason.",
+                TRACE,
                 trace_rows(report),
                 plot(plot_routes, "accuracy against speed of ways of decoding"),
                 bullets(written(found) for found in report["trace"]["written"]),

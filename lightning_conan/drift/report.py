@@ -9,8 +9,8 @@ from lightning_conan.drift.layers import holding, layer_cosines, token_states
 from lightning_conan.drift.verdict import Verdict, examine
 from lightning_conan.embedder import load_folder
 from lightning_conan.items import Modality
-from lightning_conan.progress import track
 from lightning_conan.retrieval import PairSet
+from lightning_conan.terminal import track
 
 WATCHED = 64
 """Inputs whose tokens are followed through the layers."""

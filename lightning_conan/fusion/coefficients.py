@@ -10,8 +10,8 @@ from typing import Any, Literal
 from lightning_conan.extras import require
 from lightning_conan.fusion.recipe import Recipe
 from lightning_conan.fusion.write import fused_model, specialist_model
-from lightning_conan.progress import Work
 from lightning_conan.retrieval import PairSet
+from lightning_conan.terminal import Work
 
 Scores = dict[str, float]
 

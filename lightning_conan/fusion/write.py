@@ -26,7 +26,7 @@ from lightning_conan.fusion.mergekit import MERGEKIT_CONFIG, mergekit_config
 from lightning_conan.fusion.recipe import Recipe
 from lightning_conan.fusion.sources import alone, noted
 from lightning_conan.fusion.tensorwise import Fusion, FusionReport
-from lightning_conan.progress import Work
+from lightning_conan.terminal import Work
 
 
 class TensorPrefetcher:

@@ -10,12 +10,12 @@ import torch
 
 from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor
 from lightning_conan.items import Item
-from lightning_conan.progress import Work
 from lightning_conan.reasoning.answers import Reply
 from lightning_conan.reasoning.cot import spread
 from lightning_conan.reasoning.decoding import ReasonedEmbeddings
 from lightning_conan.reasoning.endpoint import Client, Endpoint, messages_of
 from lightning_conan.reasoning.reasoner import Reasoner
+from lightning_conan.terminal import Work
 
 
 def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> ReasonedEmbeddings:

@@ -14,8 +14,8 @@ from lightning_conan.embedder import Batch, Encoded, State
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.items import Item, Modality, Side
 from lightning_conan.objectives import PairEmbeddings
-from lightning_conan.progress import track
 from lightning_conan.retrieval.metric import hash_ids
+from lightning_conan.terminal import track
 from lightning_conan.training.collectives import most, world_size
 from lightning_conan.training.frozen_cache import FrozenOutputs
 from lightning_conan.training.protocols import text_data

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_conan import progress
-from lightning_conan.progress import Work, rate, track, waiting
+from lightning_conan import terminal as progress
+from lightning_conan.terminal import Work, rate, track, waiting
 
 SCRIPT = """
 import time
-from lightning_conan.progress import Work
+from lightning_conan.terminal import Work
 with Work("packing [bold]", 40, "pair") as work:
     for number in range(40):
         work.wait_for("shard 3")

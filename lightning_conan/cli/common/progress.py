@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import TQDMProgressBar
 from typing_extensions import override
 
-from lightning_conan.progress import pace
+from lightning_conan.terminal import pace
 
 SECONDS = 10.0
 """Between two lines, at least."""

@@ -26,7 +26,7 @@ from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OWN_TOKENS, OmniProcessor
 from lightning_conan.embedder.processor_config import ProcessorConfig
 from lightning_conan.embedder.projector import AudioProjector
-from lightning_conan.progress import Work
+from lightning_conan.terminal import Work
 
 ROWS = ("backbone.language_model.embed_tokens.weight", "lm_head.weight")
 AUDIO_SOURCES: dict[str, tuple[str, Callable[[PreTrainedConfig], PreTrainedConfig]]] = {

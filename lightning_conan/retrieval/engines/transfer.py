@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lightning_conan.progress import Work
 from lightning_conan.retrieval.engines.engine import Engine, Stamp
 from lightning_conan.retrieval.engines.recall import Reached, tune
 from lightning_conan.retrieval.engines.rows import BLOCK, PartStream
+from lightning_conan.terminal import Work
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_conan import progress
+from lightning_conan import terminal as progress
 from lightning_conan.boards.progress import ItemLines
 
 
