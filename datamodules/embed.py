@@ -98,6 +98,11 @@ class EmbedData(LightningDataModule):
         return range(self.shard[0], self.parts, self.shard[1])
 
     @property
+    def left(self) -> int:
+        """Number of items that this shard still has to embed."""
+        return sum(len(self.numbers(part)) for part in self.own if part not in self.skip)
+
+    @property
     def share(self) -> str:
         """Name of the shard for its lock; empty if it is all there is."""
         return f"{self.shard[0]}-of-{self.shard[1]}" if self.shard[1] > 1 else ""

@@ -275,6 +275,14 @@ def test_nothing_names_a_file_that_only_its_authors_have():
     assert not [name for name, text in pages.items() if odd.search(text)]
 
 
+def test_pages_of_ones_own_are_made(home):
+    exec(blocks("reports.md", "python")[0], scope := {})
+    page = (home / "page.html").read_text()
+    assert "make it blue" in page
+    assert "88.0" in page
+    assert scope["html"].startswith("<div class='conan")
+
+
 def test_shards_of_others_are_trained_on_and_packed(home, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     (home / "laion").mkdir()

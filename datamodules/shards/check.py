@@ -11,13 +11,12 @@ import numpy as np
 from blake3 import blake3
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
-from tqdm import tqdm
 
 from datamodules.shards.read import ShardSet
 from lightning_conan.items import Media
 from lightning_conan.media import MediaError, decode_media
 from lightning_conan.media.image import Shrink, resize
-from lightning_conan.terminal import printable
+from lightning_conan.terminal import printable, track
 
 SHOWN = 5
 ALIKE = 4
@@ -152,7 +151,7 @@ def examine(folder: str, looks: bool = False) -> Report:
         if digest != shard.sha256:
             raise ValueError(f"{packed.place(shard.name)} is not what was packed: its SHA-256 differs. Copy or pack it again.")
     report = Report(packed.shown, len(packed))
-    for number in tqdm(range(len(packed)), desc=packed.shown.rpartition("/")[2], unit="pair", disable=None):
+    for number in track(range(len(packed)), f"checking {packed.shown.rpartition('/')[2]}", len(packed), "pair"):
         packed.bring([number])  # and closes what the cache evicts
         pair = packed.read(number)
         report.tasks[f"{pair.modality}/{pair.task}"] += 1

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 from typing_extensions import override
 
 from datamodules.shards.columns import Numbers
@@ -29,7 +28,7 @@ from datamodules.shards.template import PairTemplate, Part, Recipe
 from datamodules.shards.webdataset import WebDataset, folder_name, short_names
 from datamodules.time_limit import BROKEN
 from lightning_conan.items import Pair
-from lightning_conan.terminal import printable
+from lightning_conan.terminal import printable, track
 from lightning_conan.web import without_secrets
 
 log = logging.getLogger(__name__)
@@ -114,7 +113,7 @@ class PlainReader(PairReader):
         """The shards' indexes. Processes that start together make those of different shards."""
         order = random.Random(os.getpid()).sample(addresses, len(addresses))
         name = self.shown if len(self.shown) < 30 else f"...{self.shown[-27:]}"
-        found = {each: scanned(each, self.cache) for each in tqdm(order, desc=f"index of {name}", unit="shard", disable=None)}
+        found = {each: scanned(each, self.cache) for each in track(order, f"indexing {name}", len(order), "shard")}
         return [found[address] for address in addresses]
 
     def faults(self) -> list[tuple[int, str]]:

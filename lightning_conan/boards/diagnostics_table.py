@@ -50,6 +50,16 @@ def modality_rows(name: str, found: Mapping[str, Any]) -> Iterator[list[str]]:
         name: The task's.
         found: Its part of a report.
     """
+    for query, target, score, count, gap in modality_values(found):
+        yield [name, query, target, found["headline"], shown(score), str(count), shown(gap, 3)]
+
+
+def modality_values(found: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None, int, float]]:
+    """Yields, for each modality of a task's queries and each of its corpus: both, score, number of queries, and gap.
+
+    Args:
+        found: The task's part of a report.
+    """
     gaps, scores = found["diagnostics"]["modality_gap"], found["diagnostics"]["by_modality"]
     for side, distances in gaps.items():
         query = side.removeprefix("query ")
@@ -57,5 +67,4 @@ def modality_rows(name: str, found: Mapping[str, Any]) -> Iterator[list[str]]:
             if side.startswith("query ") and other.startswith("target "):
                 target = other.removeprefix("target ")
                 cell = scores.get(query, {}).get(target, {})
-                count = str(cell.get("queries", 0))
-                yield [name, query, target, found["headline"], shown(cell.get("score")), count, shown(gap, 3)]
+                yield query, target, cell.get("score"), cell.get("queries", 0), gap

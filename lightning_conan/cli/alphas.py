@@ -18,8 +18,8 @@ def alphas(
 ) -> None:
     """Searches the coefficients of a fusion, scored by retrieval, and writes the best fused folder.
 
-    In the folder alphas.json lists every candidate and alphas.png draws the trade-off. `conan fit` on the stage Fused
-    learns them by the contrastive loss instead. Needs the extras alphas and plots.
+    In the folder alphas.json lists every candidate, alphas.png draws the trade-off, and report.html shows both. `conan fit` on
+    the stage Fused learns them by the contrastive loss instead. Needs the extras alphas and plots.
 
     Args:
         recipe: The base, the specialists, the method; its coefficients are the first candidate (but on a grid).
@@ -29,12 +29,14 @@ def alphas(
         pairs: Pairs that are used of each data set; they stay in memory.
         device: Device that candidates are scored on, such as ``cuda:1``.
     """
+    from lightning_conan.cli.common.closing import close
     from lightning_conan.cli.common.pair_sets import read_sets
     from lightning_conan.embedder.checkpoint import check_apart, check_replaceable
     from lightning_conan.extras import require
     from lightning_conan.fusion import fuse_folders, search_alphas
     from lightning_conan.fusion.coefficient_plots import plot_trials
     from lightning_conan.fusion.coefficients import check_searchable
+    from lightning_conan.fusion.page import alphas_page
     from lightning_conan.writer_lock import only_writer
 
     check_searchable()  # neither this nor what follows after hours
@@ -44,10 +46,13 @@ def alphas(
     recipe.check()
     with only_writer(out):
         found = search_alphas(recipe, read_sets(diagnostic, recipe.home, pairs), search, device)
-        beside = {"alphas.json": found.to_json().encode(), "alphas.png": plot_trials(found, recipe.owner)}
+        drawn = plot_trials(found, recipe.owner)
+        page = alphas_page(found, drawn).encode()
+        beside = {"alphas.json": found.to_json().encode(), "alphas.png": drawn, "report.html": page}
         fuse_folders(replace(recipe, alphas=found.best.alphas), out, beside=beside)
     print_best(found)
     print(f"{out}: fused with the best; {out / 'alphas.png'} draws all")
+    close("alphas", [out, out / "report.html"])
 
 
 def print_best(found: SearchResult) -> None:

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from datamodules.sources.layout import Layout
 from datamodules.sources.manifest import Fault
+from lightning_conan.cli.common.closing import close
 from lightning_conan.items import Pair
 from lightning_conan.reasoning.cot import Author, Plan
 from lightning_conan.reasoning.endpoint import Endpoint
 from lightning_conan.reasoning.journal import Journal
-from lightning_conan.terminal import plural
+from lightning_conan.terminal import Work, plural
 from lightning_conan.web import without_secrets
 
 
@@ -90,6 +91,7 @@ def cot(options: CotOptions) -> None:
     counts = summary | {"faults": len(faults) - len(left), "unanswered": len(left)}
     write(out, [*faults, *kept], dropped, counts, options.pairs_per_shard)
     print_summary(out, summary, options.endpoint, options.verifier or options.endpoint)
+    close("cot", [out])
 
 
 def open_journal(options: CotOptions) -> Journal:
@@ -116,15 +118,13 @@ async def ask(options: CotOptions, pairs: Sequence[Pair], journal: Journal) -> l
     Returns:
         Errors of the pairs that got no answer.
     """
-    from tqdm import tqdm
-
     from lightning_conan.reasoning.cot import ask_all
 
     todo = sum(not journal.knows(pair) for pair in pairs)
     async with AsyncExitStack() as stack:
         author = await make_author(stack, options)
-        with tqdm(total=todo, desc="asking", unit="pair", disable=None) as bar:
-            return await ask_all(pairs, author, journal, bar.update, options.most_failed)
+        with Work("asking", todo, "pair", ticks=True) as work:
+            return await ask_all(pairs, author, journal, work.advance, options.most_failed)
 
 
 def unreadable(source: Path, entry: Pair | Fault) -> Fault | None:

@@ -1,6 +1,7 @@
 """`conan drift`: effect of a fusion on each modality, its cost, and the projector's share in it."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -18,20 +19,21 @@ def drift(
     """Compares a fused model, and what came after it, with the specialists, modality by modality.
 
     Swap tests put parts of the specialist into the fused model and the other way round: an intact projector with a lower
-    score is one that the backbone moved beneath. Writes drift.json and drift.png
-    (needs the extra plots).
+    score is one that the backbone moved beneath. Writes drift.json, drift.png and report.html (needs the extra plots).
 
     Args:
         specialists: Specialist folders by modality.
         states: Folders by name: fused, and recovered or later ones if there are any.
         diagnostic: Packed pairs of each modality that no specialist has seen.
-        out: The folder for drift.json and drift.png.
+        out: The folder for drift.json, drift.png and report.html.
         pairs: Pairs that are used of each data set.
         device: Device to compute on, such as ``cuda:1``.
     """
+    from lightning_conan.cli.common.closing import close
     from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.cli.common.pair_sets import read_sets
     from lightning_conan.drift import measure_drift, plot_drift, plot_verdicts
+    from lightning_conan.drift.page import drift_page
     from lightning_conan.extras import require
     from lightning_conan.files import sync, warn_replaced, whole_file
     from lightning_conan.fusion.coefficient_plots import draw
@@ -48,13 +50,16 @@ def drift(
         drawn = draw(partial(plot_verdicts, verdicts=report.verdicts), *panels)
         out.mkdir(parents=True, exist_ok=True)
         warn_replaced(out / "drift.json")
-        with whole_file(out / "drift.json") as figures, whole_file(out / "drift.png") as picture:  # both or neither
-            figures.write(report.to_json().encode())
-            sync(figures)
-            picture.write(drawn)
+        files = {"drift.json": report.to_json().encode(), "drift.png": drawn, "report.html": drift_page(report, drawn).encode()}
+        with ExitStack() as stack:  # all or none
+            for name, content in files.items():
+                file = stack.enter_context(whole_file(out / name))
+                file.write(content)
+                sync(file)
     for verdict in report.verdicts.values():
         print(verdict.sentence())
-    print(f"{out}: drift.json, drift.png")
+    print(f"{out}: {', '.join(files)}")
+    close("drift", [out / "report.html", out / "drift.json", out / "drift.png"], folder=states["fused"])
 
 
 def run(args: Sequence[str]) -> None:

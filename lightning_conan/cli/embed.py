@@ -13,13 +13,15 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from callbacks import EmbeddingParts
 from callbacks.ended_by_sigterm import EndedBySigterm
 from datamodules import EmbedData
-from lightning_conan.cli.common.logging import quiet_libraries, show_progress
+from lightning_conan.boards.progress import ItemLines
+from lightning_conan.cli.common.closing import close
+from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.cli.common.shards import device_number, read_shard
 from lightning_conan.items import Side
 from lightning_conan.retrieval.store import EmbeddingStore, Precision, quarantine_of
-from lightning_conan.terminal import plural
+from lightning_conan.terminal import plural, waiting
 from lightning_conan.training import Stage, Training
-from lightning_conan.web import place_of
+from lightning_conan.web import place_of, without_secrets
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,17 @@ def embed(options: EmbedOptions) -> None:
     torch.set_float32_matmul_precision("high")
     out, shard = place_of(options.out), read_shard(options.shard) if options.shard else (0, 1)
     parts = EmbeddingParts(out, options.precision, options.dim)
+    data = EmbedData(options.source, options.side, options.rows_per_part, num_workers=options.num_workers, shard=shard)
     trainer = Trainer(  # not by LightningCLI, to which a folder called "a: b" or "null" is YAML
         **launch(options),
         logger=False,
         default_root_dir=parts.out,
-        enable_progress_bar=show_progress(),
+        enable_progress_bar=False,  # it counts batches
         enable_model_summary=False,
-        callbacks=[EndedBySigterm(), parts],
+        callbacks=[EndedBySigterm(), parts, ItemLines(lambda: data.left)],
     )
-    data = EmbedData(options.source, options.side, options.rows_per_part, num_workers=options.num_workers, shard=shard)
-    stage = Stage(options.folder, Training(token_budget=options.token_budget))
+    with waiting(f"loading {options.folder}"):
+        stage = Stage(options.folder, Training(token_budget=options.token_budget))
     trainer.predict(stage, datamodule=data, return_predictions=False)
     if trainer.is_global_zero:
         print_summary(parts, data, out)
@@ -125,4 +128,6 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and embeds."""
     from jsonargparse import auto_cli
 
-    embed(auto_cli(EmbedOptions, args=list(args), prog="conan embed", as_positional=False, exit_on_error=False))
+    options = auto_cli(EmbedOptions, args=list(args), prog="conan embed", as_positional=False, exit_on_error=False)
+    embed(options)
+    close("embed", [without_secrets(str(options.out))], folder=options.folder)

@@ -11,14 +11,17 @@ from lightning_conan.boards.contract import contract_of
 from lightning_conan.boards.diagnostics import diagnosed, dims_of
 from lightning_conan.boards.diagnostics_plot import write_plots
 from lightning_conan.boards.embedding import Hashed, embed_missing, hash_tasks
+from lightning_conan.boards.page import PAGE, write_page
 from lightning_conan.boards.registry import MTEB, WRITERS, BoardRequest, read_board
 from lightning_conan.boards.report import check_contract, read_scores, scored, table, write_report
 from lightning_conan.boards.scoring import need_of
 from lightning_conan.boards.tasks import RetrievalTask, read_task
+from lightning_conan.cli.common.closing import close
 from lightning_conan.cli.common.launch import is_first, launched, trainer_options
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.extras import require
+from lightning_conan.terminal import track, waiting
 from lightning_conan.training import Stage, Training
 from lightning_conan.writer_lock import only_writer
 
@@ -29,8 +32,8 @@ class EvaluateOptions:
 
     A task is a folder with queries.jsonl, corpus.jsonl and qrels.txt (TREC), or BEIR's qrels/test.tsv; task.yaml may name
     measures, instructions and a group, candidates.jsonl a pool for each query. Or name a public board and its data. OUT gets
-    scores.json, scores.md and, for each task, run.txt and qrels.txt for trec_eval; of mteb's tasks its own files, below
-    OUT/mteb. The same command again resumes where a killed run stopped.
+    report.html, scores.json, scores.md and, for each task, run.txt and qrels.txt for trec_eval; of mteb's tasks its own files,
+    below OUT/mteb. The same command again resumes where a killed run stopped.
     With --table and a YAML, several folders are scored on several boards: see `conan evaluate --table YAML --help`.
 
     Args:
@@ -103,7 +106,8 @@ def evaluate(options: EvaluateOptions) -> None:
     names = [task.name for task in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"Tasks must have names of their own, got {twice[0]!r} twice. Rename a folder.")
-    stage = Stage(options.folder, Training(token_budget=options.token_budget))
+    with waiting(f"loading {options.folder}"):
+        stage = Stage(options.folder, Training(token_budget=options.token_budget))
     model, processor = embeds_as(stage.provenance, stage.processor), stage.processor
     hashed = list(hash_tasks(tasks, processor.config.tells_sides))
     contracts = {
@@ -122,6 +126,7 @@ def evaluate(options: EvaluateOptions) -> None:
     print(table(report))
     if options.plot:
         write_plots(options.out, report["tasks"])
+    write_page(options.out, tasks, (options.out / "diagnostics.png").read_bytes() if options.plot else None)
 
 
 def rank_tasks(
@@ -145,7 +150,8 @@ def rank_tasks(
     todo = [each for each in tasks if each[0].name not in done]
     need = max((need_of(task, dim) for task, _ in todo), default=0)
     print(f"ranking {len(todo)} of {len(tasks)} tasks takes up to {need / 2**30:.2f} GiB of memory", file=sys.stderr)
-    for task, (queries, corpus) in todo:  # one by one: the rankings of all tasks of a board would take gigabytes
+    # One by one: the rankings of all tasks of a board would take gigabytes.
+    for task, (queries, corpus) in track(todo, "ranking", len(todo), "task"):
         found = diagnosed(task, queries, corpus, cache, dims)
         if write_board is not None:
             write_board(options.out, found)
@@ -179,6 +185,7 @@ def evaluate_mteb(options: EvaluateOptions) -> None:
     if fabric.is_global_zero:
         print(total, file=sys.stderr)
         print(table(read_scores(options.out)))
+        write_page(options.out)
 
 
 def run(args: Sequence[str]) -> None:
@@ -188,3 +195,4 @@ def run(args: Sequence[str]) -> None:
     options = auto_cli(EvaluateOptions, args=list(args), prog="conan evaluate", as_positional=False)
     with only_writer(options.out):
         evaluate(options)
+    close("evaluate", [options.out / PAGE, options.out / "scores.md", options.out / "scores.json"], folder=options.folder)

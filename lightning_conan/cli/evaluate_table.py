@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_conan.boards.comparison import Comparison, markdown, read_comparison, result
+from lightning_conan.boards.page import PAGE, comparison_page, write_html
 from lightning_conan.boards.registry import MTEB
 from lightning_conan.boards.report import read_scores, write_json
+from lightning_conan.cli.common.closing import close
 from lightning_conan.cli.common.launch import is_first
 from lightning_conan.cli.configs import PREFIX, find_config
 from lightning_conan.cli.evaluate import EvaluateOptions, evaluate, read_tasks
@@ -22,8 +24,8 @@ from lightning_conan.files import whole_file
 class TableOptions:
     """Scores several checkpoint folders on several boards, and writes one table with published scores beside.
 
-    The YAML names boards, columns and rows. OUT gets table.md, table.json and, for each row and board, what `conan evaluate`
-    writes, at OUT/ROW/BOARD. The same command again resumes where a killed run stopped.
+    The YAML names boards, columns and rows. OUT gets table.md, table.json, report.html and what `conan evaluate`
+    writes for each row and board, at OUT/ROW/BOARD. The same command again resumes where a killed run stopped.
 
     Args:
         table: The YAML, or conan:NAME for one of the package, such as conan:boards/conan_v3.yaml.
@@ -156,7 +158,9 @@ def compare(options: TableOptions) -> None:
     write_json(options.out / "table.json", found)
     with whole_file(options.out / "table.md") as file:
         file.write(markdown(found).encode())
+    write_html(options.out / PAGE, comparison_page(found))
     print(markdown(found))
+    close("evaluate", [options.out / PAGE, options.out / "table.md", options.out / "table.json"], folder=todo[-1].folder)
 
 
 def run(args: Sequence[str]) -> None:

@@ -10,8 +10,10 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and exports."""
     from jsonargparse import ArgumentParser
 
+    from lightning_conan.cli.common.closing import close
     from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.embedder import export_folder
+    from lightning_conan.terminal import waiting
 
     parser = ArgumentParser(
         prog="conan export",
@@ -32,6 +34,8 @@ def run(args: Sequence[str]) -> None:
     options = parser.parse_args(list(args))
     quiet_libraries()
     scores = json.loads(options.scores.read_text()) if options.scores else None
-    export_folder(options.folder, options.out, options.stock, scores)
+    with waiting(f"exporting {options.folder}"):
+        export_folder(options.folder, options.out, options.stock, scores)
     trust = "" if options.stock else ", trust_remote_code=True"
     print(f'{options.out}: SentenceTransformer("{options.out}"{trust}) gives the vectors of {options.folder}')
+    close("export", [options.out], folder=options.folder)

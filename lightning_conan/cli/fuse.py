@@ -26,6 +26,7 @@ def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False, trust_b
         dry: Only print what would become of each tensor, and of each key of checkpoints that others wrote.
         trust_base: Take checkpoints of others even if they are far from the base (sets recipe.trust_base).
     """
+    from lightning_conan.cli.common.closing import close
     from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.terminal import printable
 
@@ -52,6 +53,7 @@ def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False, trust_b
             print(printable(f"{name}: its task vector is 0, so it adds nothing. Was it trained?"), file=sys.stderr)
     for name, report in result.foreign.items():
         tell_foreign(name, report)
+    close("fuse", [out])
 
 
 def tell_foreign(name: str, report: "ForeignReport") -> None:

@@ -30,6 +30,7 @@ def graft(
         tiny: Instead of the two checkpoints, the tiny configuration: about a million randomly started parameters.
         processor: How inputs become tokens; patch and window sizes are taken from the models.
     """
+    from lightning_conan.cli.common.closing import close
     from lightning_conan.cli.common.logging import quiet_libraries
     from lightning_conan.embedder import graft_folder
     from lightning_conan.terminal import printable
@@ -41,6 +42,7 @@ def graft(
         raise ValueError("--tiny true has a processor, a projector and golden vectors of its own: leave out what sets them.")
     if backbone is None or audio is None:
         write_tiny(out, seed)
+        close("graft", [out], family="tiny")
         return
     report = graft_folder(backbone, audio, out, processor, projector_hidden_size, seed, golden)
     for part, count in report.parameters.items():
@@ -50,6 +52,7 @@ def graft(
         for line in (report.adapter.lines()[0], *report.adapter.notes):
             print(printable(line))
     print(f"{out}: base, {sum(report.parameters.values()):,} parameters; see {out / 'graft.json'}")
+    close("graft", [out])
 
 
 def write_tiny(out: Path, seed: int) -> None:

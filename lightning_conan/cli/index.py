@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lightning_conan.cli.common.closing import close
 from lightning_conan.retrieval.engines import (
     Engine,
     EngineName,
@@ -15,7 +16,7 @@ from lightning_conan.retrieval.engines import (
     open_engine,
     upsert,
 )
-from lightning_conan.terminal import plural
+from lightning_conan.terminal import plural, waiting
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ def index(options: IndexOptions) -> None:
     source = PartStream(options.embeddings)
     queries = PartStream(options.queries) if options.queries else None
     with open_engine(place) as engine:
-        report(engine, upsert_all(engine, source), build_index(engine, options.recall, queries), options.recall)
+        line = upsert_all(engine, source)
+        with waiting("building the index and measuring its recall"):
+            reached = build_index(engine, options.recall, queries)
+        report(engine, line, reached, options.recall)
+    close("index", [str(place)], place.at, folder=options.embeddings, engine=options.engine)
 
 
 def upsert_all(engine: Engine, source: PartStream) -> str:

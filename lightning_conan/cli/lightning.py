@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from callbacks import FolderCheckpoint, ResumableCheckpoint
 from callbacks.ended_by_sigterm import EndedBySigterm
+from lightning_conan.cli.common.closing import close
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.cli.common.progress import StepBar, StepLines
 from lightning_conan.embedder import read_provenance
@@ -95,6 +96,7 @@ class OmniCLI(LightningCLI):
                 found = read_provenance(callback.out)
                 what = " ".join(filter(None, (found.modality, found.state)))
                 print(f"{callback.out}: {what}, {self.trainer.global_step:,} {plural(self.trainer.global_step, 'step')}")
+                close("fit", [callback.out])
 
     def after_test(self) -> None:
         """Prints the scores."""

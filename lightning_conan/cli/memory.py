@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_conan.items import Modality
+from lightning_conan.terminal import waiting
 from lightning_conan.training.memory_need import Plan
 
 
@@ -66,7 +67,8 @@ def memory(options: MemoryOptions) -> None:
         if (value := getattr(options, name)) < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}.")
     config = read_config(options.folder) if options.folder else published_config(options.model)
-    need = memory_need(config, plan_of(options))
+    with waiting("counting parameters"):
+        need = memory_need(config, plan_of(options))
     for part, size in need.items():
         print(f"{part:<44}{size / 2**30:>8.2f} GiB")
     print(f"{f'each of {options.devices} device(s)':<44}{sum(need.values()) / 2**30:>8.2f} GiB, and the driver's own")

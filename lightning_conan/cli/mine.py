@@ -14,11 +14,14 @@ from torch import Tensor
 
 from datamodules.shards.write import write_whole
 from datamodules.sources.manifest import json_lines
+from lightning_conan.cli.common.closing import close
+from lightning_conan.cli.common.mined_page import mined_page
 from lightning_conan.cli.embed import EmbedOptions, embed
 from lightning_conan.files import warn_replaced
 from lightning_conan.items import Side
 from lightning_conan.retrieval.mining import Mining, mine
 from lightning_conan.retrieval.store import EmbeddingStore
+from lightning_conan.terminal import track
 from lightning_conan.writer_lock import only_writer
 
 QUERIES = 4096
@@ -98,9 +101,9 @@ def read_pairs(manifest: Path) -> Iterator[dict[str, Any]]:
 class MineOptions:
     """Adds hard negatives to the pairs of a manifest: targets of the same task that a model ranks high for a query.
 
-    Both sides are embedded first, into OUT.mining; the same command again resumes where a killed run stopped. The new manifest
-    must lie beside the old one, since media paths are relative to it. Pairs of any two modalities can be mined. Targets that the
-    manifest describes alike count once.
+    Both sides are embedded first, into OUT.mining; the same command again resumes where a killed run stopped. OUT.mining gets
+    report.html, with some queries beside their negatives. The new manifest must lie beside the old one, since media paths are
+    relative to it. Pairs of any two modalities can be mined. Targets that the manifest describes alike count once.
 
     Args:
         manifest: JSONL of pairs.
@@ -145,10 +148,12 @@ def mine_manifest(options: MineOptions) -> None:
     miner = Miner(manifest, EmbeddingStore(work / "query"), EmbeddingStore(work / "target"))
     what = json.dumps([RULE, asdict(settings), miner.queries.origin, miner.targets.origin], sort_keys=True)
     parts = work / sha256(what.encode()).hexdigest()[:16]  # other settings do not find these
-    found = mine_blocks(miner, settings, parts)
+    records = mine_blocks(miner, settings, parts)
+    found = {key: record["negatives"] for key, record in records.items()}
     warn_replaced(out)
     write_whole(out, lines(with_negatives(pair, miner.pairs, found) for pair in miner.pairs.values()))
     total, without = sum(map(len, found.values())), sum(not row for row in found.values())
+    write_whole(work / "report.html", mined_page(out.name, miner.pairs, records, manifest.parent))
     print(f"{out}: {total} negatives for {len(found)} pairs, {without} of them without any; scores are in {parts}")
 
 
@@ -172,7 +177,7 @@ def embed_side(options: MineOptions, side: Side, out: Path) -> None:
         sys.exit(status)
 
 
-def mine_blocks(miner: Miner, settings: Mining, parts: Path) -> dict[str, list[str]]:
+def mine_blocks(miner: Miner, settings: Mining, parts: Path) -> dict[str, dict[str, Any]]:
     """Mines the queries that no block of an earlier run holds.
 
     Args:
@@ -181,18 +186,16 @@ def mine_blocks(miner: Miner, settings: Mining, parts: Path) -> dict[str, list[s
         parts: Folder of the blocks, a JSONL file each.
 
     Returns:
-        Keys of the negatives' pairs, by the query's key.
+        Records of ``Miner.block``, by the query's key.
     """
-    from tqdm import tqdm
-
     parts.mkdir(exist_ok=True)
     starts = range(0, len(miner.keys), QUERIES)
-    for start in tqdm(starts, desc="mining", unit="block", disable=None):
+    for start in track(starts, "mining", len(starts), "block"):
         path = parts / f"{start:012d}.jsonl"
         if not path.exists():
             write_whole(path, lines(miner.block(start, settings)))
     records = [json.loads(line) for start in starts for line in (parts / f"{start:012d}.jsonl").read_text().splitlines()]
-    return {record["key"]: record["negatives"] for record in records}
+    return {record["key"]: record for record in records}
 
 
 def apart(*words: str) -> int:
@@ -235,3 +238,4 @@ def run(args: Sequence[str]) -> None:
     options = auto_cli(MineOptions, args=list(args), prog="conan mine", as_positional=False, exit_on_error=False)
     with only_writer(options.out):
         mine_manifest(options)
+    close("mine", [options.out, options.out.with_name(f"{options.out.name}.mining") / "report.html"])

@@ -36,18 +36,16 @@ def pack(
         reencode: Media to re-encode; by default all keep their bytes.
         workers: Processes that decode and re-encode; 0 does it in this one.
     """
-    from tqdm import tqdm
-
     from datamodules.shards.reencode import prepare
     from datamodules.shards.write import write_resumable
     from datamodules.sources.layout import files_of, read_source
     from datamodules.sources.manifest import Fault
+    from lightning_conan.cli.common.closing import close
     from lightning_conan.items import MODALITIES, Pair
-    from lightning_conan.terminal import plural
+    from lightning_conan.terminal import plural, track
 
     if modality is not None and modality not in MODALITIES:
         raise ValueError(f"modality must be among {list(MODALITIES)}, got {modality!r}.")
-
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}.")
 
@@ -55,7 +53,7 @@ def pack(
         found = read_source(source, read)
         wanted = islice((entry for entry in found if isinstance(entry, Fault) or modality in (None, entry.modality)), done, None)
         made = prepare(wanted, reencode, validate, workers)
-        yield from tqdm(made, desc=source.name, initial=done, unit="pair", disable=None)
+        yield from track(made, f"packing {source.name}", unit="pair", done=done)
 
     beside = [path for path in (read.candidates, read.instructions) if path is not None]
     states = [state_of(path) for path in (*files_of(source, read), *beside)]
@@ -66,6 +64,7 @@ def pack(
     print(f"{out}: {summary['pairs']} {plural(summary['pairs'], 'pair')} ({tasks}), {summary['quarantined']} quarantined")
     if summary["quarantined"]:
         name_places(out / "quarantine.jsonl", source, read)
+    close("pack", [out])
 
 
 def name_places(quarantine: Path, source: Path, read: Layout) -> None:
@@ -110,9 +109,10 @@ def run(args: Sequence[str]) -> None:
         )
         parser.add_argument("--check", action="store_true", help="Verify packed folders instead of writing one.")
         parser.add_argument("--looks", action="store_true", help="Decode images and pages, and report those that look alike.")
+        parser.add_argument("--report", type=Path | None, default=None, help="A page to write, such as report.html.")
         parser.add_argument("folders", nargs="*", help="Packed folders, or their URLs.")
         found = parser.parse_args(list(args))
-        check_packed(found.folders, found.looks)
+        check_packed(found.folders, found.looks, found.report)
         return
     parser = ArgumentParser(prog="conan pack", exit_on_error=False, description="Turns pairs into shards that WebDataset reads.")
     parser.add_argument("--config", action="config", help="Read options from a YAML file.")
@@ -127,17 +127,19 @@ def run(args: Sequence[str]) -> None:
     pack(read=Layout(**how), reencode=Reencoding(**options["reencode"]), **{name: options[name] for name in names})
 
 
-def check_packed(folders: Sequence[str], looks: bool = False) -> None:
+def check_packed(folders: Sequence[str], looks: bool = False, page: Path | None = None) -> None:
     """Verifies the hashes of packed data sets; prints what they hold, and the content that they share.
 
     Args:
         folders: Packed data sets, as folders or URLs.
         looks: Decode images and document pages too, and report those that look alike.
+        page: An HTML file to write, with tables, quarantined samples and some pairs.
 
     Raises:
         ValueError: There is no folder, or a shard differs from what was packed.
     """
     from datamodules.shards.check import examine, shared
+    from lightning_conan.files import whole_file
     from lightning_conan.terminal import printable
 
     if not folders:
@@ -147,3 +149,9 @@ def check_packed(folders: Sequence[str], looks: bool = False) -> None:
         print(report.text())
     for line in shared(found):
         print(printable(line))
+    if page is not None:
+        from lightning_conan.cli.common.packed_page import packed_page
+
+        with whole_file(page) as file:
+            file.write(packed_page(found).encode())
+        print(f"wrote {page}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lightning_conan.cli.common import daemon
 from lightning_conan.parsing import parse_side
 from lightning_conan.retrieval.engines.place import EngineName, Place
-from lightning_conan.terminal import printable
+from lightning_conan.terminal import printable, waiting
 
 Asked = tuple[str | None, dict[str, Any], str]
 """A query's key, the item or pair, and the folder that its paths are relative to."""
@@ -114,7 +114,8 @@ class Searcher:
         place = approximate.place(index)
         self.index: SearchIndex = EngineIndex(place) if place else ExactIndex(index)
         dtype = stored_dtype(read_config(folder))  # as `conan embed` does, wherever it runs
-        self.model, self.processor, provenance = load_folder(folder, dtype=dtype, device=device)
+        with waiting(f"loading {folder}"):
+            self.model, self.processor, provenance = load_folder(folder, dtype=dtype, device=device)
         if embeds_as(provenance, self.processor) != self.index.model:
             raise ValueError(
                 f"{self.index.name} was made with another model than {folder}: vectors of two models cannot be compared."

@@ -10,6 +10,7 @@ from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.extras import require
 from lightning_conan.serving.limits import RequestLimits
 from lightning_conan.serving.settings import EngineSettings
+from lightning_conan.terminal import waiting
 
 KEY = "CONAN_API_KEY"
 """Environment variable of the key: an option would show it to every user of the machine."""
@@ -78,7 +79,8 @@ def serve(options: ServeOptions) -> None:
     quiet_libraries()
     key, metrics = read_key(options.key_file), Metrics()
     access = Access(key, LOCAL if key is None and is_local(options.host) else None)
-    engine = Engine(options.folder, options.engine, options.limits, metrics)
+    with waiting(f"loading {options.folder}"):
+        engine = Engine(options.folder, options.engine, options.limits, metrics)
     try:
         name = options.name or options.folder.resolve().name
         service = Service(engine, name, options.limits, metrics, access, options.allowed_hosts)

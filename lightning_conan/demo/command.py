@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
+from lightning_conan.cli.common.closing import close
 from lightning_conan.demo.line import Demo
 from lightning_conan.demo.study import run_study
 from lightning_conan.demo.trace import run_trace
@@ -57,8 +58,10 @@ def demo(
             make = partial(Demo, configs=configs, steps_scale=steps_scale, pairs=pairs, keep=True)
             lines = {number: make(out / f"seed{number}", seed=number) for number in range(seed, seed + seeds)}
             print(run_study(study, lines, out))
+            close("demo", [out / f"{study}.md", out / f"{study}.json"], out / f"seed{seed}")
         else:
             print(run_line(Demo(out, configs, seed, steps_scale, pairs), out, seed))
+            close("demo", [out / "report.html", out / "report.md", out / "report.json"], out)
 
 
 def run_line(line: Demo, out: Path, seed: int) -> str:

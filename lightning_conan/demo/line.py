@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lightning_conan.cli.common.closing import silent
 from lightning_conan.cli.configs import PREFIX, find_config
 from lightning_conan.cli.main import main
+from lightning_conan.terminal import span
 
 VISUAL = ("image", "video", "document")
 MODALITIES = (*VISUAL, "audio")
@@ -55,7 +57,9 @@ class Demo:
             SystemExit: It was ended by a signal, and so is the demo.
         """
         self.say(f"$ conan {shlex.join(words)}")
-        if (status := main(words)) > SIGNALLED:
+        with silent("demo"):
+            status = main(words)
+        if status > SIGNALLED:
             raise SystemExit(status)
         if status:
             raise RuntimeError(f"`conan {words[0]}` ended with status {status}, see above.")
@@ -71,7 +75,7 @@ class Demo:
         for words in commands:
             self.conan(*words)
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 1)
-        self.say(f"# {name}: {self.seconds[name]:.0f} s")
+        self.say(f"# {name}: {self.seconds[name]:.0f} s, {span(sum(self.seconds.values()))} so far")
 
     def made(self, name: str) -> bool:
         """True if a folder was made and scored before, and is kept."""

@@ -1,101 +1,134 @@
-"""The report's page: three plots and the table, in one HTML file."""
+"""The demo's page: the pipeline as a picture, then scores, examples, drift, verdicts, task vectors and TRACE."""
 
-import base64
-import html
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lightning_conan.demo.trace import plot_routes, trace_table
-from lightning_conan.drift import Verdict, plot_drift, plot_verdicts
+from markupsafe import Markup
+
+from lightning_conan.demo.picture import COLOURS, pipeline
+from lightning_conan.demo.plots import audio_drift, drift_by_step, plot_cosines, plot_scores, swaps
+from lightning_conan.demo.trace import EFFORT, SHORT, TASKS, plot_routes
 from lightning_conan.extras import missing
 from lightning_conan.fusion.coefficient_plots import draw
+from lightning_conan.pages import Column, Example, Section, bullets, document, figure, note, show_examples, table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+TITLE = "Conan-embedding-v3 in small"
+SUMMARY = (
+    "One model for image, video, document and audio: four specialists from one base, fused; the audio projector "
+    "drifts, is recovered alone, and all modalities are rehearsed. Bars are recall@1 in per cent on held-out pairs."
+)
+DRIFT = (
+    "Cosine between each audio token and the same token in the audio specialist: 1 means that the backbone sees what the "
+    "specialist's saw."
+)
+SWAPS = "Scores with parts of each specialist put into the fused model, and the other way round, on pairs new to each specialist."
+VECTORS = "Cosine of what each two specialists learned; near 0 they do not touch."
+TRACE = (
+    "A picture and what is to be changed in it, to the changed picture; and descriptions to pictures. The model decides by its "
+    "first token whether to reason."
+)
 
-COLOURS = {"image": "#4477aa", "video": "#66ccee", "document": "#228833", "audio": "#ee6677"}
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd; }
-td:not(:first-child), th:not(:first-child) { text-align: right; } img { max-width: 100%; }
-.no { color: #b00; font-weight: 600; } caption { caption-side: bottom; font-size: .85rem; color: #666; text-align: left; }
-"""
 
-
-def page(report: dict[str, Any], rows: Mapping[str, str]) -> str:
-    """Builds the report's HTML page, which needs no network and no scripts.
+def page(report: dict[str, Any], rows: Mapping[str, str], examples: Sequence[Example] = ()) -> str:
+    """Builds the report's HTML page.
 
     Args:
         report: What ``report.json`` holds; see ``report.collect``.
         rows: Labels of the checkpoint folders to show, by their names, in the order of the stages.
+        examples: Test queries with what the final model finds.
     """
-    parts = [
-        "<!doctype html><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
-        f"<title>Conan-embedding-v3 in small</title><style>{STYLE}</style>",
-        "<h1>Conan-embedding-v3 in small</h1>",
-        "<p>One model for image, video, document and audio: four specialists from one base, fused; the audio projector "
-        "drifts, is recovered alone, and all modalities are rehearsed.</p>",
-        "<h2>Scores, stage by stage</h2>",
-        score_table(report, rows),
-        picture(plot_scores, report, rows, "recall@1 of every stage on every modality"),
-        "<h2>Projector drift</h2><p>Cosine between each audio token and the same token in the audio specialist: "
-        "1 means that the backbone sees what the specialist's saw.</p>",
-        picture(audio_drift, report, rows, "drift of the audio tokens by layer"),
-        picture(drift_by_step, report, rows, "drift of the audio tokens while recovery and rehearsal train"),
-        "<h2>Verdicts</h2><p>Scores with parts of each specialist put into the fused model, and the other way round, on pairs "
-        "that no specialist has seen.</p>",
-        picture(swaps, report, rows, "scores of the swap tests"),
-        "<ul>",
-        *(f"<li>{html.escape(found['sentence'])}</li>" for found in report["verdicts"].values()),
-        "</ul>",
-        "<h2>Task vectors</h2><p>Cosine of what each two specialists learned; near 0 they do not touch.</p>",
-        picture(plot_cosines, report, rows, "cosines of the task vectors"),
-        "<h2>TRACE</h2><p>A picture and what is to be changed in it, to the changed picture; and descriptions to pictures. The "
-        "model decides by its first token whether to reason.</p>",
-        trace_rows(report),
-        picture(plot_routes, report, rows, "accuracy against speed of ways of decoding"),
-        "<ul>",
-        *(
-            f"<li>{html.escape(found['query'])}<br><i>{html.escape(found['written'] or 'embedded at once')}</i></li>"
-            for found in report["trace"]["written"]
+
+    def plot(panel: Any, alt: str) -> Markup:
+        return picture(panel, report, rows, alt)
+
+    shown = [Section("Examples", ("What the final model finds first for held-out queries.", show_examples(examples)))]
+    sections = [
+        Section("The pipeline", (figure(pipeline(report), described(report)),)),
+        Section("Scores, stage by stage", (score_table(report, rows), plot(plot_scores, "recall@1 by stage and modality"))),
+        *(shown if examples else []),
+        Section(
+            "Projector drift",
+            (
+                DRIFT,
+                plot(audio_drift, "drift of the audio tokens by layer"),
+                plot(drift_by_step, "drift of the audio tokens while recovery and rehearsal train"),
+            ),
         ),
-        "</ul>",
-        "<h2>What was expected</h2><ul>",
-        *(
-            f"<li{'' if held else ' class=no'}>{'passed' if held else 'not passed'}: {html.escape(what)}</li>"
-            for what, held in report["checks"].items()
+        Section("Verdicts", (SWAPS, plot(swaps, "scores of the swap tests"), bullets(sentences(report)))),
+        Section("Task vectors", (VECTORS, plot(plot_cosines, "cosines of the task vectors"))),
+        Section(
+            "TRACE",
+            (
+                TRACE,
+                trace_rows(report),
+                plot(plot_routes, "accuracy against speed of ways of decoding"),
+                bullets(written(found) for found in report["trace"]["written"]),
+            ),
         ),
-        "</ul>",
+        Section("Criteria", (criteria(report), seconds_table(report))),
     ]
-    return "\n".join(parts) + "\n"
+    return document(TITLE, *sections, summary=SUMMARY)
 
 
-def score_table(report: dict[str, Any], rows: Mapping[str, str]) -> str:
-    """Formats recall@1 in per cent as an HTML table: one row a checkpoint folder, one column a modality.
+def described(report: Mapping[str, Any]) -> str:
+    """The pipeline's picture in words."""
+    states = {name: report["stages"][name] for name in ("base", "fused", "recovered", "final")}
+    parts = [
+        f"{name}: " + ", ".join(f"{each} {scores['recall@1']:.1f}" for each, scores in found.items())
+        for name, found in states.items()
+    ]
+    return f"Recall@1 from base to final. {'; '.join(parts)}."
+
+
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """The verdicts in words."""
+    return [found["sentence"] for found in report["verdicts"].values()]
+
+
+def written(found: Mapping[str, str]) -> Markup:
+    """A query, and what the model wrote about it."""
+    text = found["written"] or "embedded at once"
+    return Markup("{}<br><i>{}</i>").format(found["query"], text)
+
+
+def criteria(report: Mapping[str, Any]) -> Markup:
+    """The criteria as a list, with whether the run meets them."""
+    verdict = {True: note("passed", "good"), False: note("not passed", "bad")}
+    return bullets(Markup("{}: {}").format(verdict[held], what) for what, held in report["checks"].items())
+
+
+def score_table(report: Mapping[str, Any], rows: Mapping[str, str]) -> Markup:
+    """Returns recall@1 in per cent: one row a checkpoint folder, one column a modality.
 
     Args:
         report: What ``report.json`` holds; see ``report.collect``.
         rows: Labels by checkpoint folder.
     """
-    head = "".join(f"<th>{modality}</th>" for modality in COLOURS)
-    lines = []
-    for state, label in rows.items():
-        cells = "".join(f"<td>{report['stages'][state][modality]['recall@1']:.1f}</td>" for modality in COLOURS)
-        lines.append(f"<tr><td>{html.escape(label)}</td>{cells}</tr>")
-    caption = "recall@1 in per cent on held-out pairs, mean of both directions"
-    return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+    columns = ["stage", *(Column(name, 1, 100.0) for name in COLOURS)]
+    cells = [[label, *(report["stages"][state][name]["recall@1"] for name in COLOURS)] for state, label in rows.items()]
+    return table(columns, cells, "recall@1 in per cent on held-out pairs, mean of both directions")
 
 
-def trace_rows(report: dict[str, Any]) -> str:
-    """Formats TRACE's table as HTML."""
-    head, _, *lines = [line.strip("| ").split(" | ") for line in trace_table(report["trace"]).splitlines()]
-    tags = [("th", ["", *head])] + [("td", line) for line in lines]
-    rows = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) for tag, cells in tags]
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+def trace_rows(report: Mapping[str, Any]) -> Markup:
+    """Returns TRACE's table."""
+    columns = ["model", "task", Column("recall@1", 1, 100.0), Column("recall@5", 1, 100.0), Column("reasoned, %", 1)]
+    columns += [Column("tokens a query", 1), Column("queries a second", 0)]
+    cells = [
+        [label, task, *(found[f"forth/recall@{k}"] for k in (1, 5)), *(float(found[key]) for key in EFFORT)]
+        for name, label in {**SHORT, "trace.always": "TRACE, made to reason"}.items()
+        for task in TASKS
+        for found in [report["trace"][name][task]]
+    ]
+    return table(columns, cells, "Held-out queries; recall from query to target, in per cent")
 
 
-def picture(plot: Any, report: dict[str, Any], rows: Mapping[str, str], alt: str) -> str:
-    """Returns a plot as an image tag that holds its PNG; without the extra ``plots``, a line that says so.
+def seconds_table(report: Mapping[str, Any]) -> Markup:
+    """Returns the time of each step."""
+    return table(["step", Column("seconds", 1)], list(report["seconds"].items()), "Time of each step")
+
+
+def picture(plot: Any, report: dict[str, Any], rows: Mapping[str, str], alt: str) -> Markup:
+    """Returns a plot as a figure; without the extra ``plots``, a line that says so.
 
     Args:
         plot: A function of axes, ``report`` and ``rows`` that draws on the axes.
@@ -104,88 +137,5 @@ def picture(plot: Any, report: dict[str, Any], rows: Mapping[str, str], alt: str
         alt: The image's alternative text.
     """
     if remedy := missing("matplotlib"):
-        return f"<p>Skipped: {html.escape(alt)} ({html.escape(remedy)})</p>"
-    png = draw(lambda axes: plot(axes, report, rows), width=9)
-    return f"<img alt='{alt}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
-
-
-def plot_scores(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
-    """Draws recall@1 as bars: one group a checkpoint folder, one bar a modality.
-
-    Args:
-        axes: Drawn on.
-        report: What ``report.json`` holds; see ``report.collect``.
-        rows: Labels by checkpoint folder.
-    """
-    for index, (modality, colour) in enumerate(COLOURS.items()):
-        heights = [report["stages"][state][modality]["recall@1"] for state in rows]
-        axes.bar([place + 0.2 * (index - 1.5) for place in range(len(rows))], heights, 0.2, label=modality, color=colour)
-    axes.set_xticks(range(len(rows)), [label.replace("+ ", "+").replace(" ", "\n", 1) for label in rows.values()], fontsize=9)
-    axes.set_ylabel("recall@1, %")
-    axes.set_ylim(0, 100)
-    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.15), frameon=False)
-
-
-def audio_drift(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
-    """Draws the cosine of the audio tokens by layer, one line a checkpoint folder.
-
-    Args:
-        axes: Drawn on.
-        report: What ``report.json`` holds; see ``report.collect``.
-        rows: Labels by checkpoint folder.
-    """
-    plot_drift(axes, report["drift"]["audio"], rows)
-
-
-def drift_by_step(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
-    """Draws the cosine of the audio tokens after three layers, over the steps of recovery and then of rehearsal.
-
-    Args:
-        axes: Drawn on.
-        report: What ``report.json`` holds; see ``report.collect``.
-        rows: Labels by checkpoint folder.
-    """
-    points: list[tuple[int, list[float]]] = []
-    for state, found in report["drift_by_step"].items():
-        start = points[-1][0] if points else 0
-        axes.axvline(start, color="#cccccc", linewidth=1)
-        axes.text(start, 1.0, f" {rows[state]}", transform=axes.get_xaxis_transform(), va="bottom", fontsize=9)
-        points += [(start + step, cosines) for step, cosines in found]
-    depth = len(points[0][1])
-    for layer in sorted({0, depth // 2, depth - 1}):
-        name = "projector" if layer == 0 else f"layer {layer - 1}"
-        axes.plot([step for step, _ in points], [cosines[layer] for _, cosines in points], marker=".", label=name)
-    axes.set_xlabel("step")
-    axes.set_ylabel("cosine to the audio specialist")
-    axes.legend(frameon=False)
-
-
-def swaps(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
-    """Draws the scores of the swap tests as bars.
-
-    Args:
-        axes: Drawn on.
-        report: What ``report.json`` holds; see ``report.collect``.
-        rows: Unused; plots have one signature.
-    """
-    plot_verdicts(axes, {name: Verdict.from_json(found) for name, found in report["verdicts"].items()})
-
-
-def plot_cosines(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) -> None:
-    """Draws the cosines between task vectors as a grid.
-
-    Args:
-        axes: Drawn on.
-        report: What ``report.json`` holds; see ``report.collect``.
-        rows: Unused; plots have one signature.
-    """
-    names = sorted(report["fusion"]["norms"])
-    cosines = report["fusion"]["cosines"]
-    grid = [[1.0 if one == other else cosines.get("-".join(sorted((one, other))), 0.0) for other in names] for one in names]
-    axes.imshow(grid, cmap="Blues", vmin=0, vmax=1)
-    for row, values in enumerate(grid):
-        for column, value in enumerate(values):
-            axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="white" if value > 0.6 else "black")
-    labels = [f"{name}\nnorm {report['fusion']['norms'][name]:.1f}" for name in names]
-    axes.set_xticks(range(len(names)), labels, fontsize=9)
-    axes.set_yticks(range(len(names)), names)
+        return Markup("<p>Skipped: {} ({})</p>").format(alt, remedy)
+    return figure(draw(lambda axes: plot(axes, report, rows), width=9), alt)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_conan.cli.common.pair_sets import read_pairs, read_sets
+from lightning_conan.demo.found import examples
 from lightning_conan.demo.page import page
 from lightning_conan.demo.trace import TASKS, collect_trace, trace_table
 from lightning_conan.drift import DriftReport, measure_drift
@@ -147,5 +148,5 @@ def write_report(out: Path, seconds: dict[str, float], seed: int) -> str:
     tables = f"{table(report)}\n\n{trace_table(report['trace'])}"
     summary = f"{tables}\n\n{verdicts(report)}\n\n{total:.0f} seconds in all.\n"
     (out / "report.md").write_text(f"# Conan-embedding-v3 and TRACE in small\n\n{summary}")
-    (out / "report.html").write_text(page(report, ROWS))
+    (out / "report.html").write_text(page(report, ROWS, examples(out, MODALITIES)), encoding="utf-8")
     return f"{summary}\nThe page with the plots: {out / 'report.html'}"

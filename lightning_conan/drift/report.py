@@ -10,6 +10,7 @@ from lightning_conan.drift.verdict import Verdict, examine
 from lightning_conan.embedder import load_folder
 from lightning_conan.items import Modality
 from lightning_conan.retrieval import PairSet
+from lightning_conan.terminal import track
 
 WATCHED = 64
 """Inputs whose tokens are followed through the layers."""
@@ -55,7 +56,7 @@ def measure_drift(
         )
     models = {name: load_folder(folder, device=device)[0] for name, folder in states.items()}
     report = DriftReport()
-    for modality, folder in specialists.items():
+    for modality, folder in track(specialists.items(), "measuring drift", len(specialists), "specialist"):
         specialist, _, provenance = load_folder(folder, ("specialist",), device=device)
         if provenance.modality != modality:
             raise ValueError(f"{folder} must be the {modality} specialist, but it is that of {provenance.modality}.")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ from lightning_conan.extras import require
 from lightning_conan.fusion.recipe import Recipe
 from lightning_conan.fusion.write import fused_model, specialist_model
 from lightning_conan.retrieval import PairSet
+from lightning_conan.terminal import Work
 
 Scores = dict[str, float]
 
@@ -139,7 +139,8 @@ def search_alphas(recipe: Recipe, sets: Mapping[str, PairSet], search: Search, d
     if search.sampler == "bayes":
         study.enqueue_trial(dict(recipe.alphas))
     count = search.trials if search.sampler == "bayes" else len(search.values) ** len(sets)
-    study.optimize(value_of, n_trials=count, show_progress_bar=sys.stderr.isatty())
+    with Work("searching coefficients", count, "candidate") as work:
+        study.optimize(value_of, n_trials=count, callbacks=[lambda *_: work.advance()])
     return SearchResult(own, trials)
 
 

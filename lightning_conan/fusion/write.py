@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import yaml
 from torch import Tensor
-from tqdm import tqdm
 
 from lightning_conan.embedder import OmniConfig, OmniEmbedder, Provenance, is_foreign, load_folder, load_processor
 from lightning_conan.embedder.checkpoint import (
@@ -27,6 +26,7 @@ from lightning_conan.fusion.mergekit import MERGEKIT_CONFIG, mergekit_config
 from lightning_conan.fusion.recipe import Recipe
 from lightning_conan.fusion.sources import alone, noted
 from lightning_conan.fusion.tensorwise import Fusion, FusionReport
+from lightning_conan.terminal import Work
 
 
 class TensorPrefetcher:
@@ -43,20 +43,21 @@ class TensorPrefetcher:
         self.pool = ThreadPoolExecutor(workers)
         self.pending = {name: self.pool.submit(fusion.fuse, name) for name in order[:workers]}
         self.next = workers
-        self.bar = tqdm(total=len(order), desc="fusing", unit="tensor", disable=None)
+        self.work = Work("fusing", len(order), "tensor")
+        self.work.__enter__()
 
     def __call__(self, name: str) -> Tensor:
         piece = self.pending.pop(name).result()
         if self.next < len(self.order):
             self.pending[self.order[self.next]] = self.pool.submit(self.fusion.fuse, self.order[self.next])
             self.next += 1
-        self.bar.update()
+        self.work.advance()
         return self.fusion.add(name, piece)
 
     def close(self) -> None:
         """Drops the tensors that were made in advance."""
         self.pool.shutdown(wait=True, cancel_futures=True)
-        self.bar.close()
+        self.work.__exit__(None if self.work.done == len(self.order) else RuntimeError)
 
 
 def fused_model(recipe: Recipe, model: OmniEmbedder | None = None) -> OmniEmbedder:

@@ -7,7 +7,6 @@ from itertools import starmap
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor
 from lightning_conan.items import Item
@@ -16,6 +15,7 @@ from lightning_conan.reasoning.cot import spread
 from lightning_conan.reasoning.decoding import ReasonedEmbeddings
 from lightning_conan.reasoning.endpoint import Client, Endpoint, messages_of
 from lightning_conan.reasoning.reasoner import Reasoner
+from lightning_conan.terminal import Work
 
 
 def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> ReasonedEmbeddings:
@@ -65,7 +65,7 @@ async def ask(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> 
         endpoint: Address of the engine, and limits.
     """
     replies: dict[int, Reply] = {}
-    with tqdm(total=len(items), desc="reasoning", unit="query", disable=None) as bar:
+    with Work("reasoning", len(items), "query") as work:
         async with Client(endpoint) as client:
 
             async def one(number: int, item: Item) -> None:
@@ -75,5 +75,5 @@ async def ask(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoint) -> 
                 replies[number] = replace(reply, text=reply.text.split(SPECIAL_TOKENS["emb"])[0])
 
             async for _ in spread(starmap(one, enumerate(items)), endpoint.concurrency):  # no more media in memory than are asked
-                bar.update()
+                work.advance()
     return [replies[number] for number in range(len(items))]

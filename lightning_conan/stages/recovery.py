@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 from typing_extensions import override
 
 from lightning_conan.embedder import Batch, Encoded, State
@@ -16,6 +15,7 @@ from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.items import Item, Modality, Side
 from lightning_conan.objectives import PairEmbeddings
 from lightning_conan.retrieval.metric import hash_ids
+from lightning_conan.terminal import track
 from lightning_conan.training.collectives import most, world_size
 from lightning_conan.training.frozen_cache import FrozenOutputs
 from lightning_conan.training.protocols import text_data
@@ -166,7 +166,7 @@ class ProjectorRecovery(Stage):
         own = digests[self.global_rank :: world_size()]
         self.embedder.eval()
         blocks = [own[start : start + BANK_BLOCK] for start in range(0, len(own), BANK_BLOCK)]
-        for block in tqdm(blocks, desc="embedding all texts", disable=None):
+        for block in track(blocks, "embedding all texts", len(blocks), "block"):
             self.fetch_texts(side, block, lambda digest: self.processor(texts[digest], side))
         most(0, self.device)  # every rank has kept its share
         found = self.fetch_texts(side, digests, lambda digest: self.processor(texts[digest], side))

@@ -9,6 +9,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import TQDMProgressBar
 from typing_extensions import override
 
+from lightning_conan.terminal import pace
+
 SECONDS = 10.0
 """Between two lines, at least."""
 
@@ -40,10 +42,15 @@ class StepBar(TQDMProgressBar):
 
 
 class StepLines(Callback):
-    """Prints a line each ten seconds at most, and the last one, where no bar is drawn, as in a batch job's log."""
+    """Prints a line each ten seconds at most, and the last one, where no bar is drawn, as in a log: rate, time left and loss."""
 
     def __init__(self) -> None:
-        self.printed = -SECONDS
+        self.printed = self.began = 0.0
+        self.before = 0
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began, self.before, self.printed = time.monotonic(), trainer.global_step, -SECONDS
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -51,4 +58,5 @@ class StepLines(Callback):
         if trainer.is_global_zero and (step >= steps or now - self.printed >= SECONDS):
             self.printed = now
             loss = trainer.callback_metrics.get("train/loss")
-            print(f"step {step:,} of {steps:,}" + ("" if loss is None else f", loss {loss:.4f}"), file=sys.stderr, flush=True)
+            line = f"step {step:,} of {steps:,}, {pace(step, steps, 'step', now - self.began, self.before)}"
+            print(line + ("" if loss is None else f", loss {loss:.4f}"), file=sys.stderr, flush=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lightning_conan.embedder.audio import ENCODERS, audio_encoder_of
@@ -27,6 +26,7 @@ from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OWN_TOKENS, OmniProcessor
 from lightning_conan.embedder.processor_config import ProcessorConfig
 from lightning_conan.embedder.projector import AudioProjector
+from lightning_conan.terminal import Work
 
 ROWS = ("backbone.language_model.embed_tokens.weight", "lm_head.weight")
 AUDIO_SOURCES: dict[str, tuple[str, Callable[[PreTrainedConfig], PreTrainedConfig]]] = {
@@ -213,10 +213,10 @@ def graft_folder(
     check_apart(out, base, audio, *filter(None, [adapter]))
     made = Graft(backbone, audio, settings, hidden, seed)
     with whole_folder(out, "base") as scratch:
-        with tqdm(total=len(made.specs), desc="grafting", unit="tensor", disable=None) as bar:
+        with Work("grafting", len(made.specs), "tensor") as work:
 
             def tensor_of(name: str) -> Tensor:
-                bar.update()
+                work.advance()
                 return made[name]
 
             write_shards(scratch, made.specs, tensor_of)

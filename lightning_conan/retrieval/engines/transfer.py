@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from lightning_conan.retrieval.engines.engine import Engine, Stamp
 from lightning_conan.retrieval.engines.recall import Reached, tune
 from lightning_conan.retrieval.engines.rows import BLOCK, PartStream
+from lightning_conan.terminal import Work
 
 
 @dataclass
@@ -58,16 +59,19 @@ def upsert(engine: Engine, source: PartStream, block: int = BLOCK) -> Counts:
     if check_origin(engine, source.model, source.dim) is None:
         engine.create(Stamp(source.model, source.dim))
     counts = Counts()
-    for rows in source.blocks(block):
-        there = engine.digests(rows.keys)
-        different = [i for i, digest in enumerate(rows.digests()) if there.get(rows.keys[i]) != digest]
-        if different:
-            engine.put(rows.take(different))
-        replaced = sum(rows.keys[i] in there for i in different)
-        counts.new += len(different) - replaced
-        counts.replaced += replaced
-        counts.unchanged += len(rows) - len(different)
-    engine.commit()
+    with Work("writing rows", len(source), "row") as work:
+        for rows in source.blocks(block):
+            there = engine.digests(rows.keys)
+            different = [i for i, digest in enumerate(rows.digests()) if there.get(rows.keys[i]) != digest]
+            if different:
+                engine.put(rows.take(different))
+            replaced = sum(rows.keys[i] in there for i in different)
+            counts.new += len(different) - replaced
+            counts.replaced += replaced
+            counts.unchanged += len(rows) - len(different)
+            work.advance(len(rows))
+        work.wait_for("the engine to commit them")
+        engine.commit()
     return counts
 
 

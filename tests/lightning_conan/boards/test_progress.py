@@ -1,43 +1,30 @@
-"""Lines of progress: items, not batches, and the time that is left."""
-
-import io
-import sys
-from types import SimpleNamespace
+"""Progress of embedding: items of all ranks, until the run ends or fails."""
 
 import pytest
 
-from lightning_conan.boards import progress
-from lightning_conan.boards.progress import ItemLines, told
+from lightning_conan import terminal as progress
+from lightning_conan.boards.progress import ItemLines
 
 
-def lines(monkeypatch, sizes, seconds, live=False):
-    """Output for batches of these sizes, each of which takes so long."""
-    clock, out = SimpleNamespace(now=0.0), io.StringIO()
-    out.isatty = lambda: live
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(sys, "stderr", out)
-    shown = ItemLines(sum(sizes))
-    shown.begin()
-    for size in sizes:
-        clock.now += seconds
-        shown.advance(size)
-    return out.getvalue()
+@pytest.mark.parametrize("items", [20, lambda: 20], ids=["number", "function"])
+def test_items_of_all_ranks_are_counted_until_the_end(monkeypatch, capsys, items):
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    lines = ItemLines(items)
+    lines.count(5)  # another rank: nothing is shown
+    lines.begin()
+    for size in (10, 14):  # the last batch of the other rank is smaller
+        lines.count(size)
+    assert lines.work.done == 20
+    lines.close(None)
+    lines.close(ValueError)  # once
+    assert "embedding: 20 of 20 items, done in" in capsys.readouterr().err
+    assert progress.ACTIVE == []
 
 
-def test_a_log_has_a_line_each_ten_seconds_and_the_last(monkeypatch):
-    found = lines(monkeypatch, [100] * 6, 4.0).splitlines()
-    assert found == [
-        "embedded 100 of 600 items, 20 s left",
-        "embedded 400 of 600 items, 8 s left",
-        "embedded 600 of 600 items in 24 s",
-    ]
-
-
-def test_a_terminal_has_one_line_that_changes(monkeypatch):
-    found = lines(monkeypatch, [10, 10], 60.0, live=True)
-    assert found == "\r\x1b[Kembedded 10 of 20 items, 60 s left\r\x1b[Kembedded 20 of 20 items in 2 min\n"
-
-
-@pytest.mark.parametrize(("done", "seconds", "left"), [(1, 1.0, "17 min"), (500, 3600.0, "60 min"), (100, 3600.0, "9.0 h")])
-def test_the_rest_is_estimated_at_the_pace_so_far(done, seconds, left):
-    assert told(done, 1000, seconds) == f"embedded {done} of 1,000 items, {left} left"
+def test_a_run_that_fails_ends_the_line(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    lines = ItemLines(3)
+    lines.begin()
+    lines.close(ValueError)
+    assert capsys.readouterr().err.endswith("stopped\n")
+    assert progress.ACTIVE == []

@@ -52,7 +52,9 @@ def test_report_holds_every_score(demo):
 
 def test_report_pages_show_it(demo):
     page, table = (demo[0] / "report.html").read_text(), (demo[0] / "report.md").read_text()
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("class='conan-plot'") == 6
+    assert page.count("class='conan-example'") == 8
+    assert all(f">{name}</text>" in page for name in ("base", "fused", "recovered", "final", "TRACE"))
     assert "http" not in page
     assert table.count("\n| ") >= len(STATES)
 
@@ -73,6 +75,8 @@ def test_drift_is_told_and_drawn(demo, tmp_path, capsys):
     assert "audio: " in said.out
     assert json.loads((tmp_path / "drift.json").read_text())["verdicts"].keys() == {"image", "audio"}
     assert (tmp_path / "drift.png").stat().st_size > 10_000
+    assert "audio: cosine of its tokens" in (tmp_path / "report.html").read_text()
+    assert f"wrote {tmp_path / 'report.html'}" in said.err
 
 
 def test_alphas_writes_a_fused_folder_with_the_trade_off(demo, tmp_path, capsys):
@@ -85,7 +89,8 @@ def test_alphas_writes_a_fused_folder_with_the_trade_off(demo, tmp_path, capsys)
     assert "best of 2" in said.out
     best = json.loads((tmp_path / "out" / "alphas.json").read_text())["best"]["alphas"]
     assert json.loads((tmp_path / "out" / "fusion.json").read_text())["alphas"] == best
-    assert "alphas.png" in read_provenance(tmp_path / "out").files
+    assert {"alphas.png", "report.html"} <= {*read_provenance(tmp_path / "out").files}
+    assert "next: conan evaluate --folder" in said.err
     assert main([*words, "--out", str(demo[0] / "base")]) == 1
     assert "out must differ" in capsys.readouterr().err
 
