@@ -1,3 +1,4 @@
+from .budget import Budget
 from .figures import figure
 from .layout import Section, bullets, document, fragment, grid, note
 from .showing import Bounds, Shown, show_medium, show_parts
@@ -5,6 +6,7 @@ from .tables import Column, table
 
 __all__ = [
     "Bounds",
+    "Budget",
     "Column",
     "Section",
     "Shown",
