@@ -1,5 +1,7 @@
 """Figures of the notebooks: one look, colours that colour-blind readers tell apart, media as thumbnails."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -71,3 +73,38 @@ def label_bars(axes: Axes, digits: int = 0) -> None:
     """
     for bars in axes.containers:
         axes.bar_label(bars, fmt=f"%.{digits}f", fontsize=8, padding=1)
+
+
+def before_and_after(axes: Axes, before: list[float], after: list[float], kinds: Sequence[str]) -> None:
+    """Draws two bars a modality: before training hatched and pale, after it full.
+
+    Args:
+        axes: Axes to draw on.
+        before: Values before training, one a modality.
+        after: Values after it.
+        kinds: The modalities.
+    """
+    colours = [COLOUR_OF[kind] for kind in kinds]
+    for shift, (values, look) in enumerate(((before, {"hatch": "//", "alpha": 0.5}), (after, {}))):
+        axes.bar(np.arange(len(kinds)) + 0.4 * shift - 0.2, values, 0.38, color=colours, edgecolor="white", **look)
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.grid(axis="x", visible=False)
+    axes.margins(y=0.12)
+    label_bars(axes, 2)
+
+
+def cells(axes: Axes, values: np.ndarray, digits: int = 0, dark: float = 0.65, **options: object) -> None:
+    """Draws a table of numbers as colored cells.
+
+    Args:
+        axes: Axes to draw on.
+        values: Numbers by row and column; of NaN the cell stays empty.
+        digits: Decimal places.
+        dark: Number from which on a cell is dark, so that its text is white.
+        options: Of ``imshow``, such as vmin and vmax.
+    """
+    axes.imshow(values, **{"cmap": "Blues", "aspect": "auto"} | options)
+    for row, column in np.argwhere(~np.isnan(values)):
+        colour = "white" if abs(values[row, column]) > dark else "black"
+        axes.text(column, row, f"{values[row, column]:.{digits}f}", ha="center", va="center", color=colour, fontsize=9)
+    axes.grid(visible=False)

@@ -4,7 +4,7 @@
     python notebooks/store.py 01 05        # those whose names begin so
     python notebooks/store.py --check      # runs them, writes nothing, and fails where a stored output differs
 
-Outputs lose what differs from run to run: execution counts, times, warnings on the standard error; images get a palette. A path of
+Outputs lose what differs from run to run: times, warnings on the standard error, counts of earlier runs; images get a palette. A path of
 this machine in an output is refused. Cells with the tag `varies` hold what depends on a machine's rounding (scores, the order of
 hits): they are stored, and not compared.
 """
@@ -58,27 +58,36 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         ValueError: An output names a path of this machine.
     """
     notebook.metadata = nbformat.from_dict(METADATA)
+    run = 0
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
         tags = cell.metadata.get("tags", [])
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
-            cell.execution_count = None
-            cell.outputs = [*shown(cell.outputs)]
+            run += 1
+            cell.execution_count = run
+            cell.outputs = [*shown(cell.outputs, run)]
             if found := LOCAL.search(MEDIA.sub("", str(cell.outputs))):
                 raise ValueError(f"Outputs must name no place of this machine, cell {number} does: {found[0]!r}. Print less.")
     return notebook
 
 
-def shown(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
-    """Yields the outputs that are stored: streams joined, without the standard error; images with a palette."""
+def shown(outputs: list[NotebookNode], run: int) -> Iterator[NotebookNode]:
+    """Yields the outputs that are stored: streams joined, without the standard error; images with a palette.
+
+    Args:
+        outputs: Outputs of a cell.
+        run: Number of the cell among those with code.
+    """
     text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     if text:
         yield nbformat.v4.new_output("stream", name="stdout", text=text)
     for output in outputs:
         if output.output_type != "stream":
             if "execution_count" in output:
-                output.execution_count = None
+                output.execution_count = run
+            if "text/html" in output.get("data", {}):
+                output.data["text/plain"] = "shown as HTML"
             if image := output.get("data", {}).get("image/png"):
                 output.data["image/png"] = smaller(image)
             output.metadata = nbformat.from_dict({})

@@ -71,10 +71,10 @@ def printed(text, name="stdout"):
 
 
 def test_what_differs_from_run_to_run_is_stripped():
-    """Standard error, counts and times go; parts of a stream are joined."""
+    """Standard error and times go, counts begin at 1; parts of a stream are joined."""
     cell = store.clean(notebook_of("print(1)", printed("a\n"), printed("warned", "stderr"), printed("b\n"))).cells[0]
     assert [output.text for output in cell.outputs] == ["a\nb\n"]
-    assert cell.execution_count is None
+    assert cell.execution_count == 1
     assert "execution" not in cell.metadata
 
 

@@ -45,7 +45,7 @@ class SearchHits(list[dict[str, Any]]):
             for found, query in zip(self[:MOST_QUERIES], self.queries, strict=False)
         ]
         rest = len(self) - MOST_QUERIES
-        return fragment(*rows, f"{rest} more {'query' if rest == 1 else 'queries'}" if rest > 0 else "")
+        return fragment(*rows, f"and {rest} more {'query' if rest == 1 else 'queries'}" if rest > 0 else "")
 
     def query_cell(self, found: dict[str, Any], query: Item, budget: Budget) -> Markup:
         """Shows a query, and what was written about it.
@@ -56,7 +56,7 @@ class SearchHits(list[dict[str, Any]]):
             budget: Room for its media.
         """
         written = Markup("<small>{}</small>").format(found["reasoning"]) if found.get("reasoning") else Markup("")
-        return Markup("<b>query</b> {}{}").format(budget.show(query.parts), written)
+        return Markup("<b>query</b>{}{}").format(budget.show(query.parts), written)
 
     def hit_cell(self, rank: int, hit: dict[str, Any], budget: Budget) -> Markup:
         """Shows a hit.
@@ -68,7 +68,7 @@ class SearchHits(list[dict[str, Any]]):
         """
         item = self.item_of(hit["key"])
         shown = Markup("<code>{}</code>").format(hit["key"]) if item is None else budget.show(item.parts)
-        return Markup("<b>{}</b> {:.3f} <small>{}</small>{}").format(rank, hit["score"], hit["modality"], shown)
+        return Markup("<b>{}. {} {:.3f}</b>{}").format(rank, hit["modality"], hit["score"], shown)
 
 
 def items_by_key(source: Path) -> Callable[[str], Item | None]:
