@@ -14,6 +14,7 @@ COLOUR_OF = {"text": "#555555", "image": "#0072b2", "video": "#56b4e9", "documen
 """Of the palette of Okabe and Ito, a colour a modality."""
 STYLE = {
     "figure.dpi": 80,
+    "axes.prop_cycle": plt.cycler(color=["#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7"]),
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,

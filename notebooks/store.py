@@ -1,6 +1,6 @@
 """Runs the notebooks and stores them with their outputs, small and the same on every machine.
 
-    python notebooks/store.py              # all of them
+    python notebooks/store.py              # all of them, their small models trained anew
     python notebooks/store.py 01 05        # those whose names begin so
     python notebooks/store.py --check      # runs them, writes nothing, and fails where a stored output differs
 
@@ -14,6 +14,7 @@ import base64
 import difflib
 import io
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,8 @@ def main(words: list[str] | None = None) -> int:
     chosen = [path for path in sorted(HERE.glob("*.ipynb")) if not options.names or path.name.startswith(tuple(options.names))]
     if not chosen:
         parser.error(f"no notebook begins with {options.names}")
+    if not options.names:
+        shutil.rmtree(HERE.parent / "runs" / "notebooks", ignore_errors=True)  # what an earlier version trained
     failed = 0
     for path in chosen:
         fresh = execute(path)

@@ -54,7 +54,7 @@ def draw_pair(kind: Medium, number: int, key: str, rng: random.Random) -> Pair:
         rng: Random numbers, for all else.
     """
     colour, shape = LOOKS[number % len(LOOKS)]
-    thing = Thing(colour, shape, "large", SIDE / 2 + rng.uniform(-8, 8), SIDE / 2 + rng.uniform(-8, 8))
+    thing = Thing(colour, shape, "large", SIDE / 2 + rng.uniform(-3, 3), SIDE / 2 + rng.uniform(-3, 3))
     if kind == "image":
         media, caption = picture("image", draw_scene([thing], rng.randint(200, 255)), key), f"a {colour} {shape}"
     elif kind == "video":
@@ -162,7 +162,7 @@ def train(root: Path) -> None:
     fit(rehearsal, RehearsalData(packed, **few), STEPS["final"], root / "final")
 
 
-STEPS = {"base": 150, "image": 60, "video": 50, "document": 60, "audio": 160, "recovered": 50, "final": 100}
+STEPS = {"base": 130, "image": 50, "video": 30, "document": 40, "audio": 140, "recovered": 40, "final": 80}
 
 
 def settings(lr: float) -> Training:
