@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_conan.embedder.batch import Batch, ItemBatch
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.items import Media
-from lightning_conan.pages import Budget, Column, fragment, table
+from lightning_conan.pages import Budget, fragment, table
 
 ROWS = 8
 """Pairs or items that are shown."""
@@ -49,11 +49,11 @@ def show_items(batch: ItemBatch) -> str:
     """Shows the first items of a batch: pixels and log-mels as images, texts as their number of tokens."""
     budget = Budget()
     rows = [
-        [row, key, kinds, show(item, budget)]
+        (row, key, kinds, show(item, budget))
         for row, key, kinds, item in islice(zip(batch.rows, batch.keys, batch.modalities, batch.items, strict=True), ROWS)
     ]
     rest = f"; the first {ROWS} are shown" if len(batch.items) > ROWS else ""
-    heads = [Column("row"), "key", "modalities", "item"]
+    heads = ["row", "key", "modalities", "item"]
     return fragment(table(heads, rows, f"Batch of {len(batch.items)} items, side {batch.side}{rest}"))
 
 

@@ -74,7 +74,7 @@ class Recipe:
         from lightning_conan.pages import Column, fragment, note, table
 
         patterns = [*self.alphas_by_module]
-        heads = ["specialist", "folder", *(Column(name, full=1.0) for name in ("coefficient", *patterns))]
+        heads: list[str | Column] = ["specialist", "folder", *(Column(name, full=1.0) for name in ("coefficient", *patterns))]
         rows = [
             [name, Path(folder).name, *(alphas.get(name) for alphas in (self.alphas, *self.alphas_by_module.values()))]
             for name, folder in self.specialists.items()

@@ -77,9 +77,9 @@ class FolderSummary:
 
     def _repr_html_(self) -> str:
         """Shows parameters by module, and the origin, in a notebook."""
-        from lightning_conan.pages import Column, fragment, table
+        from lightning_conan.pages import fragment, table
 
-        heads = ["module", Column("parameters"), Column("tensors"), "dtype"]
+        heads = ["module", "parameters", "tensors", "dtype"]
         sizes = [(module.name, module.parameters, module.tensors, module.dtypes) for module in self.modules]
         return fragment(table(heads, sizes, self.title), table(["origin", ""], self.origin()))
 
