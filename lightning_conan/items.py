@@ -53,6 +53,10 @@ class Media(msgspec.Struct, frozen=True):
         shown = [f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__ if name != "source"]
         return f"Media({', '.join(shown)})"
 
+    def _repr_html_(self) -> str:
+        """Shows the thumbnail or player in a notebook."""
+        return Item((self,))._repr_html_()
+
     def read(self) -> bytes:
         """Reads the encoded bytes."""
         return self.source if isinstance(self.source, bytes) else self.source.read_bytes()
@@ -139,6 +143,12 @@ class Item(msgspec.Struct, frozen=True):
         """SHA-256 of the contents, equal for equal contents wherever they are stored: used to find equal targets."""
         return content_hash(self.parts, self.instruction)
 
+    def _repr_html_(self) -> str:
+        """Shows texts, thumbnails and players in a notebook; media that are invalid as words."""
+        from lightning_conan.pages import Budget, fragment, note  # notebooks alone need it
+
+        return fragment(Budget().show(self.parts), note(f"instruction: {self.instruction}") if self.instruction else "")
+
 
 def content_hash(parts: Sequence[str | Media], instruction: str | None = None) -> str:
     """SHA-256 of an item's contents; its parts may be of any length, also empty texts.
@@ -187,3 +197,12 @@ class Pair(msgspec.Struct, frozen=True):
         yield "target", self.target
         for index, item in enumerate(self.negatives):
             yield f"negative{index}", item
+
+    def _repr_html_(self) -> str:
+        """Shows query, target and negatives side by side in a notebook."""
+        from lightning_conan.pages import Budget, fragment, table
+
+        budget = Budget()
+        sides = dict(self.sides())
+        caption = f"{self.key}: {self.task}, {self.modality}" + (f"; reasoning: {self.reasoning}" if self.reasoning else "")
+        return fragment(table([*sides], [[budget.show(item.parts) for item in sides.values()]], caption))

@@ -5,12 +5,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_conan.cli.common import daemon
 from lightning_conan.parsing import parse_side
 from lightning_conan.retrieval.engines.place import EngineName, Place
 from lightning_conan.terminal import printable, waiting
+
+if TYPE_CHECKING:
+    from lightning_conan.cli.common.hits import SearchHits
 
 Asked = tuple[str | None, dict[str, Any], str]
 """A query's key, the item or pair, and the folder that its paths are relative to."""
@@ -99,18 +102,28 @@ class Searcher:
         index: What `conan embed` wrote with it.
         device: Where to embed queries.
         approximate: An engine's index instead.
+        source: The manifest or folder of media that was embedded, so that notebooks show hits with their media.
 
     Raises:
         ValueError: The index is incomplete, or was made with another model.
     """
 
-    def __init__(self, folder: Path, index: Path, device: str, approximate: Approximate = Approximate()) -> None:  # frozen
+    def __init__(
+        self,
+        folder: Path,
+        index: Path,
+        device: str,
+        approximate: Approximate = Approximate(),  # frozen
+        source: Path | None = None,
+    ) -> None:
+        from lightning_conan.cli.common.hits import items_by_key, unknown
         from lightning_conan.cli.common.logging import quiet_libraries
         from lightning_conan.embedder import load_folder
         from lightning_conan.embedder.checkpoint import embeds_as, read_config, stored_dtype
         from lightning_conan.retrieval.engines.searching import EngineIndex, ExactIndex, SearchIndex
 
         quiet_libraries()
+        self.item_of = items_by_key(source) if source else unknown
         place = approximate.place(index)
         self.index: SearchIndex = EngineIndex(place) if place else ExactIndex(index)
         dtype = stored_dtype(read_config(folder))  # as `conan embed` does, wherever it runs
@@ -121,10 +134,11 @@ class Searcher:
                 f"{self.index.name} was made with another model than {folder}: vectors of two models cannot be compared."
             )
 
-    def __call__(self, asked: Sequence[Asked], k: int) -> list[dict[str, Any]]:
-        """The best ``k`` entries of each query."""
+    def __call__(self, asked: Sequence[Asked], k: int) -> "SearchHits":
+        """Finds the best ``k`` entries of each query."""
         import torch
 
+        from lightning_conan.cli.common.hits import SearchHits
         from lightning_conan.retrieval.store import shorten
 
         items = [parse_side(value, "query", Path(root)) for _, value, root in asked]
@@ -139,10 +153,11 @@ class Searcher:
             else:
                 vectors = self.model.embed([self.processor(item) for item in items])
         found = self.index.find(shorten(vectors.cpu(), self.index.dim), k)
-        return [
+        told = (
             {"query": key, "hits": hits} | ({"reasoning": text} if text else {})
             for (key, _, _), hits, text in zip(asked, found, texts, strict=True)
-        ]
+        )
+        return SearchHits(told, items, self.item_of)
 
 
 def open_searcher(options: "SearchOptions") -> Callable[[list[Asked], int], list[dict[str, Any]]]:
@@ -170,18 +185,6 @@ def open_searcher(options: "SearchOptions") -> Callable[[list[Asked], int], list
         return found  # type: ignore[no-any-return]  # JSON
 
     return find
-
-
-def table(titles: list[str], hits: list[dict[str, Any]]) -> str:
-    """Formats hits as lines of rank, cosine, modality and key.
-
-    Args:
-        titles: Lines above them: the query, and the reasoning if there is one.
-        hits: From ``Searcher``, the best first.
-    """
-    width = max((len(hit["modality"]) for hit in hits), default=0)
-    lines = [f"{rank:>4}  {hit['score']:.4f}  {hit['modality']:<{width}}  {hit['key']}" for rank, hit in enumerate(hits, start=1)]
-    return "\n".join(map(printable, [*titles, *lines]))
 
 
 def check_numbers(k: int, keep: float) -> None:
@@ -241,12 +244,14 @@ def search(options: SearchOptions) -> None:
     if one and options.queries:
         raise ValueError(f"search needs one query or --queries, got both: {one} and {options.queries}.")
     check_numbers(options.k, options.keep)
+    from lightning_conan.cli.common.hits import hits_table
+
     find = open_searcher(options)
 
     def answer(asked: list[Asked]) -> None:
         for found in find(asked, options.k):
             titles = [text for text in (found["query"], found.get("reasoning")) if text]
-            print(json.dumps(found) if options.format == "jsonl" else table(titles, found["hits"]), flush=True)
+            print(json.dumps(found) if options.format == "jsonl" else hits_table(titles, found["hits"]), flush=True)
 
     if options.queries:
         answer(read_queries(options.queries))

@@ -58,6 +58,12 @@ class Batch:
         """Content hashes of ``items()``."""
         return [*self.query_hashes, *self.target_hashes, *self.negative_hashes]
 
+    def _repr_html_(self) -> str:
+        """Shows the first pairs in a notebook, as the model sees them."""
+        from lightning_conan.embedder.batch_page import show_pairs
+
+        return show_pairs(self)
+
     def to(self, device: Any) -> "Batch":
         """Returns the batch itself, as Lightning asks of what it moves: chunks are moved when they are computed."""
         return self
@@ -91,6 +97,12 @@ class MixedBatch:
         """JSON lines of the samples that were skipped."""
         return [fault for part in self.parts for fault in part.faults]
 
+    def _repr_html_(self) -> str:
+        """Shows the first pairs of each part in a notebook."""
+        from lightning_conan.embedder.batch_page import show_pairs
+
+        return show_pairs(*self.parts)
+
     def to(self, device: Any) -> "MixedBatch":
         """Returns the batch itself, as Lightning asks of what it moves: chunks are moved when they are computed."""
         return self
@@ -117,6 +129,12 @@ class ItemBatch:
     modalities: list[str]
     items: list[Encoded]
     faults: list[str]
+
+    def _repr_html_(self) -> str:
+        """Shows the first items in a notebook, as the model sees them."""
+        from lightning_conan.embedder.batch_page import show_items
+
+        return show_items(self)
 
     def to(self, device: Any) -> "ItemBatch":
         """Returns the batch itself, as Lightning asks of what it moves: chunks are moved when they are computed."""

@@ -84,6 +84,18 @@ class SearchResult:
         """Returns the share of each specialist's score that a candidate keeps; 1 where that score is 0."""
         return {name: share(score, self.own[name]) for name, score in trial.scores.items()}
 
+    def _repr_html_(self) -> str:
+        """Shows all candidates in a notebook, the best first."""
+        from lightning_conan.pages import Column, fragment, table
+
+        names = sorted(self.own)
+        scores = [Column(f"recall@1 {name}, %", digits=1, full=100.0) for name in names]
+        heads = [*(Column(f"alpha {name}") for name in names), *scores, Column("objective", digits=3)]
+        ordered = sorted(self.trials, key=lambda trial: -trial.value)
+        rows = [[*map(trial.alphas.get, names), *map(trial.scores.get, names), trial.value] for trial in ordered]
+        own = ", ".join(f"{name} {self.own[name]:.1f}" for name in names)
+        return fragment(table(heads, rows, f"{len(rows)} candidates; the specialists' own recall@1: {own} %"))
+
     def to_json(self) -> str:
         """Everything, the best first."""
         return (

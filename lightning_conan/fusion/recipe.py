@@ -69,6 +69,20 @@ class Recipe:
             alphas = other if re.search(pattern, name) else alphas
         return {specialist: alpha for specialist, alpha in alphas.items() if alpha != 0}
 
+    def _repr_html_(self) -> str:
+        """Shows specialists, coefficients and method in a notebook; folders by their names."""
+        from lightning_conan.pages import Column, fragment, note, table
+
+        patterns = [*self.alphas_by_module]
+        heads: list[str | Column] = ["specialist", "folder", *(Column(name, full=1.0) for name in ("coefficient", *patterns))]
+        rows = [
+            [name, Path(folder).name, *(alphas.get(name) for alphas in (self.alphas, *self.alphas_by_module.values()))]
+            for name, folder in self.specialists.items()
+        ]
+        caption = f"Fusion of {Path(self.base).name} and {len(rows)} specialists by {self.method}"
+        owned = f"copied from {self.owner}: {', '.join(self.owned)}; dtype {self.dtype}, seed {self.seed}"
+        return fragment(table(heads, rows, caption), note(owned))
+
     def check(self) -> dict[str, Provenance]:
         """Reads and checks the provenance of the base and of each specialist.
 

@@ -1,3 +1,4 @@
+from .budget import Budget
 from .examples import Example, Hit, show_examples
 from .figures import figure
 from .layout import Section, bullets, document, fragment, grid, note
@@ -6,6 +7,7 @@ from .tables import Column, table
 
 __all__ = [
     "Bounds",
+    "Budget",
     "Column",
     "Example",
     "Hit",

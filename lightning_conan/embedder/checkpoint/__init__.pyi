@@ -20,6 +20,7 @@ from .foreign import ForeignReport, ForeignTensors, foreign_provenance, is_forei
 from .golden import changed_versions, compare_golden
 from .graft import GraftReport, graft_folder
 from .provenance import PROVENANCE, STATES, Provenance, State, file_hash, read_config, read_provenance
+from .summary import FolderSummary, describe_folder
 from .task_vector import LowRank, Replaced, TaskVector, as_matrix
 from .tensors import STEM, Spec, TensorFiles, Tensors, check_specs
 from .write_tensors import write_order, write_shards
@@ -31,6 +32,7 @@ __all__ = [
     "STATES",
     "STEM",
     "Adapter",
+    "FolderSummary",
     "ForeignReport",
     "ForeignTensors",
     "GraftReport",
@@ -49,6 +51,7 @@ __all__ = [
     "check_replaceable",
     "check_specs",
     "compare_golden",
+    "describe_folder",
     "embeds_as",
     "export_folder",
     "file_hash",
