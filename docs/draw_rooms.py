@@ -16,6 +16,7 @@ PICTURE = ROOT / "docs" / "rooms.svg"
 BESIDE = ("datamodules", "callbacks")
 SAYS = {
     "items": "Item, Pair, Media: still encoded, free of torch",
+    "pages": "offline HTML: tables, players, figures",
     "media": "bytes to pixels, frames, pages, waveforms",
     "embedder": "model, processor, packing, checkpoint folders",
     "retrieval": "exact search, ranking scores, mining",
