@@ -48,10 +48,11 @@ class WandbArtifacts(Callback):
         if not trainer.is_global_zero or is_dry_run(trainer):
             return
         data, stages = datamodule_of(trainer), ("fit", "validate") if stage == "fit" else (stage,)
-        sets = [pair for each in stages for pair in data.contents(each).items()] if isinstance(data, KnownData) else []
+        known = [pair for each in stages for pair in data.contents(each).items()] if isinstance(data, KnownData) else []
+        sets = {contents.digest: (name, contents) for name, contents in known}
         folders = dict.fromkeys(folder for _, folder in checkpoint_folders(dict(pl_module.hparams)))
         for run in runs_of(trainer):
-            for artifact in [*map(model_artifact, folders), *starmap(data_artifact, sets)]:
+            for artifact in [*map(model_artifact, folders), *starmap(data_artifact, sets.values())]:
                 use(run, artifact)
 
     @override
