@@ -19,9 +19,14 @@ EVEN = 2
 """Both sides of a clip's frames are multiples of it, as its pixel format needs."""
 
 
+def opened(data: bytes) -> Any:
+    """Opens a file for reading."""
+    return av.open(io.BytesIO(data))
+
+
 def plays(data: bytes) -> bool:
     """True if browsers play a video as it is."""
-    with av.open(io.BytesIO(data)) as container:
+    with opened(data) as container:
         return bool(container.streams.video) and container.streams.video[0].codec_context.name in PLAYED
 
 
@@ -64,7 +69,7 @@ def video_clip(data: bytes, start: float, end: float, side: int) -> bytes:
     """
     buffer = io.BytesIO()
     made: Any = None
-    with av.open(io.BytesIO(data)) as container, av.open(buffer, "w", format="webm") as output:
+    with opened(data) as container, av.open(buffer, "w", format="webm") as output:
         for image in frames(container, start, end):
             small = shrink(image, side)
             if made is None:
@@ -91,7 +96,7 @@ def audio_clip(data: bytes, start: float, end: float) -> bytes:
     """
     buffer = io.BytesIO()
     written = 0
-    with av.open(io.BytesIO(data)) as container, av.open(buffer, "w", format="ogg") as output:
+    with opened(data) as container, av.open(buffer, "w", format="ogg") as output:
         made: Any = output.add_stream("libopus", rate=AUDIO_RATE, layout="mono", options={"b": "48k"})
         resampler = av.AudioResampler(format="s16", layout="mono", rate=AUDIO_RATE)
         for frame in container.decode(audio=0):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from markupsafe import Markup
 
@@ -19,6 +19,7 @@ SMALL = 96
 """Side in pixels below which an image is enlarged, each pixel a square."""
 
 
+@runtime_checkable
 class Shown(Protocol):
     """A medium that can be shown, such as ``items.Media``, which this package must not import."""
 

@@ -27,7 +27,7 @@ def image_thumbnail(data: bytes, side: int) -> Image.Image:
     with warnings.catch_warnings(action="ignore"), opened(data) as image:
         if math.prod(image.size) > MOST_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels, shown are images of at most {MOST_PIXELS}")
-        image.draft("RGB", (2 * side, 2 * side))
+        image.draft(None, (2 * side, 2 * side))
         upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:
         clear = upright.convert("RGBA")
