@@ -5,13 +5,17 @@ import json
 import shutil
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import av
 import pytest
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger
+from offline_runs import offline_runs
 from PIL import Image
+from ranks import values
+from scenarios import table_of_ranks
 
 from callbacks import RetrievalTable, RunRecord, WandbArtifacts, WandbRun
 from callbacks.table_rows import drawn
@@ -20,11 +24,8 @@ from datamodules import SpecialistData
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import load_folder, read_provenance
 from lightning_conan.training import Stage
-from offline_runs import offline_runs
-from ranks import values
 from runs import trainer
 from samples import CONFIGS
-from scenarios import table_of_ranks
 
 KINDS = ("image", "video", "document", "audio")
 
@@ -101,7 +102,7 @@ def tables(run):
     for artifact in run.tables:
         files = {entry.path: entry.local_path for entry in artifact.manifest.contents}
         (path,) = (path for path in files if path.endswith(".table.json"))
-        found = json.loads(open(files[path]).read())
+        found = json.loads(Path(files[path]).read_text())
         rows = [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
         yield path.split("/")[-1].removesuffix(".table.json"), rows, files
 
@@ -112,7 +113,7 @@ def test_tables_hold_media_that_play(logged):
         media = [row[column] for row in rows]
         assert len(media) == 4, name
         for medium in media:
-            data = open(files[medium["path"]], "rb").read()
+            data = Path(files[medium["path"]]).read_bytes()
             assert medium["_type"] == {"video": "video-file", "audio": "audio-file"}.get(name, "image-file")
             if name in ("image", "document"):
                 Image.open(io.BytesIO(data)).load()
