@@ -1,4 +1,4 @@
-"""What a run left behind, as images, tables and pages of Weights & Biases."""
+"""Plots, tables and pages that a run left behind, for Weights & Biases."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def work_media(root: Path) -> Iterator[tuple[str, Any]]:
     if faults:
         yield "reports/quarantine", records_table(faults[:FAULTS])
     if (root / "drift.json").is_file():
-        yield from drift_media(json.loads((root / "drift.json").read_text()))
+        yield from drift_media([(step, cosines) for step, cosines in json.loads((root / "drift.json").read_text())])
     for page in sorted(root.glob("*.html")):
         yield f"reports/{page.stem}", wandb.Html(str(page))
 

@@ -31,7 +31,7 @@ def records(path: Path):
 
 @dataclass
 class OfflineRun:
-    """What an offline run holds: its id, settings, summary, history, and artifacts that it uses and logs."""
+    """Content of an offline run: its id, settings, summary, history, and artifacts that it uses and logs."""
 
     id: str = ""
     name: str = ""

@@ -51,7 +51,13 @@ class KnownData(Protocol):
     """Data module that reads single pairs again, to show them, and knows the content of its data sets."""
 
     def scored_pairs(self, stage: str, name: str, keys: Collection[str]) -> Mapping[str, Pair]:
-        """Pairs of a data set by key; those of the keys that can be read."""
+        """Pairs of a data set by key, without those that cannot be read.
+
+        Args:
+            stage: ``validate`` or ``test``.
+            name: Name of the data set.
+            keys: Keys of the pairs.
+        """
 
     def contents(self, stage: str) -> Mapping[str, Contents]:
         """Identity of each data set of a stage, by name."""

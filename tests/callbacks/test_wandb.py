@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def test_a_resumed_run_is_the_same_run(logged, fitted):
     first, second = logged
     assert first.id == second.id == (fitted / "work" / "checkpoints" / "wandb-run-id").read_text().strip()
     steps = [line["trainer/global_step"] for run in logged for line in run.history if "train/loss" in line]
-    assert steps == [0, 1, 2]
+    assert len(steps) == 3
+    assert all(one < other for one, other in pairwise(steps))
 
 
 def test_the_configuration_has_every_setting(logged, fitted, base, world):
@@ -69,7 +71,7 @@ def test_the_configuration_has_every_setting(logged, fitted, base, world):
     assert config["trainer/max_steps"] == 2
     assert config["training"]["lr"] == 1e-3
     assert config["data/batch_size"] == 4
-    assert config["versions/torch"] == torch.__version__.partition("+")[0] or config["versions/torch"] == torch.__version__
+    assert config["versions/torch"] == version("torch")
     assert config["folders/folder/hash"] == read_provenance(base).fingerprint
     content = json.loads((world / "audio" / "index.json").read_text())["content_hash"]
     assert config["data/contents/validate/audio/digest"] == content
@@ -179,6 +181,7 @@ def scored(base, world, root, **options):
     show = table.show
     table.show = lambda trainer, name, rows: (found.extend(rows), show(trainer, name, rows))
     runner.validate(Stage(base), SpecialistData(val={"image": world / "image"}, batch_size=7, num_workers=0), verbose=False)
+    loggers[0].finish()
     return [(row.choice.kind, row.choice.key, row.choice.rank) for row in found]
 
 
@@ -198,7 +201,7 @@ def test_two_ranks_are_one_run_with_the_same_table(base, world, tmp_path, disabl
 
 
 def test_a_table_has_no_more_bytes_than_asked(base, world, tmp_path, disabled):
-    """What does not fit is named."""
+    """The rest is named."""
     scored(base, world, tmp_path / "whole")
     scored(base, world, tmp_path / "small", max_mb=0.002)
     whole, small = (next((tmp_path / name).rglob("image.html")).read_text() for name in ("whole", "small"))

@@ -114,7 +114,7 @@ def test_a_sweep_is_what_an_agent_can_run(name, capsys):
     agent = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     spaces = pytest.importorskip("wandb.sdk.sweeps.scheduler.optuna")
     sweep = agent.load_sweep_config(str(CONFIGS / "sweeps" / f"{name}.yaml"))
-    space = spaces.search_space_from_sweep_config(sweep)
+    space = spaces.search_space_from_sweep_config(sweep["parameters"])
     assert spaces.sweep_directions(sweep) == ["maximize"]
     values = {option: found.choices[0] if hasattr(found, "choices") else found.high for option, found in space.items()}
     words = agent.create_sweep_command_args({"args": {option: {"value": value} for option, value in values.items()}})["args"]

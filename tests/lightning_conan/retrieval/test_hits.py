@@ -1,7 +1,6 @@
 """Ranks and first hits, against a plain loop and against the ranking scores."""
 
 import torch
-from torch.nn import functional as F
 
 from lightning_conan.retrieval.hits import first_hits
 from lightning_conan.retrieval.ranking import ranking_scores
@@ -10,8 +9,8 @@ from lightning_conan.retrieval.ranking import ranking_scores
 def test_hits_are_those_of_a_plain_loop():
     """Among equal scores what is wrong comes first; blocks change nothing."""
     generator = torch.Generator().manual_seed(0)
-    queries = F.normalize(torch.randint(-1, 2, (40, 3), generator=generator).float() + 0.01, dim=1)  # many ties
-    corpus = F.normalize(torch.randint(-1, 2, (30, 3), generator=generator).float() + 0.01, dim=1)
+    queries = torch.randint(-1, 2, (40, 4), generator=generator).float()  # many ties, and products without rounding
+    corpus = torch.randint(-1, 2, (30, 4), generator=generator).float()
     relevant = torch.tensor([[row, row % 30] for row in range(40)] + [[row, (7 * row) % 30] for row in range(0, 40, 3)]).unique(
         dim=0
     )
