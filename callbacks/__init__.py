@@ -1,4 +1,4 @@
-"""Callbacks of a run: frozen parts, checkpoint folders, resumable checkpoints, scores, embeddings."""
+"""Callbacks of a run: frozen parts, checkpoint folders, resumable checkpoints, scores, embeddings, tables; a logger."""
 
 from pkgutil import extend_path
 

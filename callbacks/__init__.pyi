@@ -4,7 +4,11 @@ from .folder_checkpoint import FolderCheckpoint
 from .frozen_backbone import FrozenBackbone
 from .projector_drift import ProjectorDrift
 from .resumable_checkpoint import ResumableCheckpoint
+from .retrieval_table import RetrievalTable
+from .run_record import RunRecord
 from .score_file import ScoreFile
+from .wandb_artifacts import WandbArtifacts
+from .wandb_run import WandbRun
 
 __all__ = [
     "DataMonitor",
@@ -13,5 +17,9 @@ __all__ = [
     "FrozenBackbone",
     "ProjectorDrift",
     "ResumableCheckpoint",
+    "RetrievalTable",
+    "RunRecord",
     "ScoreFile",
+    "WandbArtifacts",
+    "WandbRun",
 ]

@@ -99,9 +99,7 @@ class ResumableCheckpoint(ModelCheckpoint):
         if not stopped_by:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             return
-        trainer.save_checkpoint(
-            Path(self.dirpath or ".") / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}", weights_only=False
-        )
+        self._save_checkpoint(trainer, str(Path(self.dirpath or ".") / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"))
         if trainer.is_global_zero:
             step = f"{trainer.global_step:,}"
             log.warning("Stopped: saved step %s in %s/last.ckpt. Resume with --ckpt_path last.", step, self.dirpath)

@@ -17,6 +17,7 @@ EXTRAS = {
     "qdrant_client": "qdrant",
     "pymilvus": "milvus",
     "faiss": "faiss",
+    "wandb": "wandb",
 }
 """Extra by module, as in setup.cfg."""
 

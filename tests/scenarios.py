@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from lightning import Callback
 
-from callbacks import FolderCheckpoint
+from callbacks import FolderCheckpoint, RetrievalTable, WandbRun
 from datamodules import RehearsalData, SpecialistData, TraceData, WebDataset
 from lightning_conan.embedder import load_folder
 from lightning_conan.objectives import cached_backward, one_pass_backward
@@ -255,3 +255,17 @@ def conan(words, environment=()):
     os.environ.update(environment)
     torch.set_num_threads(1)
     os._exit(main(words))
+
+
+def table_of_ranks(base, packed, root):
+    """Scores on several ranks, and logs a table; the choices that a rank showed."""
+    os.environ.update({"WANDB_MODE": "offline", "WANDB_DATA_DIR": str(root / "wandb" / "data"), "WANDB_SILENT": "true"})
+    table, found = RetrievalTable(queries=6, worst=2), []
+    show = table.show
+    table.show = lambda trainer, name, rows: (found.extend(rows), show(trainer, name, rows))
+    runner = trainer(root, 1, table, ranks=2, strategy="ddp")
+    logger = WandbRun(save_dir=root)
+    runner.loggers = [logger]
+    runner.validate(Stage(base), SpecialistData(val={"image": packed / "image"}, batch_size=7, num_workers=0), verbose=False)
+    logger.finish()
+    return [(row.choice.kind, row.choice.key, row.choice.rank) for row in found]

@@ -39,6 +39,7 @@ VERBS = {
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
     "stages.md": ["fit", "alphas", "drift"],
     "training.md": ["fit"] * 4,
+    "wandb.md": ["fit", "report", "report", "configs"],
     "webdataset.md": ["graft", "fit", "pack"],
 }
 """Commands in the blocks of each page: one that is added needs a test below."""
@@ -356,6 +357,22 @@ def test_a_run_is_watched(home, capsys):
     names = {name for row in rows for name, value in row.items() if value}
     assert {"train/loss", "train/loss/audio", "train/gradient_norm", "seen/audio/digits", "val/digits/recall@1"} <= names
     assert {"val/digits/forth/recall@50", "val/digits/back/ndcg@5"} <= names
+
+
+def test_commands_for_weights_and_biases(home, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(home / "data" / "wandb"))
+    for command in commands("README.md")[:2]:
+        run(command, capsys)
+    (home / "table.yaml").write_text(blocks("wandb.md", "yaml")[0])
+    fit, *others = commands("wandb.md")
+    run(fit, capsys, "--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.init_args.alone_steps", "1")
+    assert len(list((home / "runs" / "wandb").glob("offline-run-*"))) == 1
+    capsys.readouterr()
+    for command in others:
+        run(command, capsys)
+    assert "base: base; " in capsys.readouterr().out
+    assert len(list((home / "runs" / "demo" / "wandb").glob("offline-run-*"))) == 2  # the base, and the report
+    assert (home / "sweep.yaml").is_file()
 
 
 def test_python_for_using_a_model(home, capsys):

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from datamodules.loading.known import KnownPairs
 from datamodules.loading.mixture import Mixture
 from datamodules.loading.passes import Window, parts_of
 from datamodules.loading.plan import Slot, StepSlot, check_sources, of_rank, plan_scoring, plan_training
 from datamodules.loading.stream import BatchLoader, Encoder
 from datamodules.loading.unindexed import UnindexedLoader, check_length, unindexed_of
-from datamodules.shards.indexed import PairReader
 from datamodules.shards.plain import open_pairs
 from datamodules.shards.read import Reading
 from datamodules.shards.webdataset import WebDataset
@@ -34,7 +33,7 @@ Folders = dict[str, str | Path | WebDataset]
 
 
 @dataclass(eq=False, repr=False)
-class PairData(LightningDataModule):
+class PairData(KnownPairs):
     """Streams packed pairs to a stage: deterministic, resumable, invalid samples skipped and listed.
 
     Batches are encoded with the processor of the stage that trains, so inputs and weights always match. Subclasses are
@@ -86,7 +85,6 @@ class PairData(LightningDataModule):
         self.unindexed = unindexed_of(self.folders)
         if self.unindexed and self.cache_gb:
             raise ValueError(f"cache_gb needs an index, got {self.cache_gb} with index: false. Drop it, or index the shards.")
-        self.sets: dict[str, dict[str, PairReader]] = {}
         self.mixture = Mixture()
         self.resume: dict[str, Any] = {}
         self.epoch = self.overcount = self.seen = self.broken = 0

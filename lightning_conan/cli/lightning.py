@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from torch import Tensor
 from typing_extensions import override
 
-from callbacks import FolderCheckpoint, ResumableCheckpoint
+from callbacks import FolderCheckpoint, ResumableCheckpoint, WandbRun
 from callbacks.ended_by_sigterm import EndedBySigterm
 from lightning_conan.cli.common.closing import close
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
@@ -62,6 +62,9 @@ class OmniCLI(LightningCLI):
             named = list(map(id, wanted.get("callbacks") or []))  # Lightning adds a checkpoint of its own where none is named
             kept = [callback for callback in callbacks if type(callback) is not ModelCheckpoint or id(callback) in named]
             callbacks[:] = [*kept, ResumableCheckpoint()]
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRun) and (saved := self._get(self.config_init, "ckpt_path")):
+                logger.resume(Path(trainer.default_root_dir) / "checkpoints" if saved == "last" else Path(saved).parent)
         if self.subcommand == "fit":
             self.show_steps(trainer)
         else:
@@ -142,7 +145,7 @@ def run(args: Sequence[str]) -> OmniCLI:
     quiet_libraries()
     import_public("lightning_conan.stages", "datamodules", "callbacks")
     torch.set_float32_matmul_precision("high")
-    return OmniCLI(
+    cli = OmniCLI(
         Stage,
         LightningDataModule,
         verb=args[0],
@@ -156,3 +159,7 @@ def run(args: Sequence[str]) -> OmniCLI:
         parser_kwargs={"exit_on_error": False, "prog": "conan", "description": "Train and score omni-modal embedders."},
         args=list(args),
     )
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, WandbRun):
+            logger.finish()
+    return cli

@@ -40,6 +40,7 @@ VERBS = {
     "doctor": "check this machine, or that a checkpoint folder reproduces its golden vectors",
     "configs": "list the YAML files that come with the package, or copy one to edit",
     "memory": "estimate the memory that a stage takes on each device",
+    "report": "list a finished run's checkpoint folders and scores, and write them for Weights & Biases",
     "demo": "run every stage on the tiny configuration and the toy world",
 }
 

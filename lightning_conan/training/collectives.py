@@ -148,6 +148,15 @@ def most(number: int, device: torch.device) -> int:
     return int(found)
 
 
+def gather_objects(found: Any) -> list[Any]:
+    """Every rank's object, in the order of the ranks; for short lists of plain values."""
+    if world_size() == 1:
+        return [found]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, found)
+    return gathered
+
+
 def total(value: Tensor) -> Tensor:
     """The sum of the ranks' values."""
     if world_size() == 1:

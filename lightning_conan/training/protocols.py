@@ -1,15 +1,15 @@
 """Contracts between stages, data modules and callbacks, which Lightning hands to each other untyped."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from typing import Any, Protocol, cast, runtime_checkable
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from lightning_conan.embedder import OmniProcessor
-from lightning_conan.items import Item, Side
+from lightning_conan.items import Item, Pair, Side
 from lightning_conan.training.exposure import Exposure
 
 ALONE = "data"
@@ -30,6 +30,37 @@ class BalancedData(Protocol):
 
     def exposure(self) -> Sequence[Exposure]:
         """Planned pairs of an epoch, by modality and source."""
+
+
+class Contents(NamedTuple):
+    """Identity of a data set.
+
+    Args:
+        place: Its path, or its URL without secrets.
+        digest: Hash of its content, equal wherever it lies.
+        pairs: Number of its pairs.
+    """
+
+    place: str
+    digest: str
+    pairs: int
+
+
+@runtime_checkable
+class KnownData(Protocol):
+    """Data module that reads single pairs again, to show them, and knows the content of its data sets."""
+
+    def scored_pairs(self, stage: str, name: str, keys: Collection[str]) -> Mapping[str, Pair]:
+        """Pairs of a data set by key, without those that cannot be read.
+
+        Args:
+            stage: ``validate`` or ``test``.
+            name: Name of the data set.
+            keys: Keys of the pairs.
+        """
+
+    def contents(self, stage: str) -> Mapping[str, Contents]:
+        """Identity of each data set of a stage, by name."""
 
 
 class Fingerprinted(Sized, Protocol):
@@ -175,6 +206,22 @@ def text_data(trainer: Trainer) -> TextData:
     if not isinstance(data, TextData):
         raise misfit(
             "A bank of texts needs a data module with `texts()`", data, "Use datamodules.SpecialistData, or set bank: false."
+        )
+    return data
+
+
+def known_data(trainer: Trainer) -> KnownData:
+    """Data module of a run whose pairs are shown.
+
+    Raises:
+        ValueError: It does not read single pairs.
+    """
+    data = datamodule_of(trainer)
+    if not isinstance(data, KnownData):
+        raise misfit(
+            "callbacks.RetrievalTable needs a data module with `scored_pairs()` and `contents()`",
+            data,
+            "Use datamodules.SpecialistData, or leave RetrievalTable out.",
         )
     return data
 
