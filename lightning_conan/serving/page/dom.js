@@ -38,9 +38,9 @@ export function count(number, word) {
   return `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
 }
 
-// "image+text" as people say it.
+// "image+text" as people write it.
 export function kind(modality) {
-  return modality.split("+").join(" and ");
+  return modality.charAt(0).toUpperCase() + modality.slice(1).replaceAll("+", " and ");
 }
 
 // The icon of an entry: that of its first medium.

@@ -139,7 +139,8 @@ function fail(error, tries) {
   if (error.status === 401) { askForKey(""); return; }
   if (!(error instanceof Refusal)) console.error(error);
   const words = error instanceof Refusal ? query.named(error.message) : "This page failed. Reload it and try again.";
-  if (error.status === 429 && tries > 1) waitAndRetry(words, error.seconds ?? 2, tries - 1); else complain(words, () => search());
+  if (error.status === 429 && tries > 1) waitAndRetry(words, error.seconds ?? 2, tries - 1);
+  else complain(words, [400, 413].includes(error.status) ? null : () => search());  // these would be refused again
 }
 
 function waitAndRetry(words, seconds, tries) {

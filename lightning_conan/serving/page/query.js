@@ -118,7 +118,8 @@ async function encoded(part) {
 
 // Puts the names of files in the place of the server's names of parts.
 export function named(message) {
-  return message.replace(/messages(\[0\])+\.content\[(\d+)\](\.pdf)?/g, (whole, _, number) => parts[Number(number)]?.name ?? whole);
+  const words = message.replace(/messages(\[0\])+\.content\[(\d+)\](\.pdf)?/g, (whole, _, number) => parts[Number(number)]?.name ?? whole);
+  return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
 // Lets the field grow with its lines.

@@ -105,7 +105,7 @@ async def about(page: Page, service: Service, request: Request) -> dict[str, Any
     return {
         "model": service.name,
         "entries": len(service.index),
-        "modalities": service.modalities.counts,
+        "modalities": await asyncio.to_thread(lambda: service.modalities.counts),
         "reasons": service.engine.processor.config.reasons,
         "media": page.library is not None,
         "hits": min(page.settings.hits, limits.max_hits),
@@ -152,15 +152,21 @@ async def with_ticket(page: Page, show: Show, service: Service, request: Request
         request: The request, which names row and part.
 
     Raises:
-        ApiError: Without a ticket for it, or the medium is not there or cannot be decoded.
+        ApiError: Without a ticket for it, or the medium is not there or cannot be decoded, or too much waits.
+        TimeoutError: It takes too long.
     """
     row, part = request.path_params["row"], request.path_params["part"]
+    if "," in request.headers.get("range", ""):
+        raise invalid("Range must be one range of bytes, got several. Ask for one after the other.", "range")
     if not page.tickets.opens(request.query_params.get("ticket", ""), f"{row}/{part}"):
         raise ApiError(403, "A medium must be asked for with its ticket, got none or an old one. Search again.", "ticket")
     place = int(row), int(part)
     try:
-        media = medium_of(await asyncio.to_thread(page.item, place[0]), place[1])
-        response = await show(page, service, place, media)
+        async with service.place(), asyncio.timeout(service.limits.request_seconds):
+            media = medium_of(await asyncio.to_thread(page.item, place[0]), place[1])
+            response = await show(page, service, place, media)
+    except TimeoutError:  # it is an OSError, too
+        raise
     except (ValueError, IndexError, OSError) as error:
         raise ApiError(404, "The medium of this entry cannot be read.", "row", "unreadable") from error
     response.headers.update(HEADERS | {"Content-Security-Policy": FOREIGN, "Cache-Control": PRIVATE})

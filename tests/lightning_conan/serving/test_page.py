@@ -182,6 +182,8 @@ def test_players_read_parts_of_a_file(client):
     path = "/" + entry(client, KEYS.index("clip.mp4"))["parts"][0]["media"]
     answer = client.get(path, headers={"Range": "bytes=10-19"})
     assert (answer.status_code, answer.content) == (206, FILES["clip.mp4"][10:20])
+    many = client.get(path, headers={"Range": "bytes=" + ",".join(f"{at}-{at}" for at in range(0, 2000, 2))})
+    assert "one range of bytes" in error(many)
 
 
 def test_long_texts_are_cut(open_page, world, tmp_path):
@@ -369,6 +371,13 @@ def test_what_cannot_be_decoded_has_no_thumbnail(open_page, tmp_path):
     for key in ("red.png", "clip.mp4", "tone.flac", "report.pdf#page=1"):
         assert medium(client, KEYS.index(key), "thumbnail").status_code == 404
     assert medium(client, KEYS.index("photos/wide.jpg"), "thumbnail").status_code == 200
+
+
+def test_media_are_refused_while_too_much_waits(client, world, monkeypatch):
+    part = entry(client, KEYS.index("red.png"))["parts"][0]
+    monkeypatch.setattr(world.engine.batcher, "tokens", world.limits.max_waiting_tokens)
+    answer = client.get("/" + part["media"])
+    assert (answer.status_code, answer.headers["retry-after"].isdigit()) == (429, True)
 
 
 def test_a_page_without_media_shows_keys_alone(open_page):

@@ -271,7 +271,7 @@ def test_the_keyboard_is_enough(page, service, tiny):
 def test_filters_keep_to_a_modality(page, service, tiny):
     by_words(page)
     search(page)
-    page.get_by_label("image").focus()
+    page.get_by_role("checkbox", name="image").focus()
     page.keyboard.press("Space")
     page.wait_for_selector(f".card:not(.ghost) >> nth={len(KEYS) - 1}", state="detached")
     page.wait_for_selector(READY)
@@ -383,7 +383,7 @@ def test_refusals_are_told_in_words(page, service, monkeypatch):
     page.set_input_files("#files", [{"name": "broken.png", "mimeType": "image/png", "buffer": b"none"}])
     page.wait_for_selector(".chip")
     page.click("#go")
-    until(lambda: "image 'broken.png': cannot be decoded" in alert.inner_text())
+    until(lambda: "Image 'broken.png': cannot be decoded" in alert.inner_text())
     page.get_by_role("button", name="Remove broken.png").click()
     refusals = [busy("Too much.", 0.4)]
 
