@@ -73,6 +73,8 @@ def serve(options: ServeOptions) -> None:
     """Loads the folder and serves it until a signal ends it."""
     for module in ("starlette", "uvicorn", "prometheus_client"):
         require(module, "Serving")
+    if options.page is not None and options.index is None:
+        raise ValueError("--page searches an index, got none. Set --index.")
     from lightning_conan.serving.engine import Engine
     from lightning_conan.serving.metrics import Metrics
     from lightning_conan.serving.server import run_server

@@ -442,3 +442,8 @@ def test_the_command_serves_the_page(monkeypatch, words, page):
     seen: list = []
     serve.run(words)
     assert seen == [page]
+
+
+def test_a_page_without_an_index_is_refused_before_the_model_is_loaded():
+    with pytest.raises(ValueError, match="Set --index"):
+        serve.run(["no folder", "--page"])
