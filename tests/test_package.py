@@ -184,6 +184,9 @@ def test_the_wheels_metadata_is_whole(wheel, tmp_path):
     for field in ("License-Expression: Apache-2.0", "Keywords: ", "Classifier: Typing :: Typed", "License-File: LICENSE"):
         assert field in metadata
     assert not re.search(r"^Author", metadata, flags=re.MULTILINE)
+    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lightning_conan" / "serving" / "page").glob("*.[!py]*")}
+    assert page
+    assert page <= set(names)
     shipped = {name.removeprefix("lightning_conan/") for name in names if name.startswith("lightning_conan/configs/")}
     assert shipped == {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.*")}
 

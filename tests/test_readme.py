@@ -35,7 +35,7 @@ VERBS = {
     "planning.md": ["embed", "embed"],
     "engines.md": ["index", "search"],
     "reasoning.md": ["cot", "test"],
-    "serving.md": ["serve"],
+    "serving.md": ["serve", "serve"],
     "scale.md": ["memory", "graft", "fit", "fit", "fuse"],
     "stages.md": ["fit", "alphas", "drift"],
     "training.md": ["fit"] * 4,
@@ -139,12 +139,16 @@ def test_commands_and_python_for_serving(home, capsys, monkeypatch):
                 exec(block.replace("http://127.0.0.1:8000", server.url), scope)
 
     monkeypatch.setattr("lightning_conan.serving.server.run_server", ask)
-    (serve,) = commands("serving.md")
+    serve, page = commands("serving.md")
     run(serve, capsys, "--engine.num_workers", "0")
     said = capsys.readouterr().out
     assert "2 128 " in said
     assert "'photo.jpg'" in said
     assert len(scope["mixed"]["data"][0]["embedding"]) == 128
+    shown: list = []
+    monkeypatch.setattr("lightning_conan.serving.server.run_server", lambda service, *_: shown.append(service.page.describe(0)))
+    run(page.replace("photos", "."), capsys, "--engine.num_workers", "0")
+    assert shown[0]["parts"][0]["type"] in shown[0]["modality"]
 
 
 def test_commands_for_planning(home, capsys, monkeypatch):

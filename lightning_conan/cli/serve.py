@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.extras import require
 from lightning_conan.serving.limits import RequestLimits
+from lightning_conan.serving.page.settings import PageSettings
 from lightning_conan.serving.settings import EngineSettings
 from lightning_conan.terminal import waiting
 
@@ -29,6 +30,7 @@ class ServeOptions:
         port: Port to listen at; 0 for a free one.
         name: The model's name for clients; by default the folder's.
         index: An index to search, a folder that `conan embed` wrote with the same model.
+        page: Serve a search page over the index, at /page: --page alone, or with its settings, as in --page.media photos.
         key_file: A file that holds the key.
         allowed_hosts: Hosts that media may be fetched from, such as images.example.com; none by default.
         engine: Settings of embedding.
@@ -40,6 +42,7 @@ class ServeOptions:
     port: int = 8000
     name: str | None = None
     index: Path | None = None
+    page: PageSettings | None = None
     key_file: Path | None = None
     allowed_hosts: list[str] = field(default_factory=list)
     engine: EngineSettings = field(default_factory=EngineSettings)
@@ -71,6 +74,8 @@ def serve(options: ServeOptions) -> None:
     """Loads the folder and serves it until a signal ends it."""
     for module in ("starlette", "uvicorn", "prometheus_client"):
         require(module, "Serving")
+    if options.page is not None and options.index is None:
+        raise ValueError("--page searches an index, got none. Set --index.")
     from lightning_conan.serving.engine import Engine
     from lightning_conan.serving.metrics import Metrics
     from lightning_conan.serving.server import run_server
@@ -86,13 +91,16 @@ def serve(options: ServeOptions) -> None:
         service = Service(engine, name, options.limits, metrics, access, options.allowed_hosts)
         if options.index is not None:
             service.open_index(options.index)
+        if options.page is not None:
+            service.open_page(options.page)
         run_server(service, options.host, options.port)
     finally:
         engine.pool.close()
 
 
 def run(args: Sequence[str]) -> None:
-    """Parses the options and serves."""
+    """Parses the options and serves; `--page` alone is the page with its defaults."""
     from jsonargparse import auto_cli
 
-    serve(auto_cli(ServeOptions, args=list(args), prog="conan serve", as_positional=True, exit_on_error=False))
+    spelled = ["--page={}" if word == "--page" else word for word in args]
+    serve(auto_cli(ServeOptions, args=spelled, prog="conan serve", as_positional=True, exit_on_error=False))

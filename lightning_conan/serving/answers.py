@@ -266,7 +266,7 @@ async def search(service: Service, body: bytearray) -> Answer:
         raise invalid("The server's index is empty.")
     service.side(request.model, "query")
     found = await service.engine.embed(await service.items(drafts), "query")
-    hits = await service.search(found[0], request.top_k)
+    hits = await service.search(found[0], request.top_k, request.modalities)
     reasoning = await service.engine.written(found[0])
     data = [{"object": "hit", "index": number, **hit} for number, hit in enumerate(hits)]
     answer = {"object": "list", "model": service.name, "data": data, "usage": usage_of(found)}

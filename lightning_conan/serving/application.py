@@ -4,9 +4,8 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,39 +20,22 @@ from lightning_conan.serving.answers import cohere, embeddings, search
 from lightning_conan.serving.bodies import read_body, while_connected
 from lightning_conan.serving.errors import ApiError
 from lightning_conan.serving.openapi import document
+from lightning_conan.serving.page.routes import page_places
+from lightning_conan.serving.places import Place
 from lightning_conan.serving.records import Record, note
 from lightning_conan.serving.service import Service
 
 log = logging.getLogger(__name__)
-Work = Callable[[Service, bytearray], Awaitable[Any]]
-"""From the service and a body to JSON, or to a response."""
 GONE = 499
 """Status in logs of a request whose client has left; nginx' number."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """A route.
-
-    Args:
-        path: Its path.
-        work: Its answer.
-        posts: True if it takes a body.
-        is_open: True if it needs no key.
-    """
-
-    path: str
-    work: Work
-    posts: bool = False
-    is_open: bool = False
-
-
-async def models(service: Service, body: bytearray) -> dict[str, Any]:
+async def models(service: Service, request: Request) -> dict[str, Any]:
     """Answers ``/v1/models``.
 
     Args:
         service: The model.
-        body: Empty.
+        request: The request.
     """
     engine = service.engine
     made = {"object": "model", "created": service.created, "owned_by": "lightning-conan"}
@@ -62,34 +44,34 @@ async def models(service: Service, body: bytearray) -> dict[str, Any]:
     return {"object": "list", "data": [{"id": name, **entry} for name in service.models]}
 
 
-async def health(service: Service, body: bytearray) -> Response:
+async def health(service: Service, request: Request) -> Response:
     """Answers ``/health``: 200, or 503 while the server ends.
 
     Args:
         service: The model.
-        body: Empty.
+        request: The request.
     """
     status = "draining" if service.draining else "ok"
     found = {"status": status, "model": service.name, "golden_distance": service.engine.golden}
     return Response(msgspec.json.encode(found), 503 if service.draining else 200, media_type="application/json")
 
 
-async def metrics(service: Service, body: bytearray) -> Response:
+async def metrics(service: Service, request: Request) -> Response:
     """Answers ``/metrics``.
 
     Args:
         service: The model.
-        body: Empty.
+        request: The request.
     """
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-async def schema(service: Service, body: bytearray) -> dict[str, Any]:
+async def schema(service: Service, request: Request) -> dict[str, Any]:
     """Answers ``/openapi.json``.
 
     Args:
         service: The model.
-        body: Empty.
+        request: The request.
     """
     return document()
 
@@ -123,7 +105,7 @@ async def answered(service: Service, place: Place, request: Request, record: Rec
         service.access.check(request.headers.get("host", ""), request.headers.get("authorization", ""))
     try:
         if not place.posts:
-            found = await place.work(service, bytearray())
+            found = await place.work(service, request)
         else:
             service.check_load()
             body = await read_body(request, service, held)
@@ -186,15 +168,16 @@ def error_response(error: ApiError) -> Response:
     return Response(msgspec.json.encode(error.body()), error.status, error.headers, "application/json")
 
 
-async def unrouted(request: Request, error: Exception) -> Response:
+async def unrouted(places: Sequence[Place], request: Request, error: Exception) -> Response:
     """Answers a request that no route takes: an unknown path or method.
 
     Args:
+        places: All routes.
         request: The request.
         error: Starlette's.
     """
     assert isinstance(error, HTTPException)
-    paths = ", ".join(place.path for place in PLACES)
+    paths = ", ".join(place.path for place in places if not place.is_asset)
     unknown = f"{request.method} {request.url.path[:80]!r} must be among {paths}."
     message = unknown if error.status_code == 404 else str(error.detail)
     return error_response(ApiError(error.status_code, message, headers=error.headers))
@@ -209,5 +192,6 @@ def create_app(service: Service) -> Starlette:
         yield
         await service.close()
 
-    routes = [Route(place.path, partial(respond, service, place), methods=["POST" if place.posts else "GET"]) for place in PLACES]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: unrouted})
+    places = PLACES if service.page is None else (*PLACES, *page_places(service.page))
+    routes = [Route(place.path, partial(respond, service, place), methods=["POST" if place.posts else "GET"]) for place in places]
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: partial(unrouted, places)})

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lightning_conan.embedder import Encoded, OmniProcessor
 from lightning_conan.items import Item, Side
@@ -53,12 +53,11 @@ class Decoder:
         self.executor = ProcessPoolExecutor(1, get_context("spawn"), prepare, (self.folder, self.limits))
         self.process = self.executor.submit(os.getpid)
 
-    async def encode(self, item: Item, side: Side, seconds: float) -> Encoded:
-        """Encodes an item.
+    async def call(self, task: Callable[[], Result], seconds: float) -> Result:
+        """Calls a function in the process.
 
         Args:
-            item: The item.
-            side: Side of a search.
+            task: The function; it and its result are pickled.
             seconds: Time after which the process is killed; its start does not count.
 
         Raises:
@@ -67,8 +66,7 @@ class Decoder:
             BrokenProcessPool: The process ended, as by a fault in a library.
         """
         await asyncio.wrap_future(self.process)
-        work = asyncio.get_running_loop().run_in_executor(self.executor, encode, item, side)
-        return opened(await asyncio.wait_for(work, seconds))
+        return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self.executor, task), seconds)
 
     def stop(self) -> None:
         """Kills the process."""
@@ -104,7 +102,7 @@ class DecodingPool:
         self.free: asyncio.Queue[Decoder] = asyncio.Queue()
         for decoder in self.decoders:
             self.free.put_nowait(decoder)
-        self.working: set[asyncio.Task[Encoded]] = set()
+        self.working: set[asyncio.Task[Any]] = set()
 
     async def ready(self) -> None:
         """Waits until all processes have started."""
@@ -159,7 +157,7 @@ class DecodingPool:
         return found
 
     async def decode(self, item: Item, side: Side, number: int) -> Encoded:
-        """Encodes an input in the next free process, which goes on with it if the request ends before.
+        """Encodes an input in the next free process.
 
         Args:
             item: The input.
@@ -170,24 +168,38 @@ class DecodingPool:
             ApiError: It takes too long, or ends the process.
             ValueError: Its media are broken or over a limit.
         """
+        return opened(await self.call(partial(encode, item, side), f"input {number}"))
+
+    async def call(self, task: Callable[[], Result], name: str) -> Result:
+        """Calls a function that decodes in the next free process, which ends it even if the request ends before.
+
+        Args:
+            task: The function; it and its result are pickled.
+            name: Name of its media, for the error.
+
+        Raises:
+            ApiError: It takes too long, or ends the process.
+            ValueError: Its media are broken or over a limit.
+        """
+        if not self.decoders:
+            return await self.apart(task)
         decoder = await self.free.get()
-        work = asyncio.create_task(self.work(decoder, item, side))
+        work = asyncio.create_task(self.work(decoder, task))
         self.working.add(work)
         work.add_done_callback(self.working.discard)
         try:
             return await asyncio.shield(work)
         except TimeoutError as error:
-            raise invalid(f"Media must be decoded within {self.seconds:g} s, those of input {number} take longer.") from error
+            raise invalid(f"Media must be decoded within {self.seconds:g} s, those of {name} take longer.") from error
         except (BrokenProcessPool, MemoryError, RuntimeError) as error:
-            raise invalid(f"The media of input {number} end the process that decodes them: they are broken.") from error
+            raise invalid(f"The media of {name} end the process that decodes them: they are broken.") from error
 
-    async def work(self, decoder: Decoder, item: Item, side: Side) -> Encoded:
-        """Encodes an input in a process, and frees it.
+    async def work(self, decoder: Decoder, task: Callable[[], Result]) -> Result:
+        """Calls a function in a process, and frees it.
 
         Args:
-            decoder: The process; one that has ended is replaced, and the input tried once more: it may have ended before.
-            item: The input.
-            side: Side of a search.
+            decoder: The process; one that has ended is replaced, and the function tried once more: it may have ended before.
+            task: The function.
 
         Raises:
             MediaError: Its media are broken or over a limit.
@@ -197,20 +209,19 @@ class DecodingPool:
         begun = time.monotonic()
         try:
             try:
-                return await self.attempt(decoder, item, side)
+                return await self.attempt(decoder, task)
             except BrokenProcessPool:
-                return await self.attempt(decoder, item, side)
+                return await self.attempt(decoder, task)
         finally:
             self.free.put_nowait(decoder)
             self.metrics.decoding.observe(time.monotonic() - begun)
 
-    async def attempt(self, decoder: Decoder, item: Item, side: Side) -> Encoded:
-        """Encodes an input, and replaces the process unless it did its work or told why not.
+    async def attempt(self, decoder: Decoder, task: Callable[[], Result]) -> Result:
+        """Calls a function, and replaces the process unless it did its work or told why not.
 
         Args:
             decoder: The process.
-            item: The input.
-            side: Side of a search.
+            task: The function.
 
         Raises:
             MediaError: Its media are broken or over a limit.
@@ -218,7 +229,7 @@ class DecodingPool:
             BrokenProcessPool: It ends the process.
         """
         try:
-            return await decoder.encode(item, side, self.seconds)
+            return await decoder.call(task, self.seconds)
         except ValueError:
             raise
         except Exception:

@@ -12,8 +12,8 @@ from typing_extensions import override
 from lightning_conan.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
-FREQUENT = ("/health", "/metrics")
-"""Paths that are asked every few seconds; only their failures are logged."""
+FREQUENT = ("/health", "/metrics", "/page")
+"""Beginnings of paths that are asked every few seconds, or for each picture; only their failures are logged."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ def note(metrics: Metrics, record: Record) -> None:
     seconds = time.perf_counter() - record.begun
     metrics.requests.labels(record.path, str(record.status)).inc()
     metrics.seconds.labels(record.path).observe(seconds)
-    if record.path in FREQUENT and record.status == 200:
+    if record.path.startswith(FREQUENT) and record.status < 400:
         return
     fields = {"id": record.id, "path": record.path, "status": record.status, "ms": round(1000 * seconds, 1), **record.usage}
     log.info("request", extra={"fields": fields | ({"error": record.error} if record.error else {})})

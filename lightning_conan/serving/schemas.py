@@ -136,12 +136,14 @@ class SearchRequest(Struct):
         messages: Instead of ``input``: the query's conversation.
         model: The served model's name.
         top_k: Number of entries to find.
+        modalities: Those of the entries to find, as the index has them, such as ``image`` or ``image+text``; by default any.
     """
 
     input: str | None = None
     messages: list[Message] | None = None
     model: str | None = None
     top_k: Positive = 10
+    modalities: list[str] | None = None
 
 
 REQUESTS: dict[str, type[Struct]] = {

@@ -99,7 +99,8 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             fields = {"model": self.service.name, "host": self.config.host, "port": self.port}
-            log.info("serving", extra={"fields": fields})
+            page = {} if self.service.page is None else {"page": f"http://{self.config.host}:{self.port}/page"}
+            log.info("serving", extra={"fields": fields | page})
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -7,8 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from lightning_conan.items import Item, Side
 from lightning_conan.retrieval.search import top_k
@@ -20,6 +24,9 @@ from lightning_conan.serving.errors import ApiError, busy, invalid
 from lightning_conan.serving.fetching import Fetcher
 from lightning_conan.serving.limits import RequestLimits
 from lightning_conan.serving.metrics import Metrics
+from lightning_conan.serving.modalities import Modalities
+from lightning_conan.serving.page.settings import PageSettings
+from lightning_conan.serving.page.site import Page
 from lightning_conan.serving.vectors import Embedded, stacked
 
 SIDES: dict[str, Side] = {"query": "query", "document": "target"}
@@ -91,6 +98,7 @@ class Service:
         self.engine, self.name, self.limits, self.metrics, self.access = engine, name, limits, metrics, access
         self.fetcher = Fetcher(allowed_hosts, limits.decode_seconds)
         self.store: EmbeddingStore | None = None
+        self.page: Page | None = None
         self.searching = asyncio.Lock()
         self.active = self.held = 0
         self.draining, self.created = False, int(time.time())
@@ -108,6 +116,16 @@ class Service:
         if store.origin["model"] != self.engine.fingerprint:
             raise ValueError(f"{index} was made with another model than {self.name}: vectors of two models cannot be compared.")
         self.store = store
+
+    def open_page(self, settings: PageSettings) -> None:
+        """Serves the search page.
+
+        Raises:
+            ValueError: There is no index, or the media are not those of its entries.
+        """
+        if self.store is None:
+            raise ValueError("The search page searches an index, got none. Set --index.")
+        self.page = Page(settings, self.store)
 
     @property
     def models(self) -> list[str]:
@@ -219,22 +237,38 @@ class Service:
             raise ApiError(404, "This server has no index. Start it with --index.", None, "no_index")
         return self.store
 
-    async def search(self, found: Embedded, k: int) -> list[dict[str, Any]]:
-        """The best entries of the index, exactly.
-
-        Args:
-            found: The embedded query.
-            k: Number of entries.
+    @cached_property
+    def modalities(self) -> Modalities:
+        """Modalities of the index' rows.
 
         Raises:
             ApiError: There is no index.
         """
-        store = self.index
+        return Modalities(self.index)
+
+    async def search(self, found: Embedded, k: int, modalities: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The best entries of the index, exactly; with their rows if there is a page that asks about them.
+
+        Args:
+            found: The embedded query.
+            k: Number of entries.
+            modalities: Those of the entries; by default any.
+
+        Raises:
+            ApiError: There is no index, or it has no such modality.
+        """
+        store, query = self.index, stacked([found], self.index.dim)
+
+        def best() -> tuple[Float[Tensor, "1 found"], Int[Tensor, "1 found"]]:
+            return top_k(query, store.blocks(), k) if modalities is None else self.modalities.top_k(query, k, modalities)
+
         async with self.searching:
-            scores, rows = await asyncio.to_thread(lambda: top_k(stacked([found], store.dim), store.blocks(), k))
-        best = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
-        entries = [(score, *store.entry(row)) for score, row in best]
-        return [{"key": key, "modality": modality, "score": score} for score, key, modality in entries]
+            scores, rows = await asyncio.to_thread(best)
+        hits = []
+        for score, row in zip(scores[0].tolist(), rows[0].tolist(), strict=True):
+            key, modality = store.entry(row)
+            hits.append({"key": key, "modality": modality, "score": score} | ({"row": row} if self.page else {}))
+        return hits
 
     async def close(self) -> None:
         """Ends model and connections."""

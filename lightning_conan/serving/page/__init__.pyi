@@ -1,0 +1,4 @@
+from .settings import PageSettings
+from .site import Page
+
+__all__ = ["Page", "PageSettings"]
