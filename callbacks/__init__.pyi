@@ -1,3 +1,4 @@
+from .compute_count import ComputeCount
 from .data_monitor import DataMonitor
 from .embedding_parts import EmbeddingParts
 from .folder_checkpoint import FolderCheckpoint
@@ -7,6 +8,7 @@ from .resumable_checkpoint import ResumableCheckpoint
 from .score_file import ScoreFile
 
 __all__ = [
+    "ComputeCount",
     "DataMonitor",
     "EmbeddingParts",
     "FolderCheckpoint",

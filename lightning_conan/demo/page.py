@@ -5,6 +5,7 @@ import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lightning_conan.demo.compute import compute_cells
 from lightning_conan.demo.trace import plot_routes, trace_table
 from lightning_conan.drift import Verdict, plot_drift, plot_verdicts
 from lightning_conan.extras import missing
@@ -77,12 +78,13 @@ def score_table(report: dict[str, Any], rows: Mapping[str, str]) -> str:
         report: What ``report.json`` holds; see ``report.collect``.
         rows: Labels by checkpoint folder.
     """
-    head = "".join(f"<th>{modality}</th>" for modality in COLOURS)
+    head = "".join(f"<th>{name}</th>" for name in (*COLOURS, "steps", "TFLOP"))
     lines = []
     for state, label in rows.items():
-        cells = "".join(f"<td>{report['stages'][state][modality]['recall@1']:.1f}</td>" for modality in COLOURS)
+        scores = [f"{report['stages'][state][modality]['recall@1']:.1f}" for modality in COLOURS]
+        cells = "".join(f"<td>{cell}</td>" for cell in (*scores, *compute_cells(report["compute"][state])))
         lines.append(f"<tr><td>{html.escape(label)}</td>{cells}</tr>")
-    caption = "recall@1 in per cent on held-out pairs, mean of both directions"
+    caption = "recall@1 in per cent on held-out pairs, mean of both directions; steps and TFLOP of all stages since the base"
     return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{''.join(lines)}</table>"
 
 
