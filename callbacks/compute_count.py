@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,34 @@ from lightning_conan.training.protocols import is_dry_run
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    """FLOP of the forward pass of attention, from the shapes of queries, keys and values."""
+    """Counts the FLOP of attention's forward pass, from shapes alone.
+
+    Args:
+        query: Queries, (batch, heads, queries, dim).
+        key: Keys, (batch, heads, keys, dim).
+        value: Values, as the keys.
+    """
     return int(sdpa_flop_count(query.shape, key.shape, value.shape))
 
 
 def attention_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    """FLOP of the backward pass of attention, from the shapes of the gradient, queries, keys and values."""
+    """Counts the FLOP of attention's backward pass, from shapes alone.
+
+    Args:
+        gradient: Of the output, (batch, heads, queries, dim).
+        query: Queries, as the gradient.
+        key: Keys, (batch, heads, keys, dim).
+        value: Values, as the keys.
+    """
     return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
 
 
-ON_A_CPU = {
+FORMULAS: dict[Any, Callable[..., Any]] = {
+    **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
 }
-"""Attention on CPUs, for which torch has no formula."""
+"""FLOP by operator: torch's formulas, and those of attention on CPUs, which it lacks."""
 
 
 class FlopCount(TorchDispatchMode):
@@ -45,7 +60,7 @@ class FlopCount(TorchDispatchMode):
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func.overloadpacket) or ON_A_CPU.get(func.overloadpacket):
+        if formula := FORMULAS.get(func.overloadpacket):
             self.flop += int(formula(*args, **(kwargs or {}), out_val=found))
         return found
 
@@ -59,7 +74,7 @@ class ComputeCount(Callback):
     scoring, elementwise operations and layers that torch.compile has compiled are not.
 
     Args:
-        every_n_steps: Steps between two that are counted; a counted step takes about a tenth longer.
+        every_n_steps: Steps between two that are counted; a counted step takes up to half as long again.
         path: JSON file to write at the end: ``steps``, ``flop``, and both by modality; none by default.
 
     Raises:
@@ -122,7 +137,7 @@ class ComputeCount(Callback):
         if self.path is None or not trainer.is_global_zero or is_dry_run(trainer):
             return
         flop = self.by_modality()
-        found = {"steps": sum(self.steps.values()), "flop": sum(flop.values())}
+        found: dict[str, Any] = {"steps": sum(self.steps.values()), "flop": sum(flop.values())}
         found |= {"by_modality": {name: {"steps": self.steps[name], "flop": value} for name, value in flop.items()}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self.path) as file:

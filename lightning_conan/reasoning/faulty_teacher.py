@@ -9,7 +9,7 @@ from lightning_conan.reasoning.answers import Reply
 from lightning_conan.reasoning.endpoint import Messages
 from lightning_conan.reasoning.prompts import read_prompts
 
-Mistake = Literal["wrong", "leak", "refusal", "long", "language"]
+Mistake = Literal["wrong", "source", "leak", "refusal", "long", "language"]
 MISTAKES: tuple[Mistake, ...] = get_args(Mistake)
 AGAIN = "Let me look at that once more, step by step, to be sure that nothing is missing"
 MOST_WORDS = {"reasoning": 300, "answer": 80}
@@ -22,11 +22,12 @@ class Mistakes:
 
     Args:
         wrong: Reasons about another pair.
+        source: Concludes with what the source shows: the first clause of the reasoning.
         leak: Gives the prompt away.
         refusal: Refuses to answer.
         long: Pads its reasoning or its answer far beyond the limits.
         language: Answers in another language than English.
-        false_yes: Share of the wrong answers and refusals that the verifier accepts.
+        false_yes: Share of the wrong answers, sources and refusals that the verifier accepts.
         false_no: Share of the other answers that the verifier rejects.
         seed: Seed of all choices.
 
@@ -35,6 +36,7 @@ class Mistakes:
     """
 
     wrong: float = 0.1
+    source: float = 0.05
     leak: float = 0.05
     refusal: float = 0.05
     long: float = 0.05
@@ -87,7 +89,7 @@ class FaultyTeacher:
             return Reply(self.truths[key]["kind"])
         mistake = self.planted(key)
         if question == "verify":
-            false = mistake in ("wrong", "refusal")
+            false = mistake in ("wrong", "source", "refusal")
             errs = self.random(key, "verify").random() < (self.mistakes.false_yes if false else self.mistakes.false_no)
             return Reply("yes 0.9" if false == errs else "no 0.9")
         reasoning, answer = self.answer(key, mistake)
@@ -105,6 +107,8 @@ class FaultyTeacher:
         if mistake == "wrong":
             other = self.truths[rng.choice([name for name in rng.sample(self.keys, 2) if name != key])]
             return other["reasoning"], other["answer"]
+        if mistake == "source":
+            return reasoning, reasoning.split(";")[0]
         if mistake == "refusal":
             refusal = rng.choice(self.phrases["refusals"])
             return (refusal, answer) if rng.random() < 0.5 else (refusal, refusal)

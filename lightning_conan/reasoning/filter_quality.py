@@ -1,6 +1,6 @@
 """Precision and recall of the filters of chain-of-thought data, on answers whose mistakes are known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_conan.items import Pair
@@ -15,7 +15,7 @@ FILTERS: dict[str, tuple[Mistake | None, tuple[str, ...]]] = {
     "repetition": ("long", ("repeats itself",)),
     "language": ("language", ("not English",)),
     "keyword": ("wrong", ("no keyword",)),
-    "answer is the source": ("wrong", ("answer describes the source",)),
+    "answer is the source": ("source", ("answer describes the source",)),
     "verifier": ("wrong", ("verifier said no", "verifier was not sure")),
 }
 """The mistake that a filter is for, and its reasons."""
@@ -102,7 +102,7 @@ async def measure_filters(
     return by_filter, {kind: quality(planted, dropped, {kind}) for kind in sorted(kinds)}
 
 
-def quality(planted: Mapping[str, Mistake | None], dropped: set[str], mistakes: set[Mistake | None]) -> Quality:
+def quality(planted: Mapping[str, Mistake | None], dropped: set[str], mistakes: Collection[Mistake | None]) -> Quality:
     """Counts what a filter drops.
 
     Args:

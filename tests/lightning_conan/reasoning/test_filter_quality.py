@@ -14,7 +14,7 @@ from lightning_conan.reasoning.rules import Rules, Thought, check, parse, pieces
 
 PLAN = Plan(rules=Rules(reasoning=(2, 256), repeats=0, keyword=False))
 TRUTH = {"kind": "composed", "reasoning": "a red circle; it turns blue", "answer": "a blue circle"}
-OFTEN = Mistakes(wrong=0.3, leak=0.15, refusal=0.15, long=0.15, language=0.15, false_yes=0.2, false_no=0.2)
+OFTEN = Mistakes(wrong=0.2, source=0.1, leak=0.15, refusal=0.15, long=0.15, language=0.15, false_yes=0.2, false_no=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,8 @@ def test_each_mistake_is_what_it_is_called(drawn):
                     assert len(pieces(thought.reasoning)) > 256 or len(pieces(thought.answer)) > 64
                 case "leak":
                     assert right.reasoning in thought.reasoning
+                case "source":
+                    assert thought == Thought(right.reasoning, right.reasoning.split(";")[0])
                 case "refusal":
                     assert right.reasoning not in thought.reasoning
                 case "language":
@@ -73,6 +75,7 @@ def test_dropped_is_what_the_builder_drops(drawn):
     by_filter, by_mistake = asyncio.run(measure_filters(pairs, teacher, PLAN))
     assert by_filter["lengths"].recall == 1.0
     assert by_filter["lengths"].precision == 1.0
+    assert by_filter["answer is the source"].recall == 1.0
     assert sum(found.planted for found in by_mistake.values()) == by_filter["all filters"].planted
     assert sum(found.found for found in by_mistake.values()) == by_filter["all filters"].bad
     assert not by_filter.keys() & {"repetition", "keyword"}  # which the plan does not use
@@ -81,9 +84,9 @@ def test_dropped_is_what_the_builder_drops(drawn):
 def test_the_verifiers_errors_are_measured_as_they_were_planted():
     """Its recall is 1 - false_yes, and of the others it drops false_no."""
     keys = [f"k{number}" for number in range(3000)]
-    teacher = FaultyTeacher(dict.fromkeys(keys, TRUTH), replace(OFTEN, leak=0.0, long=0.0, language=0.0))
+    teacher = FaultyTeacher(dict.fromkeys(keys, TRUTH), replace(OFTEN, wrong=0.3, leak=0.0, long=0.0, language=0.0))
     dropped = {key for key in keys if asyncio.run(teacher.ask(key, "verify", [])).text.startswith("no")}
-    found = quality({key: teacher.planted(key) for key in keys}, dropped, {"wrong", "refusal"})
+    found = quality({key: teacher.planted(key) for key in keys}, dropped, {"wrong", "source", "refusal"})
     assert found.recall == pytest.approx(0.8, abs=0.04)
     assert (found.dropped - found.bad) / (3000 - found.planted) == pytest.approx(0.2, abs=0.04)
 
