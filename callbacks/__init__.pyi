@@ -1,3 +1,4 @@
+from .compute_count import ComputeCount
 from .data_monitor import DataMonitor
 from .embedding_parts import EmbeddingParts
 from .folder_checkpoint import FolderCheckpoint
@@ -11,6 +12,7 @@ from .wandb_artifacts import WandbArtifacts
 from .wandb_run import WandbRun
 
 __all__ = [
+    "ComputeCount",
     "DataMonitor",
     "EmbeddingParts",
     "FolderCheckpoint",

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from datamodules.toy_world import draw_pairs
 from lightning_conan.media import decode_media
 from lightning_conan.reasoning import Decoding
-from lightning_conan.stages import Fused, ProjectorRecovery, Rehearsal, Specialist, Trace
+from lightning_conan.stages import Fused, Joint, ProjectorRecovery, Rehearsal, Specialist, Trace
 from lightning_conan.training import Lora, Training
 from runs import state, trainer
 
@@ -86,6 +86,8 @@ def stage_of(kind, folders, **training):
         return ProjectorRecovery(folders["fused"], settings), Rows("audio")
     if kind == "rehearsal":
         return Rehearsal(folders["recovered"], settings, SMALL), Rows()
+    if kind == "joint":
+        return Joint(folders["base"], ("image", "audio"), settings, SMALL), Rows()
     if kind == "trace":
         return Trace(folders["base"], settings, SMALL, query_hint="", target_hint="", decoding=Decoding("direct")), Rows(
             reasoning="it is red"
@@ -93,7 +95,7 @@ def stage_of(kind, folders, **training):
     return Fused(folders["recipe"], settings), Rows()
 
 
-KINDS = ("image", "audio", "recovery", "rehearsal", "trace", "fused")
+KINDS = ("image", "audio", "recovery", "rehearsal", "joint", "trace", "fused")
 
 
 def fit_rows(kind, folders, root, epochs=1, strategy="auto", callbacks=(), ckpt=None):

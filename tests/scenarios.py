@@ -12,7 +12,7 @@ from callbacks import FolderCheckpoint, RetrievalTable, WandbRun
 from datamodules import RehearsalData, SpecialistData, TraceData, WebDataset
 from lightning_conan.embedder import load_folder
 from lightning_conan.objectives import cached_backward, one_pass_backward
-from lightning_conan.stages import Fused, ProjectorRecovery, Rehearsal, Specialist, Trace
+from lightning_conan.stages import Fused, Joint, ProjectorRecovery, Rehearsal, Specialist, Trace
 from lightning_conan.training import DynamicNegatives, Lora, Stage, Training, stage
 from lightning_conan.training.sharding import whole
 from runs import QUICK, Record, data, trainer
@@ -38,6 +38,8 @@ def make(kind, folder, packed, batch, dropout=0.0, **training):
     several = {name: packed / name for name in ("image", "video", "document", "audio")}
     if kind == "rehearsal":
         return Rehearsal(folder, settings, lora), RehearsalData(several, batch_size=batch, num_workers=0)
+    if kind == "joint":
+        return Joint(folder, tuple(several), settings, lora), RehearsalData(several, batch_size=batch, num_workers=0)
     if kind == "mixed":
         return Rehearsal(folder, settings, lora), RehearsalData(several, batch_size=batch, num_workers=0, mixed=True)
     folders = {"recovery": "audio", "full": "image"}

@@ -62,6 +62,7 @@ def cot(options: CotOptions) -> None:
     """
     from datamodules.sources.layout import read_source
     from lightning_conan.reasoning.cot import count, taught
+    from lightning_conan.reasoning.rules import read_tokenizer
 
     source, out = options.source, options.out
     if out.exists():
@@ -71,6 +72,8 @@ def cot(options: CotOptions) -> None:
     if options.plan.by != "teacher":
         for task in {pair.task for pair in pairs}:
             options.plan.kind_of(task)
+    if options.plan.rules.tokenizer is not None:
+        read_tokenizer(options.plan.rules.tokenizer)  # before anything is asked
     journal = open_journal(options)
     failed = asyncio.run(ask(options, pairs, journal))
     if len(failed) > options.most_failed:
@@ -99,6 +102,7 @@ def open_journal(options: CotOptions) -> Journal:
     from lightning_conan.reasoning.prompts import read_prompts
 
     asked = {name: value for name, value in asdict(options.plan).items() if name != "under_way"}
+    asked["rules"] = {name: value for name, value in asked["rules"].items() if value is not None}
     both = (options.endpoint, options.verifier)
     who = [each and (without_secrets(each.url), each.model, each.max_tokens, each.temperature) for each in both]
     source, prompts = str(options.source.resolve()), (read_prompts("cot"), read_prompts("refusals"))

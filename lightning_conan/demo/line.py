@@ -140,7 +140,8 @@ class Demo:
         words += ["--model.init_args.folder", str(self.out / folder), "--data.init_args.seed", str(self.seed)]
         packed = {source: str(self.out / "packed" / part) for source, part in train.items()}
         data = packed.get("train") or json.dumps(packed)
-        words += ["--data.init_args.train", data, *options]
+        words += ["--data.init_args.train", data, *options, "--trainer.callbacks+", "callbacks.ComputeCount"]
+        words += ["--trainer.callbacks.path", str(self.out / "work" / name / "compute.json")]
         self.timed(name, words)
         self.test(name, *scoring, sets=sets)
 

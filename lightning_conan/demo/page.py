@@ -104,9 +104,15 @@ def score_table(report: Mapping[str, Any], rows: Mapping[str, str]) -> Markup:
         report: What ``report.json`` holds; see ``report.collect``.
         rows: Labels by checkpoint folder.
     """
-    columns = ["stage", *(Column(name, 1, 100.0) for name in COLOURS)]
-    cells = [[label, *(report["stages"][state][name]["recall@1"] for name in COLOURS)] for state, label in rows.items()]
-    return table(columns, cells, "recall@1 in per cent on held-out pairs, mean of both directions")
+    columns = ["stage", *(Column(name, 1, 100.0) for name in COLOURS), Column("steps"), Column("TFLOP", 1)]
+    cells = []
+    for state, label in rows.items():
+        spent = report["compute"][state]
+        scores = [report["stages"][state][name]["recall@1"] for name in COLOURS]
+        cells.append([label, *scores, spent.get("steps"), spent.get("TFLOP")])
+    return table(
+        columns, cells, "recall@1 in per cent on held-out pairs, mean of both directions; steps and TFLOP of all stages since the base"
+    )
 
 
 def trace_rows(report: Mapping[str, Any]) -> Markup:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_conan.cli.common.pair_sets import read_pairs, read_sets
+from lightning_conan.demo.compute import compute_cells, compute_of
 from lightning_conan.demo.found import examples
 from lightning_conan.demo.page import page
 from lightning_conan.demo.trace import TASKS, collect_trace, trace_table
@@ -24,6 +25,8 @@ ROWS = {
     "recovered": "+ projector recovery",
     "final": "+ rehearsal (full)",
 }
+
+COUNTED = "Steps and TFLOP are those of all stages since the base; how they are counted: callbacks.ComputeCount."
 
 
 def collect(out: Path, seconds: dict[str, float], seed: int) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def collect(out: Path, seconds: dict[str, float], seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "stages": stages,
+        "compute": {state: compute_of(out, state) for state in STATES},
         "fusion": {name: fusion[name] for name in ("alphas", "norms", "cosines")},
         "drift": drift.layers,
         "drift_by_step": {name: json.loads((out / "work" / name / "drift.json").read_text()) for name in ("recovered", "final")},
@@ -119,11 +123,11 @@ def trace_checks(found: dict[str, Any]) -> dict[str, bool]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Formats recall@1 of every state on every modality as Markdown (Table 3 of the paper, in small)."""
-    lines = ["| recall@1, % | image | video | document | audio |", "|---|---|---|---|---|"]
+    """Formats recall@1 of every state on every modality, and the compute, as Markdown (Table 3 of the paper, in small)."""
+    lines = ["| recall@1, % | image | video | document | audio | steps | TFLOP |", "|---|---|---|---|---|---|---|"]
     for state, label in ROWS.items():
         cells = [f"{report['stages'][state][modality]['recall@1']:.1f}" for modality in MODALITIES]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        lines.append(f"| {label} | {' | '.join([*cells, *compute_cells(report['compute'][state])])} |")
     return "\n".join(lines)
 
 
@@ -146,6 +150,7 @@ def write_report(out: Path, seconds: dict[str, float], seed: int) -> str:
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     total = sum(seconds.values())
     tables = f"{table(report)}\n\n{trace_table(report['trace'])}"
+    tables += f"\n\n{COUNTED}"
     summary = f"{tables}\n\n{verdicts(report)}\n\n{total:.0f} seconds in all.\n"
     (out / "report.md").write_text(f"# Conan-embedding-v3 and TRACE in small\n\n{summary}")
     (out / "report.html").write_text(page(report, ROWS, examples(out, MODALITIES)), encoding="utf-8")

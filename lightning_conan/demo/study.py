@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_conan.demo.line import EVERYTHING, MODALITIES, TO_THE_END, Demo
+from lightning_conan.demo.compute import compute_of
+from lightning_conan.demo.filters import study_filters
+from lightning_conan.demo.line import EVERYTHING, MODALITIES, TO_THE_END, VISUAL, Demo
 from lightning_conan.demo.trace import MOST_TOKENS, SETS, TASKS, TWO_STAGES, VARIANTS, collect_trace, run_trace, trace_means
 
-Study = Literal["fusion", "alpha", "recovery", "trace"]
+Study = Literal["fusion", "alpha", "recovery", "joint", "filters", "trace"]
 LONGER = 2.0
 """Steps of the study of reasoning, by the demo's, which has to be short: to write without a slip takes longer than to route."""
+WHOLE = 860 / 560
+"""Steps of specialists, recovery and rehearsal, by those of the specialists."""
 Scores = dict[str, dict[str, float]]
 """Recall@1 by row of the table and modality."""
 METHODS = {
@@ -21,9 +25,11 @@ METHODS = {
     "DARE with TIES": ("Dare", {"elect": True}, (1.0, 1.0)),
     "DELLA": ("Della", {}, (0.3, 0.5)),
     "TSV-M": ("TsvM", {}, (1.0, 1.0)),
-    "Iso-C": ("IsoC", {}, (1.0, 1.0)),
+    "Iso-C as published": ("IsoC", {}, (1.0, 1.0)),
+    "compact Iso-C": ("CompactIsoC", {}, (1.0, 1.0)),
 }
-"""Class, settings, and coefficients of vision and audio: those of each paper."""
+"""Class, settings, and coefficients of vision and audio: those of each paper. A label names a folder that an earlier version may
+have made: where a class changes, so does its label."""
 
 
 def alphas(visual: float, audio: float) -> list[str]:
@@ -99,10 +105,27 @@ def compare_recovery(demo: Demo) -> dict[str, str]:
     }
 
 
+def compare_joint(demo: Demo) -> dict[str, str]:
+    """Compares the whole method with joint training from the same base (the paper's Table 3), in equally many steps."""
+    demo.recover()
+    demo.fit("joint_ivd", "joint", "base", {name: f"{name}.train" for name in VISUAL})
+    demo.fit("joint_ivda", "joint", "base", EVERYTHING, extra="joint_audio")
+    demo.fit("joint_whole", "joint", "base", EVERYTHING, extra="joint_audio", length=WHOLE)
+    return {
+        "direct fusion": "fused",
+        "+ projector recovery": "recovered",
+        "+ rehearsal (full)": "final",
+        "joint training I+V+D (steps of three specialists)": "joint_ivd",
+        "joint training I+V+D+A (steps of four specialists)": "joint_ivda",
+        "joint training I+V+D+A (steps of all stages)": "joint_whole",
+    }
+
+
 STUDIES: dict[Study, Callable[[Demo], dict[str, str]]] = {
     "fusion": compare_fusion,
     "alpha": compare_alphas,
     "recovery": compare_recovery,
+    "joint": compare_joint,
 }
 
 
@@ -110,7 +133,7 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
     """Runs a study for each seed, writes ``STUDY.json`` and ``STUDY.md``, and returns the text to print.
 
     Args:
-        study: One of ``STUDIES``, or ``trace``.
+        study: One of ``STUDIES``, ``filters`` or ``trace``.
         demos: A demo for each seed; each writes into a folder of its own and keeps what an earlier study made.
         out: Folder of the study's files.
     """
@@ -118,11 +141,15 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
     (out / ".demo").touch()
     if study == "trace":
         return study_trace(demos, out)
+    if study == "filters":
+        return study_filters(list(demos), next(iter(demos.values())).pairs, out)
     found: dict[str, Scores] = {}
     for seed, demo in demos.items():
         prepare(demo)
         rows = {name: name for name in MODALITIES} | STUDIES[study](demo)
         found[str(seed)] = {label: scores_of(demo, folder) for label, folder in rows.items()}
+        if study == "joint":
+            found[str(seed)] = {label: scores | compute_of(demo.out, rows[label]) for label, scores in found[str(seed)].items()}
     own = {seed: {f"{name} specialist": scores.pop(name) for name in MODALITIES} for seed, scores in found.items()}
     found = {seed: own[seed] | scores for seed, scores in found.items()}
     (out / f"{study}.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -191,10 +218,12 @@ def scores_of(demo: Demo, folder: str) -> dict[str, float]:
 
 
 def table(found: Mapping[str, Scores]) -> str:
-    """Formats mean and standard deviation over the seeds as Markdown."""
-    lines = [f"| | {' | '.join(MODALITIES)} |", "|---" * (1 + len(MODALITIES)) + "|"]
+    """Formats mean and standard deviation over the seeds as Markdown; of compute, if each row has it, too."""
+    first = [row for scores in found.values() for row in scores.values()]
+    columns = [*MODALITIES, *(name for name in ("steps", "TFLOP") if all(name in row for row in first))]
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for label in next(iter(found.values())):
-        values = {name: [scores[label][name] for scores in found.values()] for name in MODALITIES}
+        values = {name: [scores[label][name] for scores in found.values()] for name in columns}
         cells = [f"{statistics.mean(row):.1f} ± {statistics.stdev(row) if len(row) > 1 else 0:.1f}" for row in values.values()]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)

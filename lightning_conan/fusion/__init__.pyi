@@ -1,7 +1,7 @@
 from .coefficients import Search, SearchResult, Trial, search_alphas
 from .dare import Dare
 from .della import Della
-from .iso_c import IsoC
+from .iso_c import CompactIsoC, IsoC
 from .mergekit import read_mergekit
 from .method import Method, TensorContext
 from .recipe import Recipe
@@ -14,6 +14,7 @@ from .tsv_m import TsvM
 from .write import dry_run, fuse_folders, fused_model
 
 __all__ = [
+    "CompactIsoC",
     "Dare",
     "Della",
     "Fisher",

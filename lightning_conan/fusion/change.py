@@ -99,24 +99,28 @@ class DenseChange(Change):
 
 
 class LowRankChange(Change):
-    """The weighted sum of low-rank task vectors as one product of their concatenated factors; none is made dense."""
+    """A change that is one product of two factors; no task vector is made dense.
+
+    Args:
+        vectors: The task vectors by specialist, all of them.
+        alphas: The coefficients, without those of weight 0.
+        check: Raises if an input holds NaN or inf, or the result that it is given.
+        total: The change; of rank 0 if there is none.
+    """
 
     buffers, elementwise = 1, True
 
-    def __init__(self, vectors: Mapping[str, LowRank], alphas: Mapping[str, float], check: Check) -> None:
+    def __init__(self, vectors: Mapping[str, LowRank], alphas: Mapping[str, float], check: Check, total: LowRank) -> None:
         super().__init__(vectors, alphas, check)
-        joined = LowRank.join(list(vectors.values()))
         ranks = torch.tensor([vector.rank for vector in vectors.values()])
-        self.add_gram(low_rank_gram(joined, ranks))
-        self.sum = joined.scaled(torch.tensor([alphas.get(name, 0.0) for name in vectors]).repeat_interleave(ranks))
-        lengths = zip(vectors, self.gram.diagonal().tolist(), strict=True)
-        self.moves = any(length > 0 or not vectors[name].is_zero() for name, length in lengths if name in alphas)
+        self.add_gram(low_rank_gram(LowRank.join(list(vectors.values())), ranks))
+        self.total = total
 
     @override
     def __call__(self, rows: slice, base: Tensor, buffers: Tensor) -> Float[Tensor, "rows columns"] | None:
-        if not self.moves:
+        if not self.total.rank:
             return None
-        self.sum.write(buffers[0], rows, base)
+        self.total.write(buffers[0], rows, base)
         return buffers[0]
 
 
@@ -128,7 +132,7 @@ def change_of(
     shape: tuple[int, ...],
     check: Check,
 ) -> Change:
-    """Returns the change of a tensor: by factors where the method is linear and all task vectors are low-rank.
+    """Returns the change of a tensor: by factors where all task vectors are low-rank and the method has such a form.
 
     Args:
         vectors: All task vectors by specialist.
@@ -139,6 +143,12 @@ def change_of(
         check: Raises if an input holds NaN or inf, or the result that it is given.
     """
     low_rank = {name: vector for name, vector in vectors.items() if isinstance(vector, LowRank)}
-    if method.linear and len(low_rank) == len(vectors):
-        return LowRankChange(low_rank, alphas, check)
+    if len(low_rank) == len(vectors):
+        if not all(vector.is_finite() for vector in low_rank.values()):
+            check(None)
+        chosen = {name: low_rank[name] for name in alphas}
+        moved = any(not vector.is_zero() for vector in chosen.values())
+        total = method.factored(chosen, alphas, shape) if moved else LowRank.zero(shape)
+        if total is not None:
+            return LowRankChange(low_rank, alphas, check, total)
     return DenseChange(vectors, alphas, check, method, context, shape)

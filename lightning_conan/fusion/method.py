@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_conan.embedder.checkpoint import LowRank
+
 Deltas = Mapping[str, Float[Tensor, "*shape"]]
 """Task vectors in float32 by specialist, without those of weight 0."""
 
@@ -48,6 +50,8 @@ class Method(ABC):
         super().__init_subclass__(**options)
         if "__call__" in vars(cls):  # another rule: what was said of its parent's need not hold
             cls.elementwise, cls.linear = (vars(cls).get(name, False) for name in ("elementwise", "linear"))
+            if "factored" not in vars(cls):
+                cls.factored = Method.factored  # type: ignore[method-assign]
 
     @abstractmethod
     def __call__(self, deltas: Deltas, alphas: Mapping[str, float], context: TensorContext) -> Float[Tensor, "*shape"]:
@@ -59,18 +63,15 @@ class Method(ABC):
             context: The tensor's name and the seed.
         """
 
+    def factored(self, vectors: Mapping[str, LowRank], alphas: Mapping[str, float], shape: tuple[int, ...]) -> LowRank | None:
+        """Returns the same change as factors, computed without any dense task vector; None if the method has no such form.
 
-NOTHING = 1e-5
-"""Singular values below this share of the largest are rounding, and their directions arbitrary."""
-
-
-def rank_of(values: Float[Tensor, " rank"]) -> int:
-    """Number of singular values of a matrix that are more than rounding.
-
-    Args:
-        values: Singular values, the largest first.
-    """
-    return int((values > NOTHING * values[0]).sum())
+        Args:
+            vectors: At least one low-rank task vector.
+            alphas: A weight for each.
+            shape: The tensor's shape.
+        """
+        return low_rank_sum(vectors, alphas) if self.linear else None
 
 
 def weighted_sum(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "*shape"]:
@@ -84,6 +85,17 @@ def weighted_sum(deltas: Deltas, alphas: Mapping[str, float]) -> Float[Tensor, "
     for name in sorted(deltas):
         total.add_(deltas[name], alpha=alphas[name])
     return total
+
+
+def low_rank_sum(vectors: Mapping[str, LowRank], alphas: Mapping[str, float]) -> LowRank:
+    """``weighted_sum`` of low-rank task vectors: their factors side by side, scaled.
+
+    Args:
+        vectors: Task vectors by specialist, at least one.
+        alphas: A coefficient for each.
+    """
+    joined = [vectors[name].scaled(torch.full((vectors[name].rank,), alphas[name])) for name in sorted(vectors)]
+    return LowRank.join(joined)
 
 
 def keep_largest(delta: Float[Tensor, "*shape"], density: float) -> Float[Tensor, "*shape"]:

@@ -2,7 +2,11 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from lightning_conan.reasoning.prompts import read_prompts
 
@@ -18,7 +22,7 @@ COMMON = frozenset(
 
 @dataclass(frozen=True)
 class Rules:
-    """Limits of what a teacher may answer. Tokens are words and punctuation marks.
+    """Limits of what a teacher may answer.
 
     Args:
         reasoning: Fewest and most tokens of a reasoning.
@@ -28,6 +32,8 @@ class Rules:
         latin: Least share of letters that are ASCII, without accents: the rest of the data is English.
         keyword: True if an answer must hold a word of the instruction or of the target's text, if these have any.
         confidence: A verifier's yes counts above this.
+        tokenizer: A checkpoint folder whose tokenizer counts the tokens of ``reasoning`` and ``answer``; by default words and
+            punctuation marks are counted, of which a text has fewer.
     """
 
     reasoning: tuple[int, int] = (16, 256)
@@ -37,6 +43,7 @@ class Rules:
     latin: float = 0.9
     keyword: bool = True
     confidence: float = 0.7
+    tokenizer: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("reasoning", "answer"):
@@ -100,31 +107,67 @@ def check(thought: Thought, rules: Rules, kind: str, instruction: str, target: s
     Raises:
         RuleBroken: The first rule that it breaks.
     """
+    for reason in violations(thought, rules, kind, instruction, target):
+        raise RuleBroken(reason)
+
+
+def violations(thought: Thought, rules: Rules, kind: str, instruction: str, target: str) -> Iterator[str]:
+    """Yields the reasons not to use an answer, one for each rule that it breaks.
+
+    Args:
+        thought: The answer.
+        rules: The limits.
+        kind: What was asked for.
+        instruction: The query's words.
+        target: The target's words, if it has any.
+    """
     both = f"{thought.reasoning} {thought.answer}".lower()
     phrases = read_prompts("refusals")
     if any(says(both, phrase) for phrase in phrases["refusals"].splitlines()):
-        raise RuleBroken("refusal")
+        yield "refusal"
     if any(says(both, phrase) for phrase in phrases["leaks"].splitlines()):
-        raise RuleBroken("prompt leaked")
-    for name, text, (least, most) in (
-        ("reasoning", thought.reasoning, rules.reasoning),
-        ("answer", thought.answer, rules.answer),
-    ):
-        count = len(pieces(text))
+        yield "prompt leaked"
+    for name in ("reasoning", "answer"):
+        least, most = getattr(rules, name)
+        count = token_count(getattr(thought, name), rules.tokenizer)
         if count < least:
-            raise RuleBroken(f"{name} too short")
+            yield f"{name} too short"
         if count > most:
-            raise RuleBroken(f"{name} too long")
+            yield f"{name} too long"
     if repeated(pieces(both), rules):
-        raise RuleBroken("repeats itself")
+        yield "repeats itself"
     letters = [letter for letter in both if letter.isalpha()]
     if letters and sum(letter.isascii() for letter in letters) < rules.latin * len(letters):
-        raise RuleBroken("not English")
+        yield "not English"
     wanted = salient(instruction) | salient(target)
     if rules.keyword and wanted and not wanted & set(pieces(thought.answer)):
-        raise RuleBroken("no keyword")
+        yield "no keyword"
     if kind == "composed" and pieces(thought.answer) == source_of(thought.reasoning):
-        raise RuleBroken("answer describes the source")
+        yield "answer describes the source"
+
+
+def token_count(text: str, tokenizer: Path | None = None) -> int:
+    """Returns the number of tokens of a text.
+
+    Args:
+        text: The text.
+        tokenizer: A checkpoint folder or tokenizer folder; by default words and punctuation marks are counted.
+    """
+    return len(pieces(text)) if tokenizer is None else len(read_tokenizer(tokenizer).encode(text, add_special_tokens=False))
+
+
+@cache
+def read_tokenizer(folder: Path) -> Any:
+    """Loads the tokenizer of a folder, once.
+
+    Raises:
+        ValueError: The folder holds none.
+    """
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"plan.rules.tokenizer must be a folder with a tokenizer, {folder} has no tokenizer_config.json.")
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def says(text: str, phrase: str) -> bool:

@@ -12,8 +12,8 @@ class Rehearsal(Stage):
     """LoRA on language backbone and vision tower, on a balanced mix of the modalities.
 
     Args:
-        folder: The recovered folder. A fused one rehearses without recovery, or does both in one stage (``train_projector``); a
-            base trains all modalities jointly, which is the baseline of the paper's fusion.
+        folder: The recovered folder. A fused one rehearses without recovery, or does both in one stage (``train_projector``). A
+            base is taken too; ``Joint`` is the stage that trains all that the specialists do.
         training: Settings of training.
         lora: The adapters.
         train_projector: Trains the audio projector too, fully.

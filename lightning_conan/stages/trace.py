@@ -50,7 +50,7 @@ class Trace(Stage):
         (True, 'Think first.')
     """
 
-    accepts: ClassVar[tuple[State, ...]] = ("base", "fused", "recovered", "rehearsed", "reasoning")
+    accepts: ClassVar[tuple[State, ...]] = ("base", "fused", "recovered", "rehearsed", "joint", "reasoning")
     writes: ClassVar[State | None] = "reasoning"
 
     def __init__(

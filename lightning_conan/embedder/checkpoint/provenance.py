@@ -14,7 +14,7 @@ from blake3 import blake3
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.items import Modality
 
-State = Literal["base", "specialist", "fused", "recovered", "rehearsed", "reasoning"]
+State = Literal["base", "specialist", "fused", "recovered", "rehearsed", "joint", "reasoning"]
 STATES: tuple[State, ...] = get_args(State)
 PROVENANCE = "conan.json"
 PACKAGE = "lightning-conan"

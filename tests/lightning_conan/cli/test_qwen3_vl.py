@@ -56,6 +56,7 @@ def line(world, tmp_path_factory):
         json.dumps({"audio": str(world / "audio")}),
     )
     fit("final", "rehearsal", "recovered", json.dumps({modality: str(world / modality) for modality in MODALITIES}))
+    fit("joint", "joint", "base", json.dumps({modality: str(world / modality) for modality in MODALITIES}))
     shards = ShardSet(world / "image")
     write_shards(
         [msgspec.structs.replace(shards.read(number), reasoning="it is red") for number in range(8)], root / "composed.cot"
@@ -68,11 +69,12 @@ def line(world, tmp_path_factory):
 
 def test_every_folder_holds_its_state_in_bfloat16(line):
     states = {"base": "base", "image": "specialist", "audio": "specialist", "fused": "fused", "recovered": "recovered"}
-    for name, state in (states | {"final": "rehearsed", "trace": "reasoning"}).items():
+    for name, state in (states | {"final": "rehearsed", "joint": "joint", "trace": "reasoning"}).items():
         model, _, provenance = load_folder(line / name)
         assert provenance.state == state
         assert model.dtype == torch.bfloat16
     assert read_provenance(line / "final").parents.keys() == {"base", *MODALITIES, "fused", "recovered"}
+    assert read_provenance(line / "joint").parents.keys() == {"base"}
 
 
 def test_specialists_are_adapters_with_float32_factors(line):

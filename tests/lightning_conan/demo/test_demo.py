@@ -13,6 +13,7 @@ from lightning_conan.demo.study import table
 from lightning_conan.embedder import read_provenance
 from samples import CONFIGS
 
+MODALITIES = ("image", "video", "document", "audio")
 STATES = {
     "base": "base",
     "image": "specialist",
@@ -39,7 +40,8 @@ def demo(tmp_path_factory):
 def test_report_holds_every_score(demo):
     report = json.loads((demo[0] / "report.json").read_text())
     for state in STATES:
-        for modality in ("image", "video", "document", "audio"):
+        assert (report["compute"][state]["TFLOP"] > 0) == (state != "base")
+        for modality in MODALITIES:
             scores = report["stages"][state][modality]
             assert {"recall@1", "ndcg@10"} <= set(scores)
             assert all(0 <= value <= 100 for value in scores.values())
@@ -95,7 +97,7 @@ def test_alphas_writes_a_fused_folder_with_the_trade_off(demo, tmp_path, capsys)
     assert "out must differ" in capsys.readouterr().err
 
 
-STUDIES = {"fusion": 18, "alpha": 15, "recovery": 12}
+STUDIES = {"fusion": 20, "alpha": 15, "recovery": 12, "joint": 11}
 """Rows of each table."""
 
 
@@ -108,7 +110,7 @@ def studies(demo, tmp_path_factory):
     (out / ".demo").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_conan.demo.line.Demo.say", lambda self, line: demo[1].append(line))
-        for study in (*STUDIES, "trace"):
+        for study in (*STUDIES, "filters", "trace"):
             words = ["demo", "--out", str(out), "--pairs", "16", "--steps_scale", "0.01", "--seeds", "1", "--study", study]
             assert main(words) == 0
     return out
@@ -126,8 +128,33 @@ def test_the_study_of_reasoning_scores_every_variant_and_route(studies):
 def test_a_study_scores_every_variant(studies, study):
     scores = json.loads((studies / f"{study}.json").read_text())["0"]
     assert len(scores) == STUDIES[study]
-    assert all(0 <= value <= 100 for row in scores.values() for value in row.values())
+    assert all(0 <= row[name] <= 100 for row in scores.values() for name in MODALITIES)
     assert (studies / f"{study}.md").read_text().count("\n| ") == STUDIES[study]
+
+
+def test_the_study_of_filters_counts_every_filter(studies):
+    by_filter, by_mistake = json.loads((studies / "filters.json").read_text())["0"]
+    assert by_filter.keys() == {
+        "refusals",
+        "leaked prompts",
+        "lengths",
+        "language",
+        "answer is the source",
+        "verifier",
+        "all filters",
+    }
+    assert sum(found["planted"] for found in by_mistake.values()) == by_filter["all filters"]["planted"] <= 16
+    assert (studies / "filters.md").read_text().count("\n| ") == 7 + 1 + len(by_mistake)
+
+
+def test_joint_training_is_compared_at_equal_steps(studies):
+    rows = json.loads((studies / "joint.json").read_text())["0"]
+    whole, joint = rows["+ rehearsal (full)"], rows["joint training I+V+D+A (steps of all stages)"]
+    assert joint["steps"] == pytest.approx(0.01 * 860, abs=1)
+    assert whole["steps"] == pytest.approx(joint["steps"], abs=3)  # each of six stages is rounded
+    assert 0.3 < whole["TFLOP"] / joint["TFLOP"] < 3
+    assert read_provenance(studies / "seed0" / "joint_ivda").state == "joint"
+    assert "| steps | TFLOP |" in (studies / "joint.md").read_text()
 
 
 def test_a_study_that_was_stopped_goes_on(studies, demo, capsys):

@@ -13,7 +13,19 @@ from lightning_conan.embedder.checkpoint import Adapter, Tensors, file_hash, ope
 from lightning_conan.embedder.checkpoint.adapter import AdapterTensors
 from lightning_conan.embedder.checkpoint.folder import replace_provenance
 from lightning_conan.embedder.checkpoint.task_vector import LowRank, Replaced
-from lightning_conan.fusion import Dare, Della, Fisher, IsoC, Recipe, RegMean, TaskArithmetic, Ties, TsvM, fuse_folders
+from lightning_conan.fusion import (
+    CompactIsoC,
+    Dare,
+    Della,
+    Fisher,
+    IsoC,
+    Recipe,
+    RegMean,
+    TaskArithmetic,
+    Ties,
+    TsvM,
+    fuse_folders,
+)
 from lightning_conan.fusion.geometry import gram_of, low_rank_gram
 from lightning_conan.fusion.tensorwise import Fusion
 
@@ -24,7 +36,7 @@ TABLE = "backbone.language_model.embed_tokens.weight"
 WHOLE = {"image": "backbone.visual.merger", "document": TABLE.removesuffix(".weight"), "audio": "audio_projector"}
 MERGER = "backbone.visual.merger.linear_fc1.weight"
 NORM = f"{LAYER}input_layernorm.weight"
-METHODS = [TaskArithmetic(), Ties(0.4), Dare(0.3), Dare(0.3, elect=True), Della(), TsvM(), IsoC()]
+METHODS = [TaskArithmetic(), Ties(0.4), Dare(0.3), Dare(0.3, elect=True), Della(), TsvM(), IsoC(), CompactIsoC()]
 
 
 def adapter_folder(base: Path, out: Path, name: str, rank: int) -> Path:
@@ -87,7 +99,7 @@ NAMES = [*FACTORED, TABLE, MERGER, NORM, "audio_projector.linear_1.weight"]
 
 def assert_equal_but_for_ties(one, other, method):
     """To 1e-6; where a method chooses among entries, the order of two that differ by rounding may turn."""
-    off = (one - other).abs() > 1e-6 + 1e-5 * isinstance(method, TsvM | IsoC)
+    off = (one - other).abs() > 1e-6 + 5e-6 * isinstance(method, TsvM | IsoC)  # merged weights are rounded to float32
     assert off.float().mean() <= (0.003 if isinstance(method, Ties | Dare | Della) else 0)
 
 

@@ -319,7 +319,7 @@ def test_a_dry_run_says_what_would_become_of_each_tensor(recipe):
 
 def test_methods_write_folders_that_load(recipe, tmp_path):
     fuse_folders(replace(recipe, method=TsvM(), alphas=dict.fromkeys(ALPHAS, 1.0)), tmp_path / "out")
-    assert load_folder(tmp_path / "out")[2].notes["method"] == "TsvM()"
+    assert load_folder(tmp_path / "out")[2].notes["method"] == "TsvM(null_space=False)"
 
 
 def test_a_negative_coefficient_takes_away(recipe, tmp_path):

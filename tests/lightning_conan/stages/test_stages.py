@@ -17,7 +17,7 @@ from lightning_conan.embedder import Provenance, load_folder, pack, save_folder,
 from lightning_conan.items import Item, Media
 from lightning_conan.objectives import Contrast, PairEmbeddings, contrastive, info_nce, symmetric_info_nce
 from lightning_conan.retrieval.metric import hash_ids
-from lightning_conan.stages import Rehearsal, Specialist
+from lightning_conan.stages import Joint, Rehearsal, Specialist
 from lightning_conan.training import Lora, Stage, Training, probing
 from lightning_conan.training.adapters import Adapters
 from lightning_conan.training.settings import LEAST_TEMPERATURE
@@ -69,12 +69,39 @@ def test_a_run_that_only_warms_up_is_told(base, world, tmp_path, caplog):
     assert "warmup_steps is 2, and the run has 2 steps" in caplog.text
 
 
-def test_all_modalities_train_jointly_from_a_base(base, world, tmp_path):
-    """The training that fusion is compared with."""
+def test_a_base_may_be_rehearsed(base, world, tmp_path):
     mix = RehearsalData({name: world / name for name in ("image", "audio")}, batch_size=4, num_workers=0)
     module = Rehearsal(base, QUICK, Lora(rank=2, alpha=2), train_projector=True)
-    trainer(tmp_path, 3, FolderCheckpoint(tmp_path / "joint")).fit(module, mix)
-    assert load_folder(tmp_path / "joint")[2].parents.keys() == {"base"}
+    trainer(tmp_path, 1, FolderCheckpoint(tmp_path / "out")).fit(module, mix)
+    assert load_folder(tmp_path / "out")[2].parents.keys() == {"base"}
+
+
+@pytest.mark.parametrize("modalities", [("image", "video", "document"), ("image", "audio")], ids="+".join)
+def test_joint_training_trains_what_its_specialists_do(base, world, tmp_path, modalities):
+    """The same parameters, none more; on as many pairs of each modality."""
+    record, module = Record(), Joint(base, modalities, QUICK, Lora(rank=2, alpha=2))
+    mix = RehearsalData({name: world / name for name in modalities}, batch_size=4, num_workers=0)
+    trainer(tmp_path, len(modalities), record, FolderCheckpoint(tmp_path / "out")).fit(module, mix)
+    assert [keys[0].split("-")[0] for keys in record.keys] == [*modalities]
+    of_specialists = set()
+    for modality in modalities:
+        alone = Specialist(base, modality, QUICK, Lora(rank=2, alpha=2))
+        trainer(tmp_path / modality, 1, Stop(0)).fit(alone, data(world, modality))
+        of_specialists |= alone.trained().keys()
+    assert module.trained_names == of_specialists
+    _, _, provenance = load_folder(tmp_path / "out", ("joint",))
+    assert provenance.parents.keys() == {"base"}
+    assert provenance.notes["modalities"] == [*modalities]
+    assert provenance.notes["seen"] == {f"{name}/{name}": 4 for name in modalities}
+
+
+def test_joint_training_refuses_other_modalities(base, world, tmp_path):
+    mix = RehearsalData({"audio": world / "audio"}, batch_size=4, num_workers=0)
+    with pytest.raises(ValueError, match=r"must hold image, video, document pairs only, got the audio task .* Add audio to"):
+        trainer(tmp_path, 1).fit(Joint(base, training=QUICK), mix)
+    for wrong in ((), ("image", "image")):
+        with pytest.raises(ValueError, match="modalities must be some of"):
+            Joint(base, wrong)
 
 
 def test_merged_folder_equals_the_adapted_model(base, world, tmp_path, encoded):

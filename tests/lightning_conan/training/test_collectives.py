@@ -144,23 +144,24 @@ def test_dropout_repeats_itself_in_the_second_pass(base, world, tmp_path, strate
 
 
 @each_strategy
-@pytest.mark.parametrize(("kind", "state"), [("recovery", "recovered"), ("rehearsal", "rehearsed")])
-def test_one_whole_folder_is_written(fused, world, tmp_path, kind, state, strategy):
+@pytest.mark.parametrize(("kind", "state"), [("recovery", "recovered"), ("rehearsal", "rehearsed"), ("joint", "joint")])
+def test_one_whole_folder_is_written(base, fused, world, tmp_path, kind, state, strategy):
     """The same weights as one process writes."""
-    weights, _ = values(fit_folder, kind, fused, world, tmp_path / "run", tmp_path / "out", strategy)
+    start = base if kind == "joint" else fused
+    weights, _ = values(fit_folder, kind, start, world, tmp_path / "run", tmp_path / "out", strategy)
     found, _, provenance = load_folder(tmp_path / "out", (state,))
     assert provenance.notes["steps"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
-    fit_folder(kind, fused, world, tmp_path / "alone", tmp_path / "expected", "auto")
+    fit_folder(kind, start, world, tmp_path / "alone", tmp_path / "expected", "auto")
     expected = load_folder(tmp_path / "expected", (state,))[0].state_dict()
     assert all((tensor - expected[name]).abs().max() < 2e-3 for name, tensor in found.state_dict().items())
-    start, now = load_folder(fused, ("fused",))[0].state_dict(), found.state_dict()
-    assert any(not tensor.equal(start[name]) for name, tensor in now.items())
+    before, now = load_folder(start)[0].state_dict(), found.state_dict()
+    assert any(not tensor.equal(before[name]) for name, tensor in now.items())
     for name, tensor in weights.items():  # and those that the ranks had
         stem, _, part = name.removeprefix("embedder.").partition(".lora_A.")
         if part:
             up = weights[name.replace("lora_A", "lora_B")]
-            assert torch.allclose(now[f"{stem}.weight"], start[f"{stem}.weight"] + up @ tensor, atol=1e-6)
+            assert torch.allclose(now[f"{stem}.weight"], before[f"{stem}.weight"] + up @ tensor, atol=1e-6)
         elif "lora_B" not in name:
             assert torch.equal(now[stem], tensor)
 
@@ -303,7 +304,7 @@ def test_constants_are_refused_in_shards(fused, world, tmp_path):
     assert all(kind == "raised" and "constants are made by each rank" in reason for kind, reason in found)
 
 
-@pytest.mark.parametrize(("kind", "budget"), [("rehearsal", 200), ("image", 60)])
+@pytest.mark.parametrize(("kind", "budget"), [("rehearsal", 200), ("joint", 200), ("image", 60)])
 def test_ranks_stay_one_process_step_after_step(base, recovered, world, tmp_path, kind, budget):
     """Past the second step too, and where a step leaves some of what trains unused."""
     folder = recovered if kind == "rehearsal" else base
