@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, UInt8
@@ -10,10 +11,12 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from lightning_conan.embedder.batch import Batch, ItemBatch
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.items import Media
 from lightning_conan.pages import Budget, fragment, table
+
+if TYPE_CHECKING:
+    from lightning_conan.embedder.batch import Batch, ItemBatch
 
 ROWS = 8
 """Pairs or items that are shown."""
@@ -21,7 +24,7 @@ FRAMES = 4
 """Frames of a video that are shown, side by side, spread over its length."""
 
 
-def show_pairs(*batches: Batch) -> str:
+def show_pairs(*batches: "Batch") -> str:
     """Shows the first pairs of batches: pixels and log-mels as images, texts as their number of tokens."""
     budget = Budget()
     tables = []
@@ -45,7 +48,7 @@ def show_pairs(*batches: Batch) -> str:
     return fragment(*tables)
 
 
-def show_items(batch: ItemBatch) -> str:
+def show_items(batch: "ItemBatch") -> str:
     """Shows the first items of a batch: pixels and log-mels as images, texts as their number of tokens."""
     budget = Budget()
     rows = [
