@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from typing_extensions import override
+
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters (a terminal obeys them), line ends, what reverses the reading direction, and halves of characters."""
 FIRST, SECONDS, LONGEST = 2.0, 10.0, 60.0
@@ -60,13 +62,14 @@ class Display(Protocol):
         """
 
 
-class Lines:
+class Lines(Display):
     """Plain lines, few enough for a log: none at all for work of less than ``FIRST`` seconds."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.due, self.wait, self.shown = self.began + FIRST, SECONDS, ""
 
+    @override
     def show(self, text: str, share: float | None, last: bool) -> None:
         now = time.monotonic()
         if (now >= self.due or (last and self.shown)) and text != self.shown:
@@ -74,7 +77,7 @@ class Lines:
             print(text, file=sys.stderr, flush=True)
 
 
-class Live:
+class Live(Display):
     """A line with a bar that changes, drawn by rich."""
 
     def __init__(self) -> None:
@@ -86,6 +89,7 @@ class Live:
         self.task, self.due = self.bar.add_task("", total=None), 0.0
         self.bar.start()
 
+    @override
     def show(self, text: str, share: float | None, last: bool) -> None:
         now = time.monotonic()
         if last or now >= self.due:
@@ -97,9 +101,10 @@ class Live:
             self.bar.stop()
 
 
-class Nothing:
+class Nothing(Display):
     """Shows nothing: on other ranks than the first, and for work within work that is shown."""
 
+    @override
     def show(self, text: str, share: float | None, last: bool) -> None:
         pass
 

@@ -64,7 +64,7 @@ def table(columns: Sequence[object], rows: Iterable[Sequence[Any]], caption: str
         )
         for line in lines
     )
-    label = Markup("<caption>{}</caption>").format(caption) if caption else ""
+    label = Markup("<caption><span>{}</span></caption>").format(caption) if caption else ""
     return Markup(
         "<div class='conan-scroll' tabindex='0' role='region' aria-label='{}'>\n<table>{}<thead><tr>{}</tr></thead>\n"
         "<tbody>\n{}\n</tbody></table>\n</div>"

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -332,8 +333,10 @@ def test_a_fit_says_how_far_it_is_and_what_it_wrote(base, world, tmp_path, capsy
     assert main([*fit("specialist", tmp_path, base, world / "image"), "--trainer.callbacks.out", str(out)]) == 0
     told = capsys.readouterr()
     assert told.out == f"{out}: image specialist, 2 steps\n"
-    assert "step 1 of 2, loss " in told.err
-    assert "step 2 of 2, loss " in told.err
+    assert re.search(r"step 1 of 2, .*(left|s), loss \d", told.err)
+    assert re.search(r"step 2 of 2, done in \d+ s, loss \d", told.err)
+    assert told.err.splitlines()[-2] == f"wrote {out}"
+    assert "next: conan evaluate --folder" in told.err.splitlines()[-1]
 
 
 def test_a_bar_counts_steps_over_all_epochs(base, world, tmp_path, capsys):
