@@ -53,7 +53,7 @@ def step_ratio(base: Path, packed: Path, root: Path, steps: int) -> tuple[float,
     turns = Turns(RetrievalTable())
     trainer = bare_trainer(default_root_dir=root, max_steps=steps + WARM + 1, max_epochs=-1, callbacks=[turns], overfit_batches=1)
     data = SpecialistData(packed, batch_size=64, num_workers=0, cache_gb=1)
-    trainer.fit(Specialist(base, "image", Training(warmup_steps=1), None), data)
+    trainer.fit(Specialist(base, "image", Training(warmup_steps=1)), data)
     with_it, without = (turns.seconds[kind][WARM // 2 :] for kind in (True, False))
     return median(one / other for one, other in zip(with_it, without, strict=False)), 1000 * median(without)
 
