@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_conan.cli.common import daemon
 from lightning_conan.parsing import parse_side
 from lightning_conan.retrieval.engines.place import EngineName, Place
-from lightning_conan.terminal import printable, waiting
+from lightning_conan.terminal import waiting
 
 if TYPE_CHECKING:
     from lightning_conan.cli.common.hits import SearchHits

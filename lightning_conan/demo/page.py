@@ -111,7 +111,7 @@ def score_table(report: Mapping[str, Any], rows: Mapping[str, str]) -> Markup:
         scores = [report["stages"][state][name]["recall@1"] for name in COLOURS]
         cells.append([label, *scores, spent.get("steps"), spent.get("TFLOP")])
     return table(
-        columns, cells, "recall@1 in per cent on held-out pairs, mean of both directions; steps and TFLOP of all stages since the base"
+        columns, cells, "recall@1 in per cent on held-out pairs, both directions; steps and TFLOP of all stages since the base"
     )
 
 
