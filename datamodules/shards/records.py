@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from lightning_conan.items import Item, Media, Medium, Modality, Pair
+from lightning_conan.items import KINDS, Item, Media, Medium, Modality, Pair, check_modality
 
 
 class Part(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -35,6 +35,8 @@ class Description(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True
             if isinstance(part, str):
                 parts.append(part)
             elif part.member in members:
+                if part.modality not in KINDS:
+                    check_modality(part.modality)
                 data = members[part.member]
                 parts.append(Media(part.modality, data, part.member, part.start, part.end, part.page))
             else:
@@ -105,6 +107,8 @@ def decode_pair(members: dict[str, bytes]) -> Pair:
         ValueError: A missing member or a record that is not one of ours.
     """
     record = RECORD.decode(members["json"])
+    if record.modality not in KINDS:
+        check_modality(record.modality)
     return Pair(
         record.key,
         record.task,

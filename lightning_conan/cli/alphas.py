@@ -44,7 +44,7 @@ def alphas(
     recipe.check()
     with only_writer(out):
         found = search_alphas(recipe, read_sets(diagnostic, recipe.home, pairs), search, device)
-        beside = {"alphas.json": found.to_json().encode(), "alphas.png": plot_trials(found, recipe.owner)}
+        beside = {"alphas.json": found.to_json().encode(), "alphas.png": plot_trials(found, next(iter(recipe.owning)))}
         fuse_folders(replace(recipe, alphas=found.best.alphas), out, beside=beside)
     print_best(found)
     print(f"{out}: fused with the best; {out / 'alphas.png'} draws all")

@@ -42,11 +42,11 @@ def pack(
     from datamodules.shards.write import write_resumable
     from datamodules.sources.layout import files_of, read_source
     from datamodules.sources.manifest import Fault
-    from lightning_conan.items import MODALITIES, Pair
+    from lightning_conan.items import Pair, check_modality
     from lightning_conan.terminal import plural
 
-    if modality is not None and modality not in MODALITIES:
-        raise ValueError(f"modality must be among {list(MODALITIES)}, got {modality!r}.")
+    if modality is not None:
+        check_modality(modality)
 
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}.")

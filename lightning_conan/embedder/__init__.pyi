@@ -7,6 +7,7 @@ from .checkpoint import (
     State,
     check_folder,
     export_folder,
+    extend_folder,
     foreign_provenance,
     graft_folder,
     is_foreign,
@@ -18,6 +19,7 @@ from .checkpoint import (
 )
 from .config import OmniConfig
 from .dummy import blank
+from .modalities import EncoderTower, ModalitySpec, register_modality
 from .model import OmniEmbedder
 from .output import ChunkOutput
 from .packing import IGNORED, Chunk, Chunks, Encoded, pack, pad
@@ -34,9 +36,11 @@ __all__ = [
     "ChunkOutput",
     "Chunks",
     "Encoded",
+    "EncoderTower",
     "GraftReport",
     "ItemBatch",
     "MixedBatch",
+    "ModalitySpec",
     "OmniConfig",
     "OmniEmbedder",
     "OmniProcessor",
@@ -46,6 +50,7 @@ __all__ = [
     "blank",
     "check_folder",
     "export_folder",
+    "extend_folder",
     "foreign_provenance",
     "graft_folder",
     "is_foreign",
@@ -54,6 +59,7 @@ __all__ = [
     "pack",
     "pad",
     "read_provenance",
+    "register_modality",
     "save_adapter_folder",
     "save_folder",
     "tiny_embedder",

@@ -2,6 +2,7 @@ from .adapter import Adapter
 from .atomic import check_apart, check_replaceable, whole_folder
 from .delta import DELTA, write_delta_config
 from .export import export_folder
+from .extend import extend_folder
 from .folder import (
     CONFIG,
     check_folder,
@@ -51,6 +52,7 @@ __all__ = [
     "compare_golden",
     "embeds_as",
     "export_folder",
+    "extend_folder",
     "file_hash",
     "foreign_provenance",
     "graft_folder",

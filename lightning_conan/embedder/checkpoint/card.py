@@ -31,7 +31,10 @@ def write_card(
         stock: True for a plain Qwen3-VL without audio.
         sides: True if queries and candidates are embedded differently.
     """
-    modalities = "text, image, video, visual document" + ("" if stock else " and audio")
+    own = [] if stock else ["audio", *config.modalities]
+    modalities = ", ".join(["text", "image", "video", "visual document", *own[:-1]]) + "".join(
+        f" and {name}" for name in own[-1:]
+    )
     sections = [
         front_matter(provenance, stock),
         f"# Omni-modal embedder ({provenance.state})",
