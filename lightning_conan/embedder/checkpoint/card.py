@@ -31,10 +31,8 @@ def write_card(
         stock: True for a plain Qwen3-VL without audio.
         sides: True if queries and candidates are embedded differently.
     """
-    own = [] if stock else ["audio", *config.modalities]
-    modalities = ", ".join(["text", "image", "video", "visual document", *own[:-1]]) + "".join(
-        f" and {name}" for name in own[-1:]
-    )
+    named = ["text", "image", "video", "visual document", *([] if stock else ["audio", *config.modalities])]
+    modalities = ", ".join(named) if stock else f"{', '.join(named[:-1])} and {named[-1]}"
     sections = [
         front_matter(provenance, stock),
         f"# Omni-modal embedder ({provenance.state})",
