@@ -2,9 +2,12 @@
 
 import json
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -12,7 +15,7 @@ from callbacks import FrozenBackbone
 from lightning_conan.cli.common.pair_sets import read_sets
 from lightning_conan.cli.main import main
 from lightning_conan.drift import measure_drift
-from lightning_conan.embedder import export_folder, extend_folder, load_folder, pack, read_provenance
+from lightning_conan.embedder import export_folder, extend_folder, load_folder, pack, read_provenance, register_modality
 from lightning_conan.embedder.modalities import spec_of, unregister_modality
 from lightning_conan.embedder.modalities.registry import VARIABLE, load_named
 from lightning_conan.fusion import Recipe, fuse_folders
@@ -24,6 +27,9 @@ from runs import QUICK, data, trainer
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 PLACES = [(row, column) for row in range(3) for column in range(3)]
 OWN = ("depth_encoder.", "depth_projector.")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "modalities.md").read_text()
+BLOCKS = {language: re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL) for language in ("python", "yaml")}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,12 @@ def line(depth, media, base, world, tmp_path_factory):
     root = tmp_path_factory.mktemp("line")
     for name in ("train", "held_out"):
         assert main(["pack", str(media / f"{name}.jsonl"), "--out", str(root / name)]) == 0
-    extend_folder(base, root / "base", "depth", depth.ENCODER, hidden=32)
+    (root / "runs").mkdir()
+    (root / "runs" / "base").symlink_to(base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        exec(BLOCKS["python"][1])
+    (root / "runs" / "base_depth").rename(root / "base")
     fast = Training(lr=3e-3, warmup_steps=2, token_budget=4000)
     for name, place, steps, settings in (("depth", root / "train", 40, fast), ("audio", world / "audio", 3, QUICK)):
         stage = Specialist(root / "base", name, settings, Lora(rank=4, alpha=8), train_fully=spec_of(name).owned)
@@ -81,6 +92,42 @@ def recall(folder, packed):
     sets = read_sets({"depth": packed}, folder, 9)
     with torch.no_grad():
         return sets["depth"].recall(*sets["depth"].embed(model))
+
+
+def test_the_page_shows_the_file_and_the_default_owners(depth):
+    assert BLOCKS["python"][0] == (ROOT / "tests" / "depth.py").read_text()
+    (block,) = BLOCKS["yaml"]
+    shown = yaml.safe_load(block)["recipe"]
+    told = Recipe(Path(shown["base"]), shown["specialists"], owners=shown["owners"])
+    assert told.owning == Recipe(told.base, told.specialists).owning == Recipe(told.base, told.specialists, owner="audio").owning
+
+
+def test_a_base_has_a_modality_once_and_only_one_with_an_encoder(line, tmp_path):
+    for name, message in (("depth", "must not have 'depth' yet"), ("image", "has an EncoderTower, got 'image'")):
+        with pytest.raises(ValueError, match=message):
+            extend_folder(line / "base", tmp_path / "out", name, {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "audio"}, "must be a new lower-case word"),
+        ({"name": "Depth 2"}, "must be a new lower-case word"),
+        ({"name": "other", "tokens": {"other": "<|AUDIO|>"}}, "is that of audio"),
+        ({"name": "other", "tokens": {"end": "<|o|>"}}, "'end' is that of the template"),
+        ({"name": "other", "suffixes": ("png",), "tokens": {"o": "<|o|>"}}, "'png' is that of image"),
+        ({"name": "other", "tokens": {"o": "<|o|>"}, "tower": None}, "must have a tower"),
+        ({"name": "other", "tokens": {"o": "<|o|>"}, "placeholder": ""}, "must have a placeholder"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(depth, fields, message):
+    before = list(MODALITIES)
+    spec = depth.Depth()
+    for name, value in {"suffixes": (), "tokens": {"o": "<|o|>"}, **fields}.items():
+        setattr(spec, name, value)
+    with pytest.raises(ValueError, match=message):
+        register_modality(spec)
+    assert before == MODALITIES
 
 
 def test_the_specialist_finds_places_and_leaves_audio_alone(line):
@@ -204,6 +251,4 @@ def test_a_model_without_it_refuses_its_items_and_a_process_without_it_its_folde
         with pytest.raises(ValueError, match=r"modality 'depth', which is not registered here.*CONAN_MODALITIES"):
             load_folder(line / "depth")
     finally:
-        from lightning_conan.embedder import register_modality
-
         register_modality(depth.Depth())

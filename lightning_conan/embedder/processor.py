@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
 
-from lightning_conan.embedder.modalities.registry import BUILT_IN, known_specs
+from lightning_conan.embedder.modalities.registry import BUILT_IN, EMB, TEMPLATE, known_specs
 from lightning_conan.embedder.modalities.spec import ModalitySpec
 from lightning_conan.embedder.packing import IGNORED, Encoded
 from lightning_conan.embedder.positions import Run, mrope_positions
@@ -27,11 +27,10 @@ sampled frames (``Clip``)."""
 Turn = tuple[str, Sequence[str | Decoded]]
 """A turn of a chat: its role, and its text and decoded media in order."""
 
-TEMPLATE = {"im_start": "<|im_start|>", "im_end": "<|im_end|>", "end": "<|endoftext|>"}
 SPECIAL_TOKENS = {
     **TEMPLATE,
     **{name: token for spec in BUILT_IN for name, token in spec.tokens.items()},
-    "emb": "<|emb|>",
+    **EMB,
 }
 OWN_TOKENS = [*(token for spec in BUILT_IN if spec.owned for token in spec.tokens.values()), SPECIAL_TOKENS["emb"]]
 """Those that a Qwen3-VL lacks."""
@@ -60,13 +59,13 @@ class OmniProcessor:
         if missing := [token for token in SPECIAL_TOKENS.values() if token not in known]:
             raise ValueError(f"The tokenizer must know the tokens {missing}. Add them, with their embedding rows.")
         self.ids = {name: int(known[token]) for name, token in SPECIAL_TOKENS.items()}
-        others = [spec for spec in known_specs() if spec.needs_register and {*spec.tokens.values()} <= known.keys()]
+        others = [spec for spec in known_specs() if spec.entry and {*spec.tokens.values()} <= known.keys()]
         self.ids |= {name: int(known[token]) for spec in others for name, token in spec.tokens.items()}
 
     @property
     def modalities(self) -> list[Modality]:
         """Names of the modalities that it can encode: those whose tokens the tokenizer knows."""
-        return [spec.name for spec in known_specs() if not spec.needs_register or spec.placeholder in self.ids]
+        return [spec.name for spec in known_specs() if not spec.entry or spec.placeholder in self.ids]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -71,7 +71,7 @@ class Recipe:
         if self.owners is not None:
             return {name: tuple(prefixes) for name, prefixes in self.owners.items()}
         built_in = {spec.name: spec.owned for spec in BUILT_IN if spec.owned}
-        others = {spec.name: spec.owned for spec in known_specs() if spec.needs_register and spec.name in self.specialists}
+        others = {spec.name: spec.owned for spec in known_specs() if spec.entry and spec.name in self.specialists}
         first = self.owner or next(iter(built_in))
         every = tuple(prefix for prefixes in built_in.values() for prefix in prefixes)
         owned = every if self.owned is None else tuple(self.owned)

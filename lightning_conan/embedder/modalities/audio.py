@@ -4,6 +4,8 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from lightning_conan.embedder.modalities.spec import ModalitySpec
 from lightning_conan.embedder.modalities.tower import EncoderTower, Inputs
 from lightning_conan.items import Media
@@ -22,6 +24,7 @@ class AudioTower(EncoderTower):
         super().__init__("audio", ("Qwen3OmniMoeAudioEncoderLayer", "WhisperEncoderLayer"))
         self.entry = ""
 
+    @override
     def build(self, config: "OmniConfig") -> "dict[str, nn.Module]":
         import torch
 
@@ -37,9 +40,11 @@ class AudioTower(EncoderTower):
             use_grouped_attention(encoder)
         return {"audio_encoder": encoder, "audio_projector": projector}
 
+    @override
     def token_ids(self, config: "OmniConfig") -> Mapping[str, int]:
         return {"audio": int(config.audio_token_id)}
 
+    @override
     def encode(self, encoder: Any, inputs: Inputs) -> "Tensor":
         """Encodes audio clips.
 
@@ -51,12 +56,15 @@ class AudioTower(EncoderTower):
 
         return audio_encoder_of(encoder.config).encode(encoder, inputs)
 
+    @override
     def depth(self, config: "OmniConfig") -> int:
         return int(config.audio_config.encoder_layers)
 
+    @override
     def width(self, config: "OmniConfig") -> int:
         return int(config.audio_config.d_model)
 
+    @override
     def shrink(self, config: "OmniConfig", depth: int, ids: Iterator[int]) -> None:
         config.audio_config.encoder_layers = depth
         config.audio_token_id = next(ids)
@@ -80,14 +88,17 @@ class Audio(ModalitySpec):
     form = "An audio clip must be a path, an array of samples, {'array': samples, 'sampling_rate': rate}, or torchcodec's decoder"
     golden_name = "audio.flac"
 
+    @override
     def decode(self, media: Media, how: Any) -> "Tensor":
         from lightning_conan.media.audio import decode_audio
 
         return decode_audio(media, how.limits)
 
+    @override
     def takes(self, decoded: Any) -> bool:
         return getattr(decoded, "ndim", 0) == 1
 
+    @override
     def add(self, prompt: Any, decoded: Any, processor: Any) -> None:
         """Appends an audio clip's log-mel; its cost is that of whole encoder windows.
 
@@ -113,6 +124,7 @@ class Audio(ModalitySpec):
         prompt.add("audio", audio_tokens(*size))
         prompt.add("audio_end")
 
+    @override
     def read(self, content: Any, reader: Any) -> "Tensor":
         """Reads samples, or a decoder.
 
@@ -123,6 +135,7 @@ class Audio(ModalitySpec):
         wave: Tensor = reader.wave(self.name, content)
         return wave
 
+    @override
     def dummy(self, config: "OmniConfig", tokens: int) -> "Encoded":
         """Makes silence, and one token behind it.
 
@@ -145,6 +158,7 @@ class Audio(ModalitySpec):
         positions = mrope_positions([count + 1])
         return Encoded(ids, positions, {self.name: [mel]}, costs={self.name: window_tokens(*size)})
 
+    @override
     def draw_golden(self) -> bytes:
         import torch
 

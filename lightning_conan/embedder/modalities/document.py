@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from lightning_conan.embedder.modalities.image import Image, png
 from lightning_conan.items import Media
 
@@ -19,11 +21,13 @@ class Document(Image):
     form = "A document page must be a path, a PIL image or uint8 pixels"
     golden_name = "page.png"
 
+    @override
     def decode(self, media: Media, how: Any) -> "Tensor":
         from lightning_conan.media.document import decode_document
 
         return decode_document(media, how.limits, how.shrink)
 
+    @override
     def draw_golden(self) -> bytes:
         import torch
 

@@ -4,6 +4,8 @@ import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from lightning_conan.embedder.modalities.spec import ModalitySpec
 from lightning_conan.embedder.modalities.vision import VISION, add_grid
 from lightning_conan.items import Media
@@ -31,14 +33,17 @@ class Image(ModalitySpec):
     form = "An image must be a path, a PIL image or uint8 pixels"
     golden_name = "image.png"
 
+    @override
     def decode(self, media: Media, how: Any) -> "Tensor":
         from lightning_conan.media.image import decode_image
 
         return decode_image(media, how.limits, how.shrink)
 
+    @override
     def takes(self, decoded: Any) -> bool:
         return getattr(decoded, "ndim", 0) == 3
 
+    @override
     def add(self, prompt: Any, decoded: Any, processor: Any) -> None:
         """Appends an image, resized.
 
@@ -53,6 +58,7 @@ class Image(ModalitySpec):
         prompt.attach(VISION.name, resize(decoded[None], size))
         add_grid(prompt, "image", size, processor.config)
 
+    @override
     def read(self, content: Any, reader: Any) -> "Tensor":
         """Reads a PIL image or pixels.
 
@@ -63,6 +69,7 @@ class Image(ModalitySpec):
         pixels: Tensor = reader.image(self.name, content)
         return pixels
 
+    @override
     def dummy(self, config: "OmniConfig", tokens: int) -> "Encoded":
         """Makes a black image, and one token behind it.
 
@@ -80,6 +87,7 @@ class Image(ModalitySpec):
         ids = torch.tensor([config.backbone_config.image_token_id] * side**2 + [0])
         return Encoded(ids, mrope_positions([(side, side), 1]), {VISION.name: [pixels]})
 
+    @override
     def draw_golden(self) -> bytes:
         return png(gradient())
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from lightning_conan.embedder.config import OmniConfig
 
 BUILT_IN: tuple[ModalitySpec, ...] = (Text(), Image(), Video(), Document(), Audio())
+TEMPLATE = {"im_start": "<|im_start|>", "im_end": "<|im_end|>", "end": "<|endoftext|>"}
+"""Tokens of the chat template."""
+EMB = {"emb": "<|emb|>"}
+"""The token by which a reasoning model ends."""
 VARIABLE = "CONAN_MODALITIES"
 """Environment variable: modules, separated by commas, that register modalities; each process imports them first."""
 
@@ -37,7 +41,8 @@ def register_modality(spec: ModalitySpec) -> None:
         raise ValueError(f"The modality {spec.name} must have a tower, got None. Take an EncoderTower, or another's tower.")
     if spec.name != "text" and not spec.placeholder:
         raise ValueError(f"The modality {spec.name} must have a placeholder, got an empty one. Name one of its tower's tokens.")
-    taken = {token: other.name for other in known_specs() for token in (*other.tokens, *other.tokens.values())}
+    taken = {token: "the template" for tokens in (TEMPLATE, EMB) for token in (*tokens, *tokens.values())}
+    taken |= {token: other.name for other in known_specs() for token in (*other.tokens, *other.tokens.values())}
     if odd := [token for token in (*spec.tokens, *spec.tokens.values()) if token in taken]:
         raise ValueError(f"Tokens of {spec.name} must be new, {odd[0]!r} is that of {taken[odd[0]]}. Choose other names.")
     add_kind(spec)
@@ -76,13 +81,13 @@ def specs_of(config: "OmniConfig") -> list[ModalitySpec]:
         ValueError: The model has one that is not registered here.
     """
     known = known_specs()
-    entries = {spec.needs_register for spec in known}
+    entries = {spec.entry for spec in known}
     if missing := [name for name in config.modalities if name not in entries]:
         raise ValueError(
             f"The model has the modality {missing[0]!r}, which is not registered here. Import the module that registers it, or "
             f"name that in {VARIABLE}."
         )
-    return [spec for spec in known if not spec.needs_register or spec.needs_register in config.modalities]
+    return [spec for spec in known if not spec.entry or spec.entry in config.modalities]
 
 
 def towers_of(config: "OmniConfig") -> list[Tower]:

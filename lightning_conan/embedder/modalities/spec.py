@@ -54,7 +54,7 @@ class ModalitySpec(Kind):
         return self.projector if self.owned else ()
 
     @property
-    def needs_register(self) -> str:
+    def entry(self) -> str:
         """Name of its entry in ``OmniConfig.modalities``; empty if every model has the modality."""
         return self.tower.entry if self.tower else ""
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from lightning_conan.embedder.modalities.spec import ModalitySpec
 from lightning_conan.items import Item
 
@@ -17,6 +19,7 @@ class Text(ModalitySpec):
     name = "text"
     suffixes: tuple[str, ...] = ("txt",)
 
+    @override
     def dummy(self, config: "OmniConfig", tokens: int) -> "Encoded":
         """Makes one word, repeated.
 
@@ -31,5 +34,6 @@ class Text(ModalitySpec):
 
         return Encoded(torch.zeros(tokens, dtype=torch.long), mrope_positions([tokens]))
 
+    @override
     def golden_item(self, files: Mapping[str, bytes]) -> Item:
         return Item(("The quick brown fox, caf\u00e9 \u5c0f\u7c73, 42.",))

@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 if TYPE_CHECKING:  # files of modalities are imported without torch
     from torch import Tensor, nn
 
@@ -112,6 +114,7 @@ class EncoderTower(Tower):
 
         return build(self.settings(config)["encoder"], "")
 
+    @override
     def build(self, config: "OmniConfig") -> "dict[str, nn.Module]":
         """Makes the encoder by ``AutoModel`` and the projector, a two-layer MLP.
 
@@ -132,6 +135,7 @@ class EncoderTower(Tower):
         """Length of a row before the projector."""
         return int(self.encoder_config(config).hidden_size)
 
+    @override
     def token_ids(self, config: "OmniConfig") -> Mapping[str, int]:
         found: dict[str, int] = self.settings(config)["token_ids"]
         return found
@@ -166,15 +170,19 @@ class EncoderTower(Tower):
         projected: Tensor = getattr(model, f"{self.name}_projector")(frames)
         return projected
 
+    @override
     def rows(self, model: Any, inputs: Inputs) -> "tuple[Tensor, list[Tensor]]":
         return self.project(model, model.encode_frames(self.name, inputs)), []
 
+    @override
     def depth(self, config: "OmniConfig") -> int:
         return int(self.encoder_config(config).num_hidden_layers)
 
+    @override
     def width(self, config: "OmniConfig") -> int:
         return int(self.encoder_config(config).hidden_size)
 
+    @override
     def shrink(self, config: "OmniConfig", depth: int, ids: Iterator[int]) -> None:
         found = self.settings(config)
         found["encoder"] = {**self.encoder_config(config).to_dict(), "num_hidden_layers": depth}

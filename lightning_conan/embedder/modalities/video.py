@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from lightning_conan.embedder.modalities.image import Image, gradient
 from lightning_conan.embedder.modalities.vision import VISION, add_grid
 from lightning_conan.items import Frames, Media
@@ -27,6 +29,7 @@ class Video(Image):
     )
     golden_name = "video.mp4"
 
+    @override
     def decode(self, media: Media, how: Any) -> "Clip":  # type: ignore[override]
         from lightning_conan.media.frame_files import decode_frames
         from lightning_conan.media.video import decode_video
@@ -35,14 +38,17 @@ class Video(Image):
             return decode_frames(media, how.limits, how.frame_size)
         return decode_video(media, how.sampling, how.limits, how.frame_size)
 
+    @override
     def takes(self, decoded: Any) -> bool:
         from lightning_conan.media.video import Clip
 
         return isinstance(decoded, Clip)
 
+    @override
     def hashed(self, decoded: Any) -> "tuple[str, Tensor]":
         return f"{tuple(decoded.frames.shape)}:{decoded.frames.dtype}:{decoded.seconds}", decoded.frames
 
+    @override
     def add(self, prompt: Any, decoded: Any, processor: Any) -> None:
         """Appends a video's frames in pairs, each pair with its time.
 
@@ -72,6 +78,7 @@ class Video(Image):
         if config.wrap_videos:
             prompt.add("vision_end")
 
+    @override
     def read(self, content: Any, reader: Any) -> "Clip":  # type: ignore[override]
         """Reads frames, or a decoder.
 
@@ -82,6 +89,7 @@ class Video(Image):
         clip: Clip = reader.clip(self.name, content)
         return clip
 
+    @override
     def draw_golden(self) -> bytes:
         from lightning_conan.media import encode_video
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from lightning_conan.embedder.modalities.tower import Inputs, Tower
 
 if TYPE_CHECKING:
@@ -19,23 +21,28 @@ class Vision(Tower):
     projector = ("backbone.visual.merger.", "backbone.visual.deepstack_merger_list.")
     called = "visual tokens"
 
+    @override
     def token_ids(self, config: "OmniConfig") -> Mapping[str, int]:
         backbone = config.backbone_config
         return {"image": int(backbone.image_token_id), "video": int(backbone.video_token_id)}
 
+    @override
     def rows(self, model: Any, inputs: Inputs) -> "tuple[Tensor, list[Tensor]]":
         from lightning_conan.embedder.vision import encode_pixels
 
         return encode_pixels(model.backbone.visual, inputs)
 
+    @override
     def depth(self, config: "OmniConfig") -> int:
         return int(config.backbone_config.vision_config.depth)
 
+    @override
     def width(self, config: "OmniConfig") -> int:
         vision = config.backbone_config.vision_config
         merge = int(vision.spatial_merge_size)
         return int(vision.hidden_size) * merge * merge
 
+    @override
     def shrink(self, config: "OmniConfig", depth: int, ids: Iterator[int]) -> None:
         backbone = config.backbone_config
         backbone.vision_config.depth, backbone.vision_config.deepstack_visual_indexes = depth, [0]
