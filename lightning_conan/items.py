@@ -17,7 +17,7 @@ Side = Literal["query", "target"]
 
 
 class Kind:
-    """What reading files needs of a modality.
+    """Modality as reading its files needs it.
 
     Args:
         name: Name of the modality.

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from transformers import Dinov2Model
 
 from callbacks import FrozenBackbone
 from lightning_conan.cli.common.pair_sets import read_sets
@@ -98,7 +99,8 @@ def test_the_page_shows_the_file_and_the_default_owners(depth):
     assert BLOCKS["python"][0] == (ROOT / "tests" / "depth.py").read_text()
     (block,) = BLOCKS["yaml"]
     shown = yaml.safe_load(block)["recipe"]
-    told = Recipe(Path(shown["base"]), shown["specialists"], owners=shown["owners"])
+    folders = {name: Path(folder) for name, folder in shown["specialists"].items()}
+    told = Recipe(Path(shown["base"]), folders, owners={name: tuple(owned) for name, owned in shown["owners"].items()})
     assert told.owning == Recipe(told.base, told.specialists).owning == Recipe(told.base, told.specialists, owner="audio").owning
 
 
@@ -106,6 +108,18 @@ def test_a_base_has_a_modality_once_and_only_one_with_an_encoder(line, tmp_path)
     for name, message in (("depth", "must not have 'depth' yet"), ("image", "has an EncoderTower, got 'image'")):
         with pytest.raises(ValueError, match=message):
             extend_folder(line / "base", tmp_path / "out", name, {})
+
+
+def test_an_encoder_comes_with_its_weights(line, base, depth, tmp_path):
+    """From a checkpoint of transformers, whose names on disk differ from those in memory; everything else is as without."""
+    torch.manual_seed(1)
+    encoder = Dinov2Model(depth.ENCODER)
+    encoder.save_pretrained(tmp_path / "dinov2")
+    extend_folder(base, tmp_path / "out", "depth", tmp_path / "dinov2", hidden=32)
+    found, drawn = tensors(tmp_path / "out"), tensors(line / "base")
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(found[f"{OWN[0]}{name}"], tensor)
+    assert all(torch.equal(found[name], drawn[name]) for name in found if not name.startswith(OWN[0]))
 
 
 @pytest.mark.parametrize(
