@@ -69,7 +69,7 @@ def left_padded(items: Sequence[Encoded], config: Any) -> dict[str, Any]:
     mask = torch.stack([F.pad(torch.ones_like(item.input_ids), (longest - len(item), 0)) for item in items])
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == config.image_token_id).int()}
     vision = config.vision_config
-    if pixels := [image for item in items for image in item.pixels]:
+    if pixels := [image for item in items for image in item.inputs("vision")]:
         inputs["pixel_values"], grids = patchify(pixels, vision.patch_size, vision.spatial_merge_size)
         inputs["image_grid_thw"] = torch.tensor(grids)
     return inputs

@@ -57,9 +57,9 @@ def make_items(config: OmniConfig, kind: str, count: int, mixed: bool) -> tuple[
     for item in texts:
         item.input_ids.random_(100, 700, generator=generator)
     for item in media:
-        for tensor in item.pixels:
+        for tensor in item.inputs("vision"):
             tensor.random_(0, 255, generator=generator)
-        for tensor in item.mels:
+        for tensor in item.inputs("audio"):
             tensor.normal_(generator=generator)
     return texts, media
 

@@ -151,7 +151,7 @@ class Steps(Callback):
         """Both passes over the chunk of most pictures, by operation."""
         assert self.profiled is not None
         chunks = pack(list(batch.items()), stage.budget(batch.modality))
-        chunk = max(chunks, key=lambda chunk: len(chunk.pixels)).to(stage.device)
+        chunk = max(chunks, key=lambda chunk: len(chunk.inputs("vision"))).to(stage.device)
         kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if ON_GPU else [])]
         with torch.autocast(DEVICE.type, torch.bfloat16), torch.profiler.profile(activities=kinds) as profiler:
             for learning in (False, True):

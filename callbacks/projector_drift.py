@@ -13,7 +13,7 @@ from callbacks.stage_check import as_stage
 from lightning_conan.drift import holding, layer_cosines, token_states
 from lightning_conan.embedder import Encoded, load_folder
 from lightning_conan.files import whole_file
-from lightning_conan.items import Modality
+from lightning_conan.items import Modality, check_modality
 from lightning_conan.training.collectives import most
 from lightning_conan.training.sharding import whole_weights
 
@@ -42,6 +42,7 @@ class ProjectorDrift(Callback):
     ) -> None:
         if every_n_steps < 1 or count < 1:
             raise ValueError(f"every_n_steps and count must be positive, got {every_n_steps} and {count}.")
+        check_modality(modality)
         self.specialist, self.modality = Path(specialist), modality
         self.every_n_steps, self.count = every_n_steps, count
         self.path = path

@@ -2,28 +2,99 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 
-Medium = Literal["image", "video", "document", "audio"]
-
-Modality = Literal["text", Medium]
+Modality = str
+"""Name of a modality: ``text``, or that of a medium. Each is described by a file of ``embedder/modalities``."""
+Medium = str
+"""A modality whose contents are files."""
 
 Side = Literal["query", "target"]
 
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
-MEDIA: tuple[Medium, ...] = get_args(Medium)
-SUFFIXES: dict[Modality, tuple[str, ...]] = {
-    "image": ("png", "jpg", "jpeg", "webp"),
-    "video": ("mp4", "webm", "mov", "mkv"),
-    "audio": ("wav", "flac", "mp3", "ogg", "opus", "m4a"),
-    "document": ("pdf",),
-    "text": ("txt",),
-}
-"""File suffixes of each modality."""
-MODALITY_OF = {suffix: modality for modality, suffixes in SUFFIXES.items() for suffix in suffixes}
+
+class Kind:
+    """Modality as reading its files needs it.
+
+    Args:
+        name: Name of the modality.
+        suffixes: Suffixes of its files, lower case, without the dot.
+        timed: True if an entry of a manifest may name a start and an end in seconds.
+    """
+
+    name: Modality
+    suffixes: tuple[str, ...] = ()
+    timed = False
+
+    def decode(self, media: "Media", how: Any) -> Any:
+        """Decodes a file of this modality.
+
+        Args:
+            media: The file.
+            how: Settings (``media.Decoding``).
+
+        Raises:
+            MediaError: The file is broken or over a limit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define decode")
+
+
+KINDS: dict[Modality, Kind] = {}
+"""Known modalities by name, in the order of their registration (``embedder.register_modality``)."""
+MODALITIES: list[Modality] = []
+"""Names of the known modalities."""
+MEDIA: list[Medium] = []
+"""Names of those that are media."""
+MODALITY_OF: dict[str, Modality] = {}
+"""Modality of each file suffix."""
+
+
+def add_kind(kind: Kind) -> None:
+    """Makes a modality known to everything that reads files.
+
+    Raises:
+        ValueError: Its name or one of its suffixes is taken, or the name would not do as a name of files and parameters.
+    """
+    if not (kind.name.isidentifier() and kind.name.islower()) or kind.name in MODALITIES:
+        raise ValueError(f"A modality's name must be a new lower-case word, got {kind.name!r}, beside {MODALITIES}.")
+    if taken := [suffix for suffix in kind.suffixes if suffix in MODALITY_OF]:
+        raise ValueError(
+            f"Suffixes of {kind.name} must be new, {taken[0]!r} is that of {MODALITY_OF[taken[0]]}. Leave it out: manifests name "
+            "the modality of each file."
+        )
+    KINDS[kind.name] = kind
+    MODALITIES.append(kind.name)
+    if kind.name != "text":
+        MEDIA.append(kind.name)
+    MODALITY_OF.update(dict.fromkeys(kind.suffixes, kind.name))
+
+
+def remove_kind(name: Modality) -> None:
+    """Undoes ``add_kind``; nothing is done for an unknown name."""
+    if (kind := KINDS.pop(name, None)) is not None:
+        MODALITIES.remove(name)
+        MEDIA.remove(name)
+        for suffix in kind.suffixes:
+            del MODALITY_OF[suffix]
+
+
+def check_modality(name: str, what: str = "modality") -> None:
+    """Refuses a name that is no known modality's.
+
+    Args:
+        name: The name.
+        what: Name of the setting, for the error.
+
+    Raises:
+        ValueError: It is unknown.
+    """
+    if name not in MODALITIES:
+        found = get_close_matches(str(name), MODALITIES, 1)
+        near = f", did you mean {found[0]}?" if found else ". A further one is registered (docs/modalities.md)."
+        raise ValueError(f"{what} must be among {', '.join(MODALITIES)}, got {name!r}{near}")
 
 
 class Media(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from lightning_conan.items import MODALITIES, Item, Media, Medium, Pair, Side, check_text
+from lightning_conan.items import KINDS, MODALITIES, Item, Media, Medium, Pair, Side, check_modality, check_text
 
 
 def split_page(name: str) -> tuple[str, int | None]:
@@ -30,7 +30,7 @@ def parse_media(modality: Medium, value: object, root: Path) -> Media:
     if isinstance(value, Media):
         return value
     entry = {"path": value} if isinstance(value, str) else value
-    allowed = {"path", "start", "end"} if modality in ("video", "audio") else {"path"}
+    allowed = {"path", "start", "end"} if KINDS[modality].timed else {"path"}
     if not isinstance(entry, Mapping) or "path" not in entry or not set(entry) <= allowed:
         raise ValueError(f"A {modality} must be a path or a mapping with {sorted(allowed)}, got {value!r}.")
     name, page = split_page(str(entry["path"]))
@@ -108,8 +108,7 @@ def parse_pair(value: object, root: Path) -> Pair:
     if not isinstance(value, Mapping) or not needed <= set(value) <= needed | optional:
         fields = sorted(value) if isinstance(value, Mapping) else value
         raise ValueError(f"A pair must have the fields {sorted(needed)}, and may have {sorted(optional)}, got {fields}.")
-    if value["modality"] not in MODALITIES:
-        raise ValueError(f"modality must be among {list(MODALITIES)}, got {value['modality']!r}.")
+    check_modality(value["modality"])
     for name in ("key", "task"):
         text = value[name]
         if not isinstance(text, str) or not re.fullmatch(r"[^\s./\\][^\s./\\]*", text) or not text.isprintable():

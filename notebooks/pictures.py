@@ -39,10 +39,10 @@ def thumbnail(item: Encoded, side: int = 34) -> np.ndarray | None:
         item: An encoded item; of one that is text alone there is nothing to draw.
         side: Pixels of the longer side.
     """
-    if item.pixels:
-        frame = item.pixels[0][len(item.pixels[0]) // 2].permute(1, 2, 0).numpy()
-    elif item.mels:
-        mel = item.mels[0].flip(0).numpy()
+    if pixels := item.inputs("vision"):
+        frame = pixels[0][len(pixels[0]) // 2].permute(1, 2, 0).numpy()
+    elif mels := item.inputs("audio"):
+        mel = mels[0].flip(0).numpy()
         frame = (plt.get_cmap("magma")((mel - mel.min()) / np.ptp(mel))[..., :3] * 255).astype(np.uint8)
     else:
         return None

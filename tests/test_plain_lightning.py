@@ -176,7 +176,7 @@ def test_negatives_are_lists_or_columns(processor, negatives):
         (WORDS | {"negative": [("a", "b", "c"), ("d", "e", "f"), ("g", "h", "i")]}, r"default collate makes tuples"),
         (WORDS | {"query": "red"}, r"must be a dictionary of lists, one entry a row, got 'red' as 'query'"),
         (WORDS | {"task": ["a", "b", "a"]}, r"All pairs of a batch must be of one task.*got \['a', 'b'\]"),
-        (WORDS | {"modality": "smell"}, r"modality must be one of .*got 'smell'"),
+        (WORDS | {"modality": "smell"}, r"modality must be among .*got 'smell'"),
         (WORDS | {"query": ["red", None, "dog"], "key": [7, 8, 9]}, r"The query of row 8 cannot be encoded: .*got None"),
         ({"task": ["a"]}, r"must have 'query' and 'target', or one of them"),
         ({}, r"must have 'query' and 'target'.*got \[\]\. Add them"),
@@ -215,8 +215,8 @@ def test_words_that_end_like_a_file_are_texts(processor, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").write_bytes(png())
     found = Collate(processor).columns({"query": ["a.png", Path("a.png")], "target": ["open a.png", "version 1.2"]})
-    assert [len(query.pixels) for query in found.queries] == [1, 1]
-    assert not any(target.pixels for target in found.targets)
+    assert [len(query.inputs("vision")) for query in found.queries] == [1, 1]
+    assert not any(target.inputs("vision") for target in found.targets)
 
 
 def test_the_modality_is_that_of_the_media(processor):
@@ -438,7 +438,7 @@ def test_only_what_was_trained_is_written(base, saved, tmp_path):
 
 @pytest.mark.parametrize("modality", ["foo", "Image", ""])
 def test_an_unknown_modality_is_refused_at_once(base, modality):
-    with pytest.raises(ValueError, match=f"modality must be one of .*, got '{modality}'"):
+    with pytest.raises(ValueError, match=f"modality must be among .*, got '{modality}'"):
         Specialist.__init__.__wrapped__(Specialist.__new__(Specialist, base, modality), base, modality)
 
 

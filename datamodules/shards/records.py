@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from lightning_conan.items import Item, Media, Medium, Modality, Pair
+from lightning_conan.items import MEDIA, Item, Media, Medium, Modality, Pair, check_modality
 
 
 class Part(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -34,6 +34,8 @@ class Description(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True
         for part in self.parts:  # a loop and no calls: every sample read passes here
             if isinstance(part, str):
                 parts.append(part)
+            elif part.modality not in MEDIA:
+                raise ValueError(f"a medium's modality must be among {', '.join(MEDIA)}, got {part.modality!r}")
             elif part.member in members:
                 data = members[part.member]
                 parts.append(Media(part.modality, data, part.member, part.start, part.end, part.page))
@@ -105,6 +107,7 @@ def decode_pair(members: dict[str, bytes]) -> Pair:
         ValueError: A missing member or a record that is not one of ours.
     """
     record = RECORD.decode(members["json"])
+    check_modality(record.modality)
     return Pair(
         record.key,
         record.task,

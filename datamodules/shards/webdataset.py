@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from datamodules.shards.remote import check_url, is_remote
 from datamodules.shards.template import PairTemplate
 from datamodules.sources.layout import plain
-from lightning_conan.items import Modality
+from lightning_conan.items import Modality, check_modality
 from lightning_conan.web import without_secrets
 
 WILD = re.compile(r"[*?\[]")
@@ -59,6 +59,8 @@ class WebDataset:
 
     def __post_init__(self) -> None:
         self.template  # noqa: B018  # members are checked before anything is read
+        if self.modality is not None:
+            check_modality(self.modality)
         if self.shuffle < 1:
             raise ValueError(f"shuffle must be at least 1 sample, got {self.shuffle}.")
         if self.task is not None and not re.fullmatch(r"[^\s./\\]+", self.task):

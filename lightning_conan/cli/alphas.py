@@ -46,7 +46,7 @@ def alphas(
     recipe.check()
     with only_writer(out):
         found = search_alphas(recipe, read_sets(diagnostic, recipe.home, pairs), search, device)
-        drawn = plot_trials(found, recipe.owner)
+        drawn = plot_trials(found, next(iter(recipe.owning)))
         page = alphas_page(found, drawn).encode()
         beside = {"alphas.json": found.to_json().encode(), "alphas.png": drawn, "report.html": page}
         fuse_folders(replace(recipe, alphas=found.best.alphas), out, beside=beside)

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from lightning_conan.items import Modality
+from lightning_conan.items import Modality, check_modality
 
 
 def drift(
@@ -40,6 +40,8 @@ def drift(
     from lightning_conan.writer_lock import only_writer
 
     quiet_libraries()
+    for name in (*specialists, *diagnostic):
+        check_modality(name, "specialists and diagnostic")
     require("matplotlib", "Drawing drift")
     if not specialists:
         raise ValueError("specialists must name a folder by modality at least, got none.")

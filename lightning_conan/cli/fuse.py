@@ -41,7 +41,7 @@ def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False, trust_b
         return
     result = fusion.fuse_folders(recipe, out, workers)
     alphas = ", ".join(f"{name} {alpha:g}" for name, alpha in sorted(result.alphas.items()))
-    print(f"{out}: {len(result.fused)} tensors fused ({alphas}), {len(result.copied)} copied from {recipe.owner}")
+    print(f"{out}: {len(result.fused)} tensors fused ({alphas}), {len(result.copied)} copied from {', '.join(recipe.owning)}")
     if result.rounding_loss > ALARM:
         print(
             f"rounding took {result.rounding_loss:.0%} of the change: the specialists differ from the base by less than "
@@ -49,7 +49,7 @@ def fuse(recipe: Recipe, out: Path, workers: int = 2, dry: bool = False, trust_b
             file=sys.stderr,
         )
     for name, norm in sorted(result.norms.items()):
-        if norm == 0 and name != recipe.owner and recipe.alphas[name]:
+        if norm == 0 and name not in recipe.owning and recipe.alphas[name]:
             print(printable(f"{name}: its task vector is 0, so it adds nothing. Was it trained?"), file=sys.stderr)
     for name, report in result.foreign.items():
         tell_foreign(name, report)

@@ -39,15 +39,16 @@ class MemoryOptions:
 
 def plan_of(options: MemoryOptions) -> Plan:
     """Parts that a stage adapts and trains, and its chunks."""
+    from lightning_conan.embedder.modalities import spec_of
     from lightning_conan.stages.trace import MERGERS
-    from lightning_conan.training.settings import TOWERS, Lora
+    from lightning_conan.training.settings import Lora
 
     stage, modality = options.stage, options.modality
     lora = Lora(options.rank, options.rank) if stage in ("specialist", "rehearsal", "trace") else None
-    adapted = {"specialist": TOWERS[modality], "rehearsal": ("backbone.",), "trace": ("backbone.language_model.",)}
-    trained = stage == "recovery" or (stage, modality) == ("specialist", "audio")
-    full = (*MERGERS, "emb_rows") if stage == "trace" else ("audio_projector.",) if trained else ()
-    asked = "audio" if stage == "recovery" else modality
+    adapted = {"specialist": spec_of(modality).prefixes, "rehearsal": ("backbone.",), "trace": ("backbone.language_model.",)}
+    asked = "audio" if stage == "recovery" and not spec_of(modality).owned else modality
+    trained = stage in ("recovery", "specialist")
+    full = (*MERGERS, "emb_rows") if stage == "trace" else spec_of(asked).fresh if trained else ()
     share = -(-options.batch_size // options.devices)
     budget, checkpointed, writes = options.token_budget, options.checkpoint_activations, stage == "trace"
     return Plan(asked, adapted.get(stage, ()), full, lora, budget, checkpointed, share, writes)

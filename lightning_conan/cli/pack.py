@@ -41,11 +41,11 @@ def pack(
     from datamodules.sources.layout import files_of, read_source
     from datamodules.sources.manifest import Fault
     from lightning_conan.cli.common.closing import close
-    from lightning_conan.items import MODALITIES, Pair
+    from lightning_conan.items import Pair, check_modality
     from lightning_conan.terminal import plural, track
 
-    if modality is not None and modality not in MODALITIES:
-        raise ValueError(f"modality must be among {list(MODALITIES)}, got {modality!r}.")
+    if modality is not None:
+        check_modality(modality)
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}.")
 

@@ -1,10 +1,9 @@
 from .layer_plot import plot_drift, plot_verdicts
 from .layers import holding, layer_cosines, token_states
 from .report import DriftReport, measure_drift
-from .verdict import PROJECTORS, Verdict, examine
+from .verdict import Verdict, examine
 
 __all__ = [
-    "PROJECTORS",
     "DriftReport",
     "Verdict",
     "examine",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_conan.embedder import Encoded, OmniEmbedder, pack
+from lightning_conan.embedder.modalities import spec_of
 from lightning_conan.items import Modality
 
 MOST = 4096
@@ -83,16 +84,7 @@ def placeholder(model: OmniEmbedder, modality: Modality) -> int:
     Raises:
         ValueError: Text, which no projector makes.
     """
-    backbone = model.config.backbone_config
-    tokens: dict[Modality, int] = {
-        "audio": model.config.audio_token_id,
-        "image": backbone.image_token_id,
-        "document": backbone.image_token_id,
-        "video": backbone.video_token_id,
-    }
-    if modality not in tokens:
-        raise ValueError(f"A projector makes the tokens of {sorted(tokens)}, got {modality!r}.")
-    return int(tokens[modality])
+    return spec_of(modality).token_id(model.config)
 
 
 def layer_cosines(

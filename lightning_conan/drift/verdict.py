@@ -7,17 +7,10 @@ from typing import Any
 import torch
 
 from lightning_conan.embedder import OmniEmbedder
-from lightning_conan.items import Modality
+from lightning_conan.embedder.modalities import spec_of
+from lightning_conan.items import MEDIA, Modality
 from lightning_conan.retrieval import PairSet
 
-VISION = ("backbone.visual.merger.", "backbone.visual.deepstack_merger_list.")
-PROJECTORS: Mapping[Modality, tuple[str, ...]] = {
-    "audio": ("audio_projector.",),
-    "image": VISION,
-    "video": VISION,
-    "document": VISION,
-}
-"""Parameter name prefixes of each modality's projector."""
 NEGLIGIBLE = 0.05
 """A loss or a difference below this share of the specialist's score is not worth a remedy."""
 
@@ -79,7 +72,8 @@ class Verdict:
         """The verdict in words."""
         if self.cause == "none":
             return f"{self.modality}: nothing lost ({self.specialist:.1f} -> {self.fused:.1f}); nothing to recover."
-        moved = "audio" if self.modality == "audio" else "vision"
+        tower = spec_of(self.modality).tower
+        moved = tower.name if tower else self.modality
         why = {
             "backbone": f"the {moved} projector is intact (with the specialist's backbone {self.fused_projector:.1f}), "
             "the backbone moved beneath it",
@@ -105,17 +99,17 @@ def examine(
     Raises:
         ValueError: A modality without a projector.
     """
-    if modality not in PROJECTORS:
-        raise ValueError(f"A projector stands before {sorted(PROJECTORS)}, got {modality!r}.")
+    if not spec_of(modality).projector:
+        raise ValueError(f"A projector stands before {sorted(MEDIA)}, got {modality!r}.")
     own, other = pairs.embed(specialist), pairs.embed(fused)
     scores = {"specialist": pairs.recall(*own), "fused": pairs.recall(*other)}
-    asked, found = (any(item.pixels or item.mels for item in side) for side in (pairs.queries, pairs.targets))
+    asked, found = (any(item.media for item in side) for side in (pairs.queries, pairs.targets))
     crossed = {} if asked and found else {"own_media": int(found), "own_text": int(asked)}
     for name, side in crossed.items():
         mixed = [own[index] if index == side else other[index] for index in (0, 1)]
         scores[name] = pairs.recall(mixed[0], mixed[1])
     for name, (host, donor) in {"fused_projector": (specialist, fused), "own_projector": (fused, specialist)}.items():
-        kept = swap(host, donor, PROJECTORS[modality])
+        kept = swap(host, donor, spec_of(modality).projector)
         try:
             scores[name] = pairs.recall(*pairs.embed(host))
         finally:

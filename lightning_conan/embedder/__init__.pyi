@@ -9,6 +9,7 @@ from .checkpoint import (
     check_folder,
     describe_folder,
     export_folder,
+    extend_folder,
     foreign_provenance,
     graft_folder,
     is_foreign,
@@ -20,6 +21,7 @@ from .checkpoint import (
 )
 from .config import OmniConfig
 from .dummy import blank
+from .modalities import EncoderTower, ModalitySpec, register_modality
 from .model import OmniEmbedder
 from .output import ChunkOutput
 from .packing import IGNORED, Chunk, Chunks, Encoded, pack, pad
@@ -36,10 +38,12 @@ __all__ = [
     "ChunkOutput",
     "Chunks",
     "Encoded",
+    "EncoderTower",
     "FolderSummary",
     "GraftReport",
     "ItemBatch",
     "MixedBatch",
+    "ModalitySpec",
     "OmniConfig",
     "OmniEmbedder",
     "OmniProcessor",
@@ -50,6 +54,7 @@ __all__ = [
     "check_folder",
     "describe_folder",
     "export_folder",
+    "extend_folder",
     "foreign_provenance",
     "graft_folder",
     "is_foreign",
@@ -58,6 +63,7 @@ __all__ = [
     "pack",
     "pad",
     "read_provenance",
+    "register_modality",
     "save_adapter_folder",
     "save_folder",
     "tiny_embedder",

@@ -73,11 +73,11 @@ def show(item: Encoded, budget: Budget) -> Markup:
 
 def pictures(item: Encoded) -> Iterator[Media]:
     """Yields pixels and log-mels as PNG files, named by their shape."""
-    for pixels in item.pixels:
+    for pixels in item.inputs("vision"):
         frames, _, height, width = pixels.shape
         name = f"{width} x {height} pixels" + (f", {frames} frames" if frames > 1 else "")
         yield png(strip(pixels), name)
-    for mel in item.mels:
+    for mel in item.inputs("audio"):
         yield png(gray(mel), f"log-mel {mel.shape[0]} x {mel.shape[1]}")
 
 

@@ -23,6 +23,7 @@ class OmniConfig(PreTrainedConfig):
         audio_end_token_id: Token after an audio clip.
         emb_token_id: Token by which a reasoning model ends: the hidden state that predicts it is the embedding.
         output_head: True for a separate LM head, which reasoning generates with; False if it is tied to the token embeddings.
+        modalities: Settings of the towers of registered modalities, by tower (``modalities.EncoderTower``).
     """
 
     model_type = "conan_omni"
@@ -38,6 +39,7 @@ class OmniConfig(PreTrainedConfig):
         audio_end_token_id: int = 0,
         emb_token_id: int = 0,
         output_head: bool = False,
+        modalities: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.backbone_config = build(backbone_config, "qwen3_vl")
@@ -48,6 +50,7 @@ class OmniConfig(PreTrainedConfig):
         self.audio_end_token_id = audio_end_token_id
         self.emb_token_id = emb_token_id
         self.output_head = output_head
+        self.modalities = dict(modalities or {})
         super().__init__(**kwargs)
 
     @classmethod

@@ -13,14 +13,14 @@ from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from lightning_conan.embedder.attention import use_grouped_attention
-from lightning_conan.embedder.audio import audio_encoder_of
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.language import taken, use_faster_layers
+from lightning_conan.embedder.modalities import EncoderTower, Inputs, towers_of
 from lightning_conan.embedder.output import ChunkOutput
 from lightning_conan.embedder.packing import Chunk, Encoded, pack
+from lightning_conan.embedder.placing import fill_placeholders
 from lightning_conan.embedder.prefix import Past, by_prefix, prefix_options
-from lightning_conan.embedder.projector import AudioProjector
-from lightning_conan.embedder.vision import PatchProduct, encode_pixels
+from lightning_conan.embedder.vision import PatchProduct
 
 COMPILED = 64
 """Forms that a layer is compiled in before torch gives up and runs it as it is: the towers share them, each with and without
@@ -35,7 +35,7 @@ class OmniEmbedder(PreTrainedModel):
     """Qwen3-VL with an audio encoder and projector (arXiv 2606.09331); the embedding is the last token's normalised hidden state.
 
     ``backbone`` holds vision tower and language model, ``audio_encoder`` is Qwen3-Omni's (or another of ``audio.ENCODERS``), and
-    ``audio_projector`` the MLP between them.
+    ``audio_projector`` the MLP between them. Registered modalities have an encoder and a projector each besides.
 
     Example:
         >>> from lightning_conan.embedder import tiny_embedder
@@ -51,7 +51,7 @@ class OmniEmbedder(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules = ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock", "Qwen3OmniMoeAudioEncoderLayer", "WhisperEncoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"]  # noqa: RUF012  # and those of the towers
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
@@ -65,16 +65,17 @@ class OmniEmbedder(PreTrainedModel):
         # The folder's dtype is the default one here; transformers would take a part's own, if its config names any.
         options = {"dtype": torch.get_default_dtype()}
         self.backbone = AutoModel.from_config(copy.deepcopy(config.backbone_config), **options)
-        self.audio_spec = audio_encoder_of(config.audio_config)
-        self.audio_encoder = self.audio_spec.encoder_class._from_config(copy.deepcopy(config.audio_config), **options)
-        width = self.audio_spec.width(config.audio_config)
-        self.audio_projector = AudioProjector(width, config.projector_hidden_size, config.dim)
+        self.towers = {tower.name: tower for tower in towers_of(config)}
+        for tower in self.towers.values():
+            for name, module in tower.build(config).items():
+                self.add_module(name, module)
+        self._no_split_modules = [*self._no_split_modules, *(layer for tower in self.towers.values() for layer in tower.layers)]
         if config.output_head:
             self.lm_head = nn.Linear(config.dim, config.get_text_config().vocab_size, bias=False)
         self.emb_rows: nn.Parameter | None = None
         use_faster_layers(self.backbone.language_model)
         self.backbone.visual.patch_embed.__class__ = PatchProduct
-        use_grouped_attention(self.backbone.visual, *([self.audio_encoder] if self.audio_spec.grouped else []))
+        use_grouped_attention(self.backbone.visual)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -137,10 +138,8 @@ class OmniEmbedder(PreTrainedModel):
 
     def learns_from(self, chunk: Chunk | Encoded) -> bool:
         """True if any trainable parameter affects the embeddings of this chunk or item."""
-        has_audio, has_images = bool(chunk.mels) or chunk.frames is not None, bool(chunk.pixels)
-        towers = {"audio_projector.": has_audio, "audio_encoder.": has_audio, "backbone.visual.": has_images}
-        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-        return any(all(used for tower, used in towers.items() if name.startswith(tower)) for name in names)
+        idle = tuple(prefix for name, tower in self.towers.items() if name not in chunk.towers for prefix in tower.prefixes)
+        return any(parameter.requires_grad and not name.startswith(idle) for name, parameter in self.named_parameters())
 
     def forward(
         self, chunk: Chunk, past: Past | None = None, writing: Writing | None = None
@@ -212,18 +211,8 @@ class OmniEmbedder(PreTrainedModel):
         return states
 
     def input_embeddings(self, chunk: Chunk) -> tuple[Float[Tensor, "rows length dim"], Tensor | None, list[Tensor] | None]:
-        """Token embeddings with visual tokens and audio frames in place, where the visual ones are, and DeepStack's."""
-        embeds = self.embed_ids(chunk.input_ids)
-        visual_mask = deepstack = None
-        if chunk.pixels:
-            config = self.config.backbone_config
-            visual_mask = (chunk.input_ids == config.image_token_id) | (chunk.input_ids == config.video_token_id)
-            features, deepstack = encode_pixels(self.backbone.visual, chunk.pixels)
-            embeds = place(embeds, visual_mask, features, "visual tokens")
-        if chunk.mels or chunk.frames is not None:
-            frames = self.encode_mels(chunk.mels) if chunk.frames is None else chunk.frames
-            embeds = place(embeds, chunk.input_ids == self.config.audio_token_id, self.audio_projector(frames), "audio frames")
-        return embeds, visual_mask, deepstack
+        """Token embeddings with the towers' rows in place, where those with DeepStack are, and DeepStack's features."""
+        return fill_placeholders(self, chunk, self.embed_ids(chunk.input_ids))
 
     def embed_ids(self, ids: Int[Tensor, "rows length"]) -> Float[Tensor, "rows length dim"]:
         """Token embeddings."""
@@ -232,9 +221,16 @@ class OmniEmbedder(PreTrainedModel):
             return embeds
         return torch.where((ids == self.config.emb_token_id)[..., None], self.emb_rows[0].to(embeds.dtype), embeds)
 
-    def encode_mels(self, mels: Sequence[Float[Tensor, "mels _"]]) -> Float[Tensor, "frames audio_dim"]:
-        """The audio encoder's frames, before the projector."""
-        return self.audio_spec.encode(self.audio_encoder, mels)
+    def encode_frames(self, tower: str, inputs: Inputs) -> Float[Tensor, "frames dim"]:
+        """A tower's rows before its projector.
+
+        Args:
+            tower: Name of a tower with an encoder of its own, such as ``audio``.
+            inputs: Its inputs, such as log-mels.
+        """
+        found = self.towers[tower]
+        assert isinstance(found, EncoderTower), f"{tower} has no encoder of its own"
+        return found.frames(self, inputs)
 
     def embed(self, items: Sequence[Encoded], token_budget: int = 16_384) -> Float[Tensor, "items dim"]:
         """Unit-norm float32 embeddings of any items, in their order; without gradients, items of one instruction share its KV
@@ -274,22 +270,6 @@ class OmniEmbedder(PreTrainedModel):
         embeds = self.embed_ids(ids)
         self.backbone.language_model(inputs_embeds=embeds, position_ids=positions, cache=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def place(
-    embeds: Float[Tensor, "rows length dim"], mask: Tensor, features: Float[Tensor, "found dim"], what: str
-) -> Float[Tensor, "rows length dim"]:
-    """The embeddings with features in place of the placeholders that ``mask`` marks.
-
-    Args:
-        embeds: Input embeddings.
-        mask: True at placeholders, (rows, length).
-        features: One row for each placeholder, in order.
-        what: Name of the features, for the error.
-    """
-    places = mask.nonzero(as_tuple=True)
-    assert len(places[0]) == len(features), f"{len(places[0])} placeholders for {len(features)} {what}"
-    return embeds.index_put(places, features.to(embeds.dtype))
 
 
 AutoConfig.register(OmniConfig.model_type, OmniConfig, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
@@ -24,11 +24,11 @@ class Encoded:
     Args:
         input_ids: Token ids, with one placeholder for each visual token and audio frame.
         positions: M-RoPE positions: time, height, width.
-        pixels: Each image (1 frame), page (1 frame) or video (an even number of frames), resized, in order.
-        mels: Log-mel of each audio clip, in order.
-        frames: Audio encoder's frames of all clips, one after the other, in place of ``mels``.
+        media: Inputs of each tower by its name, in order: under ``vision`` the pixels of images and pages (1 frame) and videos
+            (an even number of frames), under ``audio`` the log-mel of each clip. A tower without inputs has no entry.
+        frames: Encoder's rows of all inputs of a tower, one after the other, in place of those in ``media``.
         prefix: Number of leading tokens of template and instruction, which do not depend on the item.
-        padded_audio_tokens: Audio tokens after padding each clip to a whole encoder window.
+        costs: Tokens that a tower computes, where it pads its inputs: clips to whole windows of the audio encoder.
         labels: Token that should be generated after each one, ``IGNORED`` where there is none; None if there is no generation
             target.
 
@@ -40,11 +40,10 @@ class Encoded:
 
     input_ids: Int[Tensor, " length"]
     positions: Int[Tensor, "3 length"]
-    pixels: list[UInt8[Tensor, "_ 3 _ _"]] = field(default_factory=list)
-    mels: list[Float[Tensor, "mels _"]] = field(default_factory=list)
-    frames: Float[Tensor, "frames audio_dim"] | None = None
+    media: dict[str, list[Tensor]] = field(default_factory=dict)
+    frames: dict[str, Float[Tensor, "frames dim"]] = field(default_factory=dict)
     prefix: int = 0
-    padded_audio_tokens: int = 0
+    costs: dict[str, int] = field(default_factory=dict)
     labels: Int[Tensor, " length"] | None = None
 
     def __len__(self) -> int:
@@ -58,7 +57,32 @@ class Encoded:
     @property
     def nbytes(self) -> int:
         """Memory that its tensors take."""
-        return sum(tensor.nbytes for tensor in [self.input_ids, self.positions, *self.pixels, *self.mels])
+        held = [tensor for tensors in self.media.values() for tensor in tensors]
+        return sum(tensor.nbytes for tensor in [self.input_ids, self.positions, *held])
+
+    @property
+    def cost(self) -> int:
+        """Tokens that its towers compute, where they pad their inputs."""
+        return sum(self.costs.values())
+
+    @property
+    def towers(self) -> frozenset[str]:
+        """Names of the towers whose rows it needs."""
+        return frozenset((*self.media, *self.frames))
+
+    def inputs(self, tower: str) -> list[Tensor]:
+        """Inputs of a tower, in order; none if it has no use for it."""
+        return self.media.get(tower, [])
+
+    def with_frames(self, tower: str, frames: Tensor) -> "Encoded":
+        """Returns the item with a tower's encoded rows in place of its inputs.
+
+        Args:
+            tower: Name of the tower.
+            frames: Rows of all its inputs.
+        """
+        media, costs = ({name: held for name, held in found.items() if name != tower} for found in (self.media, self.costs))
+        return replace(self, media=media, costs=costs, frames={**self.frames, tower: frames})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -69,9 +93,8 @@ class Chunk:
         input_ids: Token ids, 0 where padded.
         positions: M-RoPE positions, 0 where padded.
         last: Column of each row's last token, whose hidden state is the embedding.
-        pixels: All rows' images and videos, in the order of their placeholders.
-        mels: Log-mels of all rows' audio clips, in the order of their placeholders.
-        frames: Audio encoder's frames of all rows, in place of ``mels``.
+        media: Inputs of each tower of all rows, in the order of their placeholders.
+        frames: Encoder's rows of a tower of all rows, in place of those in ``media``.
         rows: Index of each row in the list that was packed.
         labels: Token that should be generated after each one, ``IGNORED`` where there is none; None if no row has a generation
             target.
@@ -80,11 +103,19 @@ class Chunk:
     input_ids: Int[Tensor, "rows length"]
     positions: Int[Tensor, "3 rows length"]
     last: Int[Tensor, " rows"]
-    pixels: list[UInt8[Tensor, "_ 3 _ _"]]
-    mels: list[Float[Tensor, "mels _"]]
-    frames: Float[Tensor, "frames audio_dim"] | None
+    media: dict[str, list[Tensor]]
+    frames: dict[str, Float[Tensor, "frames dim"]]
     rows: list[int]
     labels: Int[Tensor, "rows length"] | None = None
+
+    @property
+    def towers(self) -> frozenset[str]:
+        """Names of the towers whose rows it needs."""
+        return frozenset((*self.media, *self.frames))
+
+    def inputs(self, tower: str) -> list[Tensor]:
+        """Inputs of a tower, in order; none if it has no use for it."""
+        return self.media.get(tower, [])
 
     @property
     def lengths(self) -> list[int]:
@@ -104,9 +135,8 @@ class Chunk:
             input_ids=moved(self.input_ids),
             positions=moved(self.positions),
             last=moved(self.last),
-            pixels=self.pixels if stays else as_one(self.pixels, moved),
-            mels=self.mels if stays else as_one(self.mels, moved),
-            frames=None if self.frames is None else moved(self.frames),
+            media=self.media if stays else {tower: as_one(tensors, moved) for tower, tensors in self.media.items()},
+            frames={tower: moved(frames) for tower, frames in self.frames.items()},
             labels=None if self.labels is None else moved(self.labels),
         )
 
@@ -162,8 +192,9 @@ def pack(items: Sequence[Encoded], token_budget: int) -> Chunks:
 
     Among items of one length texts and media alternate, so that no chunk has more than its share of the encoders' work.
 
-    Audio clips count as their padded encoder windows, where that is more: many short ones fill a chunk. An item that is longer
-    than the budget makes a chunk of its own: nothing is cut. Chunks minimise padded tokens plus ``CHUNK_COST`` for each chunk.
+    Items count as what their towers compute (``Encoded.cost``), where that is more: many short audio clips fill a chunk. An item
+    that is longer than the budget makes a chunk of its own: nothing is cut. Chunks minimise padded tokens plus ``CHUNK_COST``
+    for each chunk.
 
     Args:
         items: Encoded items.
@@ -181,7 +212,7 @@ def pack(items: Sequence[Encoded], token_budget: int) -> Chunks:
         raise ValueError(f"Packing needs items and a positive token budget, got {len(items)} items and {token_budget}.")
     alike: dict[tuple[int, bool], list[int]] = {}
     for row, item in enumerate(items):
-        alike.setdefault((-len(item), bool(item.pixels or item.mels)), []).append(row)
+        alike.setdefault((-len(item), bool(item.media)), []).append(row)
     spread = [(length, place / len(rows), row) for (length, _), rows in alike.items() for place, row in enumerate(rows)]
     order = [row for *_, row in sorted(spread)]
     return Chunks(items, [order[first:end] for first, end in cuts([items[row] for row in order], token_budget)])
@@ -194,12 +225,12 @@ def cuts(items: Sequence[Encoded], token_budget: int) -> list[tuple[int, int]]:
         items: Sorted by length.
         token_budget: Padded tokens of a chunk.
     """
-    lengths, audio = np.array([*map(len, items)]), [0, *accumulate(item.padded_audio_tokens for item in items)]
+    lengths, costly = np.array([*map(len, items)]), [0, *accumulate(item.cost for item in items)]
     least, begin = np.zeros(len(items) + 1, int), np.zeros(len(items) + 1, int)
     first = 0
     for end in range(1, len(items) + 1):
         # The budget's chunks that end here begin at `first` or later; of equally cheap ones the last, so that the first are full.
-        while first < end - 1 and max(lengths[first] * (end - first), audio[end] - audio[first]) > token_budget:
+        while first < end - 1 and max(lengths[first] * (end - first), costly[end] - costly[first]) > token_budget:
             first += 1
         costs = (least[first:end] + lengths[first:end] * np.arange(end - first, 0, -1))[::-1]
         begin[end] = end - 1 - costs.argmin()
@@ -229,15 +260,20 @@ def pad(items: Sequence[Encoded], rows: list[int]) -> Chunk:
     if any(item.labels is not None for item in items):
         known = [torch.full_like(item.input_ids, IGNORED) if item.labels is None else item.labels for item in items]
         labels = padded(known, IGNORED)
-    frames = [item.frames for item in items if item.frames is not None]
-    assert not frames or not any(item.mels for item in items), "sounds of a chunk are encoded, or none of them is"
+    media: dict[str, list[Tensor]] = {}
+    frames: dict[str, list[Tensor]] = {}
+    for item in items:
+        for tower, tensors in item.media.items():
+            media.setdefault(tower, []).extend(tensors)
+        for tower, made in item.frames.items():
+            frames.setdefault(tower, []).append(made)
+    assert not media.keys() & frames.keys(), "inputs of a chunk are encoded, or none of a tower's is"
     return Chunk(
         padded([item.input_ids for item in items]),
         padded([item.positions for item in items]),
         lengths - 1,
-        [pixels for item in items for pixels in item.pixels],
-        [mel for item in items for mel in item.mels],
-        torch.cat(frames) if frames else None,
+        media,
+        {tower: torch.cat(made) for tower, made in frames.items()},
         rows,
         labels,
     )

@@ -8,40 +8,31 @@ from hashlib import sha256
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
 
-from lightning_conan.embedder.audio import audio_tokens, window_tokens
+from lightning_conan.embedder.modalities.registry import BUILT_IN, EMB, TEMPLATE, known_specs
+from lightning_conan.embedder.modalities.spec import ModalitySpec
 from lightning_conan.embedder.packing import IGNORED, Encoded
 from lightning_conan.embedder.positions import Run, mrope_positions
 from lightning_conan.embedder.processor_config import ProcessorConfig
 from lightning_conan.embedder.prompt import PromptBuilder
-from lightning_conan.items import Item, Media, Side, check_text
-from lightning_conan.media import Clip, MediaError, decode_media
+from lightning_conan.items import MEDIA, Item, Media, Modality, Side, check_text
+from lightning_conan.media import MediaError, decode_media
 from lightning_conan.media.audio import SAMPLE_RATE
-from lightning_conan.media.image import Shrink, resize
+from lightning_conan.media.image import Shrink
 
-Decoded = Tensor | Clip
-"""Pixels of an image or page (3 axes), a waveform at 16 kHz (1 axis), or a video's sampled frames."""
+Decoded = Any
+"""A decoded medium that a known modality ``takes``: pixels of an image or page (3 axes), a waveform at 16 kHz (1 axis), a video's
+sampled frames (``Clip``)."""
 Turn = tuple[str, Sequence[str | Decoded]]
 """A turn of a chat: its role, and its text and decoded media in order."""
 
 SPECIAL_TOKENS = {
-    "im_start": "<|im_start|>",
-    "im_end": "<|im_end|>",
-    "end": "<|endoftext|>",
-    "vision_start": "<|vision_start|>",
-    "vision_end": "<|vision_end|>",
-    "image": "<|image_pad|>",
-    "video": "<|video_pad|>",
-    "audio_start": "<|audio_start|>",
-    "audio_end": "<|audio_end|>",
-    "audio_pad": "<|audio_pad|>",
-    "audio": "<|AUDIO|>",
-    "emb": "<|emb|>",
+    **TEMPLATE,
+    **{name: token for spec in BUILT_IN for name, token in spec.tokens.items()},
+    **EMB,
 }
-OWN_TOKENS = [token for name, token in SPECIAL_TOKENS.items() if name.startswith("audio") or name == "emb"]
+OWN_TOKENS = [*(token for spec in BUILT_IN if spec.owned for token in spec.tokens.values()), SPECIAL_TOKENS["emb"]]
 """Those that a Qwen3-VL lacks."""
 
 
@@ -68,6 +59,13 @@ class OmniProcessor:
         if missing := [token for token in SPECIAL_TOKENS.values() if token not in known]:
             raise ValueError(f"The tokenizer must know the tokens {missing}. Add them, with their embedding rows.")
         self.ids = {name: int(known[token]) for name, token in SPECIAL_TOKENS.items()}
+        others = [spec for spec in known_specs() if spec.entry and {*spec.tokens.values()} <= known.keys()]
+        self.ids |= {name: int(known[token]) for spec in others for name, token in spec.tokens.items()}
+
+    @property
+    def modalities(self) -> list[Modality]:
+        """Names of the modalities that it can encode: those whose tokens the tokenizer knows."""
+        return [spec.name for spec in known_specs() if not spec.entry or spec.placeholder in self.ids]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -186,89 +184,22 @@ class OmniProcessor:
         return " ".join(words for words in (self.config.instruction if instruction is None else instruction, hint) if words)
 
     def add(self, prompt: PromptBuilder, decoded: Decoded) -> None:
-        """Appends one decoded medium: its pixels, frames or log-mel, and its placeholders.
+        """Appends one decoded medium: its tensors, and its placeholders.
 
         Args:
             prompt: The prompt under construction; extended in place.
-            decoded: Pixels (3, height, width), frames or a waveform (samples,).
-        """
-        if isinstance(decoded, Clip):
-            self.add_video(prompt, decoded)
-        elif decoded.ndim == 1:
-            self.add_audio(prompt, decoded)
-        else:
-            self.add_image(prompt, decoded)
-
-    def add_image(self, prompt: PromptBuilder, image: UInt8[Tensor, "3 height width"]) -> None:
-        """Appends an image, resized.
-
-        Args:
-            prompt: The prompt under construction; extended in place.
-            image: Its pixels.
-        """
-        size = self.config.image_size(image.shape[1], image.shape[2])
-        prompt.pixels.append(resize(image[None], size))
-        self.add_grid(prompt, "image", size)
-
-    def add_video(self, prompt: PromptBuilder, clip: Clip) -> None:
-        """Appends a video's frames in pairs, each pair with its time.
-
-        Args:
-            prompt: The prompt under construction; extended in place.
-            clip: The sampled frames.
-        """
-        frames, seconds = clip.frames, clip.seconds
-        if len(frames) == 1:  # the vision tower takes frames in pairs
-            frames, seconds = frames.repeat(2, 1, 1, 1), seconds * 2
-        height, width = frames.shape[2:]
-        size = (height, width) if clip.resized else self.config.frame_size(len(frames), height, width)
-        frames = resize(frames, size)
-        if len(frames) % 2:
-            frames, seconds = torch.cat([frames, frames[-1:]]), [*seconds, seconds[-1]]
-        prompt.pixels.append(frames)
-        if self.config.wrap_videos:
-            prompt.add("vision_start")
-        for first, second in zip(seconds[::2], seconds[1::2], strict=True):
-            prompt.write(f"<{(first + second) / 2:.1f} seconds>")
-            self.add_grid(prompt, "video", size)
-        if self.config.wrap_videos:
-            prompt.add("vision_end")
-
-    def add_grid(self, prompt: PromptBuilder, token: str, size: tuple[int, int]) -> None:
-        """Appends the placeholders of one image or of one pair of frames.
-
-        Args:
-            prompt: The prompt under construction; extended in place.
-            token: ``image`` or ``video``.
-            size: Height and width in pixels, multiples of a token's side.
-        """
-        side = self.config.patch_size * self.config.merge_size
-        prompt.grids.append((size[0] // side, size[1] // side))
-        prompt.add("vision_start")
-        prompt.add(token, prompt.grids[-1][0] * prompt.grids[-1][1])
-        prompt.add("vision_end")
-
-    def add_audio(self, prompt: PromptBuilder, wave: Float[Tensor, " samples"]) -> None:
-        """Appends an audio clip's log-mel.
-
-        Args:
-            prompt: The prompt under construction; extended in place.
-            wave: Samples at 16 kHz.
+            decoded: Pixels (3, height, width), frames, a waveform (samples,), or what another modality takes.
 
         Raises:
-            ValueError: It is shorter than one frame of the log-mel.
+            ValueError: The medium is too small to encode, or of no modality that this folder's model has.
         """
-        extractor: Any = self.mel_extractor
-        if len(wave) < extractor.n_fft:
-            raise ValueError(f"{len(wave)} samples at 16 kHz are too short, must be {extractor.n_fft} or more")
-        features = extractor(wave.numpy(), sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
-        mel = features["input_features"][0]
-        prompt.mels.append(mel)
-        prompt.add("audio_start")
-        size = mel.shape[1], self.config.mel_window, self.config.mel_halvings
-        prompt.add("audio", audio_tokens(*size))
-        prompt.padded_audio_tokens += window_tokens(*size)
-        prompt.add("audio_end")
+        spec = kind_of(decoded)
+        if spec.placeholder not in self.ids:
+            raise ValueError(
+                f"The tokenizer must know the tokens of {spec.name}, {sorted(spec.tokens.values())}. This model was not extended "
+                "with the modality (embedder.extend_folder): leave such items out."
+            )
+        spec.add(prompt, decoded, self)
 
     def finish(self, prompt: PromptBuilder) -> Encoded:
         """Completes the template, and makes token ids and positions."""
@@ -277,7 +208,7 @@ class OmniProcessor:
             prompt.add("end")
         ids: list[int] = []
         runs: list[Run] = []
-        grids, prefix = iter(prompt.grids), 0
+        prefix = 0
         for number, piece in enumerate(prompt.text):
             if number == prompt.opening:
                 prefix = len(ids)
@@ -286,8 +217,19 @@ class OmniProcessor:
                 ids += words
                 runs.append(len(words))
             else:
-                token, count = piece
+                token, count, run = piece
                 ids += [self.ids[token]] * count
-                runs.append(next(grids) if token in ("image", "video") else count)
-        positions, audio = mrope_positions(runs), prompt.padded_audio_tokens
-        return Encoded(torch.tensor(ids), positions, prompt.pixels, prompt.mels, prefix=prefix, padded_audio_tokens=audio)
+                runs.append(run)
+        return Encoded(torch.tensor(ids), mrope_positions(runs), prompt.media, prefix=prefix, costs=prompt.costs)
+
+
+def kind_of(decoded: Decoded) -> ModalitySpec:
+    """Returns the modality of a decoded medium; a document's page is an image.
+
+    Raises:
+        ValueError: No known modality takes it.
+    """
+    for spec in known_specs():
+        if spec.tower is not None and spec.takes(decoded):
+            return spec
+    raise ValueError(f"A decoded medium must be what one of {MEDIA} decodes to, got {decoded!r:.80}.")

@@ -1,11 +1,11 @@
-"""The audio projector: from the audio encoder's frames to the backbone's token embeddings."""
+"""Projector of an encoder: from its rows to the backbone's token embeddings."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class AudioProjector(nn.Module):
+class Projector(nn.Module):
     """A two-layer MLP (arXiv 2606.09331): 18,881,536 parameters at 2048 -> 3072 -> 4096."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:

@@ -4,25 +4,23 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lightning_conan.embedder.positions import Run
+
 
 @dataclass
 class PromptBuilder:
     """Prompt of an item under construction.
 
     Args:
-        text: Text, and placeholders as token and count, in order.
-        grids: Rows and columns of each image's, or pair of frames', tokens.
-        pixels: Images, and the frames of videos, uint8.
-        mels: Log-mel of each audio clip.
-        padded_audio_tokens: Audio tokens after padding each clip to a whole encoder window.
+        text: Text, and placeholders as token, count and shape (``positions.Run``), in order.
+        media: Tensors of each tower's inputs, such as pixels of images and log-mels of audio clips, by tower.
+        costs: Tokens that a tower computes, where that is more than there are placeholders.
         opening: Number of entries of ``text`` before the one that the item's own words join.
     """
 
-    text: list[str | tuple[str, int]] = field(default_factory=list)
-    grids: list[tuple[int, int]] = field(default_factory=list)
-    pixels: list[Tensor] = field(default_factory=list)
-    mels: list[Tensor] = field(default_factory=list)
-    padded_audio_tokens: int = 0
+    text: list[str | tuple[str, int, Run]] = field(default_factory=list)
+    media: dict[str, list[Tensor]] = field(default_factory=dict)
+    costs: dict[str, int] = field(default_factory=dict)
     opening: int = 0
 
     @classmethod
@@ -55,10 +53,33 @@ class PromptBuilder:
         """Appends placeholders.
 
         Args:
-            token: A name in ``SPECIAL_TOKENS``.
+            token: A name among the processor's ``ids``.
             count: Number of placeholders.
         """
-        self.text.append((token, count))
+        self.text.append((token, count, count))
+
+    def add_grid(self, token: str, rows: int, columns: int) -> None:
+        """Appends placeholders that have places in a grid: positions spread over its height and width.
+
+        Args:
+            token: A name among the processor's ``ids``.
+            rows: Rows of the grid.
+            columns: Its columns.
+        """
+        self.text.append((token, rows * columns, (rows, columns)))
+
+    def attach(self, tower: str, tensor: Tensor, cost: int = 0) -> None:
+        """Appends an input of a tower.
+
+        Args:
+            tower: Name of the tower.
+            tensor: The input, in the order of its placeholders.
+            cost: Tokens that the tower computes for it, if it pads its inputs; 0 if it computes as many as there are
+                placeholders.
+        """
+        self.media.setdefault(tower, []).append(tensor)
+        if cost:
+            self.costs[tower] = self.costs.get(tower, 0) + cost
 
     def write(self, words: str) -> None:
         """Appends text, joined to neighbouring text: tokenizers merge across such borders."""

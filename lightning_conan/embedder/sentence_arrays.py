@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from sentence_transformers.base.modality import infer_modality
 from torch import Tensor
 
+from lightning_conan.embedder.modalities import spec_of
 from lightning_conan.embedder.processor import Decoded
 from lightning_conan.embedder.processor_config import ProcessorConfig
 from lightning_conan.embedder.sentence_decoders import rate_of, shown_seconds
@@ -21,15 +22,6 @@ from lightning_conan.media import Clip
 from lightning_conan.media.audio import SAMPLE_RATE, resampled
 from lightning_conan.media.frame_files import GUESSED_FPS
 from lightning_conan.media.image import decode_image, rgb_tensor
-
-FORMS: dict[Medium, str] = {
-    "image": "An image must be a path, a PIL image or uint8 pixels",
-    "document": "A document page must be a path, a PIL image or uint8 pixels",
-    "video": "A video must be a path, frames in an array or a list of images, {'array': frames, 'video_metadata': {'fps': ...}}, "
-    "or torchcodec's decoder",
-    "audio": "An audio clip must be a path, an array of samples, {'array': samples, 'sampling_rate': rate}, or torchcodec's "
-    "decoder",
-}
 
 
 def is_image(value: Any) -> bool:
@@ -62,11 +54,7 @@ class ArrayReader:
         Raises:
             ValueError: Another type, shape or dtype than is documented, or a medium over a limit.
         """
-        if kind == "audio":
-            return self.wave(kind, content)
-        if kind == "video":
-            return self.clip(kind, content)
-        return self.image(kind, content)
+        return spec_of(kind).read(content, self)
 
     def image(self, kind: Medium, content: Any) -> UInt8[Tensor, "3 height width"]:
         """Reads pixels of a PIL image, turned as its EXIF says, of an array, or of a frame's file.
@@ -229,4 +217,4 @@ def refused(kind: Medium, content: Any) -> ValueError:
         kind: Modality that was expected.
         content: The content.
     """
-    return ValueError(f"{FORMS[kind]}, got {content!r:.80}.")
+    return ValueError(f"{spec_of(kind).form}, got {content!r:.80}.")

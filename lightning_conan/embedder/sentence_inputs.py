@@ -12,10 +12,10 @@ from sentence_transformers.base.modality import infer_modality, is_message_dict
 
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.embedder.processor import Decoded, OmniProcessor, Turn
+from lightning_conan.embedder.processor import kind_of as kind_of_decoded
 from lightning_conan.embedder.sentence_arrays import ArrayReader, is_image
 from lightning_conan.embedder.sentence_files import DATA, existing_medium, media_of, medium_of
 from lightning_conan.items import MODALITIES, Item, Side
-from lightning_conan.media import Clip
 
 PAIR_ROLES = ("query", "document")
 HELD = ("url", "path", "base64")
@@ -197,7 +197,6 @@ def part_hash(part: str | Decoded) -> bytes:
     if isinstance(part, str):
         kind, found = "text", blake3(part.encode())
     else:
-        tensor = part.frames if isinstance(part, Clip) else part
-        kind = f"{tuple(tensor.shape)}:{tensor.dtype}:{part.seconds if isinstance(part, Clip) else None}"
+        kind, tensor = kind_of_decoded(part).hashed(part)
         found = blake3(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return f"|{kind}:{found.hexdigest()}".encode()

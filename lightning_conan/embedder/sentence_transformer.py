@@ -17,7 +17,7 @@ from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.packing import Encoded
 from lightning_conan.embedder.processor import OmniProcessor
 from lightning_conan.embedder.sentence_inputs import InputReader
-from lightning_conan.items import MODALITIES, Side
+from lightning_conan.items import Side
 
 
 class OmniModule(InputModule):
@@ -76,12 +76,12 @@ class OmniModule(InputModule):
         with TemporaryDirectory(dir=output_path) as scratch:
             written = save_folder(Path(scratch) / "model", self.model, self.processor, self.provenance)
             shutil.copytree(written, output_path, dirs_exist_ok=True)
-        write_modalities(Path(output_path))
+        write_modalities(Path(output_path), self.processor.modalities)
 
     @property
     def modalities(self) -> list[Any]:
         """Supported modalities."""
-        return [*MODALITIES, "message"]
+        return [*self.processor.modalities, "message"]
 
     def get_embedding_dimension(self) -> int:
         """Length of an embedding."""

@@ -8,11 +8,12 @@ from typing import Literal
 
 from lightning_conan import embedder  # its parts are imported when they are used: `--help` needs none
 from lightning_conan.embedder.checkpoint.provenance import Provenance
+from lightning_conan.embedder.modalities.registry import BUILT_IN, known_specs
+from lightning_conan.embedder.modalities.spec import ModalitySpec
 from lightning_conan.fusion import dare, della, iso_c, statistics, ties, tsv_m  # noqa: F401  # known by their names in a YAML
 from lightning_conan.fusion.method import Method
 from lightning_conan.fusion.task_arithmetic import TaskArithmetic
 
-PAPER_ALPHAS = {"image": 0.3, "video": 0.3, "document": 0.3, "audio": 0.5}
 OutputType = Literal["base", "float32", "bfloat16", "float16", "delta"]
 
 
@@ -28,12 +29,14 @@ class Recipe:
         method: The fusion method.
         alphas_by_module: Other coefficients for tensors whose names match a pattern (a regular expression, anywhere in the name),
             such as ``visual`` or ``layers\\.(2[0-9]|3[0-5])``; of several that match the last holds.
-        owner: The specialist whose own modules (``owned``) are copied bit for bit.
-        owned: Name prefixes of the tensors that only the owner trains: they have no task vector.
+        owner: The specialist that owns ``owned``, where that is a single one; ``owners`` names several.
+        owned: Name prefixes of the tensors that only ``owner`` trains; by default those of the audio encoder and projector.
         dtype: Dtype of the result; ``base`` for the base's. bfloat16 loses small changes to rounding, which is reported.
             ``delta`` writes float32 differences to the base instead of a model; the base must be there to load them.
         seed: Seed of methods that draw at random.
         trust_base: Take checkpoints of others even if they are far from the base; the folder's provenance notes it.
+        owners: Specialists whose own modules are copied bit for bit, and the name prefixes of these: they have no task vector.
+            By default each modality with an encoder of its own owns that and its projector; the rows of its tokens go with them.
 
     Example:
         >>> recipe = Recipe(Path("base"), {"image": Path("image"), "audio": Path("audio")}, alphas={"audio": 0.0})
@@ -46,21 +49,54 @@ class Recipe:
     alphas: dict[str, float] = field(default_factory=dict)
     method: Method = TaskArithmetic()  # noqa: RUF009  # frozen
     alphas_by_module: dict[str, dict[str, float]] = field(default_factory=dict)
-    owner: str = "audio"
-    owned: tuple[str, ...] = ("audio_encoder.", "audio_projector.")
+    owner: str | None = None
+    owned: tuple[str, ...] | None = None
     dtype: OutputType = "base"
     seed: int = 0
     trust_base: bool = False
+    owners: dict[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
-        paper = {name: PAPER_ALPHAS[name] for name in self.specialists if name in PAPER_ALPHAS}
+        paper = {spec.name: spec.alpha for spec in known_specs() if spec.name in self.specialists and spec.alpha is not None}
         object.__setattr__(self, "alphas", paper | self.alphas)
+        if self.owners is not None and (self.owner is not None or self.owned is not None):
+            raise ValueError(
+                f"A recipe names owners, or one owner and what is owned, got owners={self.owners} beside owner={self.owner!r} "
+                f"and owned={self.owned}. Leave these two out."
+            )
+
+    @property
+    def owning(self) -> dict[str, tuple[str, ...]]:
+        """Name prefixes of the tensors that are copied, by the specialist that they come from."""
+        if self.owners is not None:
+            return {name: tuple(prefixes) for name, prefixes in self.owners.items()}
+        built_in = {spec.name: spec.owned for spec in BUILT_IN if spec.owned}
+        others = {spec.name: spec.owned for spec in known_specs() if spec.entry and spec.name in self.specialists}
+        first = self.owner or next(iter(built_in))
+        every = tuple(prefix for prefixes in built_in.values() for prefix in prefixes)
+        owned = every if self.owned is None else tuple(self.owned)
+        return {first: (*owned, *others.pop(first, ())), **others}
+
+    def owner_of(self, spec: ModalitySpec) -> str | None:
+        """Specialist that the rows of a modality's tokens come from; None if they are fused like all others.
+
+        Args:
+            spec: A modality with modules of its own.
+        """
+        owning = self.owning
+        found = [name for name, prefixes in owning.items() if {*prefixes} & {*spec.owned}]
+        return next(iter((*found, *(name for name in (spec.name, self.owner) if name in owning))), None)
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Name prefixes of all tensors that are copied from their owners."""
+        return tuple(prefix for prefixes in self.owning.values() for prefix in prefixes)
 
     @property
     def home(self) -> Path:
-        """The folder whose config and processor the result has: the owner's, or the base where the owner is a foreign one."""
-        owner = self.specialists.get(self.owner)
-        return self.base if owner is None or embedder.is_foreign(Path(owner)) else Path(owner)
+        """The folder whose config and processor the result has: an owner's, or the base where the owners are foreign ones."""
+        owners = [Path(self.specialists[name]) for name in self.owning if name in self.specialists]
+        return next((folder for folder in owners if not embedder.is_foreign(folder)), Path(self.base))
 
     def alphas_of(self, name: str) -> dict[str, float]:
         """The coefficients of one tensor, without those of weight 0."""
@@ -102,8 +138,11 @@ class Recipe:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"alphas_by_module must have regular expressions, got {pattern!r} ({error}).") from error
-        if self.owner not in self.specialists:
-            raise ValueError(f"owner must be among the specialists {sorted(self.specialists)}, got {self.owner!r}.")
+        for owner in self.owning:
+            if owner not in self.specialists:
+                raise ValueError(f"owner must be among the specialists {sorted(self.specialists)}, got {owner!r}.")
+        if twice := [prefix for prefix in self.copied if self.copied.count(prefix) > 1]:
+            raise ValueError(f"owners must own different tensors, got {twice[0]!r} twice. Leave it to one of them.")
         found = {"base": embedder.check_folder(self.base, ("base",))}
         return found | {name: self.check_specialist(name, found["base"].fingerprint) for name in self.specialists}
 

@@ -52,4 +52,5 @@ def alone(recipe: Recipe, name: str) -> Recipe:
         name: Name of the specialist.
     """
     one = {name: recipe.specialists[name]}
-    return replace(recipe, specialists=one, alphas={name: 1.0}, alphas_by_module={}, method=TaskArithmetic(), owner=name)
+    whole = replace(recipe, owners={name: recipe.copied}, owner=None, owned=None)
+    return replace(whole, specialists=one, alphas={name: 1.0}, alphas_by_module={}, method=TaskArithmetic())

@@ -23,6 +23,7 @@ from lightning_conan.embedder.checkpoint import (
     check_specs,
     open_tensors,
 )
+from lightning_conan.embedder.modalities.registry import known_specs
 from lightning_conan.fusion.change import CACHE, Change, change_of
 from lightning_conan.fusion.geometry import Geometry, by_group, group_of
 from lightning_conan.fusion.method import TensorContext
@@ -41,7 +42,7 @@ class FusionReport:
         method: The method and its settings.
         alphas_by_module: The coefficients of modules that have their own.
         fused: Names of the tensors that were fused.
-        copied: Names of those copied from the owner.
+        copied: Names of those copied from their owners.
         norms: Length of each specialist's task vector over all fused tensors (arXiv 2606.09331).
         cosines: Cosine of each two task vectors, keyed ``a-b``.
         layers: Norms and cosines by layer or module.
@@ -110,7 +111,10 @@ class Fusion:
                     f"They look like {fused[0]!r}; `conan fuse --dry true` lists all."
                 )
         ids = load_processor(recipe.home).ids
-        self.rows = [row for token, row in ids.items() if token.startswith("audio")]
+        self.rows: dict[str, list[int]] = {}
+        for spec in known_specs():
+            if spec.owned and spec.placeholder in ids and (owner := recipe.owner_of(spec)) is not None:
+                self.rows.setdefault(owner, []).extend(ids[token] for token in spec.tokens)
         self.grams: dict[str, Tensor] = {}
         self.lost = self.change = 0.0
         self.memory = local()
@@ -123,14 +127,18 @@ class Fusion:
     def dtype(self, name: str) -> torch.dtype:
         """Returns a tensor's dtype in the output."""
         if self.delta and self.action(name) == "copied":
-            return self.models[self.recipe.owner].specs[name].dtype
+            return self.models[self.owner(name)].specs[name].dtype
         if self.recipe.dtype == "base":
             return self.base.specs[name].dtype
         return torch.float32 if self.delta else getattr(torch, self.recipe.dtype)  # type: ignore[no-any-return]
 
     def action(self, name: str) -> Literal["copied", "fused"]:
-        """Returns ``copied`` for a tensor of the owner's own modules, else ``fused``."""
-        return "copied" if name.startswith(self.recipe.owned) else "fused"
+        """Returns ``copied`` for a tensor of an owner's own modules, else ``fused``."""
+        return "copied" if name.startswith(self.recipe.copied) else "fused"
+
+    def owner(self, name: str) -> str:
+        """Returns the specialist that a copied tensor comes from."""
+        return next(owner for owner, prefixes in self.recipe.owning.items() if name.startswith(prefixes))
 
     def fuse(self, name: str) -> FusedTensor:
         """Makes one tensor of the result; pure, so that threads can make several at once.
@@ -142,7 +150,7 @@ class Fusion:
         vectors = {model: tensors.task_vector(name) for model, tensors in self.models.items()}
         check = partial(check_finite, name, base, vectors)
         if self.action(name) == "copied":
-            copy = self.models[self.recipe.owner][name].to(spec.dtype, copy=True)
+            copy = self.models[self.owner(name)][name].to(spec.dtype, copy=True)
             check(copy)
             return FusedTensor(copy, torch.empty(0))
         alphas, context = self.recipe.alphas_of(name), TensorContext(name, self.recipe.seed)
@@ -153,8 +161,8 @@ class Fusion:
             sums = self.fuse_rows(change, rows, before[rows], after[rows])
             lost, size = lost + sums[0], size + sums[1]
         if name.endswith(TOKEN_ROWS):
-            owner = self.models[self.recipe.owner][name]
-            result[self.rows] = owner[self.rows].to(spec.dtype) - (base[self.rows].float() if self.delta else 0)
+            for owner, own in self.rows.items():
+                result[own] = self.models[owner][name][own].to(spec.dtype) - (base[own].float() if self.delta else 0)
         return FusedTensor(result, change.gram, lost, size)
 
     def fuse_rows(self, change: Change, rows: slice, base: Tensor, out: Tensor) -> tuple[float, float]:
@@ -211,8 +219,9 @@ class Fusion:
         for model, delta in zip(self.names, deltas, strict=True):
             self.models[model].task_vector(name).write(as_matrix(delta), slice(None), as_matrix(anchor))
         if name.endswith(TOKEN_ROWS):
-            anchor[self.rows] = self.models[self.recipe.owner][name][self.rows].float()
-            deltas[:, self.rows] = 0
+            for owner, rows in self.rows.items():
+                anchor[rows] = self.models[owner][name][rows].float()
+                deltas[:, rows] = 0
         return anchor, deltas
 
     def add(self, name: str, fused: FusedTensor) -> Tensor:

@@ -130,7 +130,8 @@ def fuse_folders(recipe: Recipe, out: Path, workers: int = 2, beside: Mapping[st
         foreign = (
             {"foreign": {name: noted(each) for name, each in fusion.report.foreign.items()}} if fusion.report.foreign else {}
         )
-        notes = {"alphas": recipe.alphas, **by_module, "owner": recipe.owner, "method": repr(recipe.method), **foreign}
+        owners = ", ".join(recipe.owning)
+        notes = {"alphas": recipe.alphas, **by_module, "owner": owners, "method": repr(recipe.method), **foreign}
         write_sidecars(scratch, load_processor(recipe.home), Provenance("fused", parents=parents, notes=notes))
     return fusion.report
 

@@ -1,5 +1,5 @@
 from .audio import decode_audio, encode_audio
-from .decode import decode_media
+from .decode import Decoding, decode_media
 from .document import decode_document
 from .image import decode_image
 from .limits import Limits, MediaError
@@ -7,6 +7,7 @@ from .video import Clip, decode_video, encode_video
 
 __all__ = [
     "Clip",
+    "Decoding",
     "Limits",
     "MediaError",
     "decode_audio",

@@ -54,7 +54,7 @@ class Job:
 
 def cost(item: Encoded) -> int:
     """Tokens of an item, as ``pack`` counts them."""
-    return max(len(item), item.padded_audio_tokens)
+    return max(len(item), item.cost)
 
 
 class Batcher:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +13,9 @@ from typing_extensions import override
 
 from lightning_conan.embedder import Batch, Encoded, State
 from lightning_conan.embedder.checkpoint import embeds_as
+from lightning_conan.embedder.modalities import spec_of
+from lightning_conan.embedder.modalities.registry import known_specs
+from lightning_conan.embedder.placing import placeholders
 from lightning_conan.items import Item, Modality, Side
 from lightning_conan.objectives import PairEmbeddings
 from lightning_conan.retrieval.metric import hash_ids
@@ -22,7 +26,8 @@ from lightning_conan.training.protocols import text_data
 from lightning_conan.training.settings import Lora, Training
 from lightning_conan.training.stage import Stage
 
-AUDIO_PROJECTOR = "audio_projector."
+AUDIO_PROJECTOR = spec_of("audio").projector
+"""The default: what the paper recovers."""
 BANK_BLOCK = 1024
 """Texts that are embedded and cached at once."""
 
@@ -61,7 +66,7 @@ class ProjectorRecovery(Stage):
         lora: Adapters on the language backbone besides: the paper's other variant, which moves every other modality too.
         constants: A folder that caches embeddings of texts and the audio encoder's frames, by content and weights. With
             all but the audio projector frozen they never change: from the second epoch on only projector and backbone run,
-            on audio alone.
+            on audio alone. So it is with the projectors of other encoders of their own.
         constants_gb: The folder's largest size in GiB.
         bank: Makes every text of the training data a negative at every step, except those that the data names as right for one
             of the batch's audio clips; needs ``constants``.
@@ -83,7 +88,7 @@ class ProjectorRecovery(Stage):
         self,
         folder: Path,
         training: Training = Training(),  # noqa: B008  # frozen
-        projectors: tuple[str, ...] = (AUDIO_PROJECTOR,),
+        projectors: tuple[str, ...] = AUDIO_PROJECTOR,
         lora: Lora | None = None,
         constants: Path | None = None,
         constants_gb: float = 16.0,
@@ -91,12 +96,14 @@ class ProjectorRecovery(Stage):
     ) -> None:
         super().__init__(folder, training)
         self.projectors, self.lora_settings = tuple(projectors), lora
-        alone = self.projectors == (AUDIO_PROJECTOR,)
-        self.modality: Modality | None = "audio" if alone else None
+        own = [spec for spec in known_specs() if spec.owned and {*spec.projector} <= {*self.projectors}]
+        alone = {*self.projectors} == {prefix for spec in own for prefix in spec.projector}
+        self.modality: Modality | None = own[0].name if alone and len(own) == 1 else None
+        self.encoded = frozenset(spec.tower.name for spec in own if spec.tower)
         if constants is not None and (lora is not None or not alone):
             raise ValueError(
-                f"constants hold only while the audio projector trains alone, got projectors={self.projectors} and lora={lora}. "
-                "Leave one of them out."
+                f"constants hold only while the audio projector trains alone, or others behind encoders of their own, got "
+                f"projectors={self.projectors} and lora={lora}. Leave one of them out."
             )
         if bank and constants is None:
             raise ValueError("bank needs the embeddings of all texts, which constants keeps, got constants=null. Name a folder.")
@@ -193,7 +200,7 @@ class ProjectorRecovery(Stage):
     def add_negatives(self, pairs: PairEmbeddings, batch: Batch) -> PairEmbeddings:
         if not self.banks:
             return pairs
-        flipped = bool(batch.targets) and all(item.mels for item in batch.targets)
+        flipped = bool(batch.targets) and all(self.encoded & item.towers for item in batch.targets)
         if flipped:  # negatives stand among the targets, so texts must be those
             if len(pairs.negative):
                 raise ValueError(
@@ -222,12 +229,12 @@ class ProjectorRecovery(Stage):
     @override
     def split_cached(self, batch: Batch) -> tuple[list[Encoded], dict[int, Float[Tensor, " dim"]]]:
         items, digests = list(batch.items()), batch.hashes()
-        with_audio = [row for row, item in enumerate(items) if item.mels]
-        if self.constants is None or not with_audio:
+        with_media = [row for row, item in enumerate(items) if self.encoded & item.towers]
+        if self.constants is None or not with_media:
             return items, {}
         self.embedder.eval()  # constants are what scoring would see; a projector has nothing that drops out
         self.embedder.keep_checkpointing()
-        read = [row for row, item in enumerate(items) if not item.mels]
+        read = [row for row, item in enumerate(items) if not self.encoded & item.towers]
         texts: dict[int, Tensor] = {}
         sides: dict[Side, list[int]] = {
             "query": [row for row in read if row < len(batch)],
@@ -237,28 +244,30 @@ class ProjectorRecovery(Stage):
             by_digest = {digests[row]: items[row] for row in rows}
             found = self.fetch_texts(side, [digests[row] for row in rows], by_digest.__getitem__)
             texts |= dict(zip(rows, found, strict=True))
-        frames = self.constants.fetch(
-            "frames", [digests[row] for row in with_audio], lambda rows: self.frames_of([items[with_audio[row]] for row in rows])
-        )
-        for row, made in zip(with_audio, frames, strict=True):
-            items[row] = replace(items[row], mels=[], frames=made, padded_audio_tokens=0)
+        for tower in sorted(self.encoded):
+            rows = [row for row in with_media if tower in items[row].media]
+            make = partial(self.frames_of, tower, [items[row] for row in rows])
+            frames = self.constants.fetch(f"frames.{tower}", [digests[row] for row in rows], make)
+            for row, made in zip(rows, frames, strict=True):
+                items[row] = items[row].with_frames(tower, made)
         return items, texts
 
-    def frames_of(self, items: list[Encoded]) -> Sequence[Tensor]:
-        """Encodes the items' audio clips to the audio encoder's frames, as many items at once as the budget holds."""
+    def frames_of(self, tower: str, items: list[Encoded], rows: list[int]) -> Sequence[Tensor]:
+        """Encodes inputs of a tower, as many items at once as the budget holds, and returns each item's rows.
+
+        Args:
+            tower: Name of the tower.
+            items: Items with inputs of it.
+            rows: Positions of those that are wanted.
+        """
         groups: list[list[Encoded]] = [[]]
-        for item in items:
-            if (
-                groups[-1]
-                and sum(other.padded_audio_tokens for other in groups[-1]) + item.padded_audio_tokens
-                > self.training_settings.inference_budget
-            ):
+        for item in [items[row] for row in rows]:
+            if groups[-1] and sum(other.cost for other in groups[-1]) + item.cost > self.training_settings.inference_budget:
                 groups.append([])
             groups[-1].append(item)
-        token = self.embedder.config.audio_token_id
         frames: list[Tensor] = []
         for group in groups:
-            mels = [mel.to(self.device) for item in group for mel in item.mels]
-            counts = [int((item.input_ids == token).sum()) for item in group]
-            frames += torch.split(self.embedder.encode_mels(mels), counts)
+            inputs = [each.to(self.device) for item in group for each in item.media[tower]]
+            counts = [int(placeholders(self.embedder, tower, item.input_ids).sum()) for item in group]
+            frames += torch.split(self.embedder.encode_frames(tower, inputs), counts)
         return frames

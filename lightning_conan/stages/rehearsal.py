@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from lightning_conan.embedder import State
+from lightning_conan.embedder.checkpoint import read_config
+from lightning_conan.embedder.modalities import specs_of
 from lightning_conan.training.settings import Lora, Training
 from lightning_conan.training.stage import Stage
 
@@ -16,7 +18,7 @@ class Rehearsal(Stage):
             base is taken too; ``Joint`` is the stage that trains all that the specialists do.
         training: Settings of training.
         lora: The adapters.
-        train_projector: Trains the audio projector too, fully.
+        train_projector: Trains the audio projector too, fully, and those of registered modalities.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -51,4 +53,5 @@ class Rehearsal(Stage):
 
     @property
     def trainable_prefixes(self) -> tuple[str, ...]:
-        return ("audio_projector.",) if self.train_projector else ()
+        owned = [prefix for spec in specs_of(read_config(self.folder)) for prefix in spec.fresh] if self.train_projector else []
+        return tuple(owned)

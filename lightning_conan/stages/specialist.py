@@ -6,8 +6,9 @@ from typing import ClassVar
 from typing_extensions import override
 
 from lightning_conan.embedder import Batch, State
+from lightning_conan.embedder.modalities import spec_of
 from lightning_conan.items import Modality
-from lightning_conan.training.settings import TOWERS, Lora, Training
+from lightning_conan.training.settings import Lora, Training
 from lightning_conan.training.stage import Stage
 
 
@@ -19,7 +20,7 @@ class Specialist(Stage):
         modality: The modality to specialise in; the data must hold no other.
         training: Settings of training.
         lora: Adapters; null trains only what ``train_fully`` names.
-        train_fully: Name prefixes of parameters that train without adapters. The audio projector starts at
+        train_fully: Name prefixes of parameters that train without adapters. A projector of a modality's own starts at
             random, where low-rank changes are meaningless, so it stands here for audio. Add ``audio_encoder.`` when
             the encoder starts at random too.
         alone_steps: Number of first steps in which only ``train_fully`` trains, before the adapters join (stage 1a).
@@ -46,12 +47,11 @@ class Specialist(Stage):
         train_fully: tuple[str, ...] | None = None,
         alone_steps: int = 0,
     ) -> None:
-        if modality not in TOWERS:
-            raise ValueError(f"modality must be one of {[*TOWERS]}, got {modality!r}.")
+        self.spec = spec_of(modality)
         super().__init__(folder, training)
         self.modality = modality
         self.lora_settings = lora
-        self.train_fully = ("audio_projector.",) if train_fully is None and modality == "audio" else train_fully or ()
+        self.train_fully = self.spec.fresh if train_fully is None else train_fully
         self.alone_steps = alone_steps
         if alone_steps and not self.train_fully:
             raise ValueError(f"alone_steps must be 0 when train_fully is empty, got {alone_steps}: nothing would train.")
@@ -62,7 +62,7 @@ class Specialist(Stage):
 
     @property
     def lora_prefixes(self) -> tuple[str, ...]:
-        return TOWERS[self.modality]  # type: ignore[index]  # set in __init__
+        return self.spec.prefixes
 
     @property
     def trainable_prefixes(self) -> tuple[str, ...]:

@@ -10,13 +10,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_conan.embedder import Batch, Chunk, ChunkOutput, Encoded, OmniProcessor, State
+from lightning_conan.embedder.modalities import spec_of
 from lightning_conan.objectives import Contrast, generation_loss
 from lightning_conan.reasoning import Decoding, hints
 from lightning_conan.training.collectives import most, total
 from lightning_conan.training.settings import Lora, Training
 from lightning_conan.training.stage import Stage
 
-MERGERS = ("backbone.visual.merger.", "backbone.visual.deepstack_merger_list.")
+MERGERS = spec_of("image").projector
 
 
 class Trace(Stage):

@@ -59,13 +59,13 @@ def pack_chunks(
     chunks: Sequence[Chunk]
     if items:
         chunks = packed = pack(items, budget)
-        fits = max(packed.tokens, sum(item.padded_audio_tokens for item in items)) <= budget
+        fits = max(packed.tokens, sum(item.cost for item in items)) <= budget
     else:  # a rank whose share is invalid takes part with a dummy row: the others wait for it
         chunks, fits = [pad([blank(embedder.config, modality)], [])], True
     if is_sharded(embedder):  # several chunks at once would gather weights in another order than one by one
         return in_step(chunks, items, embedder.config, device), False
     if world_size() > 1:
-        kinds = {(bool(item.mels) or item.frames is not None, bool(item.pixels)): item for item in items}
+        kinds = {item.towers: item for item in items}
         learns = any(map(embedder.learns_from, kinds.values()))
         if most(int(learns), device) and not learns:  # others learn from this rank's items, through what is gathered
             chunks = [*chunks, pad([blank(embedder.config, modality)], [])]

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from lightning_conan.embedder import Chunk, Encoded, OmniConfig, blank, pad
-from lightning_conan.items import Modality
+from lightning_conan.embedder.modalities import specs_of, towers_of
 from lightning_conan.objectives import PairEmbeddings
 
 
@@ -117,17 +117,18 @@ def in_step(chunks: Sequence[Chunk], items: Sequence[Encoded], config: OmniConfi
         config: Sizes of the dummy rows.
         device: Device of the collective operations.
     """
-    towers = torch.zeros(most(len(chunks), device), 2, dtype=torch.long, device=device)
+    one_of = {spec.tower.name: spec.name for spec in reversed(specs_of(config)) if spec.tower}
+    names = [tower.name for tower in towers_of(config)]
+    towers = torch.zeros(most(len(chunks), device), len(names), dtype=torch.long, device=device)
     for number, chunk in enumerate(chunks):
-        towers[number] = torch.tensor([bool(chunk.pixels), bool(chunk.mels)])
+        towers[number] = torch.tensor([name in chunk.media for name in names])
     if world_size() > 1:
         dist.all_reduce(towers, op=dist.ReduceOp.MAX)
     padded = []
-    for number, (has_images, has_audio) in enumerate(towers.tolist()):
+    for number, used in enumerate(towers.tolist()):
         own = [items[row] for row in chunks[number].rows] if number < len(chunks) else []
-        wanted: dict[Modality, bool] = {"image": has_images > any(item.pixels for item in own)}
-        wanted["audio"] = has_audio > any(item.mels for item in own)
-        added = [blank(config, modality) for modality, missing in wanted.items() if missing]
+        missing = [name for name, wanted in zip(names, used, strict=True) if wanted > any(name in item.media for item in own)]
+        added = [blank(config, one_of[name]) for name in missing]
         if not own and not added:
             added = [blank(config, "text")]
         padded.append(pad([*own, *added], chunks[number].rows if own else []) if added else chunks[number])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_conan.items import MEDIA, MODALITIES, Item, Media, Medium, Side
+from lightning_conan.items import MODALITIES, Item, Media, Side
 from lightning_conan.parsing import split_page
 from lightning_conan.training.columns import keys_of
 from lightning_conan.training.plain_batches import EncodedInput
@@ -174,11 +174,10 @@ def medium_of(modality: str, value: object) -> Media:
     Raises:
         ValueError: It is neither.
     """
-    medium: Medium = next(each for each in MEDIA if each == modality)
     if isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
-        return Media(medium, data, "page.pdf" if modality == "document" and data.startswith(b"%PDF") else modality)
+        return Media(modality, data, "page.pdf" if modality == "document" and data.startswith(b"%PDF") else modality)
     if isinstance(value, str | Path):
         name, page = split_page(str(value))
-        return Media(medium, Path(name), Path(name).name, page=page)
+        return Media(modality, Path(name), Path(name).name, page=page)
     raise ValueError(f"The column {modality} must hold the bytes of encoded files, or paths, got {value!r:.80}.")

@@ -4,12 +4,14 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from lightning_conan.embedder import OmniConfig, OmniEmbedder, blank, pack
+from lightning_conan.embedder.modalities import spec_of, towers_of
 from lightning_conan.items import Modality
 from lightning_conan.objectives.generation import AT_ONCE, generation_loss
 from lightning_conan.training.adapters import Adapters
@@ -125,9 +127,8 @@ def tower_depth(config: OmniConfig, modality: Modality) -> int:
         config: The model's config.
         modality: The modality.
     """
-    if modality == "audio":
-        return int(config.audio_config.encoder_layers)
-    return 0 if modality == "text" else int(config.backbone_config.vision_config.depth)
+    tower = spec_of(modality).tower
+    return tower.depth(config) if tower else 0
 
 
 def tower_inputs(config: OmniConfig, modality: Modality) -> int:
@@ -137,11 +138,8 @@ def tower_inputs(config: OmniConfig, modality: Modality) -> int:
         config: The model's config.
         modality: The modality.
     """
-    if modality == "audio":
-        return int(config.audio_config.d_model)
-    vision = config.backbone_config.vision_config
-    merge = int(vision.spatial_merge_size)
-    return int(vision.hidden_size) * merge * merge
+    tower = spec_of(modality).tower
+    return tower.width(config) if tower else 0
 
 
 def shallow(config: OmniConfig, layers: int, depth: int) -> OmniConfig:
@@ -153,14 +151,13 @@ def shallow(config: OmniConfig, layers: int, depth: int) -> OmniConfig:
         depth: Layers of each tower.
     """
     small = copy.deepcopy(config)
-    text, vision = small.get_text_config(), small.backbone_config.vision_config
+    text, ids = small.get_text_config(), count(1)
     text.num_hidden_layers, text.vocab_size = layers, 64
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
-    vision.depth, vision.deepstack_visual_indexes = depth, [0]
-    small.audio_config.encoder_layers = depth
-    small.backbone_config.image_token_id, small.backbone_config.video_token_id = 1, 2
-    small.audio_token_id, small.emb_token_id, small.output_head = 3, 4, False
+    for tower in towers_of(small):
+        tower.shrink(small, depth, ids)
+    small.emb_token_id, small.output_head = next(ids), False
     return small
 
 

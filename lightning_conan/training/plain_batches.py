@@ -7,12 +7,10 @@ from itertools import chain
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
-
 from lightning_conan.embedder import Batch, Encoded, ItemBatch, OmniProcessor
+from lightning_conan.embedder.processor import Decoded, kind_of
 from lightning_conan.extras import require
-from lightning_conan.items import MODALITIES, Item, Media, Modality, Side
-from lightning_conan.media import Clip
+from lightning_conan.items import MODALITIES, Item, Media, Modality, Side, check_modality
 from lightning_conan.training.columns import SIDES, as_list, check_columns, check_named_file, keys_of, label, negatives_of
 
 if TYPE_CHECKING:
@@ -222,9 +220,8 @@ class Collate:
             ValueError: It is none, or media are of several kinds and none is named.
         """
         if named is not None:
-            if named not in MODALITIES:
-                raise ValueError(f"modality must be one of {MODALITIES}, got {named!r}.")
-            return next(modality for modality in MODALITIES if modality == named)
+            check_modality(named)
+            return named
         media = [kind for kind in kinds if kind != "text"]
         pages = self.modality == "document" and "image" in media
         if self.modality is not None and (self.modality in media or pages):
@@ -237,12 +234,12 @@ class Collate:
         return media[0] if media else "text"
 
 
-def kinds_of(parts: Sequence[str | Media | Tensor | Clip]) -> list[Modality]:
+def kinds_of(parts: Sequence[str | Media | Decoded]) -> list[Modality]:
     """Modalities of parts, each once; pixels of a page that is decoded already count as an image's."""
 
-    def kind(part: str | Media | Tensor | Clip) -> Modality:
+    def kind(part: str | Media | Decoded) -> Modality:
         if isinstance(part, str | Media):
             return "text" if isinstance(part, str) else part.modality
-        return "video" if isinstance(part, Clip) else "audio" if part.ndim == 1 else "image"
+        return kind_of(part).name
 
     return list(dict.fromkeys(kind(part) for part in parts))

@@ -7,19 +7,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lightning_conan.items import Modality
+from lightning_conan.items import Modality, check_modality
 from lightning_conan.objectives import Contrast, Objective, SymmetricInfoNCE
 
 LEAST_TEMPERATURE = 0.01
 """Below it a learned temperature runs away (CLIP, https://arxiv.org/abs/2103.00020, clips there too)."""
-TOWERS: dict[Modality, tuple[str, ...]] = {
-    "text": ("backbone.language_model.",),
-    "image": ("backbone.",),
-    "video": ("backbone.",),
-    "document": ("backbone.",),
-    "audio": ("backbone.language_model.", "audio_encoder.", "audio_projector."),
-}
-"""Parameter name prefixes of the modules that a modality's pairs pass through."""
 USED_AS = {
     "temperature": ("temperature", "temperatures", "learn_temperature"),
     "margin": ("false_negative_margin",),
@@ -112,6 +104,8 @@ class Training:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for modality in self.temperatures:
+            check_modality(modality, "training.temperatures")
         positive = {name: getattr(self, name) for name in ("lr", "temperature", "clip_norm")}
         positive |= {f"temperatures.{name}": value for name, value in self.temperatures.items()}
         positive["token_budget"] = 1 if self.token_budget == "auto" else self.token_budget

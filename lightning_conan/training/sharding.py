@@ -39,7 +39,7 @@ def shard(embedder: OmniEmbedder, mesh: DeviceMesh) -> None:
     """
     for module in [*embedder.layers(), embedder]:
         fully_shard(module, mesh=mesh)
-    for method in ("read_prefix", "encode_mels"):  # called without forward, they have to gather weights too
+    for method in ("read_prefix", "encode_frames"):  # called without forward, they have to gather weights too
         register_fsdp_forward_method(embedder, method)
     for part in sharded_modules(embedder):
         part.set_gradient_divide_factor(1.0)

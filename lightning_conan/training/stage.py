@@ -35,7 +35,7 @@ from lightning_conan.training.optimizers import go_on_with, make_optimizer, opti
 from lightning_conan.training.probing import fitting_budget, trained_bytes
 from lightning_conan.training.protocols import planned_steps
 from lightning_conan.training.resuming import Resuming
-from lightning_conan.training.settings import TOWERS, Training
+from lightning_conan.training.settings import Training
 from lightning_conan.training.sharding import clip_gradients, sync_gradients
 from lightning_conan.training.temperatures import LogTemperatures
 
@@ -66,7 +66,7 @@ class Stage(Resuming):
         self.figures = StepFigures()
         self.best: dict[str, float] = {}
         self.watch = NegativeWatch(training.dynamic_negatives) if training.dynamic_negatives else None
-        self.log_temperatures = LogTemperatures(training) if training.learn_temperature else None
+        self.log_temperatures = LogTemperatures(training, self.processor.modalities) if training.learn_temperature else None
         self.objective_scalars: nn.ParameterDict | None = None
         if start := training.objective.learned():
             scalars = {name: nn.Parameter(torch.tensor(float(value))) for name, value in start.items()}
@@ -86,7 +86,7 @@ class Stage(Resuming):
         if dims:
             found["matryoshka_dims"] = sorted(dims, reverse=True)
         if self.log_temperatures is not None:
-            found["temperatures"] = {name: float(self.log_temperatures.of(name).detach()) for name in TOWERS}
+            found["temperatures"] = {name: float(self.log_temperatures.of(name).detach()) for name in self.log_temperatures}
         if self.training_settings.objective != SymmetricInfoNCE():
             found["loss"] = self.training_settings.objective.description
         if self.objective_scalars is not None:

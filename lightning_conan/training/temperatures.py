@@ -1,12 +1,13 @@
 """Learned temperatures, one a modality."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lightning_conan.items import Modality
-from lightning_conan.training.settings import LEAST_TEMPERATURE, TOWERS, Training
+from lightning_conan.training.settings import LEAST_TEMPERATURE, Training
 
 
 class LogTemperatures(nn.ParameterDict):
@@ -14,10 +15,11 @@ class LogTemperatures(nn.ParameterDict):
 
     Args:
         settings: Gives the initial temperatures.
+        modalities: Names of the model's modalities.
     """
 
-    def __init__(self, settings: Training) -> None:
-        start = {name: torch.tensor(settings.temperature_of(name)).log() for name in TOWERS}
+    def __init__(self, settings: Training, modalities: Sequence[Modality]) -> None:
+        start = {name: torch.tensor(settings.temperature_of(name)).log() for name in modalities}
         super().__init__({name: nn.Parameter(value) for name, value in start.items()})
 
     def of(self, modality: Modality) -> Tensor:

@@ -113,7 +113,7 @@ def test_a_batch_shows_what_the_model_gets(tiny):
     found = safe(batch._repr_html_())
     assert len(found.named("img")) == ROWS
     assert f"{len(batch.queries[0])} tokens" in found.text
-    height, width = batch.queries[0].pixels[0].shape[-2:]
+    height, width = batch.queries[0].inputs("vision")[0].shape[-2:]
     assert f"{width} x {height} pixels" in found.text
     assert f"Batch of {ROWS + 3} pairs" in found.text
     assert len(safe(MixedBatch((batch, batch))._repr_html_()).named("table")) == 2

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 import lightning_conan
+from lightning_conan.embedder.modalities.registry import VARIABLE
 
 Answer = Callable[[dict[str, Any]], Any]
 Question = tuple[bytes, Callable[[str], None]]
@@ -39,7 +40,7 @@ def address(folders: Sequence[Path], *facts: str) -> Path:
     Raises:
         ValueError: The socket's folder belongs to another user, or others may open it.
     """
-    digest = hashlib.sha256(repr((lightning_conan.__version__, sys.prefix, *facts)).encode())
+    digest = hashlib.sha256(repr((lightning_conan.__version__, sys.prefix, os.environ.get(VARIABLE), *facts)).encode())
     for path in sorted(path for folder in folders for path in folder.resolve().rglob("*") if path.is_file()):
         state = path.stat()
         digest.update(os.fsencode(path) + f" {state.st_size} {state.st_mtime_ns}\n".encode())

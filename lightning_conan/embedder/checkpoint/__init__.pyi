@@ -2,6 +2,7 @@ from .adapter import Adapter
 from .atomic import check_apart, check_replaceable, whole_folder
 from .delta import DELTA, write_delta_config
 from .export import export_folder
+from .extend import extend_folder
 from .folder import (
     CONFIG,
     check_folder,
@@ -54,6 +55,7 @@ __all__ = [
     "describe_folder",
     "embeds_as",
     "export_folder",
+    "extend_folder",
     "file_hash",
     "foreign_provenance",
     "graft_folder",

@@ -31,7 +31,8 @@ def write_card(
         stock: True for a plain Qwen3-VL without audio.
         sides: True if queries and candidates are embedded differently.
     """
-    modalities = "text, image, video, visual document" + ("" if stock else " and audio")
+    named = ["text", "image", "video", "visual document", *([] if stock else ["audio", *config.modalities])]
+    modalities = ", ".join(named) if stock else f"{', '.join(named[:-1])} and {named[-1]}"
     sections = [
         front_matter(provenance, stock),
         f"# Omni-modal embedder ({provenance.state})",

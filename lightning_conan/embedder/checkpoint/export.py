@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lightning_conan.embedder.checkpoint.write_tensors import finite, write_shar
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OmniProcessor
-from lightning_conan.items import MODALITIES, Side
+from lightning_conan.items import Modality, Side
 
 LIBRARY = "sentence_transformers"
 OUR_MODULE = "lightning_conan.embedder.sentence_transformer.OmniModule"
@@ -61,7 +61,7 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
             config.architectures = [OmniEmbedder.__name__]
             add_matryoshka(config, provenance)
             config.save_pretrained(scratch)
-            write_modalities(scratch)
+            write_modalities(scratch, processor.modalities)
             if (folder / GOLDEN).is_dir():  # they hold here, too, and are what tells whether they do
                 shutil.copytree(folder / GOLDEN, scratch / GOLDEN)
         size = sum(spec.nbytes // spec.dtype.itemsize for spec in specs.values())
@@ -109,10 +109,15 @@ def write_modules(scratch: Path, dim: int, ours: str | None) -> None:
         write_json(scratch / "1_Pooling" / "config.json", {"word_embedding_dimension": dim, **old, **new})
 
 
-def write_modalities(folder: Path) -> None:
-    """Writes ``sentence_bert_config.json``, from which mteb reads the modalities of a model."""
+def write_modalities(folder: Path, modalities: Sequence[Modality]) -> None:
+    """Writes ``sentence_bert_config.json``, from which mteb reads the modalities of a model.
+
+    Args:
+        folder: The folder of the library's modules.
+        modalities: Names of the model's modalities.
+    """
     modes = {"method": "forward", "method_output_name": "sentence_embedding"}
-    config = {"modality_config": dict.fromkeys((*MODALITIES, "message"), modes), "module_output_name": "sentence_embedding"}
+    config = {"modality_config": dict.fromkeys((*modalities, "message"), modes), "module_output_name": "sentence_embedding"}
     write_json(folder / MODALITY_CONFIG, config)
 
 

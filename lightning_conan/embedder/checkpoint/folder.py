@@ -101,7 +101,8 @@ def save_folder(folder: Path, model: OmniEmbedder, processor: OmniProcessor, pro
         The folder.
     """
     with whole_folder(folder, provenance.state, provenance.modality) as scratch:
-        model.save_pretrained(scratch)
+        # With the names in memory: an encoder of a registered modality may be renamed on its way to its own checkpoints.
+        model.save_pretrained(scratch, save_original_format=False)
         write_golden(scratch, model, processor)
         write_sidecars(scratch, processor, provenance)
     return folder

@@ -3,7 +3,6 @@
 Weights have hashes; the path of an input to them (decoders, resizing, tokenizer, kernels) has none.
 """
 
-import io
 import json
 import math
 from importlib.metadata import version
@@ -11,16 +10,16 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_conan.embedder.checkpoint.provenance import GOLDEN
 from lightning_conan.embedder.checkpoint.write_tensors import save_tensors
+from lightning_conan.embedder.config import OmniConfig
+from lightning_conan.embedder.modalities import specs_of
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OmniProcessor
-from lightning_conan.items import Item, Media
-from lightning_conan.media import encode_audio, encode_video
+from lightning_conan.items import Item
 
 VECTORS, RECORD = "vectors.safetensors", "golden.json"
 PACKAGES = ("lightning-conan", "torch", "torchvision", "torchaudio", "transformers", "tokenizers", "av", "pillow")
@@ -28,37 +27,21 @@ TOLERANCE = {torch.float32: 3e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest distance of a unit vector, by the coarser of the dtypes then and now; 0.1 is a cosine of 0.995, whatever the width."""
 
 
-def draw_files() -> dict[str, bytes]:
-    """Small media, made in code: gradients, a moving square, a rising tone."""
-    side = torch.arange(96)
-    gradient = torch.stack([side[:, None] * 2 + 0 * side, 0 * side[:, None] + side * 2, (side[:, None] + side) % 64 * 4])
-    image = gradient.to(torch.uint8)
-    frames = image.repeat(8, 1, 1, 1)
-    for index in range(8):
-        frames[index, :, 32:64, index * 8 : index * 8 + 32] = 255 - 20 * index
-    page = torch.full((128, 96, 3), 255, dtype=torch.uint8)
-    page[16:112:8, 12:84] = 0
-    tone = 0.4 * torch.sin(torch.arange(20_000) * (0.05 + torch.arange(20_000) * 4e-6))
-    files = {"video.mp4": encode_video(frames, 4), "audio.flac": encode_audio(tone)}
-    for name, pixels in {"image.png": image.permute(1, 2, 0), "page.png": page}.items():
-        buffer = io.BytesIO()
-        Image.fromarray(pixels.contiguous().numpy()).save(buffer, "PNG")
-        files[name] = buffer.getvalue()
-    return files
+def draw_files(config: OmniConfig) -> dict[str, bytes]:
+    """Small media of a model's modalities, made in code: gradients, a moving square, a rising tone."""
+    return {spec.golden_name: spec.draw_golden() for spec in specs_of(config) if spec.golden_name}
 
 
-def golden_items(files: dict[str, bytes]) -> dict[str, Item]:
-    """An item of each modality, and a mixture."""
-    image, video = Media("image", files["image.png"], "image.png"), Media("video", files["video.mp4"], "video.mp4")
-    page, audio = Media("document", files["page.png"], "page.png"), Media("audio", files["audio.flac"], "audio.flac")
-    return {
-        "text": Item(("The quick brown fox, caf\u00e9 \u5c0f\u7c73, 42.",)),
-        "image": Item((image,)),
-        "video": Item((video,)),
-        "document": Item((page,)),
-        "audio": Item((audio,)),
-        "mixture": Item((image, "the same, but louder", audio)),
-    }
+def golden_items(config: OmniConfig, files: dict[str, bytes]) -> dict[str, Item]:
+    """An item of each modality of a model, and a mixture.
+
+    Args:
+        config: The model's config.
+        files: Contents of the items' media by name.
+    """
+    found = {spec.name: spec.golden_item(files) for spec in specs_of(config)}
+    mixture = Item((*found["image"].parts, "the same, but louder", *found["audio"].parts))
+    return {**found, "mixture": mixture}
 
 
 def embed_golden(model: OmniEmbedder, processor: OmniProcessor, files: dict[str, bytes]) -> dict[str, Float[Tensor, " dim"]]:
@@ -72,7 +55,7 @@ def embed_golden(model: OmniEmbedder, processor: OmniProcessor, files: dict[str,
     training = model.training
     model.eval()
     with torch.no_grad():
-        found = {name: model.embed([processor(item)])[0].cpu() for name, item in golden_items(files).items()}
+        found = {name: model.embed([processor(item)])[0].cpu() for name, item in golden_items(model.config, files).items()}
     model.train(training)
     return found
 
@@ -86,7 +69,7 @@ def write_golden(folder: Path, model: OmniEmbedder, processor: OmniProcessor) ->
         processor: Its processor.
     """
     (folder / GOLDEN).mkdir()
-    files = draw_files()
+    files = draw_files(model.config)
     for name, data in files.items():
         (folder / GOLDEN / name).write_bytes(data)
     save_tensors(folder / GOLDEN / VECTORS, embed_golden(model, processor, files))

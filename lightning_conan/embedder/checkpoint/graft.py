@@ -25,7 +25,7 @@ from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import OWN_TOKENS, OmniProcessor
 from lightning_conan.embedder.processor_config import ProcessorConfig
-from lightning_conan.embedder.projector import AudioProjector
+from lightning_conan.embedder.projector import Projector
 from lightning_conan.terminal import Work
 
 ROWS = ("backbone.language_model.embed_tokens.weight", "lm_head.weight")
@@ -102,7 +102,7 @@ class Graft:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             width = audio_encoder_of(audio_config).width(audio_config)
-            fresh = AudioProjector(width, hidden, self.config.dim).state_dict()
+            fresh = Projector(width, hidden, self.config.dim).state_dict()
             self.fresh: dict[str, Tensor] = {f"audio_projector.{name}": tensor.to(self.dtype) for name, tensor in fresh.items()}
             self.noise = torch.randn(2, len(OWN_TOKENS) + self.grown, self.config.dim)
         self.report.fresh = [*self.fresh, *(f"row of {token}" for token in OWN_TOKENS)]

@@ -1,5 +1,6 @@
 """Inputs of a grafted base: the backbone's own processing checked against ours, its tokenizer with our tokens."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,18 +45,19 @@ def check_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTr
                 raise ValueError(f"{key} in {folder / name} must be {value}, got {found[key]}: pixels would be read wrongly.")
 
 
-def add_own_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[int]:
-    """Adds the tokens of audio and of reasoning to the tokenizer, and room for their rows to the config.
+def add_own_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, tokens: Sequence[str] = OWN_TOKENS) -> list[int]:
+    """Adds tokens, by default those of audio and of reasoning, to the tokenizer, and room for their rows to the config.
 
     Args:
         tokenizer: The tokenizer, which is changed.
         config: The backbone's config; its vocabulary grows if need be.
+        tokens: The tokens.
 
     Returns:
         Ids of the tokens that are new.
     """
     known = tokenizer.get_vocab()
-    new = [token for token in OWN_TOKENS if token not in known]
+    new = [token for token in tokens if token not in known]
     tokenizer.add_special_tokens({"additional_special_tokens": new}, replace_extra_special_tokens=False)
     if len(tokenizer) > config.text_config.vocab_size:
         config.text_config.vocab_size = len(tokenizer)

@@ -55,7 +55,7 @@ def test_the_cache_changes_nothing_but_time(world, processor, monkeypatch):
     monkeypatch.setattr(ShardSet, "read", lambda *args: pytest.fail("read again"))
     second = list(cached)
     assert keys(first) == keys(second)
-    assert torch.equal(first[0].queries[0].pixels[0], second[0].queries[0].pixels[0])
+    assert torch.equal(first[0].queries[0].inputs("vision")[0], second[0].queries[0].inputs("vision")[0])
     cached.encode.cache_bytes = cached.encode.cached // 2
     cached.encode.keep(("a", 99), [])
     assert cached.encode.cached <= cached.encode.cache_bytes
@@ -99,7 +99,10 @@ def test_a_broken_sample_is_left_out_and_listed_never_replaced(poisoned, process
     (batch,) = loader(poisoned, processor)
     (shared,) = loader(poisoned, processor, workers=2)
     assert (shared.keys, shared.faults, shared.target_hashes) == (batch.keys, batch.faults, batch.target_hashes)
-    assert all(torch.equal(one.pixels[0], other.pixels[0]) for one, other in zip(shared.queries, batch.queries, strict=True))
+    assert all(
+        torch.equal(one.inputs("vision")[0], other.inputs("vision")[0])
+        for one, other in zip(shared.queries, batch.queries, strict=True)
+    )
     assert len(batch) == len(batch.queries) == len(batch.targets) == 5
     (fault,) = map(json.loads, batch.faults)
     assert fault["key"] == "poison"

@@ -138,7 +138,7 @@ def test_batches_are_those_of_the_folder_and_each_shard_comes_once(server, tmp_p
     )
     assert [batch.keys for batch in away] == [batch.keys for batch in here]
     for one, other in zip(here, away, strict=True):
-        pixels = ([tensor for item in batch.items() for tensor in item.pixels] for batch in (one, other))
+        pixels = ([tensor for item in batch.items() for tensor in item.inputs("vision")] for batch in (one, other))
         assert all(torch.equal(a, b) for a, b in zip(*pixels, strict=True))
     assert {name: count for name, count in server.asked.items() if name.endswith("tar")} == {f"{n:06d}.tar": 1 for n in range(8)}
 

@@ -114,7 +114,7 @@ def test_sounds_are_followed_where_pictures_ask_for_them(base, items):
     processor = load_processor(base)
     pictures, sounds = [processor(items["image"])] * 80, [processor(items["audio"])] * 80
     found = holding(tiny_embedder(0)[0], [*pictures, *sounds], "audio")
-    assert [bool(item.mels) for item in found] == [True] * 80
+    assert [bool(item.inputs("audio")) for item in found] == [True] * 80
 
 
 def test_inputs_are_chosen_among_those_that_hold_the_medium(base, items, tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_inputs_are_chosen_among_those_that_hold_the_medium(base, items, tmp_pat
     monkeypatch.setattr(report, "token_states", spy)
     sets = {"audio": PairSet.encode(rows, load_processor(base))}
     measure_drift({"audio": tmp_path / "audio"}, {"fused": tmp_path / "fused"}, sets)
-    assert [[bool(item.mels) for item in inputs] for inputs in watched] == [[True, True]] * 2
+    assert [[bool(item.inputs("audio")) for item in inputs] for inputs in watched] == [[True, True]] * 2
 
 
 def test_pairs_with_media_on_both_sides_have_no_side_of_texts(pairs):

@@ -18,8 +18,8 @@ def test_a_folder_comes_out_as_it_was_written(base):
     assert max(off.values()) <= 1e-6 < allowed
 
 
-def test_files_are_the_same_every_time():
-    assert draw_files() == draw_files()
+def test_files_are_the_same_every_time(tiny):
+    assert draw_files(tiny[0].config) == draw_files(tiny[0].config)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_distances_are_of_whole_vectors(base, monkeypatch):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_in_training_stays_so(fresh, processor, training):
-    golden.embed_golden(fresh.train(training), processor, draw_files())
+    golden.embed_golden(fresh.train(training), processor, draw_files(fresh.config))
     assert fresh.training is training
 
 

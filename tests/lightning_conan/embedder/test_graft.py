@@ -14,7 +14,7 @@ from lightning_conan.embedder import OmniConfig, graft_folder, load_folder
 from lightning_conan.embedder.checkpoint import TensorFiles, file_hash
 from lightning_conan.embedder.checkpoint.graft import OWN_TOKENS, Graft
 from lightning_conan.embedder.checkpoint.tensors import tensor_paths
-from lightning_conan.embedder.projector import AudioProjector
+from lightning_conan.embedder.projector import Projector
 from lightning_conan.items import Item, Media
 from lightning_conan.media import decode_audio, encode_audio
 from samples import flac
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_folder(upstream, tmp_path):
 
 def test_projector_of_the_paper_has_its_size():
     with torch.device("meta"):
-        assert sum(p.numel() for p in AudioProjector(2048, 3072, 4096).parameters()) == 18_881_536
+        assert sum(p.numel() for p in Projector(2048, 3072, 4096).parameters()) == 18_881_536
 
 
 def test_only_the_audio_towers_shards_are_needed(upstream, tmp_path):
@@ -105,8 +105,8 @@ def test_whispers_ears_fit_too(upstream, tmp_path):
     item = processor(Item((Media("audio", flac(2.0), "a.flac"),)))
     encoder = WhisperForConditionalGeneration.from_pretrained(tmp_path / "whisper").model.encoder.eval()
     with torch.no_grad():
-        wanted = encoder(item.mels[0][None]).last_hidden_state[0]
-        torch.testing.assert_close(model.encode_mels(item.mels), wanted, atol=1e-6, rtol=0)
+        wanted = encoder(item.inputs("audio")[0][None]).last_hidden_state[0]
+        torch.testing.assert_close(model.encode_frames("audio", item.media["audio"]), wanted, atol=1e-6, rtol=0)
         sounds = [processor(Item((Media("audio", flac(seconds), "a.flac"),))) for seconds in (0.3, 2.5, 4.0)]
         alone = torch.cat([model.embed([sound]) for sound in sounds])
         torch.testing.assert_close(model.embed(sounds), alone, atol=1e-5, rtol=0)
@@ -216,7 +216,7 @@ def test_whispers_short_sounds_are_filled_up_as_its_own_features_are(upstream, t
     features = WhisperFeatureExtractor(feature_size=80, chunk_length=2)(decode_audio(media).numpy(), sampling_rate=16_000)
     encoder = WhisperForConditionalGeneration.from_pretrained(tmp_path / "whisper").model.encoder.eval()
     with torch.no_grad():
-        found = model.encode_mels(processor(Item((media,))).mels)
+        found = model.encode_frames("audio", processor(Item((media,))).media["audio"])
         wanted = encoder(torch.tensor(features["input_features"])).last_hidden_state[0][: len(found)]
     assert len(found) < 100
     torch.testing.assert_close(found[:-1], wanted[:-1], atol=1e-3, rtol=0)

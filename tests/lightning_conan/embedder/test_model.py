@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from lightning_conan.embedder import pack, tiny_embedder
-from lightning_conan.embedder.projector import AudioProjector
+from lightning_conan.embedder.projector import Projector
 from lightning_conan.embedder.vision import patchify
 from lightning_conan.items import Item, Media
 from samples import flac
@@ -47,16 +47,16 @@ def test_a_vector_does_not_depend_on_its_neighbours(tiny, encoded, budget):
 def test_short_sounds_do_not_depend_on_each_other(tiny, processor):
     """None fills a window: the encoder's own count of a window's places would follow the longest of them."""
     model = tiny[0]
-    mels = [processor(Item((Media("audio", flac(seconds), "a.flac"),))).mels[0] for seconds in (0.3, 0.7, 0.5)]
+    mels = [processor(Item((Media("audio", flac(seconds), "a.flac"),))).inputs("audio")[0] for seconds in (0.3, 0.7, 0.5)]
     with torch.no_grad():
-        alone = torch.cat([model.encode_mels([mel]) for mel in mels])
-        assert torch.allclose(model.encode_mels(mels), alone, atol=1e-5)
+        alone = torch.cat([model.encode_frames("audio", [mel]) for mel in mels])
+        assert torch.allclose(model.encode_frames("audio", mels), alone, atol=1e-5)
 
 
 def test_equals_transformers_own_forward(tiny, encoded):
     """Vision, placeholders, DeepStack and positions as Qwen3-VL's own forward does them."""
     model, item = tiny[0], encoded["image and text"]
-    patches, grids = patchify(item.pixels, 8, 2)
+    patches, grids = patchify(item.inputs("vision"), 8, 2)
     ids = item.input_ids[None]
     with torch.no_grad():
         output = model.backbone(
@@ -88,7 +88,7 @@ def test_sound_reaches_the_embedding_through_the_projector(fresh, encoded):
 
 def test_a_wrong_number_of_frames_is_noticed(tiny, encoded):
     (chunk,) = pack([encoded["audio"]], 1000)
-    chunk.mels[0] = chunk.mels[0][:, :20]
+    chunk.inputs("audio")[0] = chunk.inputs("audio")[0][:, :20]
     with pytest.raises(AssertionError, match="placeholders for"):
         tiny[0](chunk)
 
@@ -96,5 +96,5 @@ def test_a_wrong_number_of_frames_is_noticed(tiny, encoded):
 def test_paper_sized_projector():
     """18,881,536 parameters at 2048 -> 3072 -> 4096 (arXiv 2606.09331)."""
     with torch.device("meta"):
-        projector = AudioProjector(2048, 3072, 4096)
+        projector = Projector(2048, 3072, 4096)
     assert sum(parameter.numel() for parameter in projector.parameters()) == 18_881_536

@@ -31,9 +31,9 @@ def test_short_sounds_count_as_their_encoder_pads_them(tiny):
     config, budget = tiny[0].config, 130
     short, long = blank(config, "audio", 2), blank(config, "audio", 12)
     assert (len(short), len(long)) == (3, 13)
-    assert short.padded_audio_tokens == long.padded_audio_tokens == 13
-    assert [len(chunk.mels) for chunk in pack([short] * 20, budget)] == [10, 10]
-    assert [len(chunk.mels) for chunk in pack([long] * 20, budget)] == [10, 10]
+    assert short.cost == long.cost == 13
+    assert [len(chunk.inputs("audio")) for chunk in pack([short] * 20, budget)] == [10, 10]
+    assert [len(chunk.inputs("audio")) for chunk in pack([long] * 20, budget)] == [10, 10]
 
 
 def test_each_chunk_has_its_share_of_media(tiny):
@@ -41,7 +41,7 @@ def test_each_chunk_has_its_share_of_media(tiny):
     config = tiny[0].config
     sounds = [blank(config, "audio", 39)] * 30
     texts = [blank(config, "text", len(sounds[0]))] * 60
-    shares = [len(chunk.mels) for chunk in pack([*texts, *sounds], 10 * len(sounds[0]))]
+    shares = [len(chunk.inputs("audio")) for chunk in pack([*texts, *sounds], 10 * len(sounds[0]))]
     assert len(shares) == 9
     assert set(shares) <= {3, 4}
 
@@ -82,9 +82,9 @@ def test_chunks_are_padded_when_they_are_taken():
 def test_media_follow_their_rows(encoded):
     items = [encoded["image"], encoded["two images"], encoded["text"], encoded["audio"]]
     for chunk in pack(items, 10_000):
-        expected = [pixels for row in chunk.rows for pixels in items[row].pixels]
-        assert [id(pixels) for pixels in chunk.pixels] == [id(pixels) for pixels in expected]
-        assert len(chunk.mels) == sum(len(items[row].mels) for row in chunk.rows)
+        expected = [pixels for row in chunk.rows for pixels in items[row].inputs("vision")]
+        assert [id(pixels) for pixels in chunk.inputs("vision")] == [id(pixels) for pixels in expected]
+        assert len(chunk.inputs("audio")) == sum(len(items[row].inputs("audio")) for row in chunk.rows)
 
 
 def test_refuses_nothing_and_no_budget():
@@ -114,18 +114,19 @@ def test_labels_are_those_of_the_items_that_have_some():
 def test_a_chunk_on_another_device_is_the_same_in_the_same_order(encoded):
     (chunk,) = pack([encoded["two images"], encoded["audio"], encoded["long audio"], encoded["text"]], 100_000)
     moved = chunk.to(torch.device("meta"))
-    for field in ("pixels", "mels"):
-        shapes = [tensor.shape for tensor in getattr(chunk, field)]
+    for tower in ("vision", "audio"):
+        shapes = [tensor.shape for tensor in chunk.inputs(tower)]
         assert len(set(shapes)) == 2
-        assert [tensor.shape for tensor in getattr(moved, field)] == shapes
+        assert [tensor.shape for tensor in moved.inputs(tower)] == shapes
     assert (moved.input_ids.shape, moved.last.shape, moved.rows) == (chunk.input_ids.shape, chunk.last.shape, chunk.rows)
-    assert {tensor.device.type for tensor in [moved.input_ids, moved.positions, moved.last, *moved.pixels, *moved.mels]} == {
-        "meta"
-    }
+    assert {
+        tensor.device.type
+        for tensor in [moved.input_ids, moved.positions, moved.last, *moved.inputs("vision"), *moved.inputs("audio")]
+    } == {"meta"}
 
 
 def test_the_memory_of_an_item_is_that_of_all_its_tensors(encoded):
     found = encoded["video and sound"]
-    parts = [found.input_ids, found.positions, *found.pixels, *found.mels]
+    parts = [found.input_ids, found.positions, *found.inputs("vision"), *found.inputs("audio")]
     assert len(parts) == 4
     assert found.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in parts)

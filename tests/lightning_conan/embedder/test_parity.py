@@ -91,7 +91,7 @@ def test_inputs_equal_those_of_the_upstream_processor(ours, name, cap):
     processor = OmniProcessor(ours[1].tokenizer, settings)
     found, wanted = processor(ITEMS[name]), upstream_inputs(ITEMS[name], settings.instruction, cap)
     assert found.input_ids.tolist() == wanted["input_ids"][0].tolist()
-    patches, found_grids = patchify(found.pixels, 16, 2) if found.pixels else (torch.empty(0), [])
+    patches, found_grids = patchify(found.inputs("vision"), 16, 2) if found.inputs("vision") else (torch.empty(0), [])
     for values, grids in {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}.items():
         if values in wanted:
             assert [list(grid) for grid in found_grids] == wanted[grids].tolist()
@@ -121,12 +121,12 @@ def test_audio_features_and_frames_equal_qwen3_omnis(ours, upstream, seconds):
     second or more they agree."""
     model, processor, _ = ours
     media = Media("audio", flac(seconds), "a.flac")
-    mel = processor(Item((media,))).mels[0]
+    mel = processor(Item((media,))).inputs("audio")[0]
     extractor = WhisperFeatureExtractor.from_pretrained(upstream / "qwen3_omni")
     wanted = extractor(decode_audio(media).numpy(), sampling_rate=16_000, padding=True, truncation=False, return_tensors="pt")
     torch.testing.assert_close(mel, wanted["input_features"][0], atol=1e-6, rtol=0)
     with torch.no_grad():
-        found = model.encode_mels([mel])
+        found = model.encode_frames("audio", [mel])
     assert len(found) == int(_get_feat_extract_output_lengths(torch.tensor(mel.shape[1])))
     if seconds >= 1:
         tower = Qwen3OmniMoeForConditionalGeneration.from_pretrained(upstream / "qwen3_omni").thinker.model.audio_tower.eval()

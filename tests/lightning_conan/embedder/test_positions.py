@@ -22,7 +22,7 @@ def test_equals_transformers(tiny, encoded):
     item = encoded["image and text"]
     ids = item.input_ids[None]
     config = model.config.backbone_config
-    frames = item.pixels[0]
+    frames = item.inputs("vision")[0]
     grid = torch.tensor([[1, frames.shape[2] // 8, frames.shape[3] // 8]])
     kinds = (ids == config.image_token_id).int()
     backbone: Qwen3VLModel = model.backbone

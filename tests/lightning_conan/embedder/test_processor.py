@@ -51,14 +51,14 @@ def test_text_becomes_the_tokens_that_transformers_makes_of_it(processor, text):
 def test_placeholders_match_what_they_stand_for(encoded, processor):
     item = encoded["video and sound"]
     ids = item.input_ids.tolist()
-    frames, _, height, width = item.pixels[0].shape
+    frames, _, height, width = item.inputs("vision")[0].shape
     assert ids.count(processor.ids["video"]) == frames // 2 * (height // 16) * (width // 16)
-    assert ids.count(processor.ids["audio"]) == audio_tokens(item.mels[0].shape[1], 100, 3)
+    assert ids.count(processor.ids["audio"]) == audio_tokens(item.inputs("audio")[0].shape[1], 100, 3)
     assert item.positions.shape == (3, len(ids))
 
 
 def test_pixels_travel_as_uint8(encoded):
-    assert all(pixels.dtype == torch.uint8 for item in encoded.values() for pixels in item.pixels)
+    assert all(pixels.dtype == torch.uint8 for item in encoded.values() for pixels in item.inputs("vision"))
 
 
 def test_pixel_values_equal_those_of_qwens_image_processor(processor):
@@ -70,7 +70,7 @@ def test_pixel_values_equal_those_of_qwens_image_processor(processor):
         patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     expected = upstream(decode_image(media), return_tensors="pt")
-    patches, grids = patchify(processor(Item((media,))).pixels, 8, 2)
+    patches, grids = patchify(processor(Item((media,))).inputs("vision"), 8, 2)
     assert expected["image_grid_thw"].tolist() == [list(grid) for grid in grids]
     assert torch.allclose(patches, expected["pixel_values"], atol=1e-6)
 
@@ -79,7 +79,9 @@ def test_number_of_audio_tokens_is_the_encoders(tiny):
     for seconds in (0.1, 0.99, 1.0, 1.01, 2.345):
         item = tiny[1](Item((Media("audio", flac(seconds), "a.flac"),)))
         with torch.no_grad():
-            assert len(tiny[0].encode_mels(item.mels)) == audio_tokens(item.mels[0].shape[1], 100, 3)
+            assert len(tiny[0].encode_frames("audio", item.media["audio"])) == audio_tokens(
+                item.inputs("audio")[0].shape[1], 100, 3
+            )
 
 
 def test_a_sound_of_a_few_samples_is_refused(processor):
@@ -115,7 +117,7 @@ def test_a_reduced_jpeg_is_nearly_the_whole_one(processor, width, height, orient
         whole = processor(Item((Media(modality, data, "a.jpg"),)))
         small = reduced(processor, 2.0)(Item((Media(modality, data, "a.jpg"),)))
         assert torch.equal(small.input_ids, whole.input_ids)
-        (one,), (other,) = whole.pixels, small.pixels
+        (one,), (other,) = whole.inputs("vision"), small.inputs("vision")
         assert one.shape == other.shape
         assert not torch.equal(one, other)
         assert (one.float() - other.float()).abs().mean() < 1.5
@@ -124,7 +126,7 @@ def test_a_reduced_jpeg_is_nearly_the_whole_one(processor, width, height, orient
 def test_what_is_not_shrunk_so_far_is_decoded_whole(processor):
     for data, name in ((photo(70, 70), "small.jpg"), (png(600, 400), "a.png")):
         item = Item((Media("image", data, name),))
-        assert torch.equal(reduced(processor, 2.0)(item).pixels[0], processor(item).pixels[0])
+        assert torch.equal(reduced(processor, 2.0)(item).inputs("vision")[0], processor(item).inputs("vision")[0])
     with pytest.raises(MediaError, match="aspect ratio"):
         reduced(processor, 2.0)(Item((Media("image", photo(3000, 8), "line.jpg"),)))
     with pytest.raises(MediaError, match="truncated"):
@@ -154,8 +156,8 @@ def test_frames_resized_as_they_are_decoded_are_those_resized_later(processor, h
     data = encode_video(torch.randint(0, 255, (10, 3, height & ~1, width & ~1), dtype=torch.uint8), 5)
     media = Media("video", data, "a.mp4")
     later = processor.encode([decode_media(media, processor.config.sampling)])
-    (found,) = processor(Item((media,))).pixels
-    assert torch.equal(found, later.pixels[0])
+    (found,) = processor(Item((media,))).inputs("vision")
+    assert torch.equal(found, later.inputs("vision")[0])
     assert processor.decode(media).frames.shape[2:] == found.shape[2:]
 
 
@@ -186,9 +188,9 @@ def test_sentence_transformers_inputs_are_refused_and_laid_on_white_too(tiny):
     values = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
     for image in (Image.fromarray(values), Image.fromarray(values).convert("LA")):
         image.save(buffer := io.BytesIO(), "PNG")
-        wanted = processor(Item((Media("image", buffer.getvalue(), "a.png"),))).pixels[0]
+        wanted = processor(Item((Media("image", buffer.getvalue(), "a.png"),))).inputs("vision")[0]
         for found in module.preprocess([image, {"image": image}, {"document": image}])["encoded"]:
-            assert torch.equal(found.pixels[0], wanted)
+            assert torch.equal(found.inputs("vision")[0], wanted)
 
 
 def test_an_empty_instruction_takes_the_place_of_the_folders(processor):
@@ -215,14 +217,14 @@ def test_a_fingerprint_tells_settings_and_tokenizers_apart(processor):
 
 def test_every_sound_of_an_item_counts_as_the_encoder_pads_it(processor):
     sounds = [Media("audio", flac(seconds), f"{seconds}.flac") for seconds in (0.3, 1.7)]
-    alone = [processor(Item((sound,))).padded_audio_tokens for sound in sounds]
+    alone = [processor(Item((sound,))).cost for sound in sounds]
     assert min(alone) > 0
-    assert processor(Item(tuple(sounds))).padded_audio_tokens == sum(alone)
+    assert processor(Item(tuple(sounds))).cost == sum(alone)
 
 
 def test_the_shortest_sound_is_one_window_of_its_spectrogram(processor):
     shortest = processor.mel_extractor.n_fft
-    assert processor.encode([torch.zeros(shortest)]).mels[0].shape[1] >= 1
+    assert processor.encode([torch.zeros(shortest)]).inputs("audio")[0].shape[1] >= 1
     with pytest.raises(ValueError, match=f"{shortest - 1} samples at 16 kHz are too short, must be {shortest} or more"):
         processor.encode([torch.zeros(shortest - 1)])
 

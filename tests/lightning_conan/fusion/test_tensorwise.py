@@ -141,7 +141,7 @@ def test_all_zero_gives_the_base_bit_for_bit(recipe, tmp_path):
     fuse_folders(replace(recipe, alphas=dict.fromkeys(ALPHAS, 0.0)), tmp_path / "out")
     found, base, owner = (tensors(folder) for folder in (tmp_path / "out", recipe.base, recipe.specialists["audio"]))
     for name, tensor in found.items():
-        if name.startswith(recipe.owned):
+        if name.startswith(recipe.copied):
             assert torch.equal(tensor, owner[name])
         elif not name.endswith("embed_tokens.weight"):
             assert torch.equal(tensor, base[name])
@@ -229,7 +229,7 @@ def test_the_result_is_rounded_once(recipe, tmp_path, dtype):
     whole, parts = tensors(base), {name: tensors(tmp_path / name) for name in ALPHAS}
     wrong = count = 0
     for name, tensor in tensors(tmp_path / "out").items():
-        if name.startswith(recipe.owned) or name.endswith("embed_tokens.weight"):
+        if name.startswith(recipe.copied) or name.endswith("embed_tokens.weight"):
             continue
         start = whole[name].double()
         exact = start + sum(alpha * (parts[key][name].double() - start) for key, alpha in ALPHAS.items())
@@ -256,7 +256,7 @@ def test_bfloat16_specialists_come_back_bit_for_bit(recipe, tmp_path):
     copies = bfloat16_copies(recipe, tmp_path, 0.05)
     fuse_folders(replace(copies, alphas={"image": 1.0, "audio": 0.0}), tmp_path / "out")
     found, image = tensors(tmp_path / "out"), tensors(copies.specialists["image"])
-    names = [name for name in found if not name.startswith(recipe.owned) and not name.endswith("embed_tokens.weight")]
+    names = [name for name in found if not name.startswith(recipe.copied) and not name.endswith("embed_tokens.weight")]
     assert all(torch.equal(found[name], image[name]) for name in names)
 
 
@@ -312,7 +312,7 @@ def test_an_overflowing_dtype_is_refused(recipe, tmp_path):
 def test_a_dry_run_says_what_would_become_of_each_tensor(recipe):
     actions = {name: action for name, action, _ in dry_run(recipe)}
     assert {name for name, action in actions.items() if action == "copied"} == {
-        name for name in actions if name.startswith(recipe.owned)
+        name for name in actions if name.startswith(recipe.copied)
     }
     assert set(actions) == set(tensors(recipe.base))
 

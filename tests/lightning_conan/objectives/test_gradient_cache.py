@@ -159,8 +159,8 @@ def test_chunks_arrive_in_order_and_whole(encoded):
     assert [chunk.rows for chunk in found] == [chunk.rows for chunk in chunks]
     for chunk, there in zip(chunks, found, strict=True):
         assert there.input_ids.device.type == "meta"
-        assert [pixels.shape for pixels in there.pixels] == [pixels.shape for pixels in chunk.pixels]
-        assert [mel.shape for mel in there.mels] == [mel.shape for mel in chunk.mels]
+        assert [pixels.shape for pixels in there.inputs("vision")] == [pixels.shape for pixels in chunk.inputs("vision")]
+        assert [mel.shape for mel in there.inputs("audio")] == [mel.shape for mel in chunk.inputs("audio")]
     some = list(arriving(chunks, [2, 0], CPU))
     assert [(number, chunk.rows) for number, chunk in some] == [(number, chunks[number].rows) for number in (2, 0)]
     assert not list(arriving(chunks, [], torch.device("meta")))

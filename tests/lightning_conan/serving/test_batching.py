@@ -91,7 +91,7 @@ def test_a_faulty_input_fails_its_request_alone():
 
 def test_audio_counts_as_the_encoder_pads_it():
     long = item(1)
-    heavy = Encoded(long.input_ids, long.positions, padded_audio_tokens=90)
+    heavy = Encoded(long.input_ids, long.positions, costs={"audio": 90})
     _, batches = run([([heavy], False), ([heavy], False)])
     assert [len(batch) for batch, _ in batches] == [1, 1]
 

@@ -26,7 +26,9 @@ MIXED = Item((Media("video", mp4(), "a.mp4"), Media("audio", flac(), "a.flac")))
 def equal(found, wanted):
     assert torch.equal(found.input_ids, wanted.input_ids)
     assert torch.equal(found.positions, wanted.positions)
-    for ours, theirs in zip([*found.pixels, *found.mels], [*wanted.pixels, *wanted.mels], strict=True):
+    for ours, theirs in zip(
+        [*found.inputs("vision"), *found.inputs("audio")], [*wanted.inputs("vision"), *wanted.inputs("audio")], strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 

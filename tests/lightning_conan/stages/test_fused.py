@@ -90,7 +90,7 @@ def test_only_coefficients_train_and_owned_modules_stay(recipe, world, tmp_path)
     assert set(module.trained()) == {"alphas"}
     owner = load_folder(recipe.specialists["audio"])[0].state_dict()
     state = module.embedder.state_dict()
-    assert all(torch.equal(state[name], owner[name]) for name in state if name.startswith(recipe.owned))
+    assert all(torch.equal(state[name], owner[name]) for name in state if name.startswith(recipe.copied))
 
 
 def test_resuming_goes_on_from_the_learned_coefficients(recipe, world, tmp_path):

@@ -129,8 +129,10 @@ def test_constants_change_nothing_but_the_time(fused, world, tmp_path, monkeypat
     """Fault 23: cached is live. The second epoch encodes neither sounds nor texts."""
     expected, weights = losses(fused, world, tmp_path / "live")
     encoded = []
-    encode = OmniEmbedder.encode_mels
-    monkeypatch.setattr(OmniEmbedder, "encode_mels", lambda self, mels: encoded.append(len(mels)) or encode(self, mels))
+    encode = OmniEmbedder.encode_frames
+    monkeypatch.setattr(
+        OmniEmbedder, "encode_frames", lambda self, tower, mels: encoded.append(len(mels)) or encode(self, tower, mels)
+    )
     found, moved = losses(fused, world, tmp_path / "first", constants=tmp_path / "constants")
     assert sum(encoded) == 20  # each sound once, in 6 steps of 6
     assert found == pytest.approx(expected, rel=1e-4)
@@ -217,7 +219,7 @@ def test_a_bank_stands_on_the_side_of_the_texts(fused, world, tmp_path):
         texts @ sounds.T / 0.1, labels
     )
     none, no_ids, ids = torch.empty(0, 8), torch.empty(0, dtype=torch.long), torch.tensor([1, 2, 3])
-    heard, read = Encoded(labels, labels.expand(3, -1), mels=[torch.zeros(1, 1)]), Encoded(labels, labels.expand(3, -1))
+    heard, read = Encoded(labels, labels.expand(3, -1), {"audio": [torch.zeros(1, 1)]}), Encoded(labels, labels.expand(3, -1))
     for flipped in (False, True):
         pairs = PairEmbeddings(sounds, texts, none, ids, ids + 3, no_ids)
         if flipped:
@@ -275,7 +277,7 @@ def test_a_bank_with_sounds_as_hard_negatives_is_refused(fused, tmp_path):
     module = ProjectorRecovery(fused, QUICK, constants=tmp_path / "constants", bank=True)
     rows, ids = F.normalize(torch.randn(4, 8), dim=1), torch.tensor([1, 2])
     module.banks = {"query": Bank(rows, torch.tensor([7, 8, 9, 4]), torch.empty(0, 2, dtype=torch.long))}
-    heard = Encoded(ids, ids.expand(3, -1), mels=[torch.zeros(1, 1)])
+    heard = Encoded(ids, ids.expand(3, -1), {"audio": [torch.zeros(1, 1)]})
     batch = Batch("t", "audio", ["a"], [Encoded(ids, ids.expand(3, -1))], [heard], [[heard]], ["q"], ["t"], ["n"])
     pairs = PairEmbeddings(rows[:2], rows[2:], rows[:1], ids, ids + 2, torch.tensor([6]))
     with pytest.raises(ValueError, match="Leave the bank or the negatives out"):
@@ -317,8 +319,10 @@ def test_what_a_bank_holds_right_is_read_from_the_data(fused, tmp_path):
 
 def test_sounds_of_a_batch_are_encoded_no_more_at_once_than_the_budget_holds(fused, world, tmp_path, monkeypatch):
     encoded = []
-    encode = OmniEmbedder.encode_mels
-    monkeypatch.setattr(OmniEmbedder, "encode_mels", lambda self, mels: encoded.append(len(mels)) or encode(self, mels))
+    encode = OmniEmbedder.encode_frames
+    monkeypatch.setattr(
+        OmniEmbedder, "encode_frames", lambda self, tower, mels: encoded.append(len(mels)) or encode(self, tower, mels)
+    )
     found, _ = losses(fused, world, tmp_path / "whole", constants=tmp_path / "a")
     assert max(encoded) == 6
     encoded.clear()

@@ -5,12 +5,13 @@ import torch
 
 from lightning_conan.cli.main import main
 from lightning_conan.embedder import OmniEmbedder, blank, tiny_embedder
+from lightning_conan.embedder.modalities import spec_of
 from lightning_conan.embedder.published import published_config
 from lightning_conan.training import probing
 from lightning_conan.training.adapters import Adapters
 from lightning_conan.training.memory_need import Plan, activation_bytes, memory_need, saved_bytes
 from lightning_conan.training.probing import fitting_budget, measured_bytes, trained_bytes
-from lightning_conan.training.settings import TOWERS, Lora
+from lightning_conan.training.settings import Lora
 
 
 @pytest.mark.parametrize(("name", "billions"), [("qwen3-vl-2b", 2.13), ("qwen3-vl-4b", 4.44), ("qwen3-vl-8b", 8.77)])
@@ -27,7 +28,7 @@ def test_published_models_have_their_published_sizes(name, billions):
 def test_activations_extend_from_one_layer_to_all(modality):
     """Against measuring the tiny model at its full depth."""
     config = tiny_embedder(0)[0].config
-    plan = Plan(modality, TOWERS[modality], (), Lora(8, 8), token_budget=64)
+    plan = Plan(modality, spec_of(modality).prefixes, (), Lora(8, 8), token_budget=64)
     config.backbone_config.image_token_id, config.audio_token_id, config.backbone_config.video_token_id = 1, 3, 2
     assert activation_bytes(config, plan) == pytest.approx(plan.token_budget * saved_bytes(config, plan), rel=0.1)
 
@@ -37,7 +38,8 @@ def test_checkpointing_saves_most_of_it():
     config.get_text_config().hidden_size = config.backbone_config.vision_config.out_hidden_size = 256
     config.get_text_config().intermediate_size = 768
     needs = [
-        activation_bytes(config, Plan("text", TOWERS["text"], (), Lora(8, 8), 64, checkpoint)) for checkpoint in (False, True)
+        activation_bytes(config, Plan("text", spec_of("text").prefixes, (), Lora(8, 8), 64, checkpoint))
+        for checkpoint in (False, True)
     ]
     assert needs[1] < 0.2 * needs[0]
 

@@ -30,7 +30,7 @@ class Layout:
         return None
 
 
-OURS = Layout("lightning-conan", {part: part for part in ("backbone.", HEAD, "audio_encoder.", "audio_projector.")})
+OURS = Layout("lightning-conan", {"": ""})
 LAYOUTS = (
     Layout("head class", {"model.language_model.": LANGUAGE, "model.visual.": VISION, HEAD: HEAD}),
     Layout("base class", {"language_model.": LANGUAGE, "visual.": VISION, HEAD: HEAD}),
