@@ -16,7 +16,15 @@ from callbacks import FrozenBackbone
 from lightning_conan.cli.common.pair_sets import read_sets
 from lightning_conan.cli.main import main
 from lightning_conan.drift import measure_drift
-from lightning_conan.embedder import export_folder, extend_folder, load_folder, pack, read_provenance, register_modality
+from lightning_conan.embedder import (
+    export_folder,
+    extend_folder,
+    load_folder,
+    pack,
+    read_provenance,
+    register_modality,
+    save_folder,
+)
 from lightning_conan.embedder.modalities import spec_of, unregister_modality
 from lightning_conan.embedder.modalities.registry import VARIABLE, load_named
 from lightning_conan.fusion import Recipe, fuse_folders
@@ -166,9 +174,16 @@ def test_a_batch_of_every_modality_embeds_as_each_alone(line, items, depth):
     assert float((near - far).norm()) > 1e-3, "depth is seen"
 
 
-def test_both_owners_modules_and_token_rows_are_copied_and_the_rest_is_fused(line):
-    """Bit for bit, each from its own specialist, whatever the coefficients."""
-    folders = {name: tensors(line / name) for name in ("base", "audio", "depth", "fused")}
+def test_both_owners_modules_and_token_rows_are_copied_and_the_rest_is_fused(line, tmp_path):
+    """Bit for bit, each from its own specialist, all of whose tensors moved."""
+    for seed, name in enumerate(("audio", "depth")):
+        model, processor, provenance = load_folder(line / name)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+        save_folder(tmp_path / name, model, processor, provenance)
+    fuse_folders(Recipe(line / "base", {name: tmp_path / name for name in ("audio", "depth")}), tmp_path / "fused")
+    folders = {"base": tensors(line / "base"), **{name: tensors(tmp_path / name) for name in ("audio", "depth", "fused")}}
     ids = load_folder(line / "fused")[1].ids
     table = "backbone.language_model.embed_tokens.weight"
     for owner in ("audio", "depth"):
