@@ -67,8 +67,8 @@ def show(item: Encoded, budget: Budget) -> Markup:
         item: The item.
         budget: Room for its images.
     """
-    sounds = () if item.frames is None else (f"{len(item.frames)} encoded audio frames",)
-    return budget.show([*pictures(item), *sounds, f"{len(item)} tokens"])
+    encoded = (f"{len(rows)} encoded {tower} frames" for tower, rows in item.frames.items())
+    return budget.show([*pictures(item), *encoded, f"{len(item)} tokens"])
 
 
 def pictures(item: Encoded) -> Iterator[Media]:
