@@ -116,8 +116,8 @@ class Recipe:
             for name, folder in self.specialists.items()
         ]
         caption = f"Fusion of {Path(self.base).name} and {len(rows)} specialists by {self.method}"
-        owned = f"copied from {self.owner}: {', '.join(self.owned)}; dtype {self.dtype}, seed {self.seed}"
-        return fragment(table(heads, rows, caption), note(owned))
+        copied = [f"copied from {owner}: {', '.join(prefixes)}" for owner, prefixes in self.owning.items()]
+        return fragment(table(heads, rows, caption), note("; ".join([*copied, f"dtype {self.dtype}, seed {self.seed}"])))
 
     def check(self) -> dict[str, Provenance]:
         """Reads and checks the provenance of the base and of each specialist.

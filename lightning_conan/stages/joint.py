@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from lightning_conan.embedder import Batch, State
+from lightning_conan.embedder.modalities import spec_of
 from lightning_conan.items import Modality
-from lightning_conan.training.settings import TOWERS, Lora, Training
+from lightning_conan.training.settings import Lora, Training
 from lightning_conan.training.stage import Stage
 
 
@@ -21,8 +22,8 @@ class Joint(Stage):
         modalities: The modalities to train; the data may hold no other.
         training: Settings of training.
         lora: Adapters; null trains only what ``train_fully`` names.
-        train_fully: Name prefixes of parameters that train without adapters; the audio projector by default, if audio is among
-            the modalities. Add ``audio_encoder.`` when the encoder starts at random too.
+        train_fully: Name prefixes of parameters that train without adapters; by default the projectors of modalities that have
+            one of their own. Add ``audio_encoder.`` when the encoder starts at random too.
 
     Raises:
         ValueError: No modality, one that is named twice, or one that there is none of.
@@ -48,12 +49,13 @@ class Joint(Stage):
         lora: Lora | None = Lora(),  # noqa: B008  # frozen; null must mean none
         train_fully: tuple[str, ...] | None = None,
     ) -> None:
-        if not modalities or len(set(modalities)) < len(modalities) or set(modalities) - set(TOWERS):
-            raise ValueError(f"modalities must be some of {[*TOWERS]}, each once, got {list(modalities)}.")
+        if not modalities or len(set(modalities)) < len(modalities):
+            raise ValueError(f"modalities must be one or more, each once, got {list(modalities)}.")
+        self.specs = [spec_of(modality) for modality in modalities]
         super().__init__(folder, training)
         self.modalities, self.lora_settings = tuple(modalities), lora
-        new = ("audio_projector.",) if "audio" in modalities else ()
-        self.train_fully = new if train_fully is None else train_fully
+        fresh = tuple(prefix for spec in self.specs for prefix in spec.fresh)
+        self.train_fully = fresh if train_fully is None else train_fully
 
     @property
     @override
@@ -63,7 +65,7 @@ class Joint(Stage):
     @property
     @override
     def lora_prefixes(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(prefix for modality in self.modalities for prefix in TOWERS[modality]))
+        return tuple(dict.fromkeys(prefix for spec in self.specs for prefix in spec.prefixes))
 
     @property
     @override

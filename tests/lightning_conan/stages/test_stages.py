@@ -100,7 +100,7 @@ def test_joint_training_refuses_other_modalities(base, world, tmp_path):
     with pytest.raises(ValueError, match=r"must hold image, video, document pairs only, got the audio task .* Add audio to"):
         trainer(tmp_path, 1).fit(Joint(base, training=QUICK), mix)
     for wrong in ((), ("image", "image")):
-        with pytest.raises(ValueError, match="modalities must be some of"):
+        with pytest.raises(ValueError, match="modalities must be one or more"):
             Joint(base, wrong)
 
 
