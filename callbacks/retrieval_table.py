@@ -65,6 +65,7 @@ class RetrievalTable(Callback):
         self.max_mb, self.max_run_mb, self.bounds = max_mb, max_run_mb, bounds
         self.keys: dict[int, list[str]] = defaultdict(list)
         self.files: dict[str, Files] = {}
+        self.pages: dict[Path, Shown] = {}
         self.sent = 0
 
     @override
@@ -172,6 +173,8 @@ class RetrievalTable(Callback):
         budget = Budget(int(self.max_mb * 1e6))
         path = root / "retrieval" / f"{name}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
+        shown = self.pages.setdefault(path, Shown(self.bounds))
+        shown.begin(budget)
         with whole_file(path) as file:
-            file.write(html_table(name, rows, step, Shown(budget, self.bounds)).encode())
+            file.write(html_table(name, rows, step, shown).encode())
         budget.report(name)

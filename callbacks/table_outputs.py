@@ -50,24 +50,39 @@ class Budget:
 
 
 class Shown:
-    """Items as HTML, each made once.
+    """Items as HTML, each made once. Those of the page before are kept in memory, since most queries come again.
 
     Args:
-        budget: Bytes of media that the page may hold.
         bounds: Limits of each medium.
     """
 
-    def __init__(self, budget: Budget, bounds: Bounds) -> None:
-        self.budget, self.bounds = budget, bounds
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.whole: dict[Item, Markup] = {}
+
+    def begin(self, budget: Budget) -> None:
+        """Starts a page.
+
+        Args:
+            budget: Bytes of media that it may hold.
+        """
+        self.budget = budget
+        self.before, self.whole = self.whole, {}
         self.made: dict[Item | None, Markup] = {None: Markup("(cannot be read)")}
 
     def __call__(self, item: Item | None) -> Markup:
         """Returns an item with its media, which are named only if the page is full."""
         if item is not None and item not in self.made:
-            made = show_parts(item.parts, self.bounds)
-            fits = not item.media or self.budget.takes(len(made))
-            self.made[item] = made if fits else show_parts(described(item), self.bounds)
+            self.made[item] = self.make(item)
         return self.made[item]
+
+    def make(self, item: Item) -> Markup:
+        """Makes the HTML of an item; see ``__call__``."""
+        made = self.before[item] if item in self.before else show_parts(item.parts, self.bounds)
+        if item.media and not self.budget.takes(len(made)):
+            return show_parts(described(item), self.bounds)
+        self.whole[item] = made
+        return made
 
 
 def html_table(name: str, rows: Sequence[Row], step: int, shown: Shown) -> str:
