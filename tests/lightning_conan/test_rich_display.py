@@ -128,7 +128,8 @@ def test_thumbnails_of_a_batch_are_its_pixels():
 
     pixels = torch.zeros(4, 3, 8, 16, dtype=torch.uint8)
     pixels[:, 0] = 250
-    item = Encoded(torch.arange(3), torch.arange(3).expand(3, 3), [pixels], [torch.randn(128, 20)])
+    media = {"vision": [pixels], "audio": [torch.randn(128, 20)]}
+    item = Encoded(torch.arange(3), torch.arange(3).expand(3, 3), media)
     html = ItemBatch(0, "query", [7], ["k"], ["video+audio"], [item], [])._repr_html_()
     strip, mel = (Image.open(io.BytesIO(base64.b64decode(tag["src"].partition(",")[2]))) for tag in Tags(html).named("img"))
     assert strip.size == (64, 8)  # four frames, side by side
