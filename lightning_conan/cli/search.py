@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lightning_conan.cli.common import daemon
 from lightning_conan.parsing import parse_side
 from lightning_conan.retrieval.engines.place import EngineName, Place
+from lightning_conan.retrieval.payload import described
 from lightning_conan.terminal import printable
 
 Asked = tuple[str | None, dict[str, Any], str]
@@ -172,14 +173,18 @@ def open_searcher(options: "SearchOptions") -> Callable[[list[Asked], int], list
 
 
 def table(titles: list[str], hits: list[dict[str, Any]]) -> str:
-    """Formats hits as lines of rank, cosine, modality and key.
+    """Formats hits as lines of rank, cosine, modality, key and, where they are known, source, page and seconds.
 
     Args:
         titles: Lines above them: the query, and the reasoning if there is one.
         hits: From ``Searcher``, the best first.
     """
     width = max((len(hit["modality"]) for hit in hits), default=0)
-    lines = [f"{rank:>4}  {hit['score']:.4f}  {hit['modality']:<{width}}  {hit['key']}" for rank, hit in enumerate(hits, start=1)]
+    names = min(40, max((len(hit["key"]) for hit in hits), default=0))
+    lines = [
+        f"{rank:>4}  {hit['score']:.4f}  {hit['modality']:<{width}}  {hit['key']:<{names}}  {described(hit)}".rstrip()
+        for rank, hit in enumerate(hits, start=1)
+    ]
     return "\n".join(map(printable, [*titles, *lines]))
 
 

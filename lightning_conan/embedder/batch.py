@@ -108,6 +108,7 @@ class ItemBatch:
         modalities: Modalities of each item, such as ``image+text``.
         items: The encoded items.
         faults: JSON lines of the items that were skipped.
+        payloads: Modality, source, page and seconds of each item; empty where the data tell none.
     """
 
     part: int
@@ -117,6 +118,7 @@ class ItemBatch:
     modalities: list[str]
     items: list[Encoded]
     faults: list[str]
+    payloads: list[dict[str, Any]] = field(default_factory=list)
 
     def to(self, device: Any) -> "ItemBatch":
         """Returns the batch itself, as Lightning asks of what it moves: chunks are moved when they are computed."""

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_conan.files import whole_file
+from lightning_conan.retrieval.part_files import columns_of, mapped, vectors_of
+from lightning_conan.retrieval.payload import FIELDS, payload_of
 from lightning_conan.terminal import plural
 
 Precision = Literal["float32", "float16", "int8"]
@@ -78,7 +80,13 @@ def shorten(vectors: Float[Tensor, "rows full"], dim: int) -> Float[Tensor, "row
 
 
 def write_part(
-    folder: Path, number: int, origin: Origin, keys: Sequence[str], modalities: Sequence[str], vectors: Float[Tensor, "rows dim"]
+    folder: Path,
+    number: int,
+    origin: Origin,
+    keys: Sequence[str],
+    modalities: Sequence[str],
+    vectors: Float[Tensor, "rows dim"],
+    payloads: Sequence[dict[str, Any]] | None = None,
 ) -> None:
     """Writes one part, whole or not at all.
 
@@ -91,6 +99,7 @@ def write_part(
         keys: Key of each row.
         modalities: Modalities of each row, such as ``image+text``.
         vectors: Unit-norm float32 embeddings on the CPU.
+        payloads: Source, page and seconds of each row (``payload.FIELDS``); by default the part has no such columns.
 
     Raises:
         ValueError: Embeddings that are not finite or have no length, by key.
@@ -103,6 +112,8 @@ def write_part(
             f"Embeddings must be finite and not zero, those of {names[:5]} are not. The model diverged: do not use it."
         )
     columns = {"key": pa.array(keys, pa.string()), "modality": pa.array(modalities, pa.string())}
+    if payloads is not None:
+        columns |= columns_of(payloads)
     if origin.precision == "int8":
         scale = vectors.abs().amax(dim=1) / 127
         columns["scale"] = pa.array(scale.numpy())
@@ -112,7 +123,8 @@ def write_part(
     table = pa.table(columns).replace_schema_metadata(origin.to_metadata())
     with whole_file(part_path(folder, number), f".{socket.gethostname()}-{os.getpid()}") as file:
         # Parquet keeps int8 in 32 bits: compressed it takes little more than 8, and floats do not compress.
-        pq.write_table(table, file, compression="zstd" if origin.precision == "int8" else "none", use_dictionary=["modality"])
+        packed: Literal["zstd", "none"] = "zstd" if origin.precision == "int8" else "none"
+        pq.write_table(table, file, compression=packed, use_dictionary=["modality", "source"])
 
 
 def read_origin(path: Path) -> dict[str, str]:
@@ -124,11 +136,6 @@ def origin_in(schema: pa.Schema) -> dict[str, str]:
     """Origin in the metadata of a part's schema."""
     found = schema.metadata or {}
     return {name.decode(): value.decode() for name, value in found.items() if name != b"ARROW:schema"}
-
-
-def mapped(path: Path) -> pa.MemoryMappedFile:
-    """Memory-maps a file of any name: pyarrow takes a text for UTF-8, and ``a=b`` in it for a column."""
-    return pa.memory_map(os.fsencode(path))
 
 
 def part_number(path: PurePath) -> int:
@@ -203,20 +210,6 @@ def complete_parts(folder: Path) -> tuple[list[Path], dict[str, str]]:
     return paths, origin
 
 
-def vectors_of(batch: pa.RecordBatch, dim: int) -> Float[Tensor, "_ dim"]:
-    """Copies the embeddings of some rows of a part, in float32.
-
-    Args:
-        batch: Rows with the column ``embedding``, and ``scale`` in int8.
-        dim: Length of an embedding.
-    """
-    values = batch["embedding"].flatten().to_numpy(zero_copy_only=True)
-    vectors = torch.from_numpy(values.reshape(len(batch), dim).copy()).float()
-    if "scale" in batch.schema.names:
-        vectors *= torch.from_numpy(batch["scale"].to_numpy().copy())[:, None]
-    return vectors
-
-
 class EmbeddingStore:
     """All parts of a folder, memory-mapped.
 
@@ -253,9 +246,27 @@ class EmbeddingStore:
         Raises:
             IndexError: There is no such row.
         """
+        table, place = self.find(row)
+        return table["key"][place].as_py(), table["modality"][place].as_py()
+
+    def payload(self, row: int) -> dict[str, Any]:
+        """Modality of a row and, as far as it has them, source, page, start and end; see ``payload.FIELDS``.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        table, place = self.find(row)
+        return payload_of({name: table[name][place].as_py() for name in FIELDS if name in table.schema.names})
+
+    def find(self, row: int) -> tuple[pa.Table, int]:
+        """Table of a row, and its number there.
+
+        Raises:
+            IndexError: There is no such row.
+        """
         for table in self.tables:
             if row < len(table):
-                return table["key"][row].as_py(), table["modality"][row].as_py()
+                return table, row
             row -= len(table)
         raise IndexError(row)
 

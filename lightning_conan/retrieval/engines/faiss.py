@@ -19,7 +19,7 @@ from lightning_conan.files import whole_file
 from lightning_conan.retrieval.engines.engine import Engine, Hit, Settings, Stamp, doubled, partitions
 from lightning_conan.retrieval.engines.place import Place
 from lightning_conan.retrieval.engines.rows import BLOCK, Rows
-from lightning_conan.retrieval.store import mapped
+from lightning_conan.retrieval.part_files import mapped
 
 
 class FaissEngine(Engine):

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_conan.retrieval.store import complete_parts, mapped, read_origin, vectors_of
+from lightning_conan.retrieval.part_files import mapped, vectors_of
+from lightning_conan.retrieval.payload import FIELDS, payload_of
+from lightning_conan.retrieval.store import complete_parts, read_origin
 
-FIELDS: dict[str, type] = {"modality": str, "source": str, "page": int, "start": float, "end": float}
-"""Payload beside the key: modality, path of the file, page of a PDF from 1 on, seconds of a clip."""
 NAMESPACE = uuid.UUID("6d3d1c0e-3a2e-5f0b-9d3a-0d4b1f6f5a10")
 """Of the ids that stand for keys in engines that take none: any constant would do."""
 BLOCK = 8192
@@ -61,11 +61,6 @@ class Rows:
             digest.update(vector.tobytes())
             found.append(digest.hexdigest())
         return found
-
-
-def payload_of(values: dict[str, Any]) -> dict[str, Any]:
-    """Keeps the fields of a payload that have a value, in the order and with the types of ``FIELDS``."""
-    return {name: kind(values[name]) for name, kind in FIELDS.items() if values.get(name) is not None}
 
 
 class PartStream:

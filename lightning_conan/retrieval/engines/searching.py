@@ -30,7 +30,7 @@ class SearchIndex(Protocol):
         """Length of an embedding."""
 
     def find(self, queries: Float[Tensor, "queries dim"], k: int) -> list[list[dict[str, Any]]]:
-        """Returns key, modality and score (cosine, six digits) of the best ``k`` entries of each query.
+        """Returns key, payload and score (cosine, six digits) of the best ``k`` entries of each query.
 
         Args:
             queries: Embeddings on the CPU.
@@ -38,15 +38,16 @@ class SearchIndex(Protocol):
         """
 
 
-def described(key: str, modality: str, score: float) -> dict[str, Any]:
-    """Describes a hit.
+def as_hit(key: str, payload: dict[str, Any], score: float) -> dict[str, Any]:
+    """Makes a hit of an entry.
 
     Args:
         key: The entry's.
-        modality: The entry's, such as ``image+text``.
+        payload: The entry's: its modality, such as ``image+text``, and what it has of source, page, start and end.
         score: Cosine to the query; rounded to six digits.
     """
-    return {"key": key, "modality": modality, "score": round(score, 6)}
+    rest = {name: value for name, value in payload.items() if name != "modality"}
+    return {"key": key, "modality": payload["modality"], "score": round(score, 6), **rest}
 
 
 class ExactIndex:
@@ -80,7 +81,7 @@ class ExactIndex:
             scores: Cosines to the query.
             rows: Their numbers.
         """
-        return [described(*self.store.entry(row), score) for score, row in zip(scores, rows, strict=True)]
+        return [as_hit(self.store.entry(row)[0], self.store.payload(row), score) for score, row in zip(scores, rows, strict=True)]
 
 
 class EngineIndex:
@@ -108,4 +109,4 @@ class EngineIndex:
             k: Number of entries to find.
         """
         found = self.engine.find(queries.float(), k, self.settings)
-        return [[described(hit.key, hit.payload["modality"], hit.score) for hit in hits] for hits in found]
+        return [[as_hit(hit.key, hit.payload, hit.score) for hit in hits] for hits in found]

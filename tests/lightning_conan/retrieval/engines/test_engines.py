@@ -11,7 +11,7 @@ import torch
 from lightning_conan.retrieval import EmbeddingStore, top_k
 from lightning_conan.retrieval.engines import PartStream, Place, Rows, build_index, delete_keys, open_engine, upsert
 from lightning_conan.retrieval.engines.place import ENGINES
-from lightning_conan.retrieval.engines.rows import FIELDS
+from lightning_conan.retrieval.payload import FIELDS
 from lightning_conan.retrieval.store import Origin, write_part
 
 DIM, ROWS = 24, 60
