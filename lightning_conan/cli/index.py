@@ -16,6 +16,7 @@ from lightning_conan.retrieval.engines import (
     upsert,
 )
 from lightning_conan.terminal import plural
+from lightning_conan.web import place_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class IndexOptions:
     command again resumes where a killed one stopped. The settings of the engine's search are raised until the recall is reached.
 
     Args:
-        embeddings: The folder of Parquet parts.
+        embeddings: The folder of Parquet parts, or its URL, such as s3://bucket/index.
         engine: lancedb (embedded, the default), qdrant, milvus or faiss.
         at: Path of the index, or URL of a Qdrant or Milvus server (QDRANT_API_KEY and MILVUS_TOKEN are read from the
             environment); by default beside the folder, such as EMBEDDINGS.lancedb.
@@ -38,12 +39,12 @@ class IndexOptions:
         delete: Instead of all this, delete the keys that stand in this file, one a line.
     """
 
-    embeddings: Path
+    embeddings: str | Path
     engine: EngineName = "lancedb"
     at: str | None = None
     name: str = "embeddings"
     recall: float = 0.95
-    queries: Path | None = None
+    queries: str | Path | None = None
     index_from: int = 20_000
     delete: Path | None = None
 
@@ -54,7 +55,8 @@ def index(options: IndexOptions) -> None:
     Raises:
         ValueError: The index holds other vectors, or does not reach the recall.
     """
-    place = replace(Place.beside(options.embeddings, options.engine, options.at, options.name), index_from=options.index_from)
+    embeddings = place_of(options.embeddings)
+    place = replace(Place.beside(embeddings, options.engine, options.at, options.name), index_from=options.index_from)
     if not 0 < options.recall <= 1:
         raise ValueError(f"recall must be above 0 and at most 1, got {options.recall}.")
     if options.delete:
@@ -63,8 +65,8 @@ def index(options: IndexOptions) -> None:
             deleted = delete_keys(engine, keys)
             print(f"{place}: {deleted} of {len(keys)} {plural(len(keys), 'key')} deleted, {len(engine)} left")
         return
-    source = PartStream(options.embeddings)
-    queries = PartStream(options.queries) if options.queries else None
+    source = PartStream(embeddings)
+    queries = PartStream(place_of(options.queries)) if options.queries else None
     with open_engine(place) as engine:
         report(engine, upsert_all(engine, source), build_index(engine, options.recall, queries), options.recall)
 

@@ -10,6 +10,7 @@ from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.extras import require
 from lightning_conan.serving.limits import RequestLimits
 from lightning_conan.serving.settings import EngineSettings
+from lightning_conan.web import place_of
 
 KEY = "CONAN_API_KEY"
 """Environment variable of the key: an option would show it to every user of the machine."""
@@ -27,7 +28,7 @@ class ServeOptions:
         host: Address to listen at; 0.0.0.0 for all of this machine's.
         port: Port to listen at; 0 for a free one.
         name: The model's name for clients; by default the folder's.
-        index: An index to search, a folder that `conan embed` wrote with the same model.
+        index: An index to search, a folder that `conan embed` wrote with the same model, or its URL.
         key_file: A file that holds the key.
         allowed_hosts: Hosts that media may be fetched from, such as images.example.com; none by default.
         engine: Settings of embedding.
@@ -38,7 +39,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     name: str | None = None
-    index: Path | None = None
+    index: str | Path | None = None
     key_file: Path | None = None
     allowed_hosts: list[str] = field(default_factory=list)
     engine: EngineSettings = field(default_factory=EngineSettings)
@@ -83,7 +84,7 @@ def serve(options: ServeOptions) -> None:
         name = options.name or options.folder.resolve().name
         service = Service(engine, name, options.limits, metrics, access, options.allowed_hosts)
         if options.index is not None:
-            service.open_index(options.index)
+            service.open_index(place_of(options.index))
         run_server(service, options.host, options.port)
     finally:
         engine.pool.close()

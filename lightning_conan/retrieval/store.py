@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_conan.files import whole_file
-from lightning_conan.retrieval.part_files import columns_of, mapped, vectors_of
+from lightning_conan.retrieval.part_files import PartFile, columns_of, listed_parts, opened, vectors_of, whole_table
 from lightning_conan.retrieval.payload import FIELDS, payload_of
 from lightning_conan.terminal import plural
+from lightning_conan.web import without_secrets
 
 Precision = Literal["float32", "float16", "int8"]
 TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
@@ -127,14 +128,14 @@ def write_part(
         pq.write_table(table, file, compression=packed, use_dictionary=["modality", "source"])
 
 
-def read_origin(path: Path) -> dict[str, str]:
-    """Reads a part's origin."""
-    return origin_in(pq.read_schema(mapped(path)))
+def read_origin(path: PartFile) -> dict[str, str]:
+    """Reads a part's origin.
 
-
-def origin_in(schema: pa.Schema) -> dict[str, str]:
-    """Origin in the metadata of a part's schema."""
-    found = schema.metadata or {}
+    Raises:
+        ValueError: The part is damaged.
+    """
+    with opened(path, whole=False) as part:
+        found = part.schema_arrow.metadata or {}
     return {name.decode(): value.decode() for name, value in found.items() if name != b"ARROW:schema"}
 
 
@@ -191,30 +192,35 @@ def shown(value: str | None) -> str:
     return "null" if value is None else value if len(value) < 64 else f"{value[:12]}..."
 
 
-def complete_parts(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """Lists the parts of a folder, with the origin of the first.
+def complete_parts(folder: Path | str) -> tuple[list[PartFile], dict[str, str]]:
+    """Lists the parts of a folder or a URL, with the origin of the first.
 
     Raises:
-        ValueError: No parts, or not all of them.
+        ValueError: No parts, or not all of them, or a URL that cannot be used.
+        ConnectionError: A URL that cannot be reached.
     """
-    paths = sorted(folder.glob("part-*.parquet"))
+    paths, shown = listed_parts(folder), without_secrets(str(folder))
     if not paths:
-        raise ValueError(f"{folder} holds no embeddings: there is no part-00000.parquet. Write it with `conan embed`.")
+        raise ValueError(f"{shown} holds no embeddings: there is no part-00000.parquet. Write it with `conan embed`.")
     origin = read_origin(paths[0])
-    total = int(origin["parts"])
-    if missing := sorted({part_path(folder, number) for number in range(total)} - set(paths)):
+    if "parts" not in origin or "dim" not in origin:
         raise ValueError(
-            f"{folder} is incomplete: {missing[0].name} of {total} {plural(total, 'part')} is missing. "
+            f"{paths[0]} must be a part that `conan embed` wrote, it says nothing of its origin. Choose another folder."
+        )
+    total = int(origin["parts"])
+    if missing := sorted({part_path(Path(), number).name for number in range(total)} - {path.name for path in paths}):
+        raise ValueError(
+            f"{shown} is incomplete: {missing[0]} of {total} {plural(total, 'part')} is missing. "
             "Run the same `conan embed` again."
         )
     return paths, origin
 
 
 class EmbeddingStore:
-    """All parts of a folder, memory-mapped.
+    """All parts of a folder, in memory.
 
     Args:
-        folder: Embeddings that `conan embed` wrote.
+        folder: Embeddings that `conan embed` wrote, or the URL of their folder, whose parts are fetched.
 
     Raises:
         ValueError: No parts, or not all of them.
@@ -228,9 +234,9 @@ class EmbeddingStore:
         (('b', 'text'), [[0.0, 1.0]])
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self.paths, self.origin = complete_parts(folder)
-        self.tables = [pq.read_table(mapped(path)) for path in self.paths]
+        self.tables = [whole_table(path) for path in self.paths]
 
     def __len__(self) -> int:
         return sum(len(table) for table in self.tables)

@@ -95,11 +95,11 @@ class Service:
         self.active = self.held = 0
         self.draining, self.created = False, int(time.time())
 
-    def open_index(self, index: Path) -> None:
+    def open_index(self, index: Path | str) -> None:
         """Opens an index to be searched.
 
         Args:
-            index: A folder that `conan embed` wrote with the same model.
+            index: A folder that `conan embed` wrote with the same model, or its URL.
 
         Raises:
             ValueError: It is incomplete, or was made with another model.

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lightning_conan.web import is_url, without_secrets
+
 EngineName = Literal["lancedb", "qdrant", "milvus", "faiss"]
 
 
@@ -75,14 +77,21 @@ class Place:
         return f"{self.at} ({ENGINES[self.engine].title}, {self.name})"
 
     @classmethod
-    def beside(cls, index: Path, engine: EngineName, at: str | None = None, name: str = "embeddings") -> "Place":
+    def beside(cls, index: Path | str, engine: EngineName, at: str | None = None, name: str = "embeddings") -> "Place":
         """Place of an engine's index for a folder of embeddings.
 
         Args:
-            index: The folder; the engine's index lies beside it, unless ``at`` says otherwise.
+            index: The folder; the engine's index lies beside it, unless ``at`` says otherwise. Or its URL.
             engine: The engine.
             at: Path or URL.
             name: Table or collection there.
+
+        Raises:
+            ValueError: Embeddings behind a URL, and no ``at``.
         """
-        whole = index.resolve()
+        if is_url(index) and at is None:
+            raise ValueError(
+                f"An engine's index of embeddings behind a URL needs a place, got {without_secrets(str(index))} alone. Set --at."
+            )
+        whole = Path(index).resolve()
         return cls(engine, at or str(whole.with_name(f"{whole.name}{ENGINES[engine].suffix}")), name)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_conan.retrieval.part_files import mapped, vectors_of
+from lightning_conan.retrieval.part_files import opened, vectors_of
 from lightning_conan.retrieval.payload import FIELDS, payload_of
 from lightning_conan.retrieval.store import complete_parts, read_origin
 
@@ -67,13 +66,13 @@ class PartStream:
     """The parts that `conan embed` wrote, read block by block; none stays in memory.
 
     Args:
-        folder: The folder of parts.
+        folder: The folder of parts, or its URL.
 
     Raises:
         ValueError: Parts are missing, or are not of one model and length.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self.folder = folder
         self.paths, self.origin = complete_parts(folder)
         for path in self.paths[1:]:
@@ -91,12 +90,16 @@ class PartStream:
         return int(self.origin["dim"])
 
     def __len__(self) -> int:
-        return sum(pq.read_metadata(mapped(path)).num_rows for path in self.paths)
+        total = 0
+        for path in self.paths:
+            with opened(path, whole=False) as part:
+                total += part.metadata.num_rows
+        return total
 
     def blocks(self, rows: int = BLOCK) -> Iterator[Rows]:
         """Yields the rows in order, at most ``rows`` at once."""
         for path in self.paths:
-            with mapped(path) as file, pq.ParquetFile(file) as part:
+            with opened(path) as part:
                 for batch in part.iter_batches(rows):
                     fields = [name for name in FIELDS if name in batch.schema.names]
                     payloads = [payload_of(values) for values in batch.select(fields).to_pylist()]

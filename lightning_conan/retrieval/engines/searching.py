@@ -12,6 +12,7 @@ from lightning_conan.retrieval.engines.opening import connect
 from lightning_conan.retrieval.engines.place import Place
 from lightning_conan.retrieval.search import top_k
 from lightning_conan.retrieval.store import EmbeddingStore
+from lightning_conan.web import without_secrets
 
 
 class SearchIndex(Protocol):
@@ -54,14 +55,14 @@ class ExactIndex:
     """The parts of `conan embed`, of which a search looks at all.
 
     Args:
-        folder: The folder of parts.
+        folder: The folder of parts, or its URL.
 
     Raises:
         ValueError: Parts are missing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.name, self.store = str(folder), EmbeddingStore(folder)
+    def __init__(self, folder: Path | str) -> None:
+        self.name, self.store = without_secrets(str(folder)), EmbeddingStore(folder)
         self.model, self.dim = self.store.origin["model"], self.store.dim
 
     def find(self, queries: Float[Tensor, "queries dim"], k: int) -> list[list[dict[str, Any]]]:
