@@ -1,6 +1,7 @@
 """`conan serve`: an HTTP server that embeds, as OpenAI's and Cohere's clients ask for it."""
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -67,24 +68,50 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
+def check_address(host: str, port: int) -> None:
+    """Refuses an address that cannot be listened at, before the model is loaded.
+
+    Args:
+        host: Name or address.
+        port: Port; 0 for a free one.
+
+    Raises:
+        ValueError: No port, a host that is none of this machine's, or a port that is taken or needs more rights.
+    """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port must be from 0 to 65535, got {port}.")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind, protocol) as door:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as asyncio does
+            door.bind(place)
+    except OSError as error:
+        raise ValueError(f"{host}:{port} cannot be listened at: {error.strerror}. Choose another --port or --host.") from error
+
+
 def serve(options: ServeOptions) -> None:
     """Loads the folder and serves it until a signal ends it."""
     for module in ("starlette", "uvicorn", "prometheus_client"):
         require(module, "Serving")
+    from lightning_conan.retrieval.store import complete_parts
     from lightning_conan.serving.engine import Engine
     from lightning_conan.serving.metrics import Metrics
     from lightning_conan.serving.server import run_server
-    from lightning_conan.serving.service import LOCAL, Access, Service
+    from lightning_conan.serving.service import LOCAL, Access, Service, check_name
 
     quiet_libraries()
-    key, metrics = read_key(options.key_file), Metrics()
+    check_address(options.host, options.port)
+    key, metrics, name = read_key(options.key_file), Metrics(), options.name or options.folder.resolve().name
+    check_name(name)
+    index = None if options.index is None else place_of(options.index)
+    if index is not None:
+        complete_parts(index)  # before the model is loaded
     access = Access(key, LOCAL if key is None and is_local(options.host) else None)
     engine = Engine(options.folder, options.engine, options.limits, metrics)
     try:
-        name = options.name or options.folder.resolve().name
         service = Service(engine, name, options.limits, metrics, access, options.allowed_hosts)
-        if options.index is not None:
-            service.open_index(place_of(options.index))
+        if index is not None:
+            service.open_index(index)
         run_server(service, options.host, options.port)
     finally:
         engine.pool.close()

@@ -62,6 +62,16 @@ class Access:
         raise ApiError(401, message, None, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
 
 
+def check_name(name: str) -> None:
+    """Refuses a model's name that clients could not write.
+
+    Raises:
+        ValueError: It is empty, or holds a colon, which ends it.
+    """
+    if not name or ":" in name:
+        raise ValueError(f"The model's name must be without a colon, which chooses a side, got {name!r}. Set --name.")
+
+
 class Service:
     """A model to be served.
 
@@ -86,8 +96,7 @@ class Service:
         access: Access = Access(),  # frozen
         allowed_hosts: Sequence[str] = (),
     ) -> None:
-        if not name or ":" in name:
-            raise ValueError(f"The model's name must be without a colon, which chooses a side, got {name!r}. Set --name.")
+        check_name(name)
         self.engine, self.name, self.limits, self.metrics, self.access = engine, name, limits, metrics, access
         self.fetcher = Fetcher(allowed_hosts, limits.decode_seconds)
         self.store: EmbeddingStore | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_conan.retrieval.engines.opening import connect
 from lightning_conan.retrieval.engines.place import Place
-from lightning_conan.retrieval.search import top_k
+from lightning_conan.retrieval.search import EMPTY, top_k
 from lightning_conan.retrieval.store import EmbeddingStore
 from lightning_conan.web import without_secrets
 
@@ -108,6 +108,11 @@ class EngineIndex:
         Args:
             queries: Embeddings on the CPU.
             k: Number of entries to find.
+
+        Raises:
+            ValueError: There is no entry.
         """
+        if not len(self.engine):
+            raise ValueError(EMPTY)
         found = self.engine.find(queries.float(), k, self.settings)
         return [[as_hit(hit.key, hit.payload, hit.score) for hit in hits] for hits in found]
