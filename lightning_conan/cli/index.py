@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lightning_conan.files import read_utf8
 from lightning_conan.retrieval.engines import (
     Engine,
     EngineName,
@@ -60,11 +61,13 @@ def index(options: IndexOptions) -> None:
     if not 0 < options.recall <= 1:
         raise ValueError(f"recall must be above 0 and at most 1, got {options.recall}.")
     if options.delete:
-        keys = [line for line in options.delete.read_text(encoding="utf-8").split("\n") if line]
+        place.check_there()
+        keys = [line for line in read_utf8(options.delete).split("\n") if line]
         with open_engine(place) as engine:
             deleted = delete_keys(engine, keys)
             print(f"{place}: {deleted} of {len(keys)} {plural(len(keys), 'key')} deleted, {len(engine)} left")
         return
+    place.check_free()
     source = PartStream(embeddings)
     queries = PartStream(place_of(options.queries)) if options.queries else None
     with open_engine(place) as engine:

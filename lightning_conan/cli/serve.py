@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.extras import require
+from lightning_conan.files import read_utf8
 from lightning_conan.serving.limits import RequestLimits
 from lightning_conan.serving.settings import EngineSettings
 from lightning_conan.web import place_of
@@ -53,7 +54,7 @@ def read_key(path: Path | None) -> str | None:
     Raises:
         ValueError: It is empty, or no word of ASCII.
     """
-    key = os.environ.get(KEY) if path is None else path.read_text(encoding="utf-8").strip()
+    key = os.environ.get(KEY) if path is None else read_utf8(path).strip()
     if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
         where = KEY if path is None else str(path)
         raise ValueError(f"A key must be one word of ASCII characters, that of {where} is not. Write one, or remove it.")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_conan.files import read_utf8
+
 Asked = tuple[str | None, dict[str, Any], str]
 """A query's key, the item or pair, and the folder that its paths are relative to."""
 
@@ -42,7 +44,7 @@ def read_queries(path: Path) -> list[Asked]:
         ValueError: No line, or one that is no object.
     """
     asked: list[Asked] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_conan.retrieval.engines.opening import connect
+from lightning_conan.retrieval.engines.opening import connect, explained
 from lightning_conan.retrieval.engines.place import Place
 from lightning_conan.retrieval.search import EMPTY, top_k
 from lightning_conan.retrieval.store import EmbeddingStore
@@ -96,10 +96,12 @@ class EngineIndex:
     """
 
     def __init__(self, place: Place) -> None:
-        self.engine = connect(place)
-        weakref.finalize(self, self.engine.close)
+        place.check_there()
+        with explained(place):
+            self.engine = connect(place)
+            weakref.finalize(self, self.engine.close)
+            stamp = self.engine.required_stamp()
         self.name = str(place)
-        stamp = self.engine.required_stamp()
         self.model, self.dim, self.settings = stamp.model, stamp.dim, stamp.settings
 
     def find(self, queries: Float[Tensor, "queries dim"], k: int) -> list[list[dict[str, Any]]]:
@@ -112,7 +114,8 @@ class EngineIndex:
         Raises:
             ValueError: There is no entry.
         """
-        if not len(self.engine):
-            raise ValueError(EMPTY)
-        found = self.engine.find(queries.float(), k, self.settings)
+        with explained(self.engine.place):
+            if not len(self.engine):
+                raise ValueError(EMPTY)
+            found = self.engine.find(queries.float(), k, self.settings)
         return [[as_hit(hit.key, hit.payload, hit.score) for hit in hits] for hits in found]
