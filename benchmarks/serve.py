@@ -244,6 +244,7 @@ def compare(mine: Run, theirs: Run) -> dict[str, float]:
 
 def main() -> None:
     words = parser(__doc__ or "")
+    words.add_argument("--ours", default="", help="options of conan serve, such as '--engine.batches_at_once 2'")
     words.add_argument("--minutes", type=float, help="watch the memory of our server alone, under load for so long")
     given = words.parse_args()
     quiet_libraries()
@@ -256,7 +257,8 @@ def main() -> None:
         graft_folder(str(root / "eyes"), str(root / "ears"), root / "base", ProcessorConfig(), hidden=64)
         export_folder(root / "base", root / "stock", stock=True)
         (root / "peer.py").write_text(PEER)
-        conan = ["-m", "lightning_conan.cli.main", "serve", str(root / "base"), "--limits.request_seconds", "600", "--port"]
+        more = ["--limits.request_seconds", "600", *given.ours.split()]
+        conan = ["-m", "lightning_conan.cli.main", "serve", str(root / "base"), *more, "--port"]
         mine = [raw(*ours(*one)) for one in inputs]
         if given.minutes:
             endure(lambda port: [*conan, str(port)], mine, given.minutes)

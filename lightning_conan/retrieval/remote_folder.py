@@ -89,7 +89,7 @@ class RemoteFolder:
             raise ConnectionError(f"{self.shown} cannot be read: {reason}. Look at the URL, and at the credentials.") from None
 
     def entries(self) -> list[dict[str, Any]]:
-        """What fsspec knows of each file; empty if there is no such folder.
+        """Lists the files with their details; empty if there is no such folder.
 
         Raises:
             ConnectionError: It cannot be listed.

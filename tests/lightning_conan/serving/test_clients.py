@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
@@ -139,6 +140,17 @@ def test_each_modality_is_embedded_as_by_the_model(url, tiny, name):
     parts, wanted = CONTENTS[name]
     (one,) = post(url, "/v1/embeddings", {"messages": user(*parts), "unknown": {"field": 1}})["data"]
     same([one["embedding"]], expected(tiny, Item(wanted)))
+
+
+def test_batches_at_once_give_the_same_vectors(folder, tiny):
+    """Twelve clients, all modalities, two batches at a time."""
+    names, wanted = [*CONTENTS] * 2, {name: expected(tiny, Item(parts)) for name, (_, parts) in CONTENTS.items()}
+    settings = EngineSettings(num_workers=0, batches_at_once=2)
+    with serving(make_service(folder, settings=settings)) as server, ThreadPoolExecutor(12) as clients:
+        bodies = [{"messages": user(*CONTENTS[name][0])} for name in names]
+        found = list(clients.map(lambda body: post(server.url, "/v1/embeddings", body)["data"][0]["embedding"], bodies))
+    for name, vector in zip(names, found, strict=True):
+        same([vector], wanted[name])
 
 
 def test_conversations_make_a_batch(url, tiny):
