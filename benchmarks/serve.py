@@ -1,15 +1,17 @@
 """64 clients with texts and images of mixed lengths: `conan serve` against a plain FastAPI + sentence-transformers loop, one run.
 
-    python benchmarks/serve.py [--quick]
+    python benchmarks/serve.py [--quick | --minutes 10]
 
 Both serve one folder (the peer its stock export), in processes of their own with the same threads, in turn. A client sends its
-next request when the last one is answered. infinity 0.0.78 cannot take part: of vision-language folders it loads only CLIP's.
+next request when the last one is answered. With ``--minutes`` ours alone is under that load for so long, and its resident memory
+(decoding processes included) is reported. infinity 0.0.78 cannot take part: of vision-language folders it loads only CLIP's.
 """
 
 import asyncio
 import base64
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -24,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from common import ROOT, options, report
+from common import ROOT, parser, report
 from PIL import Image
 from upstream import write_qwen3_omni, write_qwen3_vl
 
@@ -116,6 +118,20 @@ async def client(port: int, requests: Iterator[tuple[int, bytes]], seconds: list
     writer.close()
 
 
+async def watched(port: int, requests: list[bytes], process: psutil.Process, minutes: float) -> list[tuple[float, float, int]]:
+    """Loads a server for so long: seconds, its resident MB and the requests answered so far, at twenty moments after a tenth."""
+    begun = time.monotonic()
+    end, answers, seconds = begun + 60 * minutes, dict[int, bytes](), list[float]()
+    shared = itertools.takewhile(lambda _: time.monotonic() < end, itertools.cycle(enumerate(requests)))
+    clients = asyncio.gather(*(client(port, shared, seconds, answers) for _ in range(CLIENTS)))
+    found = []
+    for moment in range(2, 21):
+        await asyncio.wait({clients}, timeout=max(0.0, begun + 3 * minutes * moment - time.monotonic()))
+        found.append((time.monotonic() - begun, memory_of(process), len(seconds)))
+    await clients
+    return found
+
+
 async def load(port: int, requests: list[bytes]) -> tuple[list[float], dict[int, bytes]]:
     """The seconds of each request, and the answers."""
     seconds: list[float] = []
@@ -182,6 +198,27 @@ def cpu_of(process: psutil.Process) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
 
 
+def memory_of(process: psutil.Process) -> float:
+    """Resident MB of a process and its children; what they share counts for each."""
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 1e6
+
+
+def endure(command: Callable[[int], list[str]], requests: list[bytes], minutes: float) -> None:
+    """Reports the memory of a server under load; the first figure is that after a tenth of the time."""
+    port = free_port()
+    with server(command(port), port) as pid:
+        (process,) = [one for one in psutil.Process().children() if one.pid == pid]
+        start = memory_of(process)
+        asyncio.run(load(port, requests))
+        found = asyncio.run(watched(port, requests, process, minutes))
+        files = process.num_fds()
+    rows = [("seconds", "MB", "requests"), ("start", f"{start:.0f}", "0")]
+    rows += [(f"{at:.0f}", f"{memory:.0f}", str(count)) for at, memory, count in found]
+    growth = found[-1][1] - found[0][1]
+    figures = {"start_mb": start, "warm_mb": found[0][1], "end_mb": found[-1][1], "growth_mb": growth}
+    report(rows, figures | {"requests": found[-1][2], "open_files": files})
+
+
 def run(command: Callable[[int], list[str]], requests: list[bytes]) -> Run:
     """Starts a server, warms it up and loads it."""
     port = free_port()
@@ -206,9 +243,12 @@ def compare(mine: Run, theirs: Run) -> dict[str, float]:
 
 
 def main() -> None:
-    quick = options(__doc__ or "").quick
+    words = parser(__doc__ or "")
+    words.add_argument("--ours", default="", help="options of conan serve, such as '--engine.batches_at_once 2'")
+    words.add_argument("--minutes", type=float, help="watch the memory of our server alone, under load for so long")
+    given = words.parse_args()
     quiet_libraries()
-    count = 300 if quick else 3000
+    count = 300 if given.quick or given.minutes else 3000
     inputs = draw(count)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -217,9 +257,14 @@ def main() -> None:
         graft_folder(str(root / "eyes"), str(root / "ears"), root / "base", ProcessorConfig(), hidden=64)
         export_folder(root / "base", root / "stock", stock=True)
         (root / "peer.py").write_text(PEER)
-        conan = ["-m", "lightning_conan.cli.main", "serve", str(root / "base"), "--limits.request_seconds", "600", "--port"]
+        more = ["--limits.request_seconds", "600", *given.ours.split()]
+        conan = ["-m", "lightning_conan.cli.main", "serve", str(root / "base"), *more, "--port"]
+        mine = [raw(*ours(*one)) for one in inputs]
+        if given.minutes:
+            endure(lambda port: [*conan, str(port)], mine, given.minutes)
+            return
         runs = {
-            "conan": run(lambda port: [*conan, str(port)], [raw(*ours(*one)) for one in inputs]),
+            "conan": run(lambda port: [*conan, str(port)], mine),
             "plain": run(
                 lambda port: [str(root / "peer.py"), str(root / "stock"), str(port)], [raw(*plain(*one)) for one in inputs]
             ),

@@ -140,8 +140,11 @@ class EmbeddingParts(Callback):
         order = torch.tensor(rows, dtype=torch.int64).argsort()
         keys = [key for batch, _ in self.pending for key in batch.keys]
         modalities = [kind for batch, _ in self.pending for kind in batch.modalities]
+        payloads = [payload for batch, _ in self.pending for payload in batch.payloads]
+        told = [payloads[i] for i in order] if len(payloads) == len(rows) else None
         vectors = torch.cat([vectors for _, vectors in self.pending])[order]
-        write_part(self.out, part, self.origin, [keys[i] for i in order], [modalities[i] for i in order], vectors)
+        names, kinds = [keys[i] for i in order], [modalities[i] for i in order]
+        write_part(self.out, part, self.origin, names, kinds, vectors, told)
         if self.remote:
             self.remote.take(part_path(self.out, part))
         self.written, self.broken = self.written + len(rows), self.broken + len(faults)

@@ -12,6 +12,7 @@ from datamodules.sources.open_items import Items, open_items
 from datamodules.time_limit import BROKEN, time_limit
 from lightning_conan.embedder import ItemBatch, OmniProcessor
 from lightning_conan.items import Side
+from lightning_conan.retrieval.payload import item_payload
 from lightning_conan.training.protocols import processor_of
 from lightning_conan.web import place_of
 
@@ -38,11 +39,12 @@ class ItemEncoder:
             except BROKEN as error:
                 batch.faults.append(Fault(self.items.shown, self.items.key(number), "sample", str(error)).to_json())
                 continue
-            kinds = dict.fromkeys("text" if isinstance(part, str) else part.modality for part in item.parts)
+            payload = item_payload(item, self.items.source_of(number, item))
             batch.rows.append(number)
             batch.keys.append(self.items.key(number))
-            batch.modalities.append("+".join(kinds))
+            batch.modalities.append(payload["modality"])
             batch.items.append(encoded)
+            batch.payloads.append(payload)
         return batch
 
 

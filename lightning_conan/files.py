@@ -55,6 +55,19 @@ def whole_file(path: Path, mark: str = "") -> Iterator[BinaryIO]:
         scratch.unlink(missing_ok=True)
 
 
+def read_utf8(path: Path) -> str:
+    """Reads a text file.
+
+    Raises:
+        ValueError: It is not UTF-8.
+        OSError: It cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8, byte {error.start} is not. Convert it, or name another file.") from error
+
+
 def sync(file: BinaryIO) -> None:
     """Forces what was written to disk."""
     file.flush()

@@ -75,6 +75,17 @@ class ItemList:
             return Item((value.read_text(encoding="utf-8"),))
         return parse_side(value, self.side, self.source.parent)
 
+    def source_of(self, number: int, item: Item) -> str | None:
+        """Path of the file that an item was read from, as ``--source`` and the manifest give it: a text's, or its first medium's.
+
+        Args:
+            number: Number of the item.
+            item: The item.
+        """
+        value = self.entries[number][1]
+        files = [value] if isinstance(value, Path) else [medium.source for medium in item.media]
+        return unicode_key(str(files[0])) if files and isinstance(files[0], Path) else None
+
     def bring(self, numbers: Iterable[int]) -> None:
         """Fetches items before they are read; files of this machine need not be."""
 

@@ -7,12 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 from msgspec.structs import replace
+from typing_extensions import override
 
 from datamodules.shards.download import blocks_of
 from datamodules.shards.index import INDEX, SAMPLES
 from datamodules.shards.read import ShardSet
 from datamodules.shards.remote import BLOCK, persistently
-from datamodules.sources.items import ItemList, check_unique, manifest_entries
+from datamodules.sources.items import ItemList, check_unique, manifest_entries, unicode_key
 from datamodules.sources.manifest import parse_lines
 from datamodules.time_limit import time_limit_paused
 from lightning_conan.items import Item, Media, Side
@@ -61,6 +62,15 @@ class PackedItems:
         pair = self.shards.read(number)
         return pair.query if self.side == "query" else pair.target
 
+    def source_of(self, number: int, item: Item) -> str | None:
+        """None: an item of a packed set has no file.
+
+        Args:
+            number: Number of the item.
+            item: The item.
+        """
+        return None
+
     def size(self, number: int) -> tuple[str, int]:
         """Modality and bytes of an item's pair: items of like size embed together."""
         return self.shards.samples.group(number)[0], next(iter(self.shards.samples.sizes([number])))
@@ -105,6 +115,17 @@ class RemoteManifest(ItemList):
         item = parse_side(self.entries[number][1], self.side, NOWHERE)
         return replace(item, parts=tuple(part if isinstance(part, str) else self.fetched(part) for part in item.parts))
 
+    @override
+    def source_of(self, number: int, item: Item) -> str | None:
+        name = next((medium.name for medium in item.media), None)
+        return None if name is None else unicode_key(file_url(without_secrets(self.folder), name))
+
+    @property
+    def folder(self) -> str:
+        """URL of the manifest's folder, with the query that each file needs."""
+        head, _, query = self.url.partition("?")
+        return head.rpartition("/")[0] + (f"?{query}" if query else "")
+
     def fetched(self, medium: Media) -> Media:
         """A medium with its bytes in the place of its path.
 
@@ -113,8 +134,7 @@ class RemoteManifest(ItemList):
         """
         assert isinstance(medium.source, Path), "as a manifest names it"
         name = medium.source.relative_to(NOWHERE).as_posix()
-        head, _, query = self.url.partition("?")
-        folder = head.rpartition("/")[0] + (f"?{query}" if query else "")
+        folder = self.folder
         with time_limit_paused():
             data = fetched(file_url(folder, name), DEFAULT.max_bytes)
         if data is None:

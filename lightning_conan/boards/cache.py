@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_conan.files import whole_file
-from lightning_conan.retrieval.store import mapped
+from lightning_conan.retrieval.part_files import mapped
 
 
 class EmbeddingCache:

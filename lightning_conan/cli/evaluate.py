@@ -192,7 +192,7 @@ def run(args: Sequence[str]) -> None:
     """Parses the options and evaluates."""
     from jsonargparse import auto_cli
 
-    options = auto_cli(EvaluateOptions, args=list(args), prog="conan evaluate", as_positional=False)
+    options = auto_cli(EvaluateOptions, args=list(args), prog="conan evaluate", as_positional=False, exit_on_error=False)
     with only_writer(options.out):
         evaluate(options)
     close("evaluate", [options.out / PAGE, options.out / "scores.md", options.out / "scores.json"], folder=options.folder)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning_conan.cli.common.closing import close
+from lightning_conan.files import read_utf8
 from lightning_conan.retrieval.engines import (
     Engine,
     EngineName,
@@ -17,6 +18,7 @@ from lightning_conan.retrieval.engines import (
     upsert,
 )
 from lightning_conan.terminal import plural, waiting
+from lightning_conan.web import place_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class IndexOptions:
     command again resumes where a killed one stopped. The settings of the engine's search are raised until the recall is reached.
 
     Args:
-        embeddings: The folder of Parquet parts.
+        embeddings: The folder of Parquet parts, or its URL, such as s3://bucket/index.
         engine: lancedb (embedded, the default), qdrant, milvus or faiss.
         at: Path of the index, or URL of a Qdrant or Milvus server (QDRANT_API_KEY and MILVUS_TOKEN are read from the
             environment); by default beside the folder, such as EMBEDDINGS.lancedb.
@@ -39,12 +41,12 @@ class IndexOptions:
         delete: Instead of all this, delete the keys that stand in this file, one a line.
     """
 
-    embeddings: Path
+    embeddings: str | Path
     engine: EngineName = "lancedb"
     at: str | None = None
     name: str = "embeddings"
     recall: float = 0.95
-    queries: Path | None = None
+    queries: str | Path | None = None
     index_from: int = 20_000
     delete: Path | None = None
 
@@ -55,17 +57,20 @@ def index(options: IndexOptions) -> None:
     Raises:
         ValueError: The index holds other vectors, or does not reach the recall.
     """
-    place = replace(Place.beside(options.embeddings, options.engine, options.at, options.name), index_from=options.index_from)
+    embeddings = place_of(options.embeddings)
+    place = replace(Place.beside(embeddings, options.engine, options.at, options.name), index_from=options.index_from)
     if not 0 < options.recall <= 1:
         raise ValueError(f"recall must be above 0 and at most 1, got {options.recall}.")
     if options.delete:
-        keys = [line for line in options.delete.read_text(encoding="utf-8").split("\n") if line]
+        place.check_there()
+        keys = [line for line in read_utf8(options.delete).split("\n") if line]
         with open_engine(place) as engine:
             deleted = delete_keys(engine, keys)
             print(f"{place}: {deleted} of {len(keys)} {plural(len(keys), 'key')} deleted, {len(engine)} left")
         return
-    source = PartStream(options.embeddings)
-    queries = PartStream(options.queries) if options.queries else None
+    place.check_free()
+    source = PartStream(embeddings)
+    queries = PartStream(place_of(options.queries)) if options.queries else None
     with open_engine(place) as engine:
         line = upsert_all(engine, source)
         with waiting("building the index and measuring its recall"):

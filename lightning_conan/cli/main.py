@@ -147,23 +147,38 @@ def report(verb: str, error: BaseException, words: Sequence[str] = ()) -> int:
     raise error
 
 
+PATHS: dict[type[OSError], str] = {
+    FileNotFoundError: "does not exist. Look at the path, which is relative to this folder.",
+    FileExistsError: "is a file, where a folder must be. Choose another path.",
+    NotADirectoryError: "leads through a file, where a folder must be. Look at the path.",
+    IsADirectoryError: "is a folder, where a file must be. Name a file.",
+    PermissionError: "may not be read or written by you. Look at its permissions, or choose another path.",
+}
+"""Rule and remedy of an error about a path."""
+
+
 def unopened(error: BaseException, words: Sequence[str]) -> str | None:
-    """Returns a line about a file that does not exist, with the option that named it; None for any other error.
+    """Returns a line about a path that cannot be used, with the option that named it; None for any other error.
 
     Args:
         error: An error.
         words: The command's.
     """
-    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str | os.PathLike) or error.filename2:
+    said = PATHS.get(type(error)) if isinstance(error, OSError) else None
+    if said is None or not isinstance(error, OSError) or not isinstance(error.filename, str | os.PathLike) or error.filename2:
+        return None
+    if isinstance(error, FileExistsError) and not os.path.isfile(error.filename):  # noqa: PTH113
         return None
     wanted = Path(os.path.abspath(error.filename))  # noqa: PTH100  # no link is followed
     before = ""
     for word in words:
         option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
         if value and Path(os.path.abspath(value)) == wanted:  # noqa: PTH100
-            return printable(f"{option} {value} does not exist. Look at the path, which is relative to this folder.".lstrip())
+            return printable(f"{option} {value} {said}".lstrip())
         before = word if word.startswith("--") else ""
-    return printable(f"{error.filename} does not exist ({error.strerror}). Look at the path, and at what names it.")
+    reason, _, remedy = said.partition(". ")
+    remedy = "Look at the path, and at what names it." if isinstance(error, FileNotFoundError) else remedy
+    return printable(f"{error.filename} {reason} ({error.strerror}). {remedy}")
 
 
 def said(error: BaseException) -> str | None:

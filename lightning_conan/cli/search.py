@@ -3,46 +3,19 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_conan.cli.common import daemon
+from lightning_conan.cli.common.queries import Asked, Query, read_queries
 from lightning_conan.parsing import parse_side
 from lightning_conan.retrieval.engines.place import EngineName, Place
 from lightning_conan.terminal import waiting
+from lightning_conan.web import place_of
 
 if TYPE_CHECKING:
     from lightning_conan.cli.common.hits import SearchHits
-
-Asked = tuple[str | None, dict[str, Any], str]
-"""A query's key, the item or pair, and the folder that its paths are relative to."""
-
-
-@dataclass(frozen=True)
-class Query:
-    """One query; several fields make one mixed query, such as an image and "make it blue".
-
-    Args:
-        image: The query's image.
-        video: The query's video.
-        document: The query's page image or PDF.
-        audio: The query's audio file.
-        text: The query's text.
-        instruction: Overrides the folder's system instruction.
-    """
-
-    image: Path | None = None
-    video: Path | None = None
-    document: Path | None = None
-    audio: Path | None = None
-    text: str | None = None
-    instruction: str | None = None
-
-    def fields(self) -> dict[str, str]:
-        """The query as an item of a manifest."""
-        fields = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in vars(self).items()}
-        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -59,7 +32,7 @@ class Approximate:
     at: str | None = None
     name: str = "embeddings"
 
-    def place(self, index: Path) -> Place | None:
+    def place(self, index: Path | str) -> Place | None:
         """Place of the index; None for exact search.
 
         Raises:
@@ -72,34 +45,12 @@ class Approximate:
         return Place.beside(index, self.engine, self.at, self.name)
 
 
-def read_queries(path: Path) -> list[Asked]:
-    """The queries of a JSONL file of items, or of pairs, whose query is taken.
-
-    Raises:
-        ValueError: No line, or one that is no object.
-    """
-    asked: list[Asked] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            value = None
-        if not isinstance(value, dict):
-            raise ValueError(f"Each query must be an object such as {{'text': 'a bell'}}, got {line[:80]!r} in {path}:{number}.")
-        asked.append((str(value.get("key", number)), value, str(path.resolve().parent)))
-    if not asked:
-        raise ValueError(f"{path} must hold at least 1 query, got 0.")
-    return asked
-
-
 class Searcher:
     """An index with the model that made it.
 
     Args:
         folder: The checkpoint folder.
-        index: What `conan embed` wrote with it.
+        index: What `conan embed` wrote with it, or its URL.
         device: Where to embed queries.
         approximate: An engine's index instead.
         source: The manifest or folder of media that was embedded, so that notebooks show hits with their media.
@@ -111,7 +62,7 @@ class Searcher:
     def __init__(
         self,
         folder: Path,
-        index: Path,
+        index: Path | str,
         device: str,
         approximate: Approximate = Approximate(),  # frozen
         source: Path | None = None,
@@ -166,12 +117,11 @@ def open_searcher(options: "SearchOptions") -> Callable[[list[Asked], int], list
     Raises:
         ValueError: A helper would keep an index that is for one process at a time.
     """
-    folder, index, device, other = options.folder, options.index, options.device, options.approximate
+    folder, index, device, other = options.folder, place_of(options.index), options.device, options.approximate
     there, words = other.place(index), [other.engine or "", other.at or "", other.name]
     if options.keep and there and there.exclusive:
         raise ValueError(f"keep must be 0 with {there}, which is for one process at a time, got {options.keep}.")
-    folders = [folder, index] if there is None else [folder] if there.remote else [folder, Path(there.at)]
-    place = daemon.address(folders, device, *(words if there else []))
+    place = daemon.address(*observed(folder, index, there), device, *(words if there else []))
     if options.keep and not daemon.listens(place):
         daemon.start(place, __name__, str(folder), str(index), device, *words, str(place), str(options.keep * 60))
     here: Searcher | None = None
@@ -185,6 +135,22 @@ def open_searcher(options: "SearchOptions") -> Callable[[list[Asked], int], list
         return found  # type: ignore[no-any-return]  # JSON
 
     return find
+
+
+def observed(folder: Path, index: Path | str, there: Place | None) -> tuple[list[Path], str]:
+    """Folders whose files a helper process keeps loaded, and the state of an index behind a URL.
+
+    Args:
+        folder: The checkpoint folder.
+        index: The embeddings, or their URL.
+        there: An engine's index instead; a server is asked anew for each query.
+    """
+    if there is None and isinstance(index, str):
+        from lightning_conan.retrieval.remote_folder import RemoteFolder
+
+        return [folder], RemoteFolder(index).state()
+    kept = Path(index) if there is None else None if there.remote else Path(there.at)
+    return [folder, *([kept] if kept else [])], ""
 
 
 def check_numbers(k: int, keep: float) -> None:
@@ -213,7 +179,7 @@ class SearchOptions:
 
     Args:
         folder: The checkpoint folder that the index was made with.
-        index: The index, a folder that `conan embed` wrote.
+        index: The index, a folder that `conan embed` wrote, or its URL, such as s3://bucket/index.
         query: What to find.
         queries: Instead, a JSONL file of items with a key, or of pairs, whose query is taken.
         k: Number of entries to find.
@@ -224,8 +190,8 @@ class SearchOptions:
     """
 
     folder: Path
-    index: Path
-    query: Query = Query()  # frozen
+    index: str | Path
+    query: Query = field(default_factory=Query)
     queries: Path | None = None
     k: int = 10
     format: Literal["table", "jsonl"] = "table"
@@ -289,7 +255,7 @@ def main(folder: str, index: str, device: str, engine: Any, at: str, name: str, 
         place: Socket to listen at.
         idle: Seconds without a query after which it ends.
     """
-    searcher = Searcher(Path(folder), Path(index), device, Approximate(engine or None, at or None, name))
+    searcher = Searcher(Path(folder), place_of(index), device, Approximate(engine or None, at or None, name))
     daemon.serve(Path(place), lambda request: searcher(request["asked"], request["k"]), float(idle))
 
 

@@ -120,6 +120,7 @@ class ItemBatch:
         modalities: Modalities of each item, such as ``image+text``.
         items: The encoded items.
         faults: JSON lines of the items that were skipped.
+        payloads: Modality, source, page and seconds of each item; empty where the data tell none.
     """
 
     part: int
@@ -129,6 +130,7 @@ class ItemBatch:
     modalities: list[str]
     items: list[Encoded]
     faults: list[str]
+    payloads: list[dict[str, Any]] = field(default_factory=list)
 
     def _repr_html_(self) -> str:
         """Shows the first items in a notebook, as the model sees them."""

@@ -5,14 +5,11 @@ import socket
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
-
-from lightning_conan.retrieval.store import Origin, check_origin, origin_in, part_number
-from lightning_conan.web import without_secrets
+from lightning_conan.retrieval.remote_folder import RemoteFolder
+from lightning_conan.retrieval.store import Origin, check_origin, part_number, read_origin
 
 
-class RemoteParts:
+class RemoteParts(RemoteFolder):
     """A folder behind a URL, which takes finished files.
 
     Args:
@@ -21,22 +18,6 @@ class RemoteParts:
     Raises:
         ValueError: The protocol is unknown, a chain, or cannot be written.
     """
-
-    def __init__(self, url: str) -> None:
-        self.shown = without_secrets(url.rstrip("/"))
-        if "::" in url or url.startswith(("http://", "https://")):
-            raise ValueError(f"Embeddings are written to URLs such as s3://, got {self.shown}. Choose another --out.")
-        try:
-            self.system, self.root = url_to_fs(url.rstrip("/"), use_listings_cache=False)
-        except (ValueError, ImportError) as error:
-            raise ValueError(f"{self.shown} cannot be opened by fsspec: {error}. Install what it names.") from error
-
-    def names(self, suffix: str) -> list[str]:
-        """Names of the files that begin with ``part-`` and end with a suffix."""
-        if not self.system.exists(self.root):
-            return []
-        names = (PurePosixPath(path).name for path in self.system.ls(self.root, detail=False))
-        return sorted(name for name in names if name.startswith("part-") and name.endswith(suffix))
 
     def finished(self, origin: Origin, own: Collection[int]) -> set[int]:
         """Numbers of the parts that are there; of this run's own, what a killed run left half uploaded is removed.
@@ -48,15 +29,14 @@ class RemoteParts:
         Raises:
             ValueError: A part of another model, source or setting.
         """
-        parts = self.names(".parquet")
-        for path in self.system.ls(self.root, detail=False) if self.system.exists(self.root) else []:
-            place = PurePosixPath(path)
+        for entry in self.entries():
+            place = PurePosixPath(entry["name"])
             if place.name.startswith(".part-") and place.name.endswith(".partial") and part_number(place) in own:
-                self.system.rm_file(path)
-        for name in parts:
-            with self.system.open(f"{self.root}/{name}", "rb") as file:
-                check_origin(f"{self.shown}/{name}", self.shown, origin_in(pq.read_schema(file)), origin)
-        return {part_number(PurePosixPath(name)) for name in parts}
+                self.system.rm_file(entry["name"])
+        parts = self.parts()
+        for part in parts:
+            check_origin(str(part), self.shown, read_origin(part), origin)
+        return {part_number(PurePosixPath(part.name)) for part in parts}
 
     def take(self, path: Path) -> None:
         """Moves a local file there; it has its name only once it is whole.

@@ -13,6 +13,8 @@ PAIRS = 256
 MANY = 64
 """Queries from which on a rounded copy of the corpus pays."""
 
+EMPTY = "A search needs at least 1 entry, got 0. Is the folder of embeddings empty?"
+
 
 def top_k(
     queries: Float[Tensor, "queries dim"], blocks: Iterable[Float[Tensor, "_ dim"]], k: int
@@ -125,7 +127,7 @@ class Search:
             ValueError: There was no entry.
         """
         if not self.start:
-            raise ValueError("A search needs at least 1 entry, got 0. Is the folder of embeddings empty?")
+            raise ValueError(EMPTY)
         return self.best, self.rows
 
 

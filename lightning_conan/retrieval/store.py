@@ -5,7 +5,7 @@ import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_conan.files import whole_file
+from lightning_conan.retrieval.part_files import PartFile, columns_of, listed_parts, opened, vectors_of, whole_table
+from lightning_conan.retrieval.payload import FIELDS, payload_of
 from lightning_conan.terminal import plural
+from lightning_conan.web import without_secrets
 
 Precision = Literal["float32", "float16", "int8"]
 TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
@@ -78,7 +81,13 @@ def shorten(vectors: Float[Tensor, "rows full"], dim: int) -> Float[Tensor, "row
 
 
 def write_part(
-    folder: Path, number: int, origin: Origin, keys: Sequence[str], modalities: Sequence[str], vectors: Float[Tensor, "rows dim"]
+    folder: Path,
+    number: int,
+    origin: Origin,
+    keys: Sequence[str],
+    modalities: Sequence[str],
+    vectors: Float[Tensor, "rows dim"],
+    payloads: Sequence[dict[str, Any]] | None = None,
 ) -> None:
     """Writes one part, whole or not at all.
 
@@ -91,6 +100,7 @@ def write_part(
         keys: Key of each row.
         modalities: Modalities of each row, such as ``image+text``.
         vectors: Unit-norm float32 embeddings on the CPU.
+        payloads: Source, page and seconds of each row (``payload.FIELDS``); by default the part has no such columns.
 
     Raises:
         ValueError: Embeddings that are not finite or have no length, by key.
@@ -103,6 +113,8 @@ def write_part(
             f"Embeddings must be finite and not zero, those of {names[:5]} are not. The model diverged: do not use it."
         )
     columns = {"key": pa.array(keys, pa.string()), "modality": pa.array(modalities, pa.string())}
+    if payloads is not None:
+        columns |= columns_of(payloads)
     if origin.precision == "int8":
         scale = vectors.abs().amax(dim=1) / 127
         columns["scale"] = pa.array(scale.numpy())
@@ -112,23 +124,19 @@ def write_part(
     table = pa.table(columns).replace_schema_metadata(origin.to_metadata())
     with whole_file(part_path(folder, number), f".{socket.gethostname()}-{os.getpid()}") as file:
         # Parquet keeps int8 in 32 bits: compressed it takes little more than 8, and floats do not compress.
-        pq.write_table(table, file, compression="zstd" if origin.precision == "int8" else "none", use_dictionary=["modality"])
+        packed: Literal["zstd", "none"] = "zstd" if origin.precision == "int8" else "none"
+        pq.write_table(table, file, compression=packed, use_dictionary=["modality", "source"])
 
 
-def read_origin(path: Path) -> dict[str, str]:
-    """Reads a part's origin."""
-    return origin_in(pq.read_schema(mapped(path)))
+def read_origin(path: PartFile) -> dict[str, str]:
+    """Reads a part's origin.
 
-
-def origin_in(schema: pa.Schema) -> dict[str, str]:
-    """Origin in the metadata of a part's schema."""
-    found = schema.metadata or {}
+    Raises:
+        ValueError: The part is damaged.
+    """
+    with opened(path, whole=False) as part:
+        found = part.schema_arrow.metadata or {}
     return {name.decode(): value.decode() for name, value in found.items() if name != b"ARROW:schema"}
-
-
-def mapped(path: Path) -> pa.MemoryMappedFile:
-    """Memory-maps a file of any name: pyarrow takes a text for UTF-8, and ``a=b`` in it for a column."""
-    return pa.memory_map(os.fsencode(path))
 
 
 def part_number(path: PurePath) -> int:
@@ -184,44 +192,35 @@ def shown(value: str | None) -> str:
     return "null" if value is None else value if len(value) < 64 else f"{value[:12]}..."
 
 
-def complete_parts(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """Lists the parts of a folder, with the origin of the first.
+def complete_parts(folder: Path | str) -> tuple[list[PartFile], dict[str, str]]:
+    """Lists the parts of a folder or a URL, with the origin of the first.
 
     Raises:
-        ValueError: No parts, or not all of them.
+        ValueError: No parts, or not all of them, or a URL that cannot be used.
+        ConnectionError: A URL that cannot be reached.
     """
-    paths = sorted(folder.glob("part-*.parquet"))
+    paths, shown = listed_parts(folder), without_secrets(str(folder))
     if not paths:
-        raise ValueError(f"{folder} holds no embeddings: there is no part-00000.parquet. Write it with `conan embed`.")
+        raise ValueError(f"{shown} holds no embeddings: there is no part-00000.parquet. Write it with `conan embed`.")
     origin = read_origin(paths[0])
-    total = int(origin["parts"])
-    if missing := sorted({part_path(folder, number) for number in range(total)} - set(paths)):
+    if "parts" not in origin or "dim" not in origin:
         raise ValueError(
-            f"{folder} is incomplete: {missing[0].name} of {total} {plural(total, 'part')} is missing. "
+            f"{paths[0]} must be a part that `conan embed` wrote, it says nothing of its origin. Choose another folder."
+        )
+    total = int(origin["parts"])
+    if missing := sorted({part_path(Path(), number).name for number in range(total)} - {path.name for path in paths}):
+        raise ValueError(
+            f"{shown} is incomplete: {missing[0]} of {total} {plural(total, 'part')} is missing. "
             "Run the same `conan embed` again."
         )
     return paths, origin
 
 
-def vectors_of(batch: pa.RecordBatch, dim: int) -> Float[Tensor, "_ dim"]:
-    """Copies the embeddings of some rows of a part, in float32.
-
-    Args:
-        batch: Rows with the column ``embedding``, and ``scale`` in int8.
-        dim: Length of an embedding.
-    """
-    values = batch["embedding"].flatten().to_numpy(zero_copy_only=True)
-    vectors = torch.from_numpy(values.reshape(len(batch), dim).copy()).float()
-    if "scale" in batch.schema.names:
-        vectors *= torch.from_numpy(batch["scale"].to_numpy().copy())[:, None]
-    return vectors
-
-
 class EmbeddingStore:
-    """All parts of a folder, memory-mapped.
+    """All parts of a folder, in memory.
 
     Args:
-        folder: Embeddings that `conan embed` wrote.
+        folder: Embeddings that `conan embed` wrote, or the URL of their folder, whose parts are fetched.
 
     Raises:
         ValueError: No parts, or not all of them.
@@ -235,9 +234,9 @@ class EmbeddingStore:
         (('b', 'text'), [[0.0, 1.0]])
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self.paths, self.origin = complete_parts(folder)
-        self.tables = [pq.read_table(mapped(path)) for path in self.paths]
+        self.tables = [whole_table(path) for path in self.paths]
 
     def __len__(self) -> int:
         return sum(len(table) for table in self.tables)
@@ -253,9 +252,27 @@ class EmbeddingStore:
         Raises:
             IndexError: There is no such row.
         """
+        table, place = self.find(row)
+        return table["key"][place].as_py(), table["modality"][place].as_py()
+
+    def payload(self, row: int) -> dict[str, Any]:
+        """Modality of a row and, as far as it has them, source, page, start and end; see ``payload.FIELDS``.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        table, place = self.find(row)
+        return payload_of({name: table[name][place].as_py() for name in FIELDS if name in table.schema.names})
+
+    def find(self, row: int) -> tuple[pa.Table, int]:
+        """Table of a row, and its number there.
+
+        Raises:
+            IndexError: There is no such row.
+        """
         for table in self.tables:
             if row < len(table):
-                return table["key"][row].as_py(), table["modality"][row].as_py()
+                return table, row
             row -= len(table)
         raise IndexError(row)
 

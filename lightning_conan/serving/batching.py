@@ -58,7 +58,7 @@ def cost(item: Encoded) -> int:
 
 
 class Batcher:
-    """Feeds one model thread with batches.
+    """Feeds the model's threads with batches.
 
     A batch takes one input of each waiting request in turn, so that a request of thousands does not hold up the others. While the
     model computes, the next batch gathers. Under load it is waited for as many inputs as the last batch had, for ``max_wait``
@@ -69,15 +69,17 @@ class Batcher:
         token_budget: Tokens of a batch; a longer input makes a batch of its own.
         max_wait: Seconds that a batch waits for more inputs.
         metrics: Counts batches.
+        at_once: Batches that are embedded at the same time, each in a thread; what waits is divided among those that are free.
     """
 
-    def __init__(self, compute: Compute, token_budget: int, max_wait: float, metrics: Metrics) -> None:
+    def __init__(self, compute: Compute, token_budget: int, max_wait: float, metrics: Metrics, at_once: int = 1) -> None:
+        self.at_once = at_once
         self.compute, self.token_budget, self.max_wait, self.metrics = compute, token_budget, max_wait, metrics
         self.jobs: deque[Job] = deque()
         self.items = self.tokens = self.last = 0
         self.speed = 0.0
         self.arrived = asyncio.Event()
-        self.thread = ThreadPoolExecutor(1, "model")
+        self.thread = ThreadPoolExecutor(at_once, "model")
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -94,7 +96,7 @@ class Batcher:
     @property
     def backlog_seconds(self) -> float:
         """Estimate of the time until all that waits is embedded."""
-        return self.tokens / self.speed if self.speed else 1.0
+        return self.tokens / (self.speed * self.at_once) if self.speed else 1.0
 
     async def submit(self, items: Sequence[Encoded], reasons: bool) -> list[Embedded]:
         """Embeds the inputs of a request, in their order.
@@ -142,10 +144,15 @@ class Batcher:
             except TimeoutError:
                 return
 
-    def take(self) -> list[tuple[Job, int]]:
-        """Takes a batch: jobs, and numbers of their inputs. All are reasoned about, or none."""
+    def take(self, free: int = 1) -> list[tuple[Job, int]]:
+        """Takes a batch: jobs, and numbers of their inputs. All are reasoned about, or none.
+
+        Args:
+            free: Threads that wait for one, of which each gets a share.
+        """
         batch: list[tuple[Job, int]] = []
-        room, kind, others = self.token_budget, self.jobs[0].reasons, list[Job]()
+        share = min(self.token_budget, -(-self.tokens // free))
+        room, kind, others = share, self.jobs[0].reasons, list[Job]()
         while self.jobs:
             job = self.jobs.popleft()
             price = cost(job.items[job.next])
@@ -164,19 +171,31 @@ class Batcher:
         return batch
 
     async def run(self) -> None:
-        """Embeds batch after batch."""
-        while True:
-            await self.gather()
-            if not self.jobs:
-                continue
-            batch = self.take()
-            self.last = len(batch)
-            try:
-                await self.embed(batch)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                await self.embed_apart(batch, error)
+        """Embeds batch after batch, as many at once as there are threads."""
+        async with asyncio.TaskGroup() as running:
+            busy: set[asyncio.Task[None]] = set()
+            while True:
+                await self.gather()
+                if not self.jobs:
+                    continue
+                batch = self.take(self.at_once - len(busy))
+                self.last = len(batch)
+                task = running.create_task(self.work(batch))
+                busy.add(task)
+                task.add_done_callback(busy.discard)
+                if len(busy) == self.at_once:
+                    await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
+
+    async def work(self, batch: Sequence[tuple[Job, int]]) -> None:
+        """Embeds a batch; one that fails, input by input.
+
+        Args:
+            batch: Jobs, and numbers of their inputs.
+        """
+        try:
+            await self.embed(batch)
+        except Exception as error:
+            await self.embed_apart(batch, error)
 
     async def embed(self, batch: Sequence[tuple[Job, int]]) -> None:
         """Embeds a batch, and hands out its results.

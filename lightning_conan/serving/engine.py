@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -42,7 +43,9 @@ class Engine:
         self.max_tokens = limits.max_tokens or settings.token_budget
         media = limits.media(self.processor.config.limits)
         self.pool = DecodingPool(folder, self.processor, media, settings.num_workers, limits.decode_seconds, metrics)
-        self.batcher = Batcher(self.compute, settings.token_budget, settings.max_wait_ms / 1000, metrics)
+        at_once = settings.batches_at_once
+        self.batcher = Batcher(self.compute, settings.token_budget, settings.max_wait_ms / 1000, metrics, at_once)
+        self.threads, self.writing = max(1, torch.get_num_threads() // at_once), Lock()
 
     def check(self, folder: Path) -> float:
         """Recomputes the golden vectors and returns the largest distance.
@@ -96,7 +99,7 @@ class Engine:
         return found
 
     def compute(self, items: list[Encoded], reasons: bool) -> list[Embedded]:
-        """Embeds a batch, in the model's thread.
+        """Embeds a batch, in a thread of the model's.
 
         Args:
             items: The items.
@@ -106,9 +109,12 @@ class Engine:
             RuntimeError: Embeddings that are not finite.
         """
         budget, written = self.settings.token_budget, None
+        if self.settings.batches_at_once > 1:
+            torch.set_num_threads(self.threads)  # of this thread
         with torch.inference_mode():
             if reasons:
-                written = encode_queries(self.model, items, self.settings.decoding, budget)
+                with self.writing:
+                    written = encode_queries(self.model, items, self.settings.decoding, budget)
             vectors = (self.model.embed(items, budget) if written is None else written.embeddings).cpu()
         if not bool(vectors.isfinite().all()):
             raise RuntimeError("Embeddings must be finite, got NaN or inf. The model diverged: do not serve it.")

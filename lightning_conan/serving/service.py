@@ -69,6 +69,16 @@ class Access:
         raise ApiError(401, message, None, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
 
 
+def check_name(name: str) -> None:
+    """Refuses a model's name that clients could not write.
+
+    Raises:
+        ValueError: It is empty, or holds a colon, which ends it.
+    """
+    if not name or ":" in name:
+        raise ValueError(f"The model's name must be without a colon, which chooses a side, got {name!r}. Set --name.")
+
+
 class Service:
     """A model to be served.
 
@@ -93,8 +103,7 @@ class Service:
         access: Access = Access(),  # frozen
         allowed_hosts: Sequence[str] = (),
     ) -> None:
-        if not name or ":" in name:
-            raise ValueError(f"The model's name must be without a colon, which chooses a side, got {name!r}. Set --name.")
+        check_name(name)
         self.engine, self.name, self.limits, self.metrics, self.access = engine, name, limits, metrics, access
         self.fetcher = Fetcher(allowed_hosts, limits.decode_seconds)
         self.store: EmbeddingStore | None = None
@@ -103,11 +112,11 @@ class Service:
         self.active = self.held = 0
         self.draining, self.created = False, int(time.time())
 
-    def open_index(self, index: Path) -> None:
+    def open_index(self, index: Path | str) -> None:
         """Opens an index to be searched.
 
         Args:
-            index: A folder that `conan embed` wrote with the same model.
+            index: A folder that `conan embed` wrote with the same model, or its URL.
 
         Raises:
             ValueError: It is incomplete, or was made with another model.

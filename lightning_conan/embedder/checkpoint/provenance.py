@@ -81,6 +81,8 @@ def read_provenance(folder: Path) -> Provenance:
     Raises:
         ValueError: Not a checkpoint folder, or its ``conan.json`` is damaged.
     """
+    if folder.is_file():
+        raise ValueError(f"A checkpoint folder must be a folder, {folder} is a file. Name the folder that holds it.")
     if not folder.is_dir():
         raise ValueError(f"The checkpoint folder {folder} does not exist. Run the stage that writes it first.")
     if not (folder / PROVENANCE).is_file():

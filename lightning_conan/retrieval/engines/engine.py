@@ -137,7 +137,15 @@ class Engine(ABC):
         """
         if found := self.stamp():
             return found
-        raise ValueError(f"{self.place} holds no index. Write it with `conan index`.")
+        raise self.place.nothing()
+
+    def damaged(self, error: Exception) -> ValueError:
+        """Makes the error about files that cannot be read.
+
+        Args:
+            error: The reason.
+        """
+        return ValueError(f"{self.place} must be whole, and is damaged ({error}). Remove it, and run `conan index` again.")
 
     def foreign(self) -> ValueError:
         """Makes the error about a table that something else made."""

@@ -19,7 +19,7 @@ from lightning_conan.files import whole_file
 from lightning_conan.retrieval.engines.engine import Engine, Hit, Settings, Stamp, doubled, partitions
 from lightning_conan.retrieval.engines.place import Place
 from lightning_conan.retrieval.engines.rows import BLOCK, Rows
-from lightning_conan.retrieval.store import mapped
+from lightning_conan.retrieval.part_files import mapped
 
 
 class FaissEngine(Engine):
@@ -48,20 +48,32 @@ class FaissEngine(Engine):
         """Reads the generation that the head names, unless it is there or was changed since.
 
         Raises:
-            ValueError: The head is no JSON of ours.
+            ValueError: The head is no JSON of ours, or a file is damaged.
         """
         while not self.changed and self.head.is_file():
-            state = json.loads(self.head.read_text())
-            if "generation" not in state:
-                raise self.foreign()
+            state = self.read_head()
             if state != self.state:
                 try:
                     self.load(state)
-                except (FileNotFoundError, RuntimeError):  # replaced meanwhile
-                    if json.loads(self.head.read_text()) != state:
-                        continue
-                    raise
+                except (OSError, RuntimeError, pa.ArrowException) as error:
+                    if self.read_head() != state:
+                        continue  # replaced meanwhile
+                    raise self.damaged(error) from error
             return
+
+    def read_head(self) -> dict[str, Any]:
+        """Reads the file that names the generation.
+
+        Raises:
+            ValueError: It is no JSON, or not of ours.
+        """
+        try:
+            state = json.loads(self.head.read_text(encoding="utf-8"))
+        except ValueError as error:  # of JSON and of UTF-8
+            raise self.damaged(error) from error
+        if not isinstance(state, dict) or "generation" not in state:
+            raise self.foreign()
+        return state
 
     def load(self, state: dict[str, Any]) -> None:
         """Reads the files of a generation."""

@@ -12,11 +12,12 @@ from typing_extensions import override
 
 from lightning_conan.retrieval.engines.engine import Engine, Hit, Settings, Stamp, doubled, partitions
 from lightning_conan.retrieval.engines.place import Place
-from lightning_conan.retrieval.engines.rows import BLOCK, FIELDS, Rows, payload_of
+from lightning_conan.retrieval.engines.rows import BLOCK, Rows
+from lightning_conan.retrieval.part_files import TYPES
+from lightning_conan.retrieval.payload import FIELDS, payload_of
 
 MARK = b"conan"
 """Name of the stamp in the metadata of the column of vectors."""
-TYPES = {str: pa.string(), int: pa.int32(), float: pa.float64()}
 REFINE = 4
 """Candidates per result that are scored again with the exact vectors: the index holds 8 bits a number."""
 

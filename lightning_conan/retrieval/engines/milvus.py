@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from lightning_conan.retrieval.engines.engine import Engine, Hit, Settings, Stamp
 from lightning_conan.retrieval.engines.place import Place
-from lightning_conan.retrieval.engines.rows import BLOCK, FIELDS, Rows, id_of, payload_of
+from lightning_conan.retrieval.engines.rows import BLOCK, Rows, id_of
+from lightning_conan.retrieval.payload import FIELDS, payload_of
 
 MARK = "conan.stamp"
 """Name of the stamp among the collection's properties."""

@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from lightning_conan.retrieval.engines.engine import Engine, Hit, Settings, Stamp
 from lightning_conan.retrieval.engines.place import Place
-from lightning_conan.retrieval.engines.rows import BLOCK, Rows, id_of, payload_of
+from lightning_conan.retrieval.engines.rows import BLOCK, Rows, id_of
+from lightning_conan.retrieval.payload import payload_of
 
 MARK = "conan"
 """Name of the stamp in the collection's metadata."""

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_conan.retrieval.store import complete_parts, mapped, read_origin, vectors_of
+from lightning_conan.retrieval.part_files import opened, vectors_of
+from lightning_conan.retrieval.payload import FIELDS, payload_of
+from lightning_conan.retrieval.store import complete_parts, read_origin
 
-FIELDS: dict[str, type] = {"modality": str, "source": str, "page": int, "start": float, "end": float}
-"""Payload beside the key: modality, path of the file, page of a PDF from 1 on, seconds of a clip."""
 NAMESPACE = uuid.UUID("6d3d1c0e-3a2e-5f0b-9d3a-0d4b1f6f5a10")
 """Of the ids that stand for keys in engines that take none: any constant would do."""
 BLOCK = 8192
@@ -63,22 +62,17 @@ class Rows:
         return found
 
 
-def payload_of(values: dict[str, Any]) -> dict[str, Any]:
-    """Keeps the fields of a payload that have a value, in the order and with the types of ``FIELDS``."""
-    return {name: kind(values[name]) for name, kind in FIELDS.items() if values.get(name) is not None}
-
-
 class PartStream:
     """The parts that `conan embed` wrote, read block by block; none stays in memory.
 
     Args:
-        folder: The folder of parts.
+        folder: The folder of parts, or its URL.
 
     Raises:
         ValueError: Parts are missing, or are not of one model and length.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self.folder = folder
         self.paths, self.origin = complete_parts(folder)
         for path in self.paths[1:]:
@@ -96,12 +90,16 @@ class PartStream:
         return int(self.origin["dim"])
 
     def __len__(self) -> int:
-        return sum(pq.read_metadata(mapped(path)).num_rows for path in self.paths)
+        total = 0
+        for path in self.paths:
+            with opened(path, whole=False) as part:
+                total += part.metadata.num_rows
+        return total
 
     def blocks(self, rows: int = BLOCK) -> Iterator[Rows]:
         """Yields the rows in order, at most ``rows`` at once."""
         for path in self.paths:
-            with mapped(path) as file, pq.ParquetFile(file) as part:
+            with opened(path) as part:
                 for batch in part.iter_batches(rows):
                     fields = [name for name in FIELDS if name in batch.schema.names]
                     payloads = [payload_of(values) for values in batch.select(fields).to_pylist()]

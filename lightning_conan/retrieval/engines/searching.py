@@ -8,10 +8,11 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_conan.retrieval.engines.opening import connect
+from lightning_conan.retrieval.engines.opening import connect, explained
 from lightning_conan.retrieval.engines.place import Place
-from lightning_conan.retrieval.search import top_k
+from lightning_conan.retrieval.search import EMPTY, top_k
 from lightning_conan.retrieval.store import EmbeddingStore
+from lightning_conan.web import without_secrets
 
 
 class SearchIndex(Protocol):
@@ -30,7 +31,7 @@ class SearchIndex(Protocol):
         """Length of an embedding."""
 
     def find(self, queries: Float[Tensor, "queries dim"], k: int) -> list[list[dict[str, Any]]]:
-        """Returns key, modality and score (cosine, six digits) of the best ``k`` entries of each query.
+        """Returns key, payload and score (cosine, six digits) of the best ``k`` entries of each query.
 
         Args:
             queries: Embeddings on the CPU.
@@ -38,29 +39,30 @@ class SearchIndex(Protocol):
         """
 
 
-def described(key: str, modality: str, score: float) -> dict[str, Any]:
-    """Describes a hit.
+def as_hit(key: str, payload: dict[str, Any], score: float) -> dict[str, Any]:
+    """Makes a hit of an entry.
 
     Args:
         key: The entry's.
-        modality: The entry's, such as ``image+text``.
+        payload: The entry's: its modality, such as ``image+text``, and what it has of source, page, start and end.
         score: Cosine to the query; rounded to six digits.
     """
-    return {"key": key, "modality": modality, "score": round(score, 6)}
+    rest = {name: value for name, value in payload.items() if name != "modality"}
+    return {"key": key, "modality": payload["modality"], "score": round(score, 6), **rest}
 
 
 class ExactIndex:
     """The parts of `conan embed`, of which a search looks at all.
 
     Args:
-        folder: The folder of parts.
+        folder: The folder of parts, or its URL.
 
     Raises:
         ValueError: Parts are missing.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.name, self.store = str(folder), EmbeddingStore(folder)
+    def __init__(self, folder: Path | str) -> None:
+        self.name, self.store = without_secrets(str(folder)), EmbeddingStore(folder)
         self.model, self.dim = self.store.origin["model"], self.store.dim
 
     def find(self, queries: Float[Tensor, "queries dim"], k: int) -> list[list[dict[str, Any]]]:
@@ -80,7 +82,7 @@ class ExactIndex:
             scores: Cosines to the query.
             rows: Their numbers.
         """
-        return [described(*self.store.entry(row), score) for score, row in zip(scores, rows, strict=True)]
+        return [as_hit(self.store.entry(row)[0], self.store.payload(row), score) for score, row in zip(scores, rows, strict=True)]
 
 
 class EngineIndex:
@@ -94,10 +96,12 @@ class EngineIndex:
     """
 
     def __init__(self, place: Place) -> None:
-        self.engine = connect(place)
-        weakref.finalize(self, self.engine.close)
+        place.check_there()
+        with explained(place):
+            self.engine = connect(place)
+            weakref.finalize(self, self.engine.close)
+            stamp = self.engine.required_stamp()
         self.name = str(place)
-        stamp = self.engine.required_stamp()
         self.model, self.dim, self.settings = stamp.model, stamp.dim, stamp.settings
 
     def find(self, queries: Float[Tensor, "queries dim"], k: int) -> list[list[dict[str, Any]]]:
@@ -106,6 +110,12 @@ class EngineIndex:
         Args:
             queries: Embeddings on the CPU.
             k: Number of entries to find.
+
+        Raises:
+            ValueError: There is no entry.
         """
-        found = self.engine.find(queries.float(), k, self.settings)
-        return [[described(hit.key, hit.payload["modality"], hit.score) for hit in hits] for hits in found]
+        with explained(self.engine.place):
+            if not len(self.engine):
+                raise ValueError(EMPTY)
+            found = self.engine.find(queries.float(), k, self.settings)
+        return [[as_hit(hit.key, hit.payload, hit.score) for hit in hits] for hits in found]

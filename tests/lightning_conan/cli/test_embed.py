@@ -52,6 +52,9 @@ def test_a_folder_of_media_becomes_one_row_each(base, media, tmp_path, capsys):
         [*(f"{r}.png" for r in range(3)), *(f"sub/{r}.FLAC" for r in range(3)), *(f"note{r}.txt" for r in range(3))]
     )
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".parquet"}
+    store = EmbeddingStore(tmp_path / "out")
+    sources = {key: store.payload(row)["source"] for row, key in enumerate(store.keys())}
+    assert sources == {key: str(media / key) for key in found}
     (fault,) = [line for path in (tmp_path / "out.quarantine").iterdir() for line in path.read_text().splitlines()]
     assert json.loads(fault)["key"] == "broken.mp4"
     model, processor, _ = load_folder(base)

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from lightning_conan.cli.main import main
 from lightning_conan.retrieval.engines.place import ENGINES
 from lightning_conan.retrieval.store import Origin, write_part
-from samples import png
+from samples import mp4, png
 
 engines = pytest.mark.parametrize("name", list(ENGINES))
 
@@ -23,12 +24,15 @@ def installed(request):
 
 @pytest.fixture(scope="module")
 def index(base, tmp_path_factory):
-    """Seven texts and three images, in two parts of float16."""
+    """Five texts, three images, a part of a video and a page, in two parts of float16."""
     root = tmp_path_factory.mktemp("handed over")
-    lines = [{"key": f"t {row}", "text": f"a small thing, number {row}"} for row in range(7)]
+    lines = [{"key": f"t {row}", "text": f"a small thing, number {row}"} for row in range(5)]
     for row in range(3):
         (root / f"{row}.png").write_bytes(png(seed=row))
         lines.append({"key": f"i{row}", "image": f"{row}.png"})
+    (root / "clip.mp4").write_bytes(mp4())
+    Image.new("RGB", (64, 48)).save(root / "two.pdf", save_all=True, append_images=[Image.new("RGB", (64, 48), "red")])
+    lines += [{"key": "clip", "video": {"path": "clip.mp4", "end": 0.5}}, {"key": "page", "document": "two.pdf#page=2"}]
     (root / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = ["--source", str(root / "items.jsonl"), "--out", str(root / "index"), "--rows_per_part", "6", "--accelerator", "cpu"]
     assert main(["embed", "--folder", str(base), *words]) == 0
@@ -59,8 +63,22 @@ def test_an_engine_answers_as_exact_search_does(base, index, name, capsys):
     assert [answer["query"] for answer in close] == ["q", "2"]
     for one, other in zip(exact, close, strict=True):
         assert one.keys() == other.keys()
-        assert [(hit["key"], hit["modality"]) for hit in one["hits"]] == [(hit["key"], hit["modality"]) for hit in other["hits"]]
-        assert [hit["score"] for hit in one["hits"]] == pytest.approx([hit["score"] for hit in other["hits"]], abs=1e-5)
+        scores = [[hit.pop("score") for hit in hits] for hits in (one["hits"], other["hits"])]
+        assert one == other
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    here = index.parent
+    places = {
+        "t 1": {"modality": "text"},
+        "i1": {"modality": "image", "source": str(here / "1.png")},
+        "clip": {"modality": "video", "source": str(here / "clip.mp4"), "start": 0.0, "end": 0.5},
+        "page": {"modality": "document", "source": str(here / "two.pdf"), "page": 2},
+    }
+    hits = {hit.pop("key"): hit for hit in exact[0]["hits"]}
+    assert {key: hits[key] for key in places} == places
+    plain, table = (found(base, index, capsys, *words) for words in ((), ("--engine", name)))
+    assert [line.split()[2:] for line in plain.splitlines()] == [line.split()[2:] for line in table.splitlines()]
+    assert f"page  {here / 'two.pdf'}, page 2" in table
+    assert f"clip  {here / 'clip.mp4'}, 0 to 0.5 s" in table
     assert len(found(base, index, capsys, "--engine", name, "--k", "3").splitlines()) == 8
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from lightning_conan.cli.common.suggestions import complete, near
 from lightning_conan.cli.configs import find_config, names
-from lightning_conan.cli.main import main
+from lightning_conan.cli.main import main, report
 from samples import png
 
 LINE = {"key": "a", "task": "t", "modality": "text", "query": {"text": "a"}, "target": {"text": "b"}}
@@ -94,6 +94,24 @@ def test_a_folder_that_cannot_be_written_is_not_called_locked(tmp_path, capsys):
 def test_a_missing_file_is_named_with_its_option(tmp_path, capsys):
     for words in (["--mergekit", tmp_path / "nope.yml"], [f"--mergekit={tmp_path / 'nope.yml'}"]):
         assert f"--mergekit {tmp_path / 'nope.yml'} does not exist" in failed(capsys, "fuse", *words, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (FileNotFoundError(2, "No such file or directory"), "does not exist"),
+    (FileExistsError(17, "File exists"), "is a file, where a folder must be"),
+    (NotADirectoryError(20, "Not a directory"), "leads through a file"),
+    (IsADirectoryError(21, "Is a directory"), "is a folder, where a file must be"),
+    (PermissionError(13, "Permission denied"), "may not be read or written by you"),
+])  # fmt: skip
+def test_a_path_that_cannot_be_used_is_named_with_its_option(tmp_path, monkeypatch, capsys, error, said):
+    """With rule and remedy, not with the system's number; deeper in a folder without the option."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").write_text("")
+    error.filename = "there"
+    assert report("embed", error, ["--source", "x", "--out", "there"]) == 1
+    assert capsys.readouterr().err.startswith(f"conan embed: --out there {said}")
+    assert report("embed", error, ["--out", "elsewhere"]) == 1
+    assert capsys.readouterr().err.startswith(f"conan embed: there {said}")
 
 
 def test_a_mapping_is_shown_where_one_is_needed(capsys):

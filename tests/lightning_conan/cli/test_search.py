@@ -1,13 +1,15 @@
 import io
 import json
+import shutil
 import sys
 
+import fsspec
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lightning_conan.cli.main import main
-from lightning_conan.cli.search import read_queries
+from lightning_conan.cli.search import observed, read_queries
 from lightning_conan.embedder import load_folder
 from lightning_conan.items import Item, Media
 from lightning_conan.retrieval.store import EmbeddingStore
@@ -96,3 +98,78 @@ def test_several_fields_make_one_query(base, index, capsys):
     store = EmbeddingStore(index / "full")
     best = (query @ torch.cat(list(store.blocks())).T)[0].max().item()
     assert answer["hits"][0]["score"] == pytest.approx(best, abs=2e-6)
+
+
+@pytest.fixture
+def remote(index):
+    """The index behind a URL, and its file system."""
+    system = fsspec.filesystem("memory")
+    system.put(str(index / "full"), "/bucket/full", recursive=True)
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+def test_an_index_behind_a_url_is_searched_as_its_copy_is(base, index, remote, tmp_path, capsys):
+    """Exactly and, once handed over, by an engine."""
+    words = ["search", "--folder", str(base), "--text", "number 3", "--index"]
+    assert main([*words, str(index / "full")]) == 0
+    wanted = capsys.readouterr().out
+    assert main([*words, "memory://bucket/full/"]) == 0
+    assert capsys.readouterr().out == wanted
+    pytest.importorskip("faiss")
+    place = ["--engine", "faiss", "--at", str(tmp_path / "there")]
+    assert main(["index", "memory://bucket/full", *place, "--queries", "memory://bucket/full"]) == 0
+    assert main([*words, "memory://bucket/full", *place]) == 0
+    assert [line.split()[2:] for line in capsys.readouterr().out.splitlines()[-10:]] == [
+        line.split()[2:] for line in wanted.splitlines()[-10:]
+    ]
+
+
+def test_a_helper_is_asked_only_while_the_index_is_the_same(base, index, remote):
+    """Of an index behind a URL, its file system tells."""
+    before = observed(base, "memory://bucket/full", None)
+    assert observed(base, "memory://bucket/full", None) == before
+    remote.pipe("/bucket/full/part-00001.parquet", b"more")
+    assert observed(base, "memory://bucket/full", None) != before
+    assert observed(base, index / "full", None) == ([base, index / "full"], "")
+
+
+@pytest.mark.parametrize(("url", "said"), [
+    ("memory://bucket/none", "memory://bucket/none holds no embeddings"),
+    ("https://me:secret@example.org/full", "must be in a file system such as s3://, got https://example.org/full"),
+    ("simplecache::memory://bucket/full", "must be in a file system such as s3://"),
+    ("nosuch://x", "nosuch://x cannot be opened by fsspec"),
+])  # fmt: skip
+def test_urls_that_cannot_be_searched_are_refused(base, remote, capsys, url, said):
+    assert main(["search", "--folder", str(base), "--index", url, "--text", "x"]) == 1
+    told = capsys.readouterr().err
+    assert said in told
+    assert "secret" not in told
+
+
+def test_a_store_that_does_not_answer_is_named_without_secrets(base, remote, capsys, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("no credentials for memory://bucket/full?key=secret")
+
+    monkeypatch.setattr(type(remote), "cat_file", refuse)
+    assert main(["search", "--folder", str(base), "--index", "memory://bucket/full", "--text", "x"]) == 1
+    told = capsys.readouterr().err
+    assert "memory://bucket/full cannot be read: no credentials" in told
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize("place", ["here", "there"])
+@pytest.mark.parametrize("cut", [0, 3, 200, -20])
+def test_a_part_that_was_cut_is_named(base, index, remote, tmp_path, capsys, place, cut):
+    data = (index / "full" / "part-00000.parquet").read_bytes()[:cut]
+    if place == "here":
+        shutil.copytree(index / "full", tmp_path / "cut")
+        (tmp_path / "cut" / "part-00000.parquet").write_bytes(data)
+    remote.pipe("/bucket/full/part-00000.parquet", data)
+    where = str(tmp_path / "cut") if place == "here" else "memory://bucket/full"
+    for verb in (
+        ["search", "--folder", str(base), "--text", "x", "--index", where],
+        ["index", where, "--at", str(tmp_path / "db")],
+    ):
+        assert main(verb) == 1
+        assert f"{where}/part-00000.parquet must be a whole Parquet file, and is damaged" in capsys.readouterr().err

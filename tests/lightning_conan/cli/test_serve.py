@@ -1,6 +1,7 @@
 """`conan serve`: its options, before anything is loaded."""
 
 import importlib.util
+import socket
 from pathlib import Path
 
 import pytest
@@ -62,12 +63,22 @@ def test_access_is_by_name_and_key(key, host, given, status):
     (["--engine.token_budget", "0"], "token_budget must be positive"),
     (["--limits.max_inputs", "0"], "Limits of requests must be positive"),
     (["--port", "x"], "port"),
+    (["--port", "70000"], "port must be from 0 to 65535, got 70000"),
+    (["--host", "198.51.100.7"], "198.51.100.7:0 cannot be listened at"),
+    (["--host", "nowhere.invalid"], "nowhere.invalid:0 cannot be listened at"),
     (["--name", "a:b"], "without a colon"),
     (["--index", "nowhere"], "nowhere holds no embeddings"),
 ])  # fmt: skip
 def test_options_that_make_no_sense_are_refused(base, capsys, words, said):
-    assert main(["serve", str(base), *words, "--engine.num_workers=0"]) > 0
+    assert main(["serve", str(base), "--port=0", *words, "--engine.num_workers=0"]) > 0
     assert said in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named(base, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(base), "--port", str(port)]) == 1
+    assert f"127.0.0.1:{port} cannot be listened at" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path, capsys):
@@ -77,7 +88,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path, capsys):
 
 def test_an_index_of_another_model_is_refused(base, tmp_path, capsys, served):
     write_part(tmp_path, 0, Origin("another", "s", "float32", 128, 1, 1), ["a"], ["text"], torch.ones(1, 128))
-    assert main(["serve", str(base), "--index", str(tmp_path), "--engine.num_workers", "0"]) == 1
+    assert main(["serve", str(base), "--index", str(tmp_path), "--port=0", "--engine.num_workers=0"]) == 1
     assert "was made with another model" in capsys.readouterr().err
     assert not served
 
@@ -92,7 +103,7 @@ def test_what_is_missing_is_told_by_its_extra(base, capsys, monkeypatch):
 def test_it_listens_here_alone_unless_told(base, served):
     """And without a key a local server answers to local names alone."""
     for words in ([], ["--host", "0.0.0.0"]):
-        assert main(["serve", str(base), "--engine.num_workers", "0", *words]) == 0
+        assert main(["serve", str(base), "--engine.num_workers=0", "--port=0", *words]) == 0
     (first, here), (second, everywhere) = served
     assert (here, everywhere) == ("127.0.0.1", "0.0.0.0")
     assert first.access.hosts == {"127.0.0.1", "localhost", "[::1]"}

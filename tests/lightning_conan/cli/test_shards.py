@@ -248,6 +248,7 @@ def test_a_manifest_and_an_index_behind_urls_equal_local_ones(base, tmp_path, me
     found = [pq.read_table(memory.open(path)) for path in memory.ls("/bucket/index", detail=False)]
     wanted = [pq.read_table(path) for path in sorted((tmp_path / "local").iterdir())]
     assert vectors(found) == vectors(wanted)
+    assert found[0]["source"].to_pylist() == ["memory://set/m/a.png", "memory://set/m/b.png"]
     listed = memory.cat_file("/bucket/index.quarantine/part-00001.jsonl").decode()
     assert [json.loads(line)["key"] for line in listed.splitlines()] == ["gone", "out"]
     assert main([*words, "--source", "memory://set/items.jsonl", "--out", "memory://bucket/index", "--precision", "int8"]) == 1

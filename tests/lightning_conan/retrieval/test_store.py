@@ -1,10 +1,12 @@
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from disk import files_of
 
+from lightning_conan.retrieval.engines import PartStream
 from lightning_conan.retrieval.store import EmbeddingStore, Origin, finished_parts, shorten, write_part
 
 ORIGIN = Origin("model", "source", "float32", 4, 3, 2)
@@ -62,6 +64,27 @@ def test_rows_keep_their_order_over_parts(tmp_path):
     assert [store.entry(row) for row in (0, 2, 4)] == [("00", "text"), ("02", "image+text"), ("11", "image")]
     torch.testing.assert_close(torch.cat(list(store.blocks(2))), vectors().repeat(2, 1))
     assert len(store) == 6
+
+
+PLACES = [
+    {"modality": "document", "source": "a.pdf", "page": 3},
+    {"modality": "video", "start": 0.5, "end": 2.0},
+    {"modality": "text"},
+]
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_parts_with_and_without_columns_of_a_payload_make_one_index(tmp_path, precision):
+    """Parts of an earlier version lack them; a row has the fields that it has a value for."""
+    origin = replace(ORIGIN, precision=precision)
+    write_part(tmp_path, 0, origin, "abc", ["text"] * 3, vectors())
+    write_part(tmp_path, 1, origin, "def", [place["modality"] for place in PLACES], vectors(), PLACES)
+    store, rows = EmbeddingStore(tmp_path), [payload for rows in PartStream(tmp_path).blocks() for payload in rows.payloads]
+    assert [store.payload(row) for row in range(6)] == rows == [{"modality": "text"}] * 3 + PLACES
+    wanted = {"key": pa.string(), "modality": pa.string(), "source": pa.string(), "page": pa.int32()}
+    wanted |= {"start": pa.float64(), "end": pa.float64()}
+    found = pq.read_schema(tmp_path / "part-00001.parquet")
+    assert {name: found.field(name).type for name in found.names if name not in ("embedding", "scale")} == wanted
 
 
 @pytest.mark.parametrize("lost", [0, 1])

@@ -1,6 +1,7 @@
 """Batches: within the budget, requests in turn, each result to its request."""
 
 import asyncio
+import threading
 
 import pytest
 import torch
@@ -136,3 +137,28 @@ def test_under_load_a_batch_waits_for_as_many_as_last_time(wait, least):
 
     asyncio.run(main())
     assert len(model.batches[1][0]) == least
+
+
+def test_batches_at_once_share_what_waits():
+    """Both are embedded at the same time, in threads of their own; each result goes to its request, also of one that fails."""
+    both, sizes = threading.Barrier(2, timeout=60), []
+
+    def meet(items, reasons):
+        if len(items) > 1:
+            sizes.append(len(items))
+            both.wait()
+        return Model()(items, reasons)
+
+    async def main():
+        batcher = Batcher(meet, 1000, 0.0, Metrics(), at_once=2)
+        tasks = [asyncio.create_task(batcher.submit([item(number)], False)) for number in (*range(7), 999)]
+        await asyncio.sleep(0)
+        batcher.start()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        await batcher.close()
+        return found
+
+    found = asyncio.run(main())
+    assert sizes == [4, 4]
+    assert [numbers(one) for one in found[:7]] == [[number] for number in range(7)]
+    assert isinstance(found[7], RuntimeError)

@@ -2,6 +2,9 @@
 
 import base64
 import json
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
@@ -36,6 +39,7 @@ CONTENTS = {
         [link("image", uri("application/pdf", PDF, "#page=1-2"))],
         (Media("document", PDF, "a.pdf", page=1), Media("document", PDF, "a.pdf", page=2)),
     ),
+    "an image with text": ([link("image", uri("image/png", png())), text("make it blue")], (IMAGE, "make it blue")),
     "a mixture": (
         [link("image", uri("image/png", png())), text("make it blue"), RECORDED, link("video", uri("video/mp4", mp4()))],
         (IMAGE, "make it blue", SOUND, VIDEO),
@@ -138,6 +142,17 @@ def test_each_modality_is_embedded_as_by_the_model(url, tiny, name):
     same([one["embedding"]], expected(tiny, Item(wanted)))
 
 
+def test_batches_at_once_give_the_same_vectors(folder, tiny):
+    """Twelve clients, all modalities, two batches at a time."""
+    names, wanted = [*CONTENTS] * 2, {name: expected(tiny, Item(parts)) for name, (_, parts) in CONTENTS.items()}
+    settings = EngineSettings(num_workers=0, batches_at_once=2)
+    with serving(make_service(folder, settings=settings)) as server, ThreadPoolExecutor(12) as clients:
+        bodies = [{"messages": user(*CONTENTS[name][0])} for name in names]
+        found = list(clients.map(lambda body: post(server.url, "/v1/embeddings", body)["data"][0]["embedding"], bodies))
+    for name, vector in zip(names, found, strict=True):
+        same([vector], wanted[name])
+
+
 def test_conversations_make_a_batch(url, tiny):
     """All modalities in one request, each as if alone."""
     answer = post(url, "/v1/embeddings", {"messages": [user(*parts) for parts, _ in CONTENTS.values()]})
@@ -170,6 +185,39 @@ def test_coheres_shapes(url, tiny, name):
     assert answer["meta"]["billed_units"]["input_tokens"] > 0
     decoded = [np.frombuffer(base64.b64decode(row), "<f4").tolist() for row in answer["embeddings"]["base64"]]
     assert decoded == answer["embeddings"]["float"]
+
+
+@pytest.fixture(scope="module")
+def curl():
+    """Posts by the real curl, the body from its standard input."""
+    if (program := shutil.which("curl")) is None:
+        pytest.skip("curl is not installed: apt install curl")
+
+    def post(address, body):
+        head = ["--header", "Content-Type: application/json"]
+        words = [program, "--silent", "--show-error", "--max-time", "60", *head, "--data-binary", "@-", address]
+        done = subprocess.run(words, input=json.dumps(body).encode(), capture_output=True, timeout=90, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    return post
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_curl_gets_the_models_vectors(url, tiny, curl, name):
+    """Each modality and mixtures, in OpenAI's form with messages and in Cohere's with inputs."""
+    parts, wanted = CONTENTS[name]
+    (one,) = curl(f"{url}/v1/embeddings", {"model": "tiny", "messages": user(*parts)})["data"]
+    same([one["embedding"]], expected(tiny, Item(wanted)))
+    answer = curl(f"{url}/v2/embed", {"model": "tiny", "input_type": "search_query", "inputs": [{"content": parts}]})
+    same(answer["embeddings"]["float"], expected(tiny, Item(wanted)))
+
+
+@pytest.mark.parametrize("name", ["texts", "images"])
+def test_curl_gets_coheres_texts_and_images(url, tiny, curl, name):
+    body, wanted = COHERE[name]
+    answer = curl(f"{url}/v2/embed", {**body, "input_type": "search_document"})
+    same(answer["embeddings"]["float"], expected(tiny, *map(Item, wanted)))
 
 
 def test_search_is_exact(url, service, tiny):

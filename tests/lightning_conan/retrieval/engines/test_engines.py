@@ -1,17 +1,22 @@
 """Each engine holds what it was given, finds what exact search finds, and is changed by key."""
 
+import shutil
 import subprocess
 import sys
 import threading
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
+from lightning_conan.cli.main import main
 from lightning_conan.retrieval import EmbeddingStore, top_k
-from lightning_conan.retrieval.engines import PartStream, Place, Rows, build_index, delete_keys, open_engine, upsert
+from lightning_conan.retrieval.engines import EngineIndex, PartStream, Place, Rows, build_index, delete_keys, open_engine, upsert
+from lightning_conan.retrieval.engines.opening import explained
 from lightning_conan.retrieval.engines.place import ENGINES
-from lightning_conan.retrieval.engines.rows import FIELDS
+from lightning_conan.retrieval.payload import FIELDS
+from lightning_conan.retrieval.search import EMPTY
 from lightning_conan.retrieval.store import Origin, write_part
 
 DIM, ROWS = 24, 60
@@ -249,3 +254,78 @@ def test_a_table_of_somebody_else_is_refused(tmp_path):
     place = Place("lancedb", str(tmp_path / "there"), "theirs")
     with open_engine(place) as engine, pytest.raises(ValueError, match="made by something else"):
         upsert(engine, PartStream(folder))
+
+
+@pytest.mark.parametrize("name", ["lancedb", "qdrant", "faiss"])
+def test_a_file_that_was_cut_or_lost_is_never_a_wrong_answer(tmp_path, place, name):
+    """Whichever it is: the answers are those of the whole index, or an error names the place; none is a library's own."""
+    folder, at = write(tmp_path / "parts", embeddings(ROWS)), Path(place.at)
+    with open_engine(place) as engine:
+        upsert(engine, PartStream(folder))
+        build_index(engine, 0.95)
+    whole = EngineIndex(place)
+    wanted = whole.find(embeddings(ROWS)[:2], 3)
+    whole.engine.close()
+    shutil.copytree(at, tmp_path / "copy")
+    refused = []
+    for path in sorted(path.relative_to(at) for path in at.rglob("*") if path.is_file()):
+        for size in (None, 0, 0.5):
+            shutil.rmtree(at)
+            shutil.copytree(tmp_path / "copy", at)
+            data = (at / path).read_bytes()
+            (at / path).unlink() if size is None else (at / path).write_bytes(data[: int(size * len(data))])
+            try:
+                found = EngineIndex(place)
+                assert found.find(embeddings(ROWS)[:2], 3) == wanted, path
+                found.engine.close()
+            except (ValueError, ConnectionError) as error:
+                refused.append(str(error))
+    assert refused
+    assert [said for said in refused if str(at) not in said and said != EMPTY] == []
+
+
+@engines
+def test_what_only_reads_makes_nothing(tmp_path, place, name):
+    with pytest.raises(ValueError, match="holds no index"):
+        EngineIndex(place)
+    assert not Path(place.at).exists()
+
+
+def test_a_server_that_does_not_answer_is_named():
+    pytest.importorskip("qdrant_client")
+    with pytest.raises(ConnectionError, match=r"http://127.0.0.1:1 \(Qdrant, embeddings\) fails: .* Look at its address"):
+        EngineIndex(Place("qdrant", "http://127.0.0.1:1"))
+
+
+def test_a_librarys_errors_are_told_from_ours():
+    """By where they come from: what a library calls is the library's, what this package is called back with is not."""
+    pytest.importorskip("lancedb")
+    import lancedb
+
+    place = Place("lancedb", "somewhere")
+    with pytest.raises(ConnectionError, match=r"somewhere \(LanceDB, embeddings\) fails"), explained(place):
+        lancedb.connect("wrong://somewhere")
+    with pytest.raises(ValueError, match="Change --name"), explained(place):
+        Place("lancedb", "x", "a b")
+
+
+@pytest.mark.parametrize("table", ["", "a/b", "..", ".hidden", "a b", "é", "-x"])
+def test_names_that_some_engine_does_not_take_are_refused(table):
+    with pytest.raises(ValueError, match="letters, digits, underscores, hyphens and dots"):
+        Place("faiss", "there", table)
+
+
+@pytest.mark.parametrize("file", ["conan.json", "part-00000.parquet"])
+def test_a_folder_of_other_things_is_left_alone(tmp_path, capsys, file):
+    (tmp_path / file).write_text("")
+    assert main(["index", str(tmp_path), "--at", str(tmp_path)]) == 1
+    assert f"An index must have a folder of its own, {tmp_path} holds {file}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_keys_to_delete_are_utf_8(tmp_path, capsys):
+    write(tmp_path / "parts", embeddings(4))
+    (tmp_path / "keys").write_bytes("größe\n".encode("latin-1"))
+    (tmp_path / "parts.faiss").mkdir()
+    assert main(["index", str(tmp_path / "parts"), "--engine", "faiss", "--delete", str(tmp_path / "keys")]) == 1
+    assert f"{tmp_path / 'keys'} must be text in UTF-8, byte 2 is not" in capsys.readouterr().err
