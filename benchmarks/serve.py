@@ -160,6 +160,8 @@ def server(words: list[str], port: int) -> Iterator[int]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
             time.sleep(0.2)
+        else:
+            raise TimeoutError(f"{' '.join(words[:3])} does not answer after 300 s")
         yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
