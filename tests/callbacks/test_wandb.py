@@ -19,7 +19,7 @@ from ranks import values
 from scenarios import table_of_ranks
 
 from callbacks import RetrievalTable, RunRecord, WandbArtifacts, WandbRun
-from callbacks.table_rows import drawn
+from callbacks.table_rows import Scored, choose, drawn
 from callbacks.wandb_artifacts import artifact_name, model_artifact
 from datamodules import SpecialistData
 from lightning_conan.cli.main import main
@@ -233,6 +233,27 @@ def test_chosen_queries_do_not_depend_on_their_order():
     less = [key for key in keys if key != chosen[0]]
     rest = [less[row] for row in drawn(less, [keys.index(key) // 2 for key in less], 1, 10)]
     assert set(chosen[1:]) <= {*rest, *chosen[:1]}
+
+
+def test_the_worst_are_those_with_the_worst_ranks():
+    """Among the queries that the seed did not choose; a query with several targets counts by the best of them."""
+    generator = torch.Generator().manual_seed(0)
+    queries, targets = torch.randn(2, 30, 4, generator=generator)
+    queries[1] = queries[0]
+    ids = [0, 0, *range(2, 30)]
+    scored = Scored([f"k{row}" for row in range(30)], queries, targets, ids, list(range(30)))
+    chosen = choose(scored, count=10, worst=4, depth=3, seed=0)
+    ranks = {}
+    for row in range(30):
+        scores = (targets @ queries[row]).tolist()
+        own = [other for other in range(30) if ids[other] == ids[row]]
+        ranks[f"k{row}"] = 1 + sum(score >= max(scores[other] for other in own) for n, score in enumerate(scores) if n not in own)
+    assert all(choice.rank == ranks[choice.key] for choice in chosen)
+    random = {choice.key for choice in chosen if choice.kind == "random"}
+    twin = {"k0", "k1"} - {"k0" if "k0" in random else "k1"}
+    rest = sorted((rank for key, rank in ranks.items() if key not in random | twin), reverse=True)
+    assert len(random) == 6
+    assert [choice.rank for choice in chosen if choice.kind == "worst"] == rest[:4]
 
 
 @pytest.mark.parametrize("options", [{"queries": 0}, {"queries": 201}, {"worst": 101}, {"hits": 0}, {"max_mb": -1.0}])
