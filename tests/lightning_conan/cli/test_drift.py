@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 
 import pytest
 from disk import files_of
@@ -7,16 +6,17 @@ from disk import files_of
 from lightning_conan import drift as package
 from lightning_conan.cli import drift
 from lightning_conan.cli.common import pair_sets
+from lightning_conan.drift import Verdict
 from lightning_conan.fusion import coefficient_plots as plots
 
 
 @pytest.fixture
 def measured(monkeypatch):
     """A report that need not be measured."""
-    report = SimpleNamespace(to_json=lambda: json.dumps({"verdicts": {}}), layers={}, verdicts={})
+    report = package.DriftReport({"image": Verdict("image", 90.0, 60.0, 88.0, 61.0)}, {"image": {"fused": [1.0, 0.5]}})
     monkeypatch.setattr(package, "measure_drift", lambda *_: report)
     monkeypatch.setattr(pair_sets, "read_sets", lambda *_: {})
-    monkeypatch.setattr(plots, "draw", lambda *_: b"x" * 2000)
+    monkeypatch.setattr(plots, "draw", lambda *_: b"\x89PNG" + b"x" * 1996)
 
 
 def run(tmp_path):
@@ -36,7 +36,13 @@ def run(tmp_path):
 
 def test_report_and_plot_are_written(measured, tmp_path):
     run(tmp_path)
-    assert {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()} == {"drift.json": 16, "drift.png": 2000}
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
+    assert sizes.keys() == {"drift.json", "drift.png", "report.html"}
+    assert sizes["drift.png"] == 2000
+    assert json.loads((tmp_path / "out" / "drift.json").read_text())["layers"] == {"image": {"fused": [1.0, 0.5]}}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "image: 33% lost (90.0 -&gt; 60.0)" in page
+    assert "data-value='0.5'" in page
 
 
 def test_neither_is_written_where_the_plot_fails(measured, tmp_path, monkeypatch):
