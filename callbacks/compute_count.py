@@ -19,6 +19,16 @@ from lightning_conan.training.collectives import total
 from lightning_conan.training.protocols import is_dry_run
 
 
+def as_many(shape: torch.Size, query: Tensor) -> tuple[int, ...]:
+    """Returns the shape of keys or values once each of the query's heads has its own: older formulas of torch know no groups.
+
+    Args:
+        shape: (batch, heads, keys, dim).
+        query: Queries, (batch, heads, queries, dim).
+    """
+    return (shape[0], query.shape[1], *shape[2:])
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     """Counts the FLOP of attention's forward pass, from shapes alone.
 
@@ -27,7 +37,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> 
         key: Keys, (batch, heads, keys, dim).
         value: Values, as the keys.
     """
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+    return int(sdpa_flop_count(query.shape, as_many(key.shape, query), as_many(value.shape, query)))
 
 
 def attention_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
@@ -39,15 +49,17 @@ def attention_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tens
         key: Keys, (batch, heads, keys, dim).
         value: Values, as the keys.
     """
-    return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
+    shapes = as_many(key.shape, query), as_many(value.shape, query)
+    return int(sdpa_backward_flop_count(gradient.shape, query.shape, *shapes))
 
 
+KERNELS = ("efficient_attention", "flash_attention", "cudnn_attention", "flash_attention_for_cpu")
 FORMULAS: dict[Any, Callable[..., Any]] = {
     **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    **{getattr(torch.ops.aten, f"_scaled_dot_product_{name}"): attention for name in KERNELS},
+    **{getattr(torch.ops.aten, f"_scaled_dot_product_{name}_backward"): attention_backward for name in KERNELS},
 }
-"""FLOP by operator: torch's formulas, and those of attention on CPUs, which it lacks."""
+"""FLOP by operator: torch's formulas, but for attention, where it lacks that of CPUs."""
 
 
 class FlopCount(TorchDispatchMode):

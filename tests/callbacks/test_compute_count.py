@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from callbacks import ComputeCount
+from callbacks.compute_count import attention, attention_backward
 from datamodules import RehearsalData
 from lightning_conan.stages import Joint
 from lightning_conan.training import Lora
@@ -48,6 +49,13 @@ def test_operations_are_those_of_the_shapes(tmp_path, every):
     assert found["steps"] == 4
     assert found["flop"] == 4 * (3 * layers + attention)  # forward twice, and the second layer's weights
     assert found["by_modality"]["pairs"] == {"steps": 4, "flop": found["flop"]}
+
+
+def test_keys_that_several_heads_share_are_counted_for_each():
+    query, key = torch.zeros(2, 6, 5, 4), torch.zeros(2, 3, 7, 4)
+    each = key.repeat_interleave(2, 1)
+    assert attention(query, key, key) == attention(query, each, each) == 2 * 2 * 2 * 6 * 5 * 7 * 4
+    assert attention_backward(query, query, key, key) == attention_backward(query, query, each, each)
 
 
 def counted(base, world, root, *callbacks, ckpt=None, every=1):
