@@ -1,5 +1,6 @@
 """Reads mergekit's YAML, the field's lingua franca for merges, into a recipe, and writes it beside a result."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -59,11 +60,11 @@ def read_mergekit(path: Path) -> Recipe:
     if len(densities) != 1:
         raise ValueError(f"density must be the same for all models in {path}, got {sorted(densities)}.")
     method = method_of(path, str(config["merge_method"]), densities.pop(), shared)
-    owner = "audio" if "audio" in specialists else next(iter(specialists))
     dtype: OutputType = config.get("out_dtype") or config.get("dtype") or "base"
     if dtype not in get_args(OutputType):
         raise ValueError(f"dtype in {path} must be one of {list(get_args(OutputType))}, got {dtype!r}.")
-    return Recipe(path.parent / config["base_model"], specialists, alphas, method, owner=owner, dtype=dtype)
+    recipe = Recipe(path.parent / config["base_model"], specialists, alphas, method, dtype=dtype)
+    return recipe if {*recipe.owning} <= {*specialists} else replace(recipe, owner=next(iter(specialists)))
 
 
 def number(path: Path, what: str, value: Any) -> float:

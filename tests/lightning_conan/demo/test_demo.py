@@ -97,7 +97,7 @@ def test_alphas_writes_a_fused_folder_with_the_trade_off(demo, tmp_path, capsys)
     assert "out must differ" in capsys.readouterr().err
 
 
-STUDIES = {"fusion": 20, "alpha": 15, "recovery": 12, "joint": 11}
+STUDIES = {"fusion": 20, "alpha": 15, "recovery": 12, "joint": 10}
 """Rows of each table."""
 
 

@@ -220,16 +220,17 @@ def until(true):
         time.sleep(0.05)
 
 
+FOCUSED = """() => {
+    const one = document.activeElement, box = one.closest(".card, .filter, #search") ?? one;
+    const seen = [one, box].some((each) => getComputedStyle(each).outlineStyle !== "none");
+    const lit = getComputedStyle(box).borderColor === getComputedStyle(document.querySelector("#go")).backgroundColor;
+    return (seen || lit) && (one.id || one.value || one.getAttribute("aria-label") || one.className);
+}"""
+
+
 def focused(page):
-    """Name of what has the focus, which must be seen."""
-    name, seen = page.evaluate("""() => {
-        const one = document.activeElement, box = one.closest(".card, .filter, #search") ?? one;
-        const seen = [one, box].some((each) => getComputedStyle(each).outlineStyle !== "none");
-        const lit = getComputedStyle(box).borderColor === getComputedStyle(document.querySelector("#go")).backgroundColor;
-        return [one.id || one.value || one.getAttribute("aria-label") || one.className, seen || lit];
-    }""")
-    assert seen, name
-    return name
+    """Name of what has the focus, which must be seen; colours take a moment to change."""
+    return page.wait_for_function(FOCUSED, timeout=5_000).json_value()
 
 
 def test_the_keyboard_is_enough(page, service, tiny):
