@@ -31,6 +31,7 @@ LIMIT = 300
 """Seconds that one cell may take."""
 VARIES = "varies"
 MEDIA = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=]+")
+STYLE = re.compile(r"<style>.*?</style>\n?", re.DOTALL)
 LOCAL = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|usr|private|Users|var|opt)/|\\Users\\|0x[0-9a-f]{6,}")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -111,7 +112,7 @@ def smaller(image: str) -> str:
 
 
 def comparable(notebook: NotebookNode) -> str:
-    """The outputs that must be the same on every machine, as text: images and media by their kind alone.
+    """The outputs that must be the same on every machine, as text: images and media by their kind alone, styles left out.
 
     Args:
         notebook: A notebook that is clean.
@@ -124,7 +125,8 @@ def comparable(notebook: NotebookNode) -> str:
         for output in cell.outputs:
             data = output.get("data", {"text/plain": output.get("text", "")})
             for kind in sorted(data):
-                lines.append(kind if kind.startswith("image/") else f"{kind}\n{MEDIA.sub('data:', data[kind])}")
+                text = STYLE.sub("", MEDIA.sub("data:", data[kind]))
+                lines.append(kind if kind.startswith("image/") else f"{kind}\n{text}")
     return "\n".join(lines)
 
 

@@ -93,8 +93,10 @@ def test_a_changed_output_is_noticed_and_a_changed_figure_is_not():
     assert not store.differences(told("1 of 2", tags=[store.VARIES]), told("2 of 2", tags=[store.VARIES]))
     assert store.differences(told("1 of 2"), notebook_of("x", printed("1 of 2")))
     html = [
-        nbformat.v4.new_output("display_data", {"text/html": f"<img src='data:image/png;base64,{data}'>{text}"})
-        for data, text in (("QUJD", "a"), ("REVG", "a"), ("QUJD", "b"))
+        nbformat.v4.new_output(
+            "display_data", {"text/html": f"<style>\n{style}\n</style>\n<img src='data:image/png;base64,{data}'>{text}"}
+        )
+        for style, data, text in (("p {}", "QUJD", "a"), ("b {}", "REVG", "a"), ("p {}", "QUJD", "b"))
     ]
     first, other_image, other_text = (notebook_of("x", output) for output in html)
     assert not store.differences(first, other_image)

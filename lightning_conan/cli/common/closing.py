@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lightning_conan.cli.common.launch import is_first
 from lightning_conan.terminal import printable
+from lightning_conan.writer_lock import is_first_rank
 
 FIT = ("fit", "--config", "conan:base.yaml", "--config")
 EVALUATE = ("evaluate", "--folder", "{out}", "--tasks", '["TASK"]', "--out", "{out}.scores")
@@ -66,7 +66,7 @@ def close(verb: str, written: Sequence[Path | str], out: object = None, **names:
         out: What the next command works on; by default the first of these.
         names: Further values that the command names, such as ``folder``.
     """
-    if SILENT or not is_first():
+    if SILENT or not is_first_rank():
         return
     print(f"wrote {', '.join(printable(str(path)) for path in written)}", file=sys.stderr)
     print(f"next: {printable(next_command(verb, written[0] if out is None else out, **names))}", file=sys.stderr)

@@ -12,7 +12,7 @@ import msgspec
 from blake3 import blake3
 
 from lightning_conan.embedder.config import OmniConfig
-from lightning_conan.items import Modality
+from lightning_conan.items import Modality, check_modality
 
 State = Literal["base", "specialist", "fused", "recovered", "rehearsed", "joint", "reasoning"]
 STATES: tuple[State, ...] = get_args(State)
@@ -79,7 +79,7 @@ def read_provenance(folder: Path) -> Provenance:
     """Reads a folder's provenance.
 
     Raises:
-        ValueError: Not a checkpoint folder, or its ``conan.json`` is damaged.
+        ValueError: Not a checkpoint folder, or its ``conan.json`` is damaged or names a modality that is not known here.
     """
     if folder.is_file():
         raise ValueError(f"A checkpoint folder must be a folder, {folder} is a file. Name the folder that holds it.")
@@ -95,9 +95,12 @@ def read_provenance(folder: Path) -> Provenance:
     try:
         record = json.loads(path.read_text())
         check_version(record, path)
-        return msgspec.convert(record, Provenance)
+        found = msgspec.convert(record, Provenance)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, msgspec.ValidationError) as error:
         raise ValueError(f"{path} was cut or changed ({error}). Write or copy the folder again.") from error
+    if found.modality is not None:
+        check_modality(found.modality, f"modality in {path}")
+    return found
 
 
 def read_config(folder: Path) -> OmniConfig:

@@ -16,7 +16,7 @@ from lightning_conan.cli.common.closing import NEXT, close, next_command, silent
 from lightning_conan.cli.main import LIGHTNING, VERBS, main, module_of
 from samples import png
 
-READ_ONLY = {"validate", "test", "predict", "search", "serve", "doctor", "memory", "configs"}
+READ_ONLY = {"validate", "test", "predict", "search", "serve", "doctor", "memory", "configs", "report"}
 """Verbs that print, or write where a configuration says."""
 NAMES = {"folder": "runs/base", "engine": "faiss", "family": "tiny"}
 
