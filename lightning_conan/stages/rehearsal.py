@@ -42,6 +42,8 @@ class Rehearsal(Stage):
     ) -> None:
         super().__init__(folder, training)
         self.lora_settings, self.train_projector = lora, train_projector
+        specs = specs_of(read_config(folder)) if train_projector else []
+        self.fresh = tuple(prefix for spec in specs for prefix in spec.fresh)
 
     @property
     def lora(self) -> Lora | None:
@@ -53,5 +55,4 @@ class Rehearsal(Stage):
 
     @property
     def trainable_prefixes(self) -> tuple[str, ...]:
-        owned = [prefix for spec in specs_of(read_config(self.folder)) for prefix in spec.fresh] if self.train_projector else []
-        return tuple(owned)
+        return self.fresh
