@@ -12,7 +12,8 @@ import msgspec
 from blake3 import blake3
 
 from lightning_conan.embedder.config import OmniConfig
-from lightning_conan.items import Modality, check_modality
+from lightning_conan.embedder.modalities.registry import VARIABLE
+from lightning_conan.items import KINDS, Modality
 
 State = Literal["base", "specialist", "fused", "recovered", "rehearsed", "joint", "reasoning"]
 STATES: tuple[State, ...] = get_args(State)
@@ -98,8 +99,11 @@ def read_provenance(folder: Path) -> Provenance:
         found = msgspec.convert(record, Provenance)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, msgspec.ValidationError) as error:
         raise ValueError(f"{path} was cut or changed ({error}). Write or copy the folder again.") from error
-    if found.modality is not None:
-        check_modality(found.modality, f"modality in {path}")
+    if found.modality is not None and found.modality not in KINDS:
+        raise ValueError(
+            f"{path} names the modality {found.modality!r}, which is not registered here. Import the module that "
+            f"registers it, or name that in {VARIABLE}."
+        )
     return found
 
 
