@@ -11,7 +11,8 @@ from lightning_conan.cli.common import daemon
 from lightning_conan.cli.common.queries import Asked, Query, read_queries
 from lightning_conan.parsing import parse_side
 from lightning_conan.retrieval.engines.place import EngineName, Place
-from lightning_conan.terminal import waiting
+from lightning_conan.retrieval.payload import described
+from lightning_conan.terminal import printable, waiting
 from lightning_conan.web import place_of
 
 if TYPE_CHECKING:
@@ -153,6 +154,22 @@ def observed(folder: Path, index: Path | str, there: Place | None) -> tuple[list
     return [folder, *([kept] if kept else [])], ""
 
 
+def table(titles: list[str], hits: list[dict[str, Any]]) -> str:
+    """Formats hits as lines of rank, cosine, modality, key and, where they are known, source, page and seconds.
+
+    Args:
+        titles: Lines above them: the query, and the reasoning if there is one.
+        hits: From ``Searcher``, the best first.
+    """
+    width = max((len(hit["modality"]) for hit in hits), default=0)
+    names = min(40, max((len(hit["key"]) for hit in hits), default=0))
+    lines = [
+        f"{rank:>4}  {hit['score']:.4f}  {hit['modality']:<{width}}  {hit['key']:<{names}}  {described(hit)}".rstrip()
+        for rank, hit in enumerate(hits, start=1)
+    ]
+    return "\n".join(map(printable, [*titles, *lines]))
+
+
 def check_numbers(k: int, keep: float) -> None:
     """Refuses settings outside their range.
 
@@ -210,14 +227,12 @@ def search(options: SearchOptions) -> None:
     if one and options.queries:
         raise ValueError(f"search needs one query or --queries, got both: {one} and {options.queries}.")
     check_numbers(options.k, options.keep)
-    from lightning_conan.cli.common.hits import hits_table
-
     find = open_searcher(options)
 
     def answer(asked: list[Asked]) -> None:
         for found in find(asked, options.k):
             titles = [text for text in (found["query"], found.get("reasoning")) if text]
-            print(json.dumps(found) if options.format == "jsonl" else hits_table(titles, found["hits"]), flush=True)
+            print(json.dumps(found) if options.format == "jsonl" else table(titles, found["hits"]), flush=True)
 
     if options.queries:
         answer(read_queries(options.queries))

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.shards.check import Report
-from lightning_conan.cli.common.hits import hits_table as table
 from lightning_conan.cli.main import plain
+from lightning_conan.cli.search import table
 from lightning_conan.terminal import printable
 
 HARMFUL = {"Cc", "Cs", "Zl", "Zp"}

@@ -9,8 +9,6 @@ from markupsafe import Markup
 
 from lightning_conan.items import Item
 from lightning_conan.pages import Bounds, Budget, fragment, grid
-from lightning_conan.retrieval.payload import described
-from lightning_conan.terminal import printable
 
 MOST_QUERIES = 12
 """Queries that a notebook shows."""
@@ -94,19 +92,3 @@ def items_by_key(source: Path) -> Callable[[str], Item | None]:
             return None
 
     return item_of
-
-
-def hits_table(titles: list[str], hits: list[dict[str, Any]]) -> str:
-    """Formats hits as lines of rank, cosine, modality, key and, where they are known, source, page and seconds.
-
-    Args:
-        titles: Lines above them: the query, and the reasoning if there is one.
-        hits: From ``Searcher``, the best first.
-    """
-    width = max((len(hit["modality"]) for hit in hits), default=0)
-    names = min(40, max((len(hit["key"]) for hit in hits), default=0))
-    lines = [
-        f"{rank:>4}  {hit['score']:.4f}  {hit['modality']:<{width}}  {hit['key']:<{names}}  {described(hit)}".rstrip()
-        for rank, hit in enumerate(hits, start=1)
-    ]
-    return "\n".join(map(printable, [*titles, *lines]))
