@@ -35,7 +35,6 @@ def drift(
     from lightning_conan.drift import measure_drift, plot_drift, plot_verdicts
     from lightning_conan.drift.page import drift_page
     from lightning_conan.extras import require
-    from lightning_conan.files import sync, warn_replaced, whole_file
     from lightning_conan.fusion.coefficient_plots import draw
     from lightning_conan.writer_lock import only_writer
 
@@ -50,18 +49,30 @@ def drift(
         report = measure_drift(specialists, states, sets, device)
         panels = [partial(plot_drift, layers=layers, title=modality) for modality, layers in report.layers.items()]
         drawn = draw(partial(plot_verdicts, verdicts=report.verdicts), *panels)
-        out.mkdir(parents=True, exist_ok=True)
-        warn_replaced(out / "drift.json")
         files = {"drift.json": report.to_json().encode(), "drift.png": drawn, "report.html": drift_page(report, drawn).encode()}
-        with ExitStack() as stack:  # all or none
-            for name, content in files.items():
-                file = stack.enter_context(whole_file(out / name))
-                file.write(content)
-                sync(file)
+        write_together(out, files)
     for verdict in report.verdicts.values():
         print(verdict.sentence())
     print(f"{out}: {', '.join(files)}")
     close("drift", [out / "report.html", out / "drift.json", out / "drift.png"], folder=states["fused"])
+
+
+def write_together(out: Path, files: dict[str, bytes]) -> None:
+    """Writes files of a folder, all or none.
+
+    Args:
+        out: The folder.
+        files: Content by name; the first says whether an earlier result is replaced.
+    """
+    from lightning_conan.files import sync, warn_replaced, whole_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    warn_replaced(out / next(iter(files)))
+    with ExitStack() as stack:
+        for name, content in files.items():
+            file = stack.enter_context(whole_file(out / name))
+            file.write(content)
+            sync(file)
 
 
 def run(args: Sequence[str]) -> None:

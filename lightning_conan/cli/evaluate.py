@@ -17,13 +17,13 @@ from lightning_conan.boards.report import check_contract, read_scores, scored, t
 from lightning_conan.boards.scoring import need_of
 from lightning_conan.boards.tasks import RetrievalTask, read_task
 from lightning_conan.cli.common.closing import close
-from lightning_conan.cli.common.launch import is_first, launched, trainer_options
+from lightning_conan.cli.common.launch import launched, trainer_options
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.extras import require
 from lightning_conan.terminal import track, waiting
 from lightning_conan.training import Stage, Training
-from lightning_conan.writer_lock import only_writer
+from lightning_conan.writer_lock import is_first_rank, only_writer
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def evaluate(options: EvaluateOptions) -> None:
     cache = EmbeddingCache(options.cache or options.out / "cache", model)
     launch = trainer_options(options.accelerator, options.devices)
     embedded = embed_missing(stage, [each for pair in hashed for each in pair], cache, launch, options.num_workers)
-    if not is_first():
+    if not is_first_rank():
         return
     print(f"embedded {embedded} items, {len(cache.places) - embedded} were in {cache.folder}", file=sys.stderr)
     dims = dims_of(cache.blocks[0].shape[1], stage.provenance.notes.get("matryoshka_dims"), options.dims)

@@ -11,13 +11,13 @@ from lightning_conan.boards.page import PAGE, comparison_page, write_html
 from lightning_conan.boards.registry import MTEB
 from lightning_conan.boards.report import read_scores, write_json
 from lightning_conan.cli.common.closing import close
-from lightning_conan.cli.common.launch import is_first
 from lightning_conan.cli.configs import PREFIX, find_config
 from lightning_conan.cli.evaluate import EvaluateOptions, evaluate, read_tasks
 from lightning_conan.cli.evaluate import run as run_one
 from lightning_conan.embedder.checkpoint import read_provenance
 from lightning_conan.extras import require
 from lightning_conan.files import whole_file
+from lightning_conan.writer_lock import is_first_rank
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,11 @@ def compare(options: TableOptions) -> None:
     todo = list(evaluations(options, comparison))
     check(todo)
     for number, each in enumerate(todo, start=1):
-        if is_first():
+        if is_first_rank():
             print(f"{each.out.parent.name} on {each.out.name}: {number} of {len(todo)}", file=sys.stderr)
         with redirect_stdout(sys.stderr):
             evaluate(each)
-    if not is_first():
+    if not is_first_rank():
         return
     found = result(comparison, options.out)
     write_json(options.out / "table.json", found)

@@ -1,6 +1,5 @@
 """Several devices: with a Trainer whose ranks may wait long, and without one."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,11 +18,6 @@ def trainer_options(accelerator: str, devices: int) -> dict[str, Any]:
     """
     strategy = DDPStrategy(timeout=timedelta(days=1)) if devices > 1 else "auto"
     return {"accelerator": accelerator, "devices": devices, "strategy": strategy}
-
-
-def is_first() -> bool:
-    """True on the first rank, as torchrun and Lightning number them."""
-    return not int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def test_an_index_behind_a_url_is_searched_as_its_copy_is(base, index, remote, t
 
 
 def test_a_helper_is_asked_only_while_the_index_is_the_same(base, index, remote):
-    """Of an index behind a URL, its file system tells."""
+    """The listing of its file system tells the state of an index behind a URL."""
     before = observed(base, "memory://bucket/full", None)
     assert observed(base, "memory://bucket/full", None) == before
     remote.pipe("/bucket/full/part-00001.parquet", b"more")
