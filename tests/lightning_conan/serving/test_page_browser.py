@@ -263,7 +263,8 @@ def test_the_keyboard_is_enough(page, service, tiny):
     assert page.inner_text("#viewer-key") == found[columns - 1]
     keys.press("Escape")
     assert not page.locator("#viewer").is_visible()
-    assert focused(page).startswith(found[columns - 1] + ", ")
+    came_back = "label => document.activeElement.getAttribute('aria-label')?.startsWith(label)"
+    page.wait_for_function(came_back, arg=found[columns - 1] + ", ")  # once the dialog tells that it was closed
     keys.press("/")
     assert focused(page) == "text"
     assert page.input_value("#text") == "a storm at sea"
