@@ -77,6 +77,7 @@ class Batcher:
         self.compute, self.token_budget, self.max_wait, self.metrics = compute, token_budget, max_wait, metrics
         self.jobs: deque[Job] = deque()
         self.items = self.tokens = self.last = 0
+        self.busy: set[asyncio.Task[None]] = set()
         self.speed = 0.0
         self.arrived = asyncio.Event()
         self.thread = ThreadPoolExecutor(at_once, "model")
@@ -173,18 +174,17 @@ class Batcher:
     async def run(self) -> None:
         """Embeds batch after batch, as many at once as there are threads."""
         async with asyncio.TaskGroup() as running:
-            busy: set[asyncio.Task[None]] = set()
             while True:
                 await self.gather()
                 if not self.jobs:
                     continue
-                batch = self.take(self.at_once - len(busy))
+                batch = self.take(self.at_once - len(self.busy))
                 self.last = len(batch)
                 task = running.create_task(self.work(batch))
-                busy.add(task)
-                task.add_done_callback(busy.discard)
-                if len(busy) == self.at_once:
-                    await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
+                self.busy.add(task)
+                task.add_done_callback(self.busy.discard)
+                if len(self.busy) == self.at_once:
+                    await asyncio.wait(self.busy, return_when=asyncio.FIRST_COMPLETED)
 
     async def work(self, batch: Sequence[tuple[Job, int]]) -> None:
         """Embeds a batch; one that fails, input by input.

@@ -43,9 +43,9 @@ class Engine:
         self.max_tokens = limits.max_tokens or settings.token_budget
         media = limits.media(self.processor.config.limits)
         self.pool = DecodingPool(folder, self.processor, media, settings.num_workers, limits.decode_seconds, metrics)
-        at_once = settings.batches_at_once
+        self.threads, self.writing = torch.get_num_threads(), Lock()
+        at_once = settings.batches_at_once or (2 if settings.device == "cpu" and self.threads > 1 else 1)
         self.batcher = Batcher(self.compute, settings.token_budget, settings.max_wait_ms / 1000, metrics, at_once)
-        self.threads, self.writing = max(1, torch.get_num_threads() // at_once), Lock()
 
     def check(self, folder: Path) -> float:
         """Recomputes the golden vectors and returns the largest distance.
@@ -109,8 +109,8 @@ class Engine:
             RuntimeError: Embeddings that are not finite.
         """
         budget, written = self.settings.token_budget, None
-        if self.settings.batches_at_once > 1:
-            torch.set_num_threads(self.threads)  # of this thread
+        if self.batcher.at_once > 1:  # of this thread; a batch that is alone has all
+            torch.set_num_threads(max(1, self.threads // max(1, len(self.batcher.busy))))
         with torch.inference_mode():
             if reasons:
                 with self.writing:

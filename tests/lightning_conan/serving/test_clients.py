@@ -153,6 +153,20 @@ def test_batches_at_once_give_the_same_vectors(folder, tiny):
         same([vector], wanted[name])
 
 
+@pytest.mark.parametrize(("threads", "at_once"), [(1, 1), (2, 2), (16, 2)])
+def test_batches_share_the_threads(base, tiny, monkeypatch, threads, at_once):
+    """Two at once where a CPU has threads for them; one that is alone has all threads."""
+    given = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    engine = make_service(base, settings=EngineSettings(num_workers=0, verify=False)).engine
+    assert engine.batcher.at_once == at_once
+    for busy in range(1, at_once + 1):
+        engine.batcher.busy = {*range(busy)}
+        engine.compute([tiny[1](Item(("a",)))], False)
+    assert given == ([threads, threads // 2] if at_once == 2 else [])
+
+
 def test_conversations_make_a_batch(url, tiny):
     """All modalities in one request, each as if alone."""
     answer = post(url, "/v1/embeddings", {"messages": [user(*parts) for parts, _ in CONTENTS.values()]})
