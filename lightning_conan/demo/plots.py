@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_conan.demo.picture import COLOURS
 from lightning_conan.drift import Verdict, plot_drift, plot_verdicts
+from lightning_conan.fusion.geometry_plot import plot_geometry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,13 +81,4 @@ def plot_cosines(axes: "Axes", report: dict[str, Any], rows: Mapping[str, str]) 
         report: What ``report.json`` holds; see ``report.collect``.
         rows: Unused; plots have one signature.
     """
-    names = sorted(report["fusion"]["norms"])
-    cosines = report["fusion"]["cosines"]
-    grid = [[1.0 if one == other else cosines.get("-".join(sorted((one, other))), 0.0) for other in names] for one in names]
-    axes.imshow(grid, cmap="Blues", vmin=0, vmax=1)
-    for row, values in enumerate(grid):
-        for column, value in enumerate(values):
-            axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="white" if value > 0.6 else "black")
-    labels = [f"{name}\nnorm {report['fusion']['norms'][name]:.1f}" for name in names]
-    axes.set_xticks(range(len(names)), labels, fontsize=9)
-    axes.set_yticks(range(len(names)), names)
+    plot_geometry(axes, report["fusion"]["norms"], report["fusion"]["cosines"])
