@@ -230,7 +230,7 @@ FOCUSED = """() => {
 
 def focused(page):
     """Name of what has the focus, which must be seen; colours take a moment to change."""
-    return page.wait_for_function(FOCUSED, timeout=5_000).json_value()
+    return page.wait_for_function(FOCUSED).json_value()
 
 
 def test_the_keyboard_is_enough(page, service, tiny):
