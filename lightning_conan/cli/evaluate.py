@@ -19,7 +19,7 @@ from lightning_conan.boards.tasks import RetrievalTask, read_task
 from lightning_conan.cli.common.closing import close
 from lightning_conan.cli.common.launch import launched, trainer_options
 from lightning_conan.cli.common.logging import quiet_libraries, show_progress
-from lightning_conan.embedder.checkpoint import embeds_as
+from lightning_conan.embedder.checkpoint import embeds_as, read_provenance
 from lightning_conan.extras import require
 from lightning_conan.terminal import track, waiting
 from lightning_conan.training import Stage, Training
@@ -97,6 +97,7 @@ def read_tasks(options: EvaluateOptions) -> Sequence[RetrievalTask]:
 def evaluate(options: EvaluateOptions) -> None:
     """Embeds what no earlier run has, ranks, measures and writes the report."""
     quiet_libraries()
+    read_provenance(options.folder)  # before a board's data is read, which may take minutes
     if (options.board or "").startswith(MTEB):
         evaluate_mteb(options)
         return

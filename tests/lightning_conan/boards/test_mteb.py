@@ -383,6 +383,13 @@ def test_a_copy_that_has_changed_is_other_data(base, data, tmp_path, capsys):
     assert "embedded 5 items, 16 were in" in capsys.readouterr().err
 
 
+def test_a_missing_folder_is_told_before_the_data_is_asked_for(tmp_path, capsys):
+    words = ["evaluate", "--folder", str(tmp_path / "none"), "--board", "mteb:NFCorpus", "--data", str(tmp_path)]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert f"{tmp_path / 'none'}" in (said := capsys.readouterr().err)
+    assert "NFCorpus" not in said
+
+
 def test_what_is_missing_is_one_error_before_anything_is_embedded(base, data, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert board(base, "KoViDoRe(v2)", out, "--data", str(data)) == 1
