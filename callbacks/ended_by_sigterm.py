@@ -18,7 +18,7 @@ class EndedBySigterm(Callback):
     """
 
     def obey(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Handles SIGTERM: from ``setup`` on, while models load, and again once Lightning has set a handler of its own.
+        """Handles SIGTERM again once Lightning has set a handler of its own.
 
         Args:
             trainer: Its launcher's processes are killed too.
@@ -34,4 +34,18 @@ class EndedBySigterm(Callback):
         if current_thread() is main_thread():
             signal.signal(signal.SIGTERM, end)
 
-    setup = on_validation_start = on_test_start = on_predict_start = obey
+    on_validation_start = on_test_start = on_predict_start = obey
+
+    def setup(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Handles SIGTERM while models load.
+
+        Args:
+            trainer: Its launcher's processes are killed too.
+        """
+        self.before = signal.getsignal(signal.SIGTERM)
+        self.obey(trainer)
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Gives the handler back that was there."""
+        if current_thread() is main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if self.before is None else self.before)

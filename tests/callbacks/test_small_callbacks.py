@@ -1,14 +1,17 @@
 import json
+import signal
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from callbacks import FolderCheckpoint, ScoreFile
 from callbacks.checkpoint_files import CheckpointFiles, read_hashes
 from callbacks.embedding_parts import EmbeddingParts
+from callbacks.ended_by_sigterm import EndedBySigterm
 from lightning_conan.embedder import ItemBatch
 from lightning_conan.retrieval.store import EmbeddingStore, Origin
 from lightning_conan.training import Stage
@@ -78,3 +81,23 @@ def test_rows_of_a_part_are_written_in_the_order_of_the_source(tmp_path):
     assert torch.equal(torch.cat(list(store.blocks())), eye)
     assert (parts.written, parts.broken, parts.pending) == (4, 1, [])
     assert (tmp_path / "out.quarantine" / "part-00000.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_the_handler_of_sigterm_is_given_back(verb, tmp_path):
+    """A notebook goes on after a run, and a handler that is left would end it by an exception of an old trainer's."""
+    before, during = signal.getsignal(signal.SIGTERM), []
+
+    class Seen(Callback):
+        def look(self, *_):
+            during.append(signal.getsignal(signal.SIGTERM))
+
+        on_validation_epoch_end = on_test_epoch_end = on_predict_epoch_end = look
+
+    trainer = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[EndedBySigterm(), Seen()], limit_val_batches=1, limit_test_batches=1, limit_predict_batches=1,
+    )  # fmt: skip
+    getattr(trainer, verb)(BoringModel())
+    assert during[0].__qualname__.startswith("EndedBySigterm")
+    assert signal.getsignal(signal.SIGTERM) == before

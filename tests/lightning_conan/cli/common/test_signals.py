@@ -25,10 +25,11 @@ def terminate(*_, **__):
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """A verb leaves the handlers as they were."""
-    before = signal.getsignal(signal.SIGTERM)
+    """A verb leaves the handlers as they were: here the system's, whatever another library has set in this process."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ def test_a_handler_of_somebody_elses_stays():
         with ended_by_sigterm():
             terminate()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
     assert seen == [1]
 
 
