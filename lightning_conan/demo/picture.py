@@ -200,7 +200,7 @@ def bar(score: Score, top: int, width: int) -> Markup:
         top: Upper edge in the box, in pixels.
         width: Width of the box, in pixels.
     """
-    left, room = 70, width - 70 - 42
+    left, room = 80, width - 80 - 42
     length = max(1.0, room * min(100.0, score.value) / 100)
     colour = COLOURS.get(score.name, "var(--edge)")
     ink = " fill='var(--bad)' font-weight='700'" if score.fell else ""
