@@ -15,6 +15,7 @@ from lightning_conan.embedder.checkpoint.folder import check_folder, load_proces
 from lightning_conan.embedder.checkpoint.provenance import GOLDEN, Provenance
 from lightning_conan.embedder.checkpoint.publish import publishable
 from lightning_conan.embedder.checkpoint.tensors import Spec
+from lightning_conan.embedder.checkpoint.upstream import write_json
 from lightning_conan.embedder.checkpoint.write_tensors import finite, write_shards
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
@@ -34,7 +35,7 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
     Args:
         folder: A checkpoint folder, dense or an adapter.
         out: The folder to write.
-        stock: Only stock modules, a plain Qwen3-VL for text, image and video, which loads without this package; the audio encoder
+        stock: Only stock modules, a plain backbone for text, image and video, which loads without this package; the audio encoder
             is dropped, and a reasoning model embeds every query at once.
         scores: Scores of `conan test`, for the model card.
 
@@ -71,7 +72,7 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
 
 
 def stock_name(name: str) -> str | None:
-    """Name of a tensor in a plain Qwen3-VL checkpoint; None if that has no such tensor."""
+    """Name of a tensor in a plain backbone checkpoint; None if that has no such tensor."""
     if name.startswith("backbone."):
         return f"model.{name.removeprefix('backbone.')}"
     return name if name == "lm_head.weight" else None
@@ -140,7 +141,7 @@ def write_prompts(scratch: Path, processor: OmniProcessor, stock: bool) -> None:
 
 
 def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor, provenance: Provenance) -> None:
-    """Writes config, processors and chat template of a plain Qwen3-VL with the same results.
+    """Writes config, processors and chat template of a plain backbone with the same results.
 
     Args:
         scratch: The folder to export.
@@ -148,32 +149,12 @@ def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor, pro
         processor: Its settings; its tokenizer's template and padding side are changed.
         provenance: Its notes.
     """
-    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
-
-    settings, backbone = processor.config, config.backbone_config
-    backbone.architectures, backbone.dtype = ["Qwen3VLForConditionalGeneration"], config.dtype
+    backbone, family = config.backbone_config, processor.family
+    backbone.architectures, backbone.dtype = [family.head_class], config.dtype
     add_matryoshka(backbone, provenance)
     backbone.save_pretrained(scratch)
-    mean: dict[str, Any] = {
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "patch_size": settings.patch_size,
-        "merge_size": settings.merge_size,
-    }
-    image = Qwen2VLImageProcessor(size={"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}, **mean)
-    video = Qwen3VLVideoProcessor(
-        size={"shortest_edge": settings.video_min_pixels, "longest_edge": settings.video_max_pixels},
-        fps=settings.sampling.fps,
-        min_frames=settings.sampling.min_frames,
-        max_frames=settings.sampling.max_frames,
-        cap_pixels_per_frame=settings.frame_max_tokens is not None,
-        max_video_tokens=settings.frame_max_tokens or 768,
-        **mean,
-    )
     template = chat_template(processor)
-    Qwen3VLProcessor(image, processor.tokenizer, video, chat_template=template).save_pretrained(scratch)
-    write_json(scratch / "preprocessor_config.json", image.to_dict())
-    write_json(scratch / "video_preprocessor_config.json", video.to_dict())
+    family.write_processors(scratch, processor, template)
     processor.tokenizer.chat_template = template  # write_sidecars saves the tokenizer once more
     processor.tokenizer.padding_side = "left"
     modes = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -203,13 +184,3 @@ def chat_template(processor: OmniProcessor) -> str:
         "{%- elif 'text' in part %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
         f"{{%- if add_generation_prompt %}}{{{{- '<|im_start|>assistant\\n{end}' }}}}{{%- endif %}}"
     )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes indented JSON.
-
-    Args:
-        path: The file.
-        content: Values of JSON; others are written as text.
-    """
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
