@@ -28,6 +28,7 @@ class BackboneSpec(ABC):
         name: ``model_type`` of its configs, and name of its module.
         title: Its name in messages.
         head_class: transformers' class with an LM head, which plain exports name.
+        disk: Name prefixes of its published tensors, by ours.
         layers: Names of the classes of its layers, each of which is sharded and checkpointed by itself.
         mean: Mean of the pixels by channel, between 0 and 1, that its processor subtracts.
         std: Their standard deviation, by which it divides.
@@ -40,6 +41,10 @@ class BackboneSpec(ABC):
     name: str
     title: str
     head_class: str
+    disk: Mapping[str, str] = {
+        "backbone.language_model.": "model.language_model.",
+        "backbone.visual.": "model.visual.",
+    }
     layers: tuple[str, ...]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_conan.embedder.backbones import BackboneSpec
 from lightning_conan.embedder.checkpoint.atomic import check_apart, whole_folder
 from lightning_conan.embedder.checkpoint.card import write_card
 from lightning_conan.embedder.checkpoint.folder import check_folder, load_processor, open_tensors, write_sidecars
@@ -45,7 +46,7 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
     check_apart(out, folder)
     provenance = publishable(check_folder(folder))
     config, processor, tensors = OmniConfig.from_pretrained(folder), load_processor(folder), open_tensors(folder)
-    names = {name: stock_name(name) if stock else name for name in tensors.specs}
+    names = {name: stock_name(name, processor.family) if stock else name for name in tensors.specs}
     sources = {target: name for name, target in names.items() if target is not None}
     specs: dict[str, Spec] = {target: tensors.specs[name] for target, name in sources.items()}
 
@@ -71,10 +72,16 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
         write_sidecars(scratch, processor, replace(provenance, notes=notes))
 
 
-def stock_name(name: str) -> str | None:
-    """Name of a tensor in a plain backbone checkpoint; None if that has no such tensor."""
-    if name.startswith("backbone."):
-        return f"model.{name.removeprefix('backbone.')}"
+def stock_name(name: str, family: BackboneSpec) -> str | None:
+    """Name of a tensor in a published checkpoint of a family; None if that has no such tensor.
+
+    Args:
+        name: Our name.
+        family: The backbone's family.
+    """
+    for ours, theirs in family.disk.items():
+        if name.startswith(ours):
+            return f"{theirs}{name.removeprefix(ours)}"
     return name if name == "lm_head.weight" else None
 
 
