@@ -126,6 +126,11 @@ FAMILIES = {
     ),
 }
 
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+FAMILIES["qwen3_vl_moe"] = replace(
+    FAMILIES["qwen3_vl"], prefix="Qwen3VLMoe", text={**FAMILIES["qwen3_vl"].text, **MOE}, tied=False
+)
+
 
 def write_backbone(folder: Path, name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """A checkpoint of a family in shards, with its tokenizer, processor, chat-template and preprocessor files."""

@@ -29,6 +29,8 @@ class BackboneSpec(ABC):
         title: Its name in messages.
         head_class: transformers' class with an LM head, which plain exports name.
         disk: Name prefixes of its published tensors, by ours.
+        turned: Endings of names of tensors whose last two axes are swapped in some published files; where shapes differ they are
+            swapped again.
         layers: Names of the classes of its layers, each of which is sharded and checkpointed by itself.
         mean: Mean of the pixels by channel, between 0 and 1, that its processor subtracts.
         std: Their standard deviation, by which it divides.
@@ -45,6 +47,7 @@ class BackboneSpec(ABC):
         "backbone.language_model.": "model.language_model.",
         "backbone.visual.": "model.visual.",
     }
+    turned: tuple[str, ...] = ()
     layers: tuple[str, ...]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)

@@ -15,7 +15,7 @@ from lightning_conan.embedder.checkpoint.atomic import check_apart, whole_folder
 from lightning_conan.embedder.checkpoint.folder import read_model, write_sidecars
 from lightning_conan.embedder.checkpoint.foreign.report import ForeignReport
 from lightning_conan.embedder.checkpoint.golden import write_golden
-from lightning_conan.embedder.checkpoint.graft_backbone import place_backbone, split_adapter, with_adapter
+from lightning_conan.embedder.checkpoint.graft_backbone import Turned, place_backbone, split_adapter, with_adapter
 from lightning_conan.embedder.checkpoint.graft_inputs import add_own_tokens, check_inputs, family_of, fit_settings
 from lightning_conan.embedder.checkpoint.provenance import Provenance
 from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors, check_specs, tensor_paths
@@ -143,6 +143,9 @@ class Graft:
         self.config.dtype = self.dtype
         with torch.device("meta"):
             shapes = {name: tuple(tensor.shape) for name, tensor in OmniEmbedder(self.config).state_dict().items()}
+        for name, (tensors, source) in self.sources.items():
+            if name.endswith(self.processor.family.turned) and tensors.specs[source].shape != shapes.get(name):
+                self.sources[name] = Turned(tensors, source), source
         found = {name: tensors.specs[source] for name, (tensors, source) in self.sources.items()}
         old = {name: (self.vocabulary, *shape[1:]) if name in ROWS else shape for name, shape in shapes.items()}
         wanted = {name: shape for name, shape in old.items() if not name.startswith("audio_projector.")}

@@ -1,6 +1,7 @@
 """Every further family through the line: graft, stages, fusion, TRACE, exports, adapters, memory, embedding, search."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +11,14 @@ import pytest
 import torch
 from backbones import FAMILIES, write_backbone
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from upstream import write_qwen3_omni
 
 from datamodules.shards.read import ShardSet
 from datamodules.shards.write import write_shards
 from lightning_conan.cli.main import main
-from lightning_conan.embedder import load_folder
+from lightning_conan.embedder import ProcessorConfig, graft_folder, load_folder
 from lightning_conan.embedder.backbones import backbone_of
 from lightning_conan.embedder.backbones.registry import FAMILIES as KNOWN
 from lightning_conan.embedder.published import published_config
@@ -176,3 +177,25 @@ def test_a_specialist_of_another_family_is_refused(line, tmp_path, capsys):
     words = ["fuse", "--recipe.base", str(line.root / "base"), "--recipe.owners", "{}", "--out", str(tmp_path / "fused")]
     assert main([*words, "--recipe.specialists", json.dumps({"image": str(tmp_path / "other")})]) == 1
     assert f"must be of the family of {line.root / 'base'}, {line.name!r}, it is {other!r}" in capsys.readouterr().err
+
+
+def test_experts_in_either_order_of_axes_make_the_same_base(tmp_path):
+    """Published files hold them the other way round than transformers saves them today; it turns them where shapes differ."""
+    name = next(name for name in KNOWN if backbone_of(name).turned)
+    write_backbone(tmp_path / "backbone", name)
+    write_qwen3_omni(tmp_path / "audio")
+    turned = shutil.copytree(tmp_path / "backbone", tmp_path / "turned")
+    count = 0
+    for path in turned.glob("*.safetensors"):
+        tensors = load_file(path)
+        for key, tensor in tensors.items():
+            if key.endswith(backbone_of(name).turned):
+                tensors[key], count = tensor.transpose(1, 2).contiguous(), count + 1
+        save_file(tensors, path, metadata={"format": "pt"})
+    assert count == 6
+    for source in ("backbone", "turned"):
+        graft_folder(
+            str(tmp_path / source), str(tmp_path / "audio"), tmp_path / f"{source}.base", ProcessorConfig(), golden=False
+        )
+    one, other = (load_folder(tmp_path / f"{source}.base")[0].state_dict() for source in ("backbone", "turned"))
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
