@@ -24,6 +24,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from datamodules.toy_world import draw_composed
 from lightning_conan.cli.common.logging import quiet_libraries
 from lightning_conan.embedder import Encoded, OmniEmbedder, OmniProcessor, load_folder, pack, tiny_embedder
+from lightning_conan.embedder.backbones import backbone_of
 from lightning_conan.embedder.vision import patchify
 from lightning_conan.objectives import generation_loss
 from lightning_conan.reasoning import Decoding, ReasonedEmbeddings, encode_queries
@@ -70,7 +71,9 @@ def left_padded(items: Sequence[Encoded], config: Any) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == config.image_token_id).int()}
     vision = config.vision_config
     if pixels := [image for item in items for image in item.inputs("vision")]:
-        inputs["pixel_values"], grids = patchify(pixels, vision.patch_size, vision.spatial_merge_size)
+        inputs["pixel_values"], grids = patchify(
+            pixels, vision.patch_size, vision.spatial_merge_size, backbone_of(config.model_type).scaled
+        )
         inputs["image_grid_thw"] = torch.tensor(grids)
     return inputs
 

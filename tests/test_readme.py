@@ -11,12 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import torch
 import webdataset as wds
+from backbones import write_backbone
 from served import serving
 from upstream import write_qwen3_omni, write_qwen3_vl
 
+from datamodules.shards.read import ShardSet
 from datamodules.shards.write import write_shards
 from datamodules.toy_world import draw_composed
 from datamodules.toy_world.write import write_composed
@@ -29,6 +32,7 @@ PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((R
 VERBS = {
     "README.md": ["pack", "pack", "fit", "test"],
     "foreign.md": ["graft", "fit", "fuse"],
+    "backbones.md": ["graft", "fit"],
     "boards.md": ["evaluate"] * 4,
     "embed.md": ["embed", "search", "export", "doctor"],
     "mteb.md": ["evaluate", "evaluate"],  # run where mteb is imported, in test_mteb.py
@@ -238,6 +242,22 @@ def test_commands_for_real_checkpoints(home, world, capsys):
     for name in ("image", "audio"):
         assert (home / "runs" / "qwen3_vl" / name / "adapter_model.safetensors").is_file()
     assert (home / "runs" / "qwen3_vl" / "fused" / "fusion.json").is_file()
+
+
+def test_commands_for_another_family(home, world, capsys):
+    """TRACE as published, on a small checkpoint in the place of the hub's, and without a GPU."""
+    write_backbone(home / "Qwen" / "Qwen2.5-VL-7B-Instruct", "qwen2_5_vl")
+    write_qwen3_omni(home / "Qwen" / "Qwen3-Omni-30B-A3B-Instruct")
+    (home / "packed").mkdir()
+    shards = ShardSet(world / "image")
+    for name, written in {"composed": "it is red", "simple": ""}.items():
+        pairs = [msgspec.structs.replace(shards.read(number), reasoning=written) for number in range(8)]
+        write_shards(pairs, home / "packed" / f"{name}.cot")
+    graft, trace = commands("backbones.md")
+    run(graft, capsys)
+    short = ["--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0", "--trainer.limit_train_batches", "1"]
+    run(trace, capsys, *short, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
+    assert read_provenance(home / "runs" / "qwen2_5_vl" / "trace").state == "reasoning"
 
 
 def test_adapters_of_plain_peft_and_our_audio_specialist(home, world, capsys):

@@ -86,7 +86,7 @@ class Reencoding:
         if timeline(media).fps <= fps:
             return media
         frames = (
-            pixels for _, pixels in frames_of(media, Resampling(float(fps)))
+            shot.pixels for shot in frames_of(media, Resampling(float(fps)))
         )  # not all at once: a long one fills the memory
         first = next(frames)
         if min(first.shape[1:]) < 2:

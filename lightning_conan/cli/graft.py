@@ -16,12 +16,12 @@ def graft(
     tiny: bool = False,
     processor: ProcessorConfig = ProcessorConfig(),  # noqa: B008  # frozen
 ) -> None:
-    """Makes a base folder: a Qwen3-VL, the audio encoder of another model, a fresh projector and rows for the audio tokens.
+    """Makes a base folder: a vision-language model, an audio encoder, a fresh projector and rows for the audio tokens.
 
     Args:
         out: The folder to write.
-        backbone: A Qwen3-VL checkpoint: a folder, or its name on the hub such as Qwen/Qwen3-VL-2B-Instruct. BACKBONE+ADAPTER
-            merges a PEFT adapter into it.
+        backbone: A checkpoint of a known family (docs/backbones.md): a folder, or its name on the hub such as
+            Qwen/Qwen3-VL-2B-Instruct. BACKBONE+ADAPTER merges a PEFT adapter into it.
         audio: A checkpoint with an audio encoder, Qwen3-Omni's or Whisper's, likewise. Only the encoder is read.
         seed: Seed of the randomly initialised modules.
         projector_hidden_size: Width of the projector's hidden layer.
@@ -52,7 +52,7 @@ def graft(
         for line in (report.adapter.lines()[0], *report.adapter.notes):
             print(printable(line))
     print(f"{out}: base, {sum(report.parameters.values()):,} parameters; see {out / 'graft.json'}")
-    close("graft", [out])
+    close("graft", [out], family=report.family)
 
 
 def write_tiny(out: Path, seed: int) -> None:

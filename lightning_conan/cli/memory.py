@@ -15,7 +15,8 @@ class MemoryOptions:
     """Prints what a stage takes of each device: weights counted from the config, activations measured on one layer.
 
     Args:
-        model: qwen3-vl-2b, qwen3-vl-4b or qwen3-vl-8b with Qwen3-Omni's audio encoder.
+        model: A published backbone such as qwen3-vl-2b, with Qwen3-Omni's audio encoder; a wrong name lists them. Qwen3-VL-8B by
+            default.
         folder: Instead, a base folder.
         stage: specialist, recovery, rehearsal, trace or embed.
         modality: Modality of the items that pass through the model.
@@ -26,7 +27,7 @@ class MemoryOptions:
         devices: Each holds the whole model (ddp); a batch is shared out among them.
     """
 
-    model: str = "qwen3-vl-8b"
+    model: str | None = None
     folder: Path | None = None
     stage: Literal["specialist", "recovery", "rehearsal", "trace", "embed"] = "specialist"
     modality: Modality = "image"

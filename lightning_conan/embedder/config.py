@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from typing_extensions import override
 
+from lightning_conan.embedder.backbones.registry import DEFAULT
+
 CHOICES = ("attn_implementation", "experts_implementation")
 PLAIN = (None, "eager", "sdpa")
 """Attention that needs no code but that of transformers and PyTorch."""
@@ -15,7 +17,7 @@ class OmniConfig(PreTrainedConfig):
     """Configuration of an OmniEmbedder.
 
     Args:
-        backbone_config: Config of a Qwen3-VL model, or its dictionary.
+        backbone_config: Config of a vision-language model of a known family (``backbones``), or its dictionary.
         audio_config: Config of Qwen3-Omni's audio encoder (or another of ``audio.ENCODERS``), or its dictionary.
         projector_hidden_size: Width of the audio projector's hidden layer.
         audio_token_id: Placeholder token whose embeddings the projected audio frames replace.
@@ -42,7 +44,7 @@ class OmniConfig(PreTrainedConfig):
         modalities: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.backbone_config = build(backbone_config, "qwen3_vl")
+        self.backbone_config = build(backbone_config, DEFAULT)
         self.audio_config = build(audio_config, "qwen3_omni_moe_audio_encoder")
         self.projector_hidden_size = projector_hidden_size
         self.audio_token_id = audio_token_id

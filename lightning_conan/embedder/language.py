@@ -9,7 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, PreTrainedModel
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, rotate_half
+
+MADE: dict[type[nn.Module], type[nn.Module]] = {}
+"""Classes of last layers by those of the other layers."""
 
 
 class FusedRMSNorm(nn.RMSNorm):
@@ -23,9 +25,9 @@ class FusedRMSNorm(nn.RMSNorm):
         return F.rms_norm(states, self.normalized_shape, self.weight.to(states.dtype), self.eps)
 
 
-class LastLayer(Qwen3VLTextDecoderLayer):
+class LastLayer(nn.Module):
     """A layer that, asked for one token of each row, computes keys and values of all tokens and the rest for that one: no later
-    layer reads the others. Saves nine tenths of the layer.
+    layer reads the others. Saves nine tenths of the layer. A base of the classes that ``last_layer_of`` makes.
     """
 
     @no_type_check  # by tests, which torch.compile could not look through
@@ -50,14 +52,14 @@ class LastLayer(Qwen3VLTextDecoderLayer):
             return super().forward(hidden_states, position_embeddings=position_embeddings, cache=cache, **kwargs)
         attention, heads = self.self_attn, (*hidden_states.shape[:2], -1, self.self_attn.head_dim)
         states = self.input_layernorm(hidden_states)
-        keys = rotated(attention.k_norm(attention.k_proj(states).view(heads)), *position_embeddings).transpose(1, 2)
+        keys = rotated(normed(attention, "k_norm", attention.k_proj(states).view(heads)), *position_embeddings).transpose(1, 2)
         values = attention.v_proj(states).view(heads).transpose(1, 2)
         before = 0
         if cache is not None:
             keys, values = cache.update(keys, values, attention.layer_idx)
             before = keys.shape[2] - hidden_states.shape[1]
-        queries = attention.q_norm(attention.q_proj(taken(states, last)).view(len(last), 1, -1, attention.head_dim))
-        queries = rotated(queries, *(taken(part, last) for part in position_embeddings))
+        queries = attention.q_proj(taken(states, last)).view(len(last), 1, -1, attention.head_dim)
+        queries = rotated(normed(attention, "q_norm", queries), *(taken(part, last) for part in position_embeddings))
         # Queries that share keys stand where a sequence's would: no copies of keys and values for each.
         queries = queries.view(len(last), keys.shape[1], -1, attention.head_dim)
         seen = torch.arange(keys.shape[2], device=last.device) <= before + last[:, None]
@@ -67,6 +69,40 @@ class LastLayer(Qwen3VLTextDecoderLayer):
         )
         states = taken(hidden_states, last) + attention.o_proj(found.reshape(len(last), 1, -1))
         return states + self.mlp(self.post_attention_layernorm(states))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickles it by the family's class: its own is made anew."""
+        found: Any = super().__reduce_ex__(protocol)
+        return (blank_layer, (type(self).__mro__[2],), *found[2:])
+
+
+def last_layer_of(kind: type[nn.Module]) -> type[nn.Module]:
+    """Makes the class of last layers of a family.
+
+    Args:
+        kind: Its class of layers: norms before attention and MLP, projections ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj``,
+            perhaps ``q_norm`` and ``k_norm``, rotary positions over the whole head.
+    """
+    return MADE.setdefault(kind, type(f"Last{kind.__name__}", (LastLayer, kind), {}))
+
+
+def blank_layer(kind: type[nn.Module]) -> nn.Module:
+    """Makes a last layer without any content, for unpickling."""
+    made = last_layer_of(kind)
+    return made.__new__(made)
+
+
+@no_type_check
+def normed(attention: nn.Module, norm: str, heads: Float[Tensor, "rows length heads head"]) -> Tensor:
+    """Normalises queries or keys, in families that do.
+
+    Args:
+        attention: The attention module.
+        norm: Name of its norm.
+        heads: Queries or keys.
+    """
+    found = getattr(attention, norm, None)
+    return heads if found is None else found(heads)
 
 
 @no_type_check
@@ -91,14 +127,21 @@ def rotated(
         cos: Cosine for each position and entry of a head.
         sin: Sine likewise.
     """
-    return heads * cos[:, :, None] + rotate_half(heads) * sin[:, :, None]
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos[:, :, None] + torch.cat([-second, first], dim=-1) * sin[:, :, None]
 
 
 def use_faster_layers(model: PreTrainedModel) -> None:
-    """Replaces a Qwen3-VL language model's norms and has its last layer know ``last``, with the same parameters."""
+    """Replaces a language model's norms and has its last layer know ``last``, with the same parameters."""
+    fuse_norms(model)
+    last: nn.Module = model.layers[-1]  # type: ignore[index,assignment]
+    last.__class__ = last_layer_of(type(last))  # the rest stays: names, weights and their initialisation
+
+
+def fuse_norms(model: PreTrainedModel) -> None:
+    """Replaces RMSNorms that multiply by their weight."""
     for name, module in list(model.named_modules()):
         if "RMSNorm" in type(module).__name__:
             weight: Tensor = module.weight  # type: ignore[assignment]
             norm = FusedRMSNorm(len(weight), module.variance_epsilon, dtype=weight.dtype, device=weight.device)  # type: ignore[arg-type]
             model.set_submodule(name, norm)
-    model.layers[-1].__class__ = LastLayer  # type: ignore[index]  # the rest stays: names, weights and their initialisation

@@ -12,15 +12,14 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from lightning_conan.embedder.attention import use_grouped_attention
+from lightning_conan.embedder.backbones import backbone_of
 from lightning_conan.embedder.config import OmniConfig
-from lightning_conan.embedder.language import taken, use_faster_layers
+from lightning_conan.embedder.language import taken
 from lightning_conan.embedder.modalities import EncoderTower, Inputs, towers_of
 from lightning_conan.embedder.output import ChunkOutput
 from lightning_conan.embedder.packing import Chunk, Encoded, pack
 from lightning_conan.embedder.placing import fill_placeholders
 from lightning_conan.embedder.prefix import Past, by_prefix, prefix_options
-from lightning_conan.embedder.vision import PatchProduct
 
 COMPILED = 64
 """Forms that a layer is compiled in before torch gives up and runs it as it is: the towers share them, each with and without
@@ -32,7 +31,8 @@ Writing = Callable[
 
 
 class OmniEmbedder(PreTrainedModel):
-    """Qwen3-VL with an audio encoder and projector (arXiv 2606.09331); the embedding is the last token's normalised hidden state.
+    """A vision-language model with an audio encoder and projector (arXiv 2606.09331); the embedding is the last token's
+    normalised hidden state.
 
     ``backbone`` holds vision tower and language model, ``audio_encoder`` is Qwen3-Omni's (or another of ``audio.ENCODERS``), and
     ``audio_projector`` the MLP between them. Registered modalities have an encoder and a projector each besides.
@@ -51,16 +51,12 @@ class OmniEmbedder(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules = ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"]  # noqa: RUF012  # and those of the towers
+    _no_split_modules: list[str] = []  # noqa: RUF012  # those of the family and of the towers
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
-        deep, layers = config.backbone_config.vision_config.deepstack_visual_indexes, config.get_text_config().num_hidden_layers
-        if len(deep) >= layers:
-            raise ValueError(
-                f"The language model must have more layers than DeepStack adds features after, got {layers} and {deep}. "
-                "Take a deeper one, or shorten vision_config.deepstack_visual_indexes."
-            )
+        self.family = backbone_of(config.backbone_config.model_type)
+        self.family.check(config.backbone_config)
         # Copies, since the towers note their attention in their configs, and one config may build several models.
         # The folder's dtype is the default one here; transformers would take a part's own, if its config names any.
         options = {"dtype": torch.get_default_dtype()}
@@ -69,13 +65,11 @@ class OmniEmbedder(PreTrainedModel):
         for tower in self.towers.values():
             for name, module in tower.build(config).items():
                 self.add_module(name, module)
-        self._no_split_modules = [*self._no_split_modules, *(layer for tower in self.towers.values() for layer in tower.layers)]
+        self._no_split_modules = [*self.family.layers, *(layer for tower in self.towers.values() for layer in tower.layers)]
         if config.output_head:
             self.lm_head = nn.Linear(config.dim, config.get_text_config().vocab_size, bias=False)
         self.emb_rows: nn.Parameter | None = None
-        use_faster_layers(self.backbone.language_model)
-        self.backbone.visual.patch_embed.__class__ = PatchProduct
-        use_grouped_attention(self.backbone.visual)
+        self.family.prepare(self.backbone)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -201,9 +195,7 @@ class OmniEmbedder(PreTrainedModel):
         # No attention mask: padding stands on the right, where causal attention never looks.
         output = self.backbone.language_model(
             inputs_embeds=embeds,
-            position_ids=chunk.positions,
-            visual_pos_masks=visual_mask,
-            deepstack_visual_embeds=deepstack,
+            **self.family.language_inputs(chunk.positions, visual_mask, deepstack),
             use_cache=False,
             **kwargs,
         )
@@ -253,7 +245,8 @@ class OmniEmbedder(PreTrainedModel):
             items: Encoded items.
             token_budget: Padded tokens of a chunk.
         """
-        apart = torch.is_grad_enabled() or self.flash or self.implementation == "eager"  # these take no such mask
+        maskless = self.flash or self.implementation == "eager"  # these take no such mask
+        apart = torch.is_grad_enabled() or maskless or not self.family.shares_prefixes
         if not items:
             return
         for rows, shared in [(list(range(len(items))), False)] if apart else by_prefix(items):
@@ -268,7 +261,8 @@ class OmniEmbedder(PreTrainedModel):
         ids = item.input_ids[None, : item.prefix].to(self.device)
         positions = item.positions[:, None, : item.prefix].to(self.device)
         embeds = self.embed_ids(ids)
-        self.backbone.language_model(inputs_embeds=embeds, position_ids=positions, cache=cache, use_cache=True)
+        inputs = self.family.language_inputs(positions, None, None)
+        self.backbone.language_model(inputs_embeds=embeds, **inputs, cache=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 

@@ -1,25 +1,28 @@
 """M-RoPE positions of one item.
 
-Computed here, item by item: transformers' Qwen3-VL keeps state between calls (``rope_deltas``), which shifts the
+Computed here, item by item: transformers' models keep state between calls (``rope_deltas``), which shifts the
 positions of a text or audio batch that follows an image batch.
 """
+
+from math import prod
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-Run = int | tuple[int, int]
-"""Text-like tokens (their number), or the merged grid (height, width) of one image or temporal patch."""
+Run = int | tuple[int, int] | tuple[int, int, int, float]
+"""Text-like tokens (their number); the merged grid (height, width) of one image or temporal patch; or that of a whole video
+(temporal patches, height, width, positions from each temporal patch to the next)."""
 
 
 def mrope_positions(runs: list[Run]) -> Int[Tensor, "3 length"]:
-    """Positions (time, height, width) of consecutive runs, as in Qwen3-VL's ``get_rope_index``.
+    """Positions (time, height, width) of consecutive runs, as in transformers' ``get_rope_index``.
 
     Text and audio advance all three axes together; a grid spreads over height and width and then advances by its
-    longer side.
+    longer side, and so does a video, whose time passes on the first axis alone.
     """
-    positions = np.empty((3, sum(run if isinstance(run, int) else run[0] * run[1] for run in runs)), dtype=np.int64)
+    positions = np.empty((3, sum(run if isinstance(run, int) else prod(run[:3]) for run in runs)), dtype=np.int64)
     begin = start = 0
     for run in runs:
         if isinstance(run, int):
@@ -27,11 +30,13 @@ def mrope_positions(runs: list[Run]) -> Int[Tensor, "3 length"]:
             positions[:, begin:end] = np.arange(start, start + run)
             start += run
         else:
-            height, width = run
-            end = begin + height * width
-            positions[0, begin:end] = start
-            positions[1, begin:end] = np.arange(start, start + height).repeat(width)
-            positions[2, begin:end] = np.tile(np.arange(start, start + width), height)
+            times, height, width, step = run if len(run) == 4 else (1, *run, 0.0)
+            end = begin + times * height * width
+            # In float32, as transformers computes it: a step may end just below a whole number.
+            moments = (np.arange(times, dtype=np.float32) * np.float32(step)).astype(np.int64)
+            positions[0, begin:end] = start + moments.repeat(height * width)
+            positions[1, begin:end] = np.tile(np.arange(start, start + height).repeat(width), times)
+            positions[2, begin:end] = np.tile(np.arange(start, start + width), times * height)
             start += max(height, width)
         begin = end
     return torch.from_numpy(positions)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
 
+from lightning_conan.embedder.backbones import backbone_of
+from lightning_conan.embedder.backbones.registry import DEFAULT
 from lightning_conan.embedder.modalities.registry import BUILT_IN, EMB, TEMPLATE, known_specs
 from lightning_conan.embedder.modalities.spec import ModalitySpec
 from lightning_conan.embedder.packing import IGNORED, Encoded
@@ -33,7 +35,7 @@ SPECIAL_TOKENS = {
     **EMB,
 }
 OWN_TOKENS = [*(token for spec in BUILT_IN if spec.owned for token in spec.tokens.values()), SPECIAL_TOKENS["emb"]]
-"""Those that a Qwen3-VL lacks."""
+"""Those that a published backbone lacks."""
 
 
 class OmniProcessor:
@@ -54,7 +56,7 @@ class OmniProcessor:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ProcessorConfig) -> None:
-        self.tokenizer, self.config = tokenizer, config
+        self.tokenizer, self.config, self.family = tokenizer, config, backbone_of(config.family)
         known = tokenizer.get_vocab()
         if missing := [token for token in SPECIAL_TOKENS.values() if token not in known]:
             raise ValueError(f"The tokenizer must know the tokens {missing}. Add them, with their embedding rows.")
@@ -70,7 +72,10 @@ class OmniProcessor:
     @cached_property
     def fingerprint(self) -> str:
         """Equal for processors that encode every input alike."""
-        made_of = (json.dumps(self.config.to_dict(), sort_keys=True), sorted(self.tokenizer.get_vocab().items()))
+        settings = self.config.to_dict()
+        if settings["family"] == DEFAULT:
+            del settings["family"]  # indexes that were made before there were others stay valid
+        made_of = (json.dumps(settings, sort_keys=True), sorted(self.tokenizer.get_vocab().items()))
         return sha256(repr(made_of).encode()).hexdigest()
 
     @cached_property
@@ -104,7 +109,7 @@ class OmniProcessor:
         """
         config, gap = self.config, self.config.reducing_gap
         shrink = Shrink(self.config.image_size, gap) if gap else None
-        return decode_media(media, config.sampling, config.limits, shrink, self.config.frame_size)
+        return decode_media(media, self.family.sampling(config.sampling), config.limits, shrink, self.config.frame_size)
 
     def encode(self, parts: Sequence[str | Decoded], instruction: str | None = None, side: Side = "query") -> Encoded:
         """Encodes media that are decoded already.

@@ -4,13 +4,12 @@ from dataclasses import asdict, dataclass, field
 from dataclasses import fields as fields_of
 from typing import Any
 
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as smart_resize_video
-
+from lightning_conan.embedder.backbones import backbone_of
+from lightning_conan.embedder.backbones.registry import DEFAULT
 from lightning_conan.media import Limits
 from lightning_conan.media.sampling import Sampling
 
-LATER = {"reducing_gap"}
+LATER = {"reducing_gap", "family"}
 """Fields that older folders lack: their defaults are what was done before."""
 
 
@@ -32,7 +31,7 @@ class ProcessorConfig:
         video_min_pixels: As ``min_pixels``, over all frames of a video.
         video_max_pixels: As ``max_pixels``, over all frames of a video.
         frame_max_tokens: Cap on a frame's tokens, so that a short clip does not spend the whole budget on a few frames
-            (``cap_pixels_per_frame`` of Qwen3-VL's processor); null for none.
+            (``cap_pixels_per_frame`` of the published processors); null for none.
         wrap_videos: True to put whole videos between vision tokens, besides each pair of frames, as transformers since 5.10 and
             vLLM do; False for their earlier template.
         sampling: Choice of a video's frames.
@@ -43,6 +42,7 @@ class ProcessorConfig:
         reducing_gap: Decodes JPEGs (images and pages) that will be shrunk at 1/2, 1/4 or 1/8 of their size if that is still this
             many times the target: 2 takes 0.8 of the time for a photo of 7 megapixels shrunk to 512 x 512, and moves pixels by
             0.2 of 255 in the mean. null decodes them whole, as the published processors do.
+        family: ``model_type`` of the backbone, whose processor this one follows; taken from the model when a base is made.
     """
 
     instruction: str = "Represent the user's input."
@@ -64,6 +64,7 @@ class ProcessorConfig:
     mel_halvings: int = 3
     limits: Limits = field(default_factory=Limits)
     reducing_gap: float | None = None
+    family: str = DEFAULT
 
     def __post_init__(self) -> None:
         if self.reducing_gap is not None and not self.reducing_gap >= 1:
@@ -77,34 +78,23 @@ class ProcessorConfig:
         return self.reasons or self.query_hint != self.target_hint
 
     def image_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size that an image is resized to, as Qwen2-VL's image processor chooses it.
+        """Size that an image is resized to, as the family's image processor chooses it.
 
         Args:
             height: In pixels.
             width: In pixels.
         """
-        bounds = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
-        size: tuple[int, int] = smart_resize(height, width, factor=self.patch_size * self.merge_size, **bounds)
-        return size
+        return backbone_of(self.family).image_size(self, height, width)
 
     def frame_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
-        """Size that frames are resized to, as Qwen3-VL's video processor chooses it.
+        """Size that frames are resized to, as the family's video processor chooses it.
 
         Args:
             frames: Their number.
             height: In pixels.
             width: In pixels.
         """
-        frames = max(frames, 2)  # one alone is shown twice
-        factor = self.patch_size * self.merge_size
-        most = self.video_max_pixels
-        if self.frame_max_tokens is not None:
-            each = max(min(self.frame_max_tokens * factor**2, most // frames), int(self.video_min_pixels * 1.05))
-            most = each * frames
-        size: tuple[int, int] = smart_resize_video(
-            frames, height, width, factor=factor, min_pixels=self.video_min_pixels, max_pixels=most
-        )
-        return size
+        return backbone_of(self.family).frame_size(self, frames, height, width)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ProcessorConfig":

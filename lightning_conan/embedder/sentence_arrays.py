@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from sentence_transformers.base.modality import infer_modality
 from torch import Tensor
 
+from lightning_conan.embedder.backbones import backbone_of
 from lightning_conan.embedder.modalities import spec_of
 from lightning_conan.embedder.processor import Decoded
 from lightning_conan.embedder.processor_config import ProcessorConfig
@@ -123,8 +124,8 @@ class ArrayReader:
         if not is_array(frames) and not isinstance(frames, list | tuple):
             raise refused(kind, content)
         pixels = self.frames(kind, frames)
-        wanted, seconds = self.chosen(len(pixels), metadata)
-        return Clip(pixels[wanted], seconds)
+        wanted, seconds, pace = self.chosen(len(pixels), metadata)
+        return Clip(pixels[wanted], seconds, rate=pace)
 
     def decoded_clip(self, kind: Medium, decoder: Any) -> Clip:
         """Decodes the sampled frames alone.
@@ -136,9 +137,10 @@ class ArrayReader:
         found = decoder.metadata
         self.check_frames(kind, len(decoder), found.height or 1, found.width or 1)
         rate, begin = rate_of(decoder)
-        wanted, _ = self.chosen(len(decoder), {"fps": rate})
+        wanted, _, pace = self.chosen(len(decoder), {"fps": rate})
         frames = decoder.get_frames_at(wanted)
-        return Clip(pixels_of(frames.data, 4, "Frames"), shown_seconds(wanted, frames.pts_seconds, rate or GUESSED_FPS, begin))
+        seconds = shown_seconds(wanted, frames.pts_seconds, rate or GUESSED_FPS, begin)
+        return Clip(pixels_of(frames.data, 4, "Frames"), seconds, rate=pace)
 
     def frames(self, kind: Medium, frames: Any) -> UInt8[Tensor, "frames 3 height width"]:
         """All frames of an array, or of a list of images.
@@ -176,8 +178,8 @@ class ArrayReader:
             raise ValueError(f"A video must have 1 to {self.config.limits.max_frames} frames, got {count}.")
         self.config.limits.check_pixels(nameless(kind), width, height)
 
-    def chosen(self, count: int, metadata: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-        """Numbers of the frames to keep, and the second of each, as transformers' video processor chooses them.
+    def chosen(self, count: int, metadata: Mapping[str, Any]) -> tuple[list[int], list[float], float]:
+        """Numbers of the frames to keep, the second of each, and how many a second, as transformers' video processor chooses.
 
         Args:
             count: Number of frames that are there.
@@ -194,15 +196,16 @@ class ArrayReader:
             numbers = list(range(count) if found is None else found)
             if len(numbers) != count:
                 raise ValueError(f"frames_indices must number each of the {count} frames, got {len(numbers)}.")
-            return list(range(count)), [int(number) / fps for number in numbers]
+            whole = count if found is None else int(metadata.get("total_num_frames") or count)
+            return list(range(count)), [int(number) / fps for number in numbers], count / whole * fps
         total = int(metadata.get("total_num_frames") or count)
         if total > count:
             raise ValueError(
                 f"total_num_frames must be at most the {count} frames that are there, got {total}. Of frames that were sampled "
                 'before, say so: processing_kwargs={"video": {"do_sample_frames": False}}.'
             )
-        wanted = self.config.sampling.indices(total, fps)
-        return wanted, [number / fps for number in wanted]
+        wanted = backbone_of(self.config.family).sampling(self.config.sampling).indices(total, fps)
+        return wanted, [number / fps for number in wanted], len(wanted) / total * fps
 
 
 def nameless(kind: Medium) -> Media:

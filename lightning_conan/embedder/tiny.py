@@ -1,14 +1,14 @@
 """The tiny configuration: about a million parameters of the real classes, and a tokenizer built in code."""
 
-from copy import deepcopy
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
-from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 
+from lightning_conan.embedder.backbones import backbone_of
+from lightning_conan.embedder.backbones.registry import DEFAULT
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 from lightning_conan.embedder.processor import SPECIAL_TOKENS, OmniProcessor
@@ -48,35 +48,6 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-INITIALIZER_RANGE = 0.06
-"""The default of 0.02 is made for hidden sizes of thousands, and learns ten times slower at 128."""
-TEXT: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "max_position_embeddings": 32768,
-    "initializer_range": INITIALIZER_RANGE,
-    "rope_parameters": {
-        "rope_type": "default",
-        "rope_theta": 10000.0,
-        "mrope_section": [6, 5, 5],
-        "mrope_interleaved": True,
-    },
-}
-VISION: dict[str, Any] = {
-    "depth": 2,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_heads": 2,
-    "patch_size": 8,
-    "out_hidden_size": 128,
-    "num_position_embeddings": 64,
-    "deepstack_visual_indexes": [0],
-    "initializer_range": INITIALIZER_RANGE,
-}
 AUDIO: dict[str, Any] = {
     "num_mel_bins": 128,
     "encoder_layers": 2,
@@ -88,33 +59,31 @@ AUDIO: dict[str, Any] = {
     "downsample_hidden_size": 8,
     "output_dim": 64,
     "max_source_positions": 100,
-    "initializer_range": INITIALIZER_RANGE,
+    "initializer_range": 0.06,
 }
 
 
-def tiny_config(ids: dict[str, int], vocab_size: int) -> OmniConfig:
-    """A Qwen3-VL of four layers and a Qwen3-Omni audio encoder of two.
+def tiny_config(ids: dict[str, int], vocab_size: int, family: str = DEFAULT) -> OmniConfig:
+    """A backbone of a few layers and a Qwen3-Omni audio encoder of two.
 
     Args:
         ids: Token ids by the names of ``SPECIAL_TOKENS``.
         vocab_size: Rows of the token embeddings.
+        family: ``model_type`` of the backbone.
     """
-    backbone = Qwen3VLConfig(
-        text_config=deepcopy(TEXT) | {"vocab_size": vocab_size, "pad_token_id": ids["end"]},
-        vision_config=deepcopy(VISION),
-        image_token_id=ids["image"],
-        video_token_id=ids["video"],
-        vision_start_token_id=ids["vision_start"],
-        vision_end_token_id=ids["vision_end"],
-        tie_word_embeddings=True,
-    )
+    backbone = backbone_of(family).tiny(ids, vocab_size)
     audio = Qwen3OmniMoeAudioEncoderConfig(**AUDIO)
     tokens: dict[str, Any] = {f"{name}_token_id": ids[name] for name in ("audio", "audio_start", "audio_end", "emb")}
     return OmniConfig(backbone, audio, projector_hidden_size=128, **tokens)
 
 
-def tiny_embedder(seed: int = 0) -> tuple[OmniEmbedder, OmniProcessor]:
-    """Makes a randomly initialised tiny model and its processor: the same for the same seed."""
+def tiny_embedder(seed: int = 0, family: str = DEFAULT) -> tuple[OmniEmbedder, OmniProcessor]:
+    """Makes a randomly initialised tiny model and its processor: the same for the same seed.
+
+    Args:
+        seed: Seed of the parameters.
+        family: ``model_type`` of the backbone (``backbones.known_backbones``).
+    """
     settings = ProcessorConfig(
         instruction="",  # every token counts on two cores
         patch_size=8,
@@ -125,9 +94,10 @@ def tiny_embedder(seed: int = 0) -> tuple[OmniEmbedder, OmniProcessor]:
         frame_max_tokens=None,
         wrap_videos=False,
         sampling=Sampling(fps=2.0, min_frames=2, max_frames=8),
+        family=family,
     )
     processor = OmniProcessor(tiny_tokenizer(), settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = OmniEmbedder(tiny_config(processor.ids, len(processor.tokenizer)))
+        model = OmniEmbedder(tiny_config(processor.ids, len(processor.tokenizer), family))
     return model.eval(), processor

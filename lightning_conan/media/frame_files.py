@@ -28,4 +28,4 @@ def decode_frames(media: Frames, limits: Limits = DEFAULT, size: FrameSize | Non
     if len(shapes := {tuple(frame.shape[1:]) for frame in frames}) > 1:
         raise MediaError(media, f"frames of several sizes, must be of one, got {sorted(shapes)}")
     ready = frames if size is None else [resized(media, frame, size, len(frames)) for frame in frames]
-    return Clip(torch.stack(ready), [number / GUESSED_FPS for number in range(len(ready))], size is not None)
+    return Clip(torch.stack(ready), [number / GUESSED_FPS for number in range(len(ready))], size is not None, GUESSED_FPS)

@@ -157,7 +157,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def resize(frames: UInt8[Tensor, "frames 3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "frames 3 _ _"]:
-    """Resizes with bicubic, anti-aliased filtering, as Qwen3-VL's processors do; frames of the right size pass through.
+    """Resizes with bicubic, anti-aliased filtering, as the published processors do; frames of the right size pass through.
 
     Args:
         frames: An image (1 frame) or a video.

@@ -18,7 +18,7 @@ class Sampling:
     max_frames: int = 768
 
     def indices(self, total: int, fps: float) -> list[int]:
-        """Frame numbers to keep, as Qwen3-VL's video processor chooses them.
+        """Frame numbers to keep, as the first family's video processor chooses them.
 
         Args:
             total: Number of frames.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import torch
@@ -44,12 +44,28 @@ class Clip:
     Args:
         frames: Pixels of the frames.
         seconds: Second at which each is shown.
-        resized: True if they have their final size already: Qwen3-VL would resize that a second time.
+        resized: True if they have their final size already, which a processor would resize a second time.
+        rate: Sampled frames a second of the video; 0 if unknown.
     """
 
     frames: UInt8[Tensor, "frames 3 height width"]
     seconds: list[float]
     resized: bool = False
+    rate: float = 0.0
+
+
+class Shot(NamedTuple):
+    """A sampled frame.
+
+    Args:
+        second: Second of the chosen part at which it is shown.
+        pixels: Its pixels.
+        rate: Sampled frames a second of that part.
+    """
+
+    second: float
+    pixels: UInt8[Tensor, "3 height width"]
+    rate: float
 
 
 def decode_video(
@@ -67,16 +83,17 @@ def decode_video(
         MediaError: No video, truncated, no frames, or over a limit (checked from the header).
     """
     frames = list(frames_of(media, sampling, limits, size))
-    seconds, pixels = [second for second, _ in frames], frames[0][1].new_empty(len(frames), *frames[0][1].shape)
+    seconds, rate = [shot.second for shot in frames], frames[0].rate
+    pixels = frames[0].pixels.new_empty(len(frames), *frames[0].pixels.shape)
     while frames:  # each is given back once it is copied: all of them twice would be gigabytes
-        _, last = frames.pop()
-        pixels[len(frames)] = last
-    return Clip(pixels, seconds, size is not None)
+        last = frames.pop()
+        pixels[len(frames)] = last.pixels
+    return Clip(pixels, seconds, size is not None, rate)
 
 
 def frames_of(
     media: Media, sampling: Sampling = DEFAULT_SAMPLING, limits: Limits = DEFAULT, size: FrameSize | None = None
-) -> Iterator[tuple[float, UInt8[Tensor, "3 height width"]]]:
+) -> Iterator[Shot]:
     """Yields the same frames with their seconds in the chosen part, each resized before the next is decoded: 64 frames as large
     as the limits allow would take 12 GB.
 
@@ -103,9 +120,7 @@ def frames_of(
             yield from islice(shots(source, Timeline.decoded(source, limits), sampling, limits, size), given, None)
 
 
-def shots(
-    source: Source, shown: Timeline, sampling: Sampling, limits: Limits, size: FrameSize | None
-) -> Iterator[tuple[float, UInt8[Tensor, "3 height width"]]]:
+def shots(source: Source, shown: Timeline, sampling: Sampling, limits: Limits, size: FrameSize | None) -> Iterator[Shot]:
     """The frames that ``sampling`` asks for, of those of a timeline.
 
     Args:
@@ -131,12 +146,14 @@ def shots(
         last = shown.begin + shown.length
         raise MediaError(media, f"no frames between {media.start} s and {media.end} s, the file has {last:.2f} s")
     left, shape = Counter(wanted), torch.Size()
+    rate = len(wanted) / max(1, shown.frame_after(end) - shown.frame_at(opening)) * shown.fps
     for index, pixels in pick(source, shown, set(wanted), partial(limits.check_pixels, media)):
         shape = shape or pixels.shape
         if pixels.shape != shape:
             raise MediaError(media, "frames of several sizes, must be of one")
         second = max(0.0, shown.second(index) - opening)  # what is on screen when the part begins is its first frame
-        yield from [(second, pixels if size is None else resized(media, pixels, size, len(wanted)))] * left.pop(index)
+        ready = pixels if size is None else resized(media, pixels, size, len(wanted))
+        yield from [Shot(second, ready, rate)] * left.pop(index)
     assert not left, f"{media.name!r} has {shown.total} frames, but frame {min(left)} did not come"
 
 

@@ -224,7 +224,7 @@ def step(embedder: OmniEmbedder, group: DecodingGroup) -> Float[Tensor, "rows di
     mask = group.cache.seen(len(group.places))
     output = embedder.backbone.language_model(
         inputs_embeds=embedder.embed_ids(group.token[:, None]),
-        position_ids=group.position.expand(3, -1)[..., None],
+        **embedder.family.language_inputs(group.position.expand(3, -1)[..., None], None, None),
         attention_mask=mask if embedder.flash else embedder.masked(mask[:, None, None]),
         cache=cache,
         use_cache=True,

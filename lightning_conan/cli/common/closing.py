@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightning_conan.embedder.backbones.registry import DEFAULT
 from lightning_conan.terminal import printable
 from lightning_conan.writer_lock import is_first_rank
 
@@ -53,8 +54,19 @@ def next_command(verb: str, out: object, **names: object) -> str:
         out: Path or URL of what it wrote.
         names: Further values that the command names, such as ``folder``.
     """
-    values = {"family": "qwen3_vl", **names, "out": out}
+    values = {**names, "family": family_with_configs(names.get("family")), "out": out}
     return shlex.join(["conan", *(word.format(**values) if word != '["TASK"]' else word for word in NEXT[verb])])
+
+
+def family_with_configs(family: object) -> object:
+    """Returns a family whose stages have packaged configs: the one given, or else the first.
+
+    Args:
+        family: Folder of configs, or None.
+    """
+    from lightning_conan.cli.configs import config_folder
+
+    return family if family and (config_folder() / str(family) / "specialist.yaml").is_file() else DEFAULT
 
 
 def close(verb: str, written: Sequence[Path | str], out: object = None, **names: object) -> None:

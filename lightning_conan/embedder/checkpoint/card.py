@@ -28,7 +28,7 @@ def write_card(
         config: The model's config.
         parameters: Number of parameters that it holds.
         scores: Scores by data set, as `conan test` wrote them; None for no table.
-        stock: True for a plain Qwen3-VL without audio.
+        stock: True for a plain backbone without audio.
         sides: True if queries and candidates are embedded differently.
     """
     named = ["text", "image", "video", "visual document", *([] if stock else ["audio", *config.modalities])]
@@ -52,7 +52,7 @@ def front_matter(provenance: Provenance, stock: bool) -> str:
 
     Args:
         provenance: Its notes name the backbone and the audio encoder.
-        stock: True for a plain Qwen3-VL without audio.
+        stock: True for a plain backbone without audio.
     """
     sources = [str(provenance.notes[part]) for part in ("backbone", "audio") if part in provenance.notes]
     names = [source for source in sources if is_repository(source)]
@@ -69,7 +69,7 @@ def usage(name: str, stock: bool, sides: bool, at_once: bool) -> str:
 
     Args:
         name: Name of the folder.
-        stock: True for a plain Qwen3-VL without audio.
+        stock: True for a plain backbone without audio.
         sides: True if queries and candidates are embedded differently.
         at_once: True for a reasoning model that was exported without its reasoning.
     """

@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_conan.embedder.backbones import BackboneSpec
 from lightning_conan.embedder.checkpoint.atomic import check_apart, whole_folder
 from lightning_conan.embedder.checkpoint.card import write_card
 from lightning_conan.embedder.checkpoint.folder import check_folder, load_processor, open_tensors, write_sidecars
 from lightning_conan.embedder.checkpoint.provenance import GOLDEN, Provenance
 from lightning_conan.embedder.checkpoint.publish import publishable
 from lightning_conan.embedder.checkpoint.tensors import Spec
+from lightning_conan.embedder.checkpoint.upstream import write_json
 from lightning_conan.embedder.checkpoint.write_tensors import finite, write_shards
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
@@ -34,7 +36,7 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
     Args:
         folder: A checkpoint folder, dense or an adapter.
         out: The folder to write.
-        stock: Only stock modules, a plain Qwen3-VL for text, image and video, which loads without this package; the audio encoder
+        stock: Only stock modules, a plain backbone for text, image and video, which loads without this package; the audio encoder
             is dropped, and a reasoning model embeds every query at once.
         scores: Scores of `conan test`, for the model card.
 
@@ -44,7 +46,7 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
     check_apart(out, folder)
     provenance = publishable(check_folder(folder))
     config, processor, tensors = OmniConfig.from_pretrained(folder), load_processor(folder), open_tensors(folder)
-    names = {name: stock_name(name) if stock else name for name in tensors.specs}
+    names = {name: stock_name(name, processor.family) if stock else name for name in tensors.specs}
     sources = {target: name for name, target in names.items() if target is not None}
     specs: dict[str, Spec] = {target: tensors.specs[name] for target, name in sources.items()}
 
@@ -70,10 +72,16 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
         write_sidecars(scratch, processor, replace(provenance, notes=notes))
 
 
-def stock_name(name: str) -> str | None:
-    """Name of a tensor in a plain Qwen3-VL checkpoint; None if that has no such tensor."""
-    if name.startswith("backbone."):
-        return f"model.{name.removeprefix('backbone.')}"
+def stock_name(name: str, family: BackboneSpec) -> str | None:
+    """Name of a tensor in a published checkpoint of a family; None if that has no such tensor.
+
+    Args:
+        name: Our name.
+        family: The backbone's family.
+    """
+    for ours, theirs in family.disk.items():
+        if name.startswith(ours):
+            return f"{theirs}{name.removeprefix(ours)}"
     return name if name == "lm_head.weight" else None
 
 
@@ -140,7 +148,7 @@ def write_prompts(scratch: Path, processor: OmniProcessor, stock: bool) -> None:
 
 
 def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor, provenance: Provenance) -> None:
-    """Writes config, processors and chat template of a plain Qwen3-VL with the same results.
+    """Writes config, processors and chat template of a plain backbone with the same results.
 
     Args:
         scratch: The folder to export.
@@ -148,32 +156,12 @@ def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor, pro
         processor: Its settings; its tokenizer's template and padding side are changed.
         provenance: Its notes.
     """
-    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
-
-    settings, backbone = processor.config, config.backbone_config
-    backbone.architectures, backbone.dtype = ["Qwen3VLForConditionalGeneration"], config.dtype
+    backbone, family = config.backbone_config, processor.family
+    backbone.architectures, backbone.dtype = [family.head_class], config.dtype
     add_matryoshka(backbone, provenance)
     backbone.save_pretrained(scratch)
-    mean: dict[str, Any] = {
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "patch_size": settings.patch_size,
-        "merge_size": settings.merge_size,
-    }
-    image = Qwen2VLImageProcessor(size={"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}, **mean)
-    video = Qwen3VLVideoProcessor(
-        size={"shortest_edge": settings.video_min_pixels, "longest_edge": settings.video_max_pixels},
-        fps=settings.sampling.fps,
-        min_frames=settings.sampling.min_frames,
-        max_frames=settings.sampling.max_frames,
-        cap_pixels_per_frame=settings.frame_max_tokens is not None,
-        max_video_tokens=settings.frame_max_tokens or 768,
-        **mean,
-    )
     template = chat_template(processor)
-    Qwen3VLProcessor(image, processor.tokenizer, video, chat_template=template).save_pretrained(scratch)
-    write_json(scratch / "preprocessor_config.json", image.to_dict())
-    write_json(scratch / "video_preprocessor_config.json", video.to_dict())
+    family.write_processors(scratch, processor, template)
     processor.tokenizer.chat_template = template  # write_sidecars saves the tokenizer once more
     processor.tokenizer.padding_side = "left"
     modes = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -203,13 +191,3 @@ def chat_template(processor: OmniProcessor) -> str:
         "{%- elif 'text' in part %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
         f"{{%- if add_generation_prompt %}}{{{{- '<|im_start|>assistant\\n{end}' }}}}{{%- endif %}}"
     )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes indented JSON.
-
-    Args:
-        path: The file.
-        content: Values of JSON; others are written as text.
-    """
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")

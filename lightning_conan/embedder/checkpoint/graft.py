@@ -1,4 +1,4 @@
-"""Grafting: a Qwen3-VL with an audio encoder, a fresh projector and rows for new tokens (arXiv 2606.09331)."""
+"""Grafting: a vision-language model with an audio encoder, a fresh projector and rows for new tokens (arXiv 2606.09331)."""
 
 import json
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from lightning_conan.embedder.checkpoint.atomic import check_apart, whole_folder
 from lightning_conan.embedder.checkpoint.folder import read_model, write_sidecars
 from lightning_conan.embedder.checkpoint.foreign.report import ForeignReport
 from lightning_conan.embedder.checkpoint.golden import write_golden
-from lightning_conan.embedder.checkpoint.graft_backbone import place_backbone, split_adapter, with_adapter
-from lightning_conan.embedder.checkpoint.graft_inputs import add_own_tokens, check_inputs, fit_settings
+from lightning_conan.embedder.checkpoint.graft_backbone import Turned, place_backbone, split_adapter, with_adapter
+from lightning_conan.embedder.checkpoint.graft_inputs import add_own_tokens, check_inputs, family_of, fit_settings
 from lightning_conan.embedder.checkpoint.provenance import Provenance
 from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors, check_specs, tensor_paths
 from lightning_conan.embedder.checkpoint.upstream import Upstream
@@ -50,6 +50,7 @@ class GraftReport:
         left_out: Skipped tensors of the backbone's checkpoint.
         nbytes: Bytes of tensors read, by source.
         adapter: What became of each key of the adapter that was merged into the backbone, if there was one.
+        family: ``model_type`` of the backbone.
     """
 
     backbone: str
@@ -60,13 +61,14 @@ class GraftReport:
     left_out: list[str] = field(default_factory=list)
     nbytes: dict[str, int] = field(default_factory=dict)
     adapter: ForeignReport | None = None
+    family: str = ""
 
 
 class Graft:
     """A base that is being assembled: each tensor comes from the backbone or the audio encoder, or is fresh.
 
     Args:
-        backbone: Folder or hub name of a Qwen3-VL checkpoint; ``BACKBONE+ADAPTER`` merges a PEFT adapter into it.
+        backbone: Folder or hub name of a checkpoint of a known family; ``BACKBONE+ADAPTER`` merges a PEFT adapter into it.
         audio: Folder or hub name of a checkpoint that holds an audio encoder.
         settings: How inputs become tokens; sizes that the models fix are taken from them.
         hidden: Width of the projector's hidden layer.
@@ -81,11 +83,11 @@ class Graft:
         self.backbone, adapter = split_adapter(backbone)
         vision, audio_encoder = Upstream(self.backbone, ("",)), self.audio_source(audio)
         backbone_config = vision.config
-        if backbone_config.model_type != "qwen3_vl":
-            raise ValueError(f"The backbone must be a Qwen3-VL ('qwen3_vl'), {backbone} is {backbone_config.model_type!r}.")
+        family = family_of(backbone_config, backbone)
+        self.report.family = family.name
         audio_config = AUDIO_SOURCES[audio_encoder.config.model_type][1](audio_encoder.config)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(vision.folder, trust_remote_code=False)
-        check_inputs(vision.folder, tokenizer, backbone_config)
+        check_inputs(vision.folder, tokenizer, backbone_config, family)
         self.vocabulary = backbone_config.text_config.vocab_size
         vocabulary = dict(tokenizer.get_vocab())
         self.new_rows = add_own_tokens(tokenizer, backbone_config)
@@ -141,6 +143,9 @@ class Graft:
         self.config.dtype = self.dtype
         with torch.device("meta"):
             shapes = {name: tuple(tensor.shape) for name, tensor in OmniEmbedder(self.config).state_dict().items()}
+        for name, (tensors, source) in self.sources.items():
+            if name.endswith(self.processor.family.turned) and tensors.specs[source].shape != shapes.get(name):
+                self.sources[name] = Turned(tensors, source), source
         found = {name: tensors.specs[source] for name, (tensors, source) in self.sources.items()}
         old = {name: (self.vocabulary, *shape[1:]) if name in ROWS else shape for name, shape in shapes.items()}
         wanted = {name: shape for name, shape in old.items() if not name.startswith("audio_projector.")}
@@ -201,7 +206,7 @@ def graft_folder(
     Memory holds one tensor; the golden vectors need the whole model once.
 
     Args:
-        backbone: Folder or hub name of a Qwen3-VL checkpoint, or ``BACKBONE+ADAPTER``.
+        backbone: Folder or hub name of a checkpoint of a known family, or ``BACKBONE+ADAPTER``.
         audio: Folder or hub name of a checkpoint that holds an audio encoder.
         out: The base folder to write.
         settings: Settings of the processor.

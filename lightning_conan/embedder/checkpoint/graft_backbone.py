@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_conan.embedder.checkpoint.foreign import KnownBase, adapter_on, resolve
 from lightning_conan.embedder.checkpoint.foreign.names import HEAD_WEIGHT
 from lightning_conan.embedder.checkpoint.foreign.report import ForeignReport
-from lightning_conan.embedder.checkpoint.tensors import TensorFiles, Tensors
+from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors
 from lightning_conan.embedder.checkpoint.upstream import Repository
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
@@ -29,6 +29,23 @@ class Renamed(Tensors):
 
     def __getitem__(self, name: str) -> Tensor:
         found: Tensor = self.tensors[self.names[name]]
+        return found
+
+
+class Turned(Tensors):
+    """One tensor with its last two axes swapped.
+
+    Args:
+        tensors: The tensors.
+        name: Its name.
+    """
+
+    def __init__(self, tensors: Tensors, name: str) -> None:
+        spec = tensors.specs[name]
+        self.tensors, self.specs = tensors, {name: Spec((*spec.shape[:-2], spec.shape[-1], spec.shape[-2]), spec.dtype)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        found: Tensor = self.tensors[name].transpose(-1, -2).contiguous()
         return found
 
 

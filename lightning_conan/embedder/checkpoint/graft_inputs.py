@@ -8,6 +8,8 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lightning_conan.embedder.audio import audio_encoder_of
+from lightning_conan.embedder.backbones import BackboneSpec, backbone_of
+from lightning_conan.embedder.backbones.spec import TEMPLATE
 from lightning_conan.embedder.checkpoint.upstream import read_json
 from lightning_conan.embedder.processor import OWN_TOKENS
 from lightning_conan.embedder.processor_config import ProcessorConfig
@@ -16,19 +18,35 @@ PROBE: list[dict[str, Any]] = [
     {"role": "system", "content": [{"type": "text", "text": "INSTRUCTION"}]},
     {"role": "user", "content": [{"type": "text", "text": "TEXT"}]},
 ]
-TEMPLATE = "<|im_start|>system\nINSTRUCTION<|im_end|>\n<|im_start|>user\nTEXT<|im_end|>\n<|im_start|>assistant\n"
 
 
-def check_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+def family_of(config: PreTrainedConfig, source: str) -> BackboneSpec:
+    """Returns the family of a checkpoint.
+
+    Args:
+        config: Its config.
+        source: Its folder or hub name, for the error.
+
+    Raises:
+        ValueError: A family that is not known.
+    """
+    try:
+        return backbone_of(config.model_type)
+    except ValueError as error:
+        raise ValueError(f"{source} does not fit. {error}") from error
+
+
+def check_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, family: BackboneSpec) -> None:
     """Checks that the backbone's own processor treats inputs as ours does.
 
     Args:
         folder: The backbone's small files.
         tokenizer: Its tokenizer, for the chat template.
         config: Its config, for the size of patches.
+        family: Its family.
 
     Raises:
-        ValueError: Another chat template, normalisation or patch layout than Qwen3-VL's.
+        ValueError: Another chat template, normalisation or patch layout than the family's.
     """
     template = tokenizer.chat_template or read_json(folder / "chat_template.json").get("chat_template")
     if template is not None:
@@ -36,7 +54,7 @@ def check_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTr
         if written != TEMPLATE:
             raise ValueError(f"The backbone's chat template must write {TEMPLATE!r} here, {folder} writes {written!r}.")
     vision = config.vision_config
-    fixed = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "temporal_patch_size": 2}
+    fixed = {"image_mean": list(family.mean), "image_std": list(family.std), "temporal_patch_size": 2}
     fixed |= {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         found = read_json(folder / name)
@@ -75,6 +93,7 @@ def fit_settings(settings: ProcessorConfig, backbone: PreTrainedConfig, audio: P
     encoder = audio_encoder_of(audio)
     return replace(
         settings,
+        family=backbone.model_type,
         patch_size=backbone.vision_config.patch_size,
         merge_size=backbone.vision_config.spatial_merge_size,
         mel_bins=audio.num_mel_bins,

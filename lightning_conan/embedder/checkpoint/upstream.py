@@ -161,6 +161,16 @@ def transformer_of(folder: Path) -> str:
     return str(modules[0]["path"]) if modules else ""
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented JSON.
+
+    Args:
+        path: The file.
+        content: Values of JSON; others are written as text.
+    """
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
 def read_json(path: Path, default: Callable[[], Any] = dict) -> Any:
     """Reads a JSON file, or returns a default if it is not there.
 

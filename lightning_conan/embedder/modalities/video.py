@@ -1,4 +1,4 @@
-"""Videos: sampled frames, in pairs, each pair with its time."""
+"""Videos: sampled frames, in pairs."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from lightning_conan.embedder.modalities.image import Image, gradient
-from lightning_conan.embedder.modalities.vision import VISION, add_grid
+from lightning_conan.embedder.modalities.vision import VISION
 from lightning_conan.items import Frames, Media
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Video(Image):
 
     @override
     def add(self, prompt: Any, decoded: Any, processor: Any) -> None:
-        """Appends a video's frames in pairs, each pair with its time.
+        """Appends a video's frames in pairs, as the backbone's family writes them.
 
         Args:
             prompt: The prompt under construction; extended in place.
@@ -70,13 +70,7 @@ class Video(Image):
         if len(frames) % 2:
             frames, seconds = torch.cat([frames, frames[-1:]]), [*seconds, seconds[-1]]
         prompt.attach(VISION.name, frames)
-        if config.wrap_videos:
-            prompt.add("vision_start")
-        for first, second in zip(seconds[::2], seconds[1::2], strict=True):
-            prompt.write(f"<{(first + second) / 2:.1f} seconds>")
-            add_grid(prompt, "video", size, config)
-        if config.wrap_videos:
-            prompt.add("vision_end")
+        processor.family.add_video(prompt, seconds, size, decoded.rate, config)
 
     @override
     def read(self, content: Any, reader: Any) -> "Clip":  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""The vision tower, which images, videos and documents share: it is the backbone's own, with DeepStack."""
+"""The vision tower, which images, videos and documents share: it is the backbone's own."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Vision(Tower):
-    """Vision tower and mergers of Qwen3-VL; all three modalities train them, so they are fused, not copied."""
+    """Vision tower and mergers of the backbone; all three modalities train them, so they are fused, not copied."""
 
     name = "vision"
     prefixes = ("backbone.visual.",)
@@ -30,7 +30,7 @@ class Vision(Tower):
     def rows(self, model: Any, inputs: Inputs) -> "tuple[Tensor, list[Tensor]]":
         from lightning_conan.embedder.vision import encode_pixels
 
-        return encode_pixels(model.backbone.visual, inputs)
+        return encode_pixels(model.family, model.backbone.visual, inputs)
 
     @override
     def depth(self, config: "OmniConfig") -> int:
@@ -44,8 +44,10 @@ class Vision(Tower):
 
     @override
     def shrink(self, config: "OmniConfig", depth: int, ids: Iterator[int]) -> None:
+        from lightning_conan.embedder.backbones import backbone_of
+
         backbone = config.backbone_config
-        backbone.vision_config.depth, backbone.vision_config.deepstack_visual_indexes = depth, [0]
+        backbone_of(backbone.model_type).shrink(backbone, depth)
         backbone.image_token_id, backbone.video_token_id = next(ids), next(ids)
 
 

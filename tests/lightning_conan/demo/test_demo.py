@@ -213,8 +213,8 @@ def test_every_yaml_took_part(demo, studies):
     elsewhere = {"wandb.yaml", "boards/conan_v3.yaml"}  # test_main.py, test_comparison.py
     elsewhere |= {"sweeps/coefficients.yaml", "sweeps/learning_rate.yaml"}  # test_wandb.py
     elsewhere |= {
-        f"{room}/{path.name}" for room in ("qwen3_vl", "trainer") for path in (CONFIGS / room).iterdir()
-    }  # test_qwen3_vl.py
+        f"{room}/{path.name}" for room in ("qwen3_vl", "qwen2_5_vl", "trainer") for path in (CONFIGS / room).iterdir()
+    }  # test_qwen3_vl.py, test_families.py
     assert used | elsewhere == {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")}
 
 

@@ -129,7 +129,11 @@ def edit(path: Path, change) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config.json", lambda fields: fields.update(model_type="qwen2"), "must be a Qwen3-VL"),
+        (
+            "config.json",
+            lambda fields: fields.update(model_type="qwen2"),
+            "one of .*qwen3_vl.*got 'qwen2': docs/backbones",
+        ),
         ("config.json", lambda fields: fields["text_config"].update(num_hidden_layers=2), "unexpected, such as 'backbone.lang"),
         ("config.json", lambda fields: fields["text_config"].update(num_hidden_layers=4), "missing, such as 'backbone.lang"),
         ("config.json", lambda fields: fields["text_config"].update(intermediate_size=32), "of another shape"),

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
 from lightning_conan.embedder import Encoded, OmniEmbedder, pack, pad
-from lightning_conan.embedder.language import FusedRMSNorm, LastLayer, taken
+from lightning_conan.embedder.language import FusedRMSNorm, LastLayer, last_layer_of, taken
 from lightning_conan.embedder.prefix import prefix_options
 
 
@@ -48,7 +49,8 @@ def whole(model: OmniEmbedder) -> OmniEmbedder:
 
 def test_the_last_layer_alone_works_for_one_token(tiny):
     kinds = [type(layer) for layer in tiny[0].backbone.language_model.layers]
-    assert kinds[-1] is LastLayer
+    assert kinds[-1] is last_layer_of(Qwen3VLTextDecoderLayer)
+    assert issubclass(kinds[-1], LastLayer)
     assert set(kinds[:-1]) == {Qwen3VLTextDecoderLayer}
 
 
@@ -90,7 +92,7 @@ def test_it_shares_keys_as_transformers_does():
     positions = tuple(torch.cat([part, part], dim=-1) for part in (angles.cos(), angles.sin()))
     states, last = torch.randn(3, 5, 48), torch.tensor([4, 1, 2])
     expected = taken(layer(states, position_embeddings=positions), last)
-    layer.__class__ = LastLayer
+    layer.__class__ = last_layer_of(Qwen3VLTextDecoderLayer)
     torch.testing.assert_close(layer(states, position_embeddings=positions, last=last), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -134,3 +136,11 @@ def test_scoring_under_kept_checkpoints_drops_nothing(tiny, encoded):
         layer.training = True
     chunk = pack([encoded["text"]], 1000)[0]
     assert torch.equal(model(chunk), model(chunk))
+
+
+def test_a_model_survives_pickling(tiny, encoded):
+    """The class of its last layer is made when it is needed, and found again in another process."""
+    again = pickle.loads(pickle.dumps(tiny[0]))
+    assert type(again.backbone.language_model.layers[-1]) is type(tiny[0].backbone.language_model.layers[-1])
+    with torch.no_grad():
+        assert torch.equal(again.embed([encoded["image"]]), tiny[0].embed([encoded["image"]]))

@@ -56,7 +56,7 @@ def test_short_sounds_do_not_depend_on_each_other(tiny, processor):
 def test_equals_transformers_own_forward(tiny, encoded):
     """Vision, placeholders, DeepStack and positions as Qwen3-VL's own forward does them."""
     model, item = tiny[0], encoded["image and text"]
-    patches, grids = patchify(item.inputs("vision"), 8, 2)
+    patches, grids = patchify(item.inputs("vision"), 8, 2, model.family.scaled)
     ids = item.input_ids[None]
     with torch.no_grad():
         output = model.backbone(

@@ -91,7 +91,9 @@ def test_inputs_equal_those_of_the_upstream_processor(ours, name, cap):
     processor = OmniProcessor(ours[1].tokenizer, settings)
     found, wanted = processor(ITEMS[name]), upstream_inputs(ITEMS[name], settings.instruction, cap)
     assert found.input_ids.tolist() == wanted["input_ids"][0].tolist()
-    patches, found_grids = patchify(found.inputs("vision"), 16, 2) if found.inputs("vision") else (torch.empty(0), [])
+    patches, found_grids = (
+        patchify(found.inputs("vision"), 16, 2, processor.family.scaled) if found.inputs("vision") else (torch.empty(0), [])
+    )
     for values, grids in {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}.items():
         if values in wanted:
             assert [list(grid) for grid in found_grids] == wanted[grids].tolist()

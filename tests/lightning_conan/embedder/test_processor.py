@@ -70,7 +70,7 @@ def test_pixel_values_equal_those_of_qwens_image_processor(processor):
         patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     expected = upstream(decode_image(media), return_tensors="pt")
-    patches, grids = patchify(processor(Item((media,))).inputs("vision"), 8, 2)
+    patches, grids = patchify(processor(Item((media,))).inputs("vision"), 8, 2, processor.family.scaled)
     assert expected["image_grid_thw"].tolist() == [list(grid) for grid in grids]
     assert torch.allclose(patches, expected["pixel_values"], atol=1e-6)
 

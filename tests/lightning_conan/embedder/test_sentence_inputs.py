@@ -327,7 +327,7 @@ def test_frames_are_chosen_and_timed_as_transformers_does(count, fps, rate, leas
     theirs = Qwen3VLVideoProcessor(fps=rate, min_frames=least, max_frames=least + more)
     metadata = {"fps": fps, "total_num_frames": count}
     indices = theirs.sample_frames(VideoMetadata(**metadata))
-    numbers, seconds = ArrayReader(config).chosen(count, metadata)
+    numbers, seconds, _ = ArrayReader(config).chosen(count, metadata)
     assert numbers == indices.tolist()
     if len(seconds) % 2:
         seconds.append(seconds[-1])

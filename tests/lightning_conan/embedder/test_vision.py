@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
 from lightning_conan.embedder import blank, pack
-from lightning_conan.embedder.vision import PatchProduct, layout, patchify
+from lightning_conan.embedder.vision import PatchProduct, patchify
 
 
 class Counted(TorchDispatchMode):
@@ -37,8 +37,8 @@ def test_patches_of_many_are_those_of_each(tiny):
     torch.manual_seed(0)
     shapes = [(1, 3, 32, 32), (1, 3, 32, 32), (4, 3, 32, 48), (1, 3, 32, 32), (2, 3, 16, 64)]
     pixels = [torch.randint(0, 256, shape, dtype=torch.uint8) for shape in shapes]
-    patches, grids = patchify(pixels, 8, 2)
-    alone = [patchify([frames], 8, 2) for frames in pixels]
+    patches, grids = patchify(pixels, 8, 2, tiny[0].family.scaled)
+    alone = [patchify([frames], 8, 2, tiny[0].family.scaled) for frames in pixels]
     assert torch.equal(patches, torch.cat([part for part, _ in alone]))
     assert grids == [grid for _, [grid] in alone] == [(1, 4, 4), (1, 4, 4), (2, 4, 6), (1, 4, 4), (1, 2, 8)]
 
@@ -68,6 +68,6 @@ def test_places_are_those_that_the_tower_finds(tiny):
     patches = torch.randn(sum(a * b * c for a, b, c in grids), 3 * 2 * 8 * 8)
     with torch.no_grad():
         expected = tower(patches, grid_thw=torch.tensor(grids))
-        found = tower(patches, grid_thw=torch.tensor(grids), **layout(tower, grids, patches.device))
+        found = tower(patches, grid_thw=torch.tensor(grids), **tiny[0].family.layout(tower, grids, patches.device))
     assert torch.equal(found.pooler_output, expected.pooler_output)
     assert all(map(torch.equal, found.deepstack_features, expected.deepstack_features))

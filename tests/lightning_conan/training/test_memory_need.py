@@ -14,7 +14,11 @@ from lightning_conan.training.probing import fitting_budget, measured_bytes, tra
 from lightning_conan.training.settings import Lora
 
 
-@pytest.mark.parametrize(("name", "billions"), [("qwen3-vl-2b", 2.13), ("qwen3-vl-4b", 4.44), ("qwen3-vl-8b", 8.77)])
+SIZES = [("qwen3-vl-2b", 2.13), ("qwen3-vl-4b", 4.44), ("qwen3-vl-8b", 8.77)]
+SIZES += [("qwen2.5-vl-3b", 3.75), ("qwen2.5-vl-7b", 8.29), ("qwen3-vl-30b-a3b", 31.07)]
+
+
+@pytest.mark.parametrize(("name", "billions"), SIZES)
 def test_published_models_have_their_published_sizes(name, billions):
     """And the audio encoder its 0.65 billion."""
     with torch.device("meta"):

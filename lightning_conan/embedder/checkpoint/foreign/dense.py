@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from lightning_conan.embedder.backbones import backbone_of
 from lightning_conan.embedder.checkpoint.foreign.known_base import KnownBase
 from lightning_conan.embedder.checkpoint.foreign.names import HEAD_WEIGHT, OURS, TABLE, TOKEN_TABLES, Resolution, resolve
 from lightning_conan.embedder.checkpoint.foreign.part import Part
@@ -13,14 +14,6 @@ from lightning_conan.embedder.checkpoint.foreign.same_base import measure_files,
 from lightning_conan.embedder.checkpoint.foreign.whole import Whole
 from lightning_conan.embedder.checkpoint.tensors import TensorFiles
 from lightning_conan.embedder.checkpoint.upstream import Upstream
-
-FORWARD = {
-    "text_config": """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim hidden_act
-    rms_norm_eps rope_parameters attention_bias""".split(),
-    "vision_config": """depth hidden_size intermediate_size num_heads out_hidden_size patch_size spatial_merge_size
-    temporal_patch_size deepstack_visual_indexes hidden_act num_position_embeddings""".split(),
-}
-"""Settings that decide what weights compute: two checkpoints in which they differ share no meaning."""
 
 
 def dense_parts(upstream: Upstream, base: KnownBase, report: ForeignReport) -> dict[str, Part]:
@@ -34,7 +27,7 @@ def dense_parts(upstream: Upstream, base: KnownBase, report: ForeignReport) -> d
     Raises:
         ValueError: Another architecture, or a tokenizer that does not fit the tables.
     """
-    config = backbone_of(upstream)
+    config = backbone_config_of(upstream, base)
     check_architecture(upstream.source, config, base)
     files = upstream.tensors()
     found = resolve(files.specs, base.tensors.specs)
@@ -57,17 +50,22 @@ def dense_parts(upstream: Upstream, base: KnownBase, report: ForeignReport) -> d
     return parts
 
 
-def backbone_of(upstream: Upstream) -> PreTrainedConfig:
+def backbone_config_of(upstream: Upstream, base: KnownBase) -> PreTrainedConfig:
     """Returns the config of a checkpoint's backbone: its own, or that within a config of ours.
 
+    Args:
+        upstream: The checkpoint.
+        base: The base.
+
     Raises:
-        ValueError: It is no Qwen3-VL.
+        ValueError: It is of another family than the base.
     """
     config = upstream.config
     config = getattr(config, "backbone_config", config)
-    if config.model_type != "qwen3_vl":
+    if config.model_type != base.config.model_type:
         raise ValueError(
-            f"{upstream.source} must be a Qwen3-VL ('qwen3_vl'), it is {config.model_type!r}. Name one of its family."
+            f"{upstream.source} must be of the family of {base.where}, {base.config.model_type!r}, it is {config.model_type!r}. "
+            "Name one of its family."
         )
     return config
 
@@ -83,7 +81,7 @@ def check_architecture(source: str, config: PreTrainedConfig, base: KnownBase) -
     Raises:
         ValueError: Names the first setting that differs.
     """
-    for part, names in FORWARD.items():
+    for part, names in backbone_of(config.model_type).decisive.items():
         theirs, ours = getattr(config, part), getattr(base.config, part)
         for name in names:
             values: tuple[Any, Any] = getattr(theirs, name, None), getattr(ours, name, None)

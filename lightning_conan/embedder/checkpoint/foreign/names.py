@@ -12,7 +12,7 @@ TOKEN_TABLES = (TABLE, HEAD_WEIGHT)
 
 @dataclass(frozen=True)
 class Layout:
-    """A way of naming a Qwen3-VL's tensors.
+    """A way of naming a backbone's tensors.
 
     Args:
         name: Its name in reports.

@@ -34,7 +34,7 @@ EMPTY: dict[str, str] = {
     "arrow_config": "Arrow chooses among adapters for each token, so no weights equal it",
     "kasa_config": "KaSA is no plain LoRA",
     "monteclora_config": "MonteCLoRA draws its weights",
-    "target_parameters": "the keys of stacked experts do not name their parameter, and a dense Qwen3-VL has none",
+    "target_parameters": "the keys of stacked experts do not name their parameter, and a dense model has none",
 }
 """Settings that must be empty, each with the reason."""
 STARTS = (True, False, None, "gaussian", "orthogonal")
