@@ -23,8 +23,8 @@ ROUTES = {
     **{str(p): ("threshold", str(p)) for p in (0.1, 0.5, 0.9)},
 }
 """Other ways of decoding with the TRACE folder: its name among the scores, and the option."""
-RULES = {"rules": {"repeats": 0, "keyword": False, "reasoning": [2, 256]}, "verify": True}
-"""A scene that hardly changes repeats its words, and the words of a change are not those of a picture."""
+RULES = {"rules": {"repeats": 0, "keyword": False, "reasoning": [2, 256], "foreign": 1.0}, "verify": True}
+"""A scene that hardly changes repeats its words, the words of a change are not those of a picture, and all are English."""
 MOST_TOKENS = ("--model.init_args.decoding.max_new_tokens", "120")
 SHOWN = 4
 EFFORT = {"reasoned": 0, "tokens": 1, "queries_per_second": 0}
