@@ -8,6 +8,7 @@ EXTRAS = {
     "mteb": "boards",
     "torchcodec": "boards",
     "lmdb": "cache",
+    "py3langid": "cot",
     "matplotlib": "plots",
     "sentence_transformers": "export",
     "starlette": "serve",

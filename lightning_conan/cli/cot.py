@@ -62,7 +62,7 @@ def cot(options: CotOptions) -> None:
     """
     from datamodules.sources.layout import read_source
     from lightning_conan.reasoning.cot import count, taught
-    from lightning_conan.reasoning.rules import read_tokenizer
+    from lightning_conan.reasoning.rules import check_usable
 
     source, out = options.source, options.out
     if out.exists():
@@ -72,8 +72,7 @@ def cot(options: CotOptions) -> None:
     if options.plan.by != "teacher":
         for task in {pair.task for pair in pairs}:
             options.plan.kind_of(task)
-    if options.plan.rules.tokenizer is not None:
-        read_tokenizer(options.plan.rules.tokenizer)  # before anything is asked
+    check_usable(options.plan.rules)  # before anything is asked
     journal = open_journal(options)
     failed = asyncio.run(ask(options, pairs, journal))
     if len(failed) > options.most_failed:

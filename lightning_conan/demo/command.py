@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Literal
 
 from lightning_conan.cli.common.closing import close
 from lightning_conan.demo.line import Demo
-from lightning_conan.demo.study import run_study
+from lightning_conan.demo.study import Study, run_study
 from lightning_conan.demo.trace import run_trace
 from lightning_conan.writer_lock import only_writer
 
@@ -19,7 +18,7 @@ def demo(
     pairs: int = 3072,
     steps_scale: float = 1.0,
     configs: Path | None = None,
-    study: Literal["fusion", "alpha", "recovery", "joint", "filters", "trace"] | None = None,
+    study: Study | None = None,
     seeds: int = 3,
 ) -> None:
     """Runs the whole method in small: base, four specialists, fusion, drift, recovery, rehearsal; then reports.
@@ -34,8 +33,10 @@ def demo(
         pairs: Training pairs a task.
         steps_scale: Factor on every stage's number of steps, for a quick look.
         configs: A folder with your own copies of the YAML files; those of the package by default.
-        study: Compare methods of fusion, coefficients, ways of recovery, the whole method with joint training, the filters of
-            reasoning data with the mistakes of its teacher, or embedders that reason with one that does not.
+        study: Compare methods of fusion, coefficients, ways of recovery, recoveries that hold the directions of tokens, the whole
+            method with joint training, the filters of reasoning data with the mistakes of its teacher, or embedders that reason
+            with one that does not; and ablations of TRACE: weights of L_gen, parts of the reasoning, candidates that reason, and
+            mistakes that no filter took out.
         seeds: Number of seeds of a study.
     """
     out = out or Path("runs/studies" if study else "runs/demo")

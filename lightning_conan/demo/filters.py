@@ -4,8 +4,9 @@ import asyncio
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lightning_conan.reasoning.cot import Plan
 from lightning_conan.reasoning.faulty_teacher import FaultyTeacher, Mistakes
@@ -15,7 +16,8 @@ from lightning_conan.reasoning.rules import Rules
 Measured = tuple[dict[str, Quality], dict[str, Quality]]
 """Results by filter, and by mistake."""
 RULES = Rules(reasoning=(2, 256), repeats=0, keyword=False)
-"""Those of the demo: a scene that hardly changes repeats its words, and the words of a change are not those of a picture."""
+"""Those of the demo, and a detector of languages: a scene that hardly changes repeats its words, and the words of a change are
+not those of a picture. Tokens are counted by the tiny model's tokenizer."""
 
 
 def study_filters(seeds: Sequence[int], pairs: int, out: Path) -> str:
@@ -29,7 +31,13 @@ def study_filters(seeds: Sequence[int], pairs: int, out: Path) -> str:
     Returns:
         The text to print.
     """
-    found = {str(seed): measure(seed, pairs) for seed in seeds}
+    from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
+    from lightning_conan.reasoning.rules import check_usable
+
+    with TemporaryDirectory() as root:
+        rules = replace(RULES, tokenizer=save_folder(Path(root) / "tiny", *tiny_embedder(), Provenance("base")))
+        check_usable(rules)
+        found = {str(seed): measure(seed, pairs, rules) for seed in seeds}
     records = {seed: [{name: asdict(value) for name, value in part.items()} for part in parts] for seed, parts in found.items()}
     (out / "filters.json").write_text(json.dumps(records, indent=2) + "\n")
     rates = ", ".join(f"{name} {rate:.0%}" for name, rate in asdict(Mistakes()).items() if name != "seed")
@@ -39,18 +47,19 @@ def study_filters(seeds: Sequence[int], pairs: int, out: Path) -> str:
     return f"{text}\n{out / 'filters'}.json holds each seed's counts."
 
 
-def measure(seed: int, pairs: int) -> Measured:
+def measure(seed: int, pairs: int, rules: Rules) -> Measured:
     """Measures the filters on one seed's pairs.
 
     Args:
         seed: Of pairs and mistakes.
         pairs: Their number.
+        rules: Limits of the filters.
     """
     from datamodules.toy_world.composed import draw_composed
 
     drawn, truths = draw_composed("composed", pairs, f"{seed} filters")
     teacher = FaultyTeacher({key: asdict(truth) for key, truth in truths.items()}, Mistakes(seed=seed))
-    return asyncio.run(measure_filters(drawn, teacher, Plan(rules=RULES)))
+    return asyncio.run(measure_filters(drawn, teacher, Plan(rules=rules)))
 
 
 def filter_table(found: Mapping[str, Measured]) -> str:

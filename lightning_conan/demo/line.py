@@ -36,6 +36,10 @@ class Demo:
         steps_scale: Factor on every stage's number of steps.
         pairs: Training pairs a task.
         keep: True to keep what an earlier call made and scored, instead of making it again.
+
+    Attributes:
+        seconds: Time of each step.
+        parents: Checkpoint folders that each folder was made from, also of those that an earlier call made.
     """
 
     out: Path
@@ -45,6 +49,7 @@ class Demo:
     pairs: int
     keep: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -124,6 +129,7 @@ class Demo:
             sets: Names of the test sets, without ``.test``.
             scoring: Further words for ``conan test``.
         """
+        self.parents[name] = (folder,)
         if self.made(name):
             return
         from lightning_conan.strict_yaml import read_yaml
@@ -199,6 +205,7 @@ class Demo:
             name: The checkpoint folder to write, below ``out``.
             options: Further words for ``conan fuse``.
         """
+        self.parents[name] = MODALITIES
         if self.made(name):
             return
         specialists = {name: str(self.out / name) for name in MODALITIES}

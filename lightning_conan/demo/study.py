@@ -1,17 +1,21 @@
 """`conan demo --study`: variants of one stage, over several seeds, from the same specialists."""
 
 import json
-import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_conan.demo.ablations import ABLATIONS, study_ablation
 from lightning_conan.demo.compute import compute_of
+from lightning_conan.demo.directions import study_directions
 from lightning_conan.demo.filters import study_filters
 from lightning_conan.demo.line import EVERYTHING, MODALITIES, TO_THE_END, VISUAL, Demo
+from lightning_conan.demo.rows import mean_table
 from lightning_conan.demo.trace import MOST_TOKENS, SETS, TASKS, TWO_STAGES, VARIANTS, collect_trace, run_trace, trace_means
 
-Study = Literal["fusion", "alpha", "recovery", "joint", "filters", "trace"]
+Recovering = Literal["fusion", "alpha", "recovery", "directions", "joint"]
+Reasoning = Literal["filters", "trace", "lambda_gen", "parts", "candidates", "mistakes"]
+Study = Literal[Recovering, Reasoning]
 LONGER = 2.0
 """Steps of the study of reasoning, by the demo's, which has to be short: to write without a slip takes longer than to route."""
 WHOLE = 860 / 560
@@ -92,6 +96,7 @@ def compare_recovery(demo: Demo) -> dict[str, str]:
     demo.fit("recovered_lora", "recovery_lora", "fused", audio)
     demo.fit("recovered_two", "recovery_two", "fused", EVERYTHING)
     demo.fit("joint", "recovery_joint", "fused", EVERYTHING)
+    demo.fit("rehearsed_alone", "rehearsal", "fused", EVERYTHING)
     demo.fit("final", "rehearsal", "recovered", EVERYTHING)
     return {
         "direct fusion": "fused",
@@ -101,6 +106,7 @@ def compare_recovery(demo: Demo) -> dict[str, str]:
         "projector and LoRA on the backbone (100 steps)": "recovered_lora",
         "audio projector and vision's merger, all data (200 steps)": "recovered_two",
         "one stage, projector and LoRA, all data (300 steps)": "joint",
+        "rehearsal without recovery (200 steps)": "rehearsed_alone",
         "two stages: projector, then LoRA on all data (100 + 200 steps)": "final",
     }
 
@@ -133,7 +139,7 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
     """Runs a study for each seed, writes ``STUDY.json`` and ``STUDY.md``, and returns the text to print.
 
     Args:
-        study: One of ``STUDIES``, ``filters`` or ``trace``.
+        study: One of ``Study``.
         demos: A demo for each seed; each writes into a folder of its own and keeps what an earlier study made.
         out: Folder of the study's files.
     """
@@ -143,13 +149,17 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
         return study_trace(demos, out)
     if study == "filters":
         return study_filters(list(demos), next(iter(demos.values())).pairs, out)
+    if study in ABLATIONS:
+        return study_ablation(study, demos, out, check_prepared)
+    if study == "directions":
+        return study_directions(demos, out, prepare)
     found: dict[str, Scores] = {}
     for seed, demo in demos.items():
         prepare(demo)
         rows = {name: name for name in MODALITIES} | STUDIES[study](demo)
-        found[str(seed)] = {label: scores_of(demo, folder) for label, folder in rows.items()}
-        if study == "joint":
-            found[str(seed)] = {label: scores | compute_of(demo.out, rows[label]) for label, scores in found[str(seed)].items()}
+        found[str(seed)] = {
+            label: scores_of(demo, folder) | compute_of(demo.out, folder, demo.parents) for label, folder in rows.items()
+        }
     own = {seed: {f"{name} specialist": scores.pop(name) for name in MODALITIES} for seed, scores in found.items()}
     found = {seed: own[seed] | scores for seed, scores in found.items()}
     (out / f"{study}.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -218,12 +228,5 @@ def scores_of(demo: Demo, folder: str) -> dict[str, float]:
 
 
 def table(found: Mapping[str, Scores]) -> str:
-    """Formats mean and standard deviation over the seeds as Markdown; of compute, if each row has it, too."""
-    first = [row for scores in found.values() for row in scores.values()]
-    columns = [*MODALITIES, *(name for name in ("steps", "TFLOP") if all(name in row for row in first))]
-    lines = [f"| | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
-    for label in next(iter(found.values())):
-        values = {name: [scores[label][name] for scores in found.values()] for name in columns}
-        cells = [f"{statistics.mean(row):.1f} ± {statistics.stdev(row) if len(row) > 1 else 0:.1f}" for row in values.values()]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """Formats mean and standard deviation over the seeds as Markdown, and the compute."""
+    return mean_table(found, MODALITIES)

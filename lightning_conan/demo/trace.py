@@ -23,24 +23,23 @@ ROUTES = {
     **{str(p): ("threshold", str(p)) for p in (0.1, 0.5, 0.9)},
 }
 """Other ways of decoding with the TRACE folder: its name among the scores, and the option."""
-RULES = {"rules": {"repeats": 0, "keyword": False, "reasoning": [2, 256]}, "verify": True}
-"""A scene that hardly changes repeats its words, and the words of a change are not those of a picture."""
+RULES = {"rules": {"repeats": 0, "keyword": False, "reasoning": [2, 256], "foreign": 1.0}, "verify": True}
+"""A scene that hardly changes repeats its words, the words of a change are not those of a picture, and all are English."""
 MOST_TOKENS = ("--model.init_args.decoding.max_new_tokens", "120")
 SHOWN = 4
 EFFORT = {"reasoned": 0, "tokens": 1, "queries_per_second": 0}
 """Figures besides recall, and their digits."""
 
 
-def run_trace(demo: Demo, start: str, length: float = 1.0, variants: Mapping[str, str] = SHORT) -> None:
-    """Writes the reasoning data, teaches a small model to write, then trains the variants and scores TRACE with every route.
+def teach_writer(demo: Demo, start: str, always: bool = False) -> None:
+    """Writes the reasoning data, and teaches a small model to write; its folder is ``writer``.
 
     Args:
         demo: Runs the verbs; its world has been packed.
         start: The checkpoint folder that training starts from.
-        length: Factor on the steps of the variants.
-        variants: The checkpoint folders to train, with their labels.
+        always: True to write data whose simple queries carry a reasoning, too.
     """
-    modes = {"trace": "rule"} | ({"always": "always"} if "trace_always" in variants else {})
+    modes = {"trace": "rule"} | ({"always": "always"} if always else {})
     for folder, by in modes.items():
         for task in ("composed", "simple", "caption") if by == "rule" else TASKS:
             out = demo.out / "packed" / folder / f"{task}.train"
@@ -54,6 +53,18 @@ def run_trace(demo: Demo, start: str, length: float = 1.0, variants: Mapping[str
     demo.fit(
         "writer", "writer", start, {name: f"trace/{name}.train" for name in ("caption", "simple")}, sets=SETS, scoring=MOST_TOKENS
     )
+
+
+def run_trace(demo: Demo, start: str, length: float = 1.0, variants: Mapping[str, str] = SHORT) -> None:
+    """Writes the reasoning data, teaches a small model to write, then trains the variants and scores TRACE with every route.
+
+    Args:
+        demo: Runs the verbs; its world has been packed.
+        start: The checkpoint folder that training starts from.
+        length: Factor on the steps of the variants.
+        variants: The checkpoint folders to train, with their labels.
+    """
+    teach_writer(demo, start, "trace_always" in variants)
     for name in variants:
         parent = "always" if name == "trace_always" else "trace"
         train = {task: f"{parent}/{task}.train" for task in TASKS}

@@ -13,7 +13,10 @@ class ChunkOutput(NamedTuple):
         embeddings: Unit-norm float32 embeddings.
         generation_losses: Each row's mean cross-entropy of the tokens that it should write, 0 for a row without a generation
             target; None where none is computed.
+        turned: Each row's mean of 1 - cosine between its tokens' hidden states and those in a specialist, 0 for a row without
+            such tokens; None where none is computed.
     """
 
     embeddings: Float[Tensor, "rows dim"]
     generation_losses: Float[Tensor, " rows"] | None = None
+    turned: Float[Tensor, " rows"] | None = None

@@ -26,7 +26,7 @@ class Mistakes:
         leak: Gives the prompt away.
         refusal: Refuses to answer.
         long: Pads its reasoning or its answer far beyond the limits.
-        language: Answers in another language than English.
+        language: Answers in another language than English; in a third of these cases it reasons in English.
         false_yes: Share of the wrong answers, sources and refusals that the verifier accepts.
         false_no: Share of the other answers that the verifier rejects.
         seed: Seed of all choices.
@@ -117,7 +117,7 @@ class FaultyTeacher:
             return rng.choice([f"{leak} {reasoning}", f"{reasoning}. {leak}"]), answer
         if mistake == "language":
             first, second = rng.choice(self.phrases["languages"]).split("|")
-            return first, second
+            return (first, second) if rng.random() < 2 / 3 else (reasoning, second)
         if mistake == "long":
             side = rng.choice([*MOST_WORDS])
             return (padded(reasoning, side), answer) if side == "reasoning" else (reasoning, padded(answer, side))

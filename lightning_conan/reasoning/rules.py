@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lightning_conan.reasoning.language import is_foreign, read_detector
 from lightning_conan.reasoning.prompts import read_prompts
 
 TAGGED = re.compile(r"\s*<reasoning>(.*?)</reasoning>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
@@ -30,6 +31,8 @@ class Rules:
         ngram: Length of the n-grams that are counted, in tokens.
         repeats: Times that one may occur; 0 for any number.
         latin: Least share of letters that are ASCII, without accents: the rest of the data is English.
+        foreign: A detector's confidence, above which a reasoning or an answer in another language than English is dropped. Needs
+            ``pip install "lightning-conan[cot]"``; 1 leaves the detector out.
         keyword: True if an answer must hold a word of the instruction or of the target's text, if these have any.
         confidence: A verifier's yes counts above this.
         tokenizer: A checkpoint folder whose tokenizer counts the tokens of ``reasoning`` and ``answer``; by default words and
@@ -41,6 +44,7 @@ class Rules:
     ngram: int = 6
     repeats: int = 2
     latin: float = 0.9
+    foreign: float = 0.5
     keyword: bool = True
     confidence: float = 0.7
     tokenizer: Path | None = None
@@ -50,10 +54,11 @@ class Rules:
             least, most = getattr(self, name)
             if not 0 <= least <= most:
                 raise ValueError(f"rules.{name} must be the fewest and the most tokens, got {least} and {most}.")
-        if self.ngram < 1 or self.repeats < 0 or not 0 <= self.latin <= 1 or not 0 <= self.confidence <= 1:
+        shares = (self.latin, self.foreign, self.confidence)
+        if self.ngram < 1 or self.repeats < 0 or not all(0 <= share <= 1 for share in shares):
             raise ValueError(
-                "rules.ngram must be positive, repeats not negative, latin and confidence between 0 and 1, "
-                f"got {self.ngram}, {self.repeats}, {self.latin} and {self.confidence}."
+                "rules.ngram must be positive, repeats not negative, latin, foreign and confidence between 0 and 1, "
+                f"got {self.ngram}, {self.repeats} and {', '.join(map(str, shares))}."
             )
 
 
@@ -136,14 +141,26 @@ def violations(thought: Thought, rules: Rules, kind: str, instruction: str, targ
             yield f"{name} too long"
     if repeated(pieces(both), rules):
         yield "repeats itself"
-    letters = [letter for letter in both if letter.isalpha()]
-    if letters and sum(letter.isascii() for letter in letters) < rules.latin * len(letters):
+    if not is_english(thought, rules):
         yield "not English"
     wanted = salient(instruction) | salient(target)
     if rules.keyword and wanted and not wanted & set(pieces(thought.answer)):
         yield "no keyword"
     if kind == "composed" and pieces(thought.answer) == source_of(thought.reasoning):
         yield "answer describes the source"
+
+
+def is_english(thought: Thought, rules: Rules) -> bool:
+    """True if enough letters are ASCII, and a detector takes neither the reasoning nor the answer for another language.
+
+    Args:
+        thought: The answer.
+        rules: ``latin`` and ``foreign``.
+    """
+    letters = [letter for letter in thought.text.lower() if letter.isalpha()]
+    if letters and sum(letter.isascii() for letter in letters) < rules.latin * len(letters):
+        return False
+    return not any(is_foreign(text, rules.foreign) for text in (thought.reasoning, thought.answer, thought.text))
 
 
 def token_count(text: str, tokenizer: Path | None = None) -> int:
@@ -168,6 +185,18 @@ def read_tokenizer(folder: Path) -> Any:
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"plan.rules.tokenizer must be a folder with a tokenizer, {folder} has no tokenizer_config.json.")
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def check_usable(rules: Rules) -> None:
+    """Loads what the rules need, before anything is asked.
+
+    Raises:
+        ValueError: The tokenizer's folder holds none, or the detector of languages is not installed.
+    """
+    if rules.tokenizer is not None:
+        read_tokenizer(rules.tokenizer)
+    if rules.foreign < 1:
+        read_detector()
 
 
 def says(text: str, phrase: str) -> bool:

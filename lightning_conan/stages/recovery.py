@@ -1,17 +1,18 @@
 """Stage 3a, recover: the projectors alone (arXiv 2606.09331)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conan.embedder import Batch, Encoded, State
+from lightning_conan.drift.hold import HeldDirections, Hold
+from lightning_conan.embedder import Batch, Chunk, ChunkOutput, Encoded, State
 from lightning_conan.embedder.checkpoint import embeds_as
 from lightning_conan.embedder.modalities import spec_of
 from lightning_conan.embedder.modalities.registry import known_specs
@@ -20,7 +21,8 @@ from lightning_conan.items import Item, Modality, Side
 from lightning_conan.objectives import PairEmbeddings
 from lightning_conan.retrieval.metric import hash_ids
 from lightning_conan.terminal import track
-from lightning_conan.training.collectives import most, world_size
+from lightning_conan.training.bank import Bank
+from lightning_conan.training.collectives import most, total, world_size
 from lightning_conan.training.frozen_cache import FrozenOutputs
 from lightning_conan.training.protocols import text_data
 from lightning_conan.training.settings import Lora, Training
@@ -30,27 +32,6 @@ AUDIO_PROJECTOR = spec_of("audio").projector
 """The default: what the paper recovers."""
 BANK_BLOCK = 1024
 """Texts that are embedded and cached at once."""
-
-
-@dataclass(frozen=True)
-class Bank:
-    """All texts of one side of the training data's pairs, embedded.
-
-    Args:
-        texts: Unit-norm embeddings.
-        ids: Identities of the texts.
-        right: Positives, as identities: the other side of a pair, then the text.
-    """
-
-    texts: Float[Tensor, "texts dim"]
-    ids: Int[Tensor, " texts"]
-    right: Int[Tensor, "known 2"]
-
-    def others(self, pairs: PairEmbeddings) -> tuple[Float[Tensor, "others dim"], Int[Tensor, " others"]]:
-        """Selects the texts that are neither targets nor negatives of the pairs, nor positives of any of their queries."""
-        known = self.right[torch.isin(self.right[:, 0], pairs.query_ids), 1]
-        rest = ~torch.isin(self.ids, torch.cat([pairs.target_ids, pairs.negative_ids, known]))
-        return self.texts[rest], self.ids[rest]
 
 
 class ProjectorRecovery(Stage):
@@ -70,6 +51,7 @@ class ProjectorRecovery(Stage):
         constants_gb: The folder's largest size in GiB.
         bank: Makes every text of the training data a negative at every step, except those that the data names as right for one
             of the batch's audio clips; needs ``constants``.
+        hold: Keeps the tokens' directions near the specialist's, by a penalty, a low-rank change, or both.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -93,6 +75,7 @@ class ProjectorRecovery(Stage):
         constants: Path | None = None,
         constants_gb: float = 16.0,
         bank: bool = False,
+        hold: Hold | None = None,
     ) -> None:
         super().__init__(folder, training)
         self.projectors, self.lora_settings = tuple(projectors), lora
@@ -107,6 +90,16 @@ class ProjectorRecovery(Stage):
             )
         if bank and constants is None:
             raise ValueError("bank needs the embeddings of all texts, which constants keeps, got constants=null. Name a folder.")
+        rank = hold.rank if hold else None
+        if rank is not None and lora is not None:
+            raise ValueError(f"hold.rank and lora must not both be given, got {rank} and {lora}. Leave one of them out.")
+        if hold is not None and hold.weight and not alone:
+            raise ValueError(
+                f"hold.weight needs projectors behind encoders of their own, such as the audio projector, got {self.projectors}."
+            )
+        self.hold = hold
+        self.held: HeldDirections | None = None
+        self.low_rank = Lora(rank, rank) if rank is not None else None
         self.with_bank = bank
         self.banks: dict[Side, Bank] = {}
         self.constants_folder, self.constants_gb = constants, constants_gb
@@ -115,26 +108,30 @@ class ProjectorRecovery(Stage):
     @property
     @override
     def lora(self) -> Lora | None:
-        return self.lora_settings
+        return self.low_rank or self.lora_settings
 
     @property
     @override
     def lora_prefixes(self) -> tuple[str, ...]:
-        return ("backbone.language_model.",)
+        return self.projectors if self.low_rank else ("backbone.language_model.",)
 
     @property
     @override
     def trainable_prefixes(self) -> tuple[str, ...]:
-        return self.projectors
+        return () if self.low_rank else self.projectors
 
     @override
     def prepare(self) -> None:
         super().prepare()
         if self.constants_folder is not None and self.device_mesh is not None:
             raise ValueError("constants are made by each rank at its own time, got strategy fsdp2. Use ddp, or leave them out.")
+        if self.hold is not None and self.hold.weight and self.device_mesh is not None:
+            raise ValueError("hold.weight needs whole layers on each rank, got strategy fsdp2. Use ddp, or leave it out.")
 
     @override
     def on_fit_start(self) -> None:
+        if self.hold is not None and self.hold.weight:
+            self.held = HeldDirections(self.hold, self.encoded, self.embedder)
         if self.constants_folder is not None:
             made_by = embeds_as(self.provenance, self.processor)
             arithmetic = (
@@ -220,8 +217,23 @@ class ProjectorRecovery(Stage):
         return bool(most(len(batch), self.device)) if self.banks else super().has_contrast(batch)
 
     @override
+    def embed_chunk(self, chunk: Chunk) -> ChunkOutput:
+        return super().embed_chunk(chunk) if self.held is None else self.held(self.embedder, chunk)
+
+    @override
+    def loss(self, batch: Batch, output: ChunkOutput) -> Float[Tensor, ""]:
+        value = super().loss(batch, output)
+        if self.hold is None or output.turned is None:
+            return value
+        items = float(sum(bool(self.encoded & item.towers) for item in batch.items()))
+        turned = output.turned.sum() / total(torch.tensor(items, device=value.device)).clamp(min=1)
+        self.figures.add("train/turned", total(turned))
+        return value + self.hold.weight * turned
+
+    @override
     def teardown(self, stage: str) -> None:
         super().teardown(stage)
+        self.held = None
         if self.constants is not None:
             self.constants.close()
             self.constants = None

@@ -9,6 +9,8 @@ import yaml
 from safetensors.torch import load_file
 
 from lightning_conan.cli.main import main
+from lightning_conan.demo import directions
+from lightning_conan.demo.ablations import ABLATIONS
 from lightning_conan.demo.study import table
 from lightning_conan.embedder import read_provenance
 from samples import CONFIGS
@@ -97,8 +99,12 @@ def test_alphas_writes_a_fused_folder_with_the_trade_off(demo, tmp_path, capsys)
     assert "out must differ" in capsys.readouterr().err
 
 
-STUDIES = {"fusion": 20, "alpha": 15, "recovery": 12, "joint": 10}
+STUDIES = {"fusion": 20, "alpha": 15, "recovery": 13, "joint": 10}
 """Rows of each table."""
+
+
+SHORTER = {"lambda_gen": (2, 3), "parts": (0, 1), "mistakes": (0, 1)}
+"""Rows of the ablations that are trained here; of the others one is as good."""
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +122,52 @@ def studies(demo, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def ablations(studies, demo):
+    """The same folder after the ablations, some rows of each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_conan.demo.line.Demo.say", lambda self, line: demo[1].append(line))
+        for name, rows in SHORTER.items():
+            patch.setitem(ABLATIONS, name, tuple(ABLATIONS[name][row] for row in rows))
+        patch.setattr(directions, "ROWS", tuple(directions.ROWS[row] for row in (0, 1, 5, 9)))
+        for study in ("directions", *ABLATIONS):
+            words = ["demo", "--out", str(studies), "--pairs", "16", "--steps_scale", "0.01", "--seeds", "1", "--study", study]
+            assert main(words) == 0
+    return studies
+
+
 def test_the_study_of_reasoning_scores_every_variant_and_route(studies):
     scores = json.loads((studies / "trace.json").read_text())["0"]
     assert {"trace_plain", "trace_always", "trace_retrieve", "trace", "trace.direct", "trace.always", "trace.0.5"} <= set(scores)
     assert scores["trace.direct"]["composed"]["tokens"] == 0
     assert scores["trace.always"]["simple"]["reasoned"] == 100
     assert (studies / "trace.md").read_text().count("\n| ") == 12
+
+
+@pytest.mark.parametrize(("study", "rows"), [("lambda_gen", 2), ("parts", 2), ("mistakes", 2), ("candidates", 3)])
+def test_an_ablation_scores_every_row_and_counts_its_compute(ablations, study, rows):
+    found = json.loads((ablations / f"{study}.json").read_text())["0"]
+    assert len(found) == rows
+    for row in found.values():
+        assert all(0 <= row[name] <= 100 for name in ("composed @1", "composed @5", "composed @10", "simple @1"))
+        assert row["steps"] == 4 + 6  # the writer's, and its own
+        assert row["TFLOP"] > 0
+    assert (ablations / f"{study}.md").read_text().count("\n| ") == rows
+
+
+def test_rows_of_one_folder_are_trained_once(ablations):
+    """Those of one start, which several tables show."""
+    found = [json.loads((ablations / f"{study}.json").read_text())["0"] for study in ("lambda_gen", "mistakes", "candidates")]
+    assert found[0]["lambda_gen 1"] == found[1]["no mistakes"] == found[2]["the first token decides"]
+
+
+def test_held_recoveries_are_measured_in_score_and_direction(ablations):
+    found = json.loads((ablations / "directions.json").read_text())["0"]
+    assert len(found) == 1 + 4
+    fused = found["direct fusion"]
+    assert fused["cosine, projector"] == pytest.approx(1, abs=1e-5)  # it is the specialist's
+    assert all(-1 <= row[name] <= 1 for row in list(found.values())[1:] for name in directions.DIGITS if "cosine" in name)
+    assert found["projector only (as in the demo)"]["steps"] > fused["steps"]
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -207,7 +253,7 @@ def test_a_specialist_moved_its_own_towers_only(demo):
     assert any(not base[name].equal(audio[name]) for name in base if name.startswith("audio_encoder."))
 
 
-def test_every_yaml_took_part(demo, studies):
+def test_every_yaml_took_part(demo, ablations):
     """A config that nothing runs is a config that does not work."""
     used = {word.removeprefix("conan:") for line in demo[1] for word in line.split() if word.endswith(".yaml")}
     elsewhere = {"wandb.yaml", "boards/conan_v3.yaml"}  # test_main.py, test_comparison.py

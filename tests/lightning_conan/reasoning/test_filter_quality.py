@@ -10,6 +10,7 @@ from lightning_conan.embedder import Provenance, save_folder, tiny_embedder
 from lightning_conan.reasoning.cot import Author, Plan
 from lightning_conan.reasoning.faulty_teacher import MISTAKES, FaultyTeacher, Mistakes
 from lightning_conan.reasoning.filter_quality import Quality, answer_reasons, measure_filters, quality
+from lightning_conan.reasoning.prompts import read_prompts
 from lightning_conan.reasoning.rules import Rules, Thought, check, parse, pieces, token_count
 
 PLAN = Plan(rules=Rules(reasoning=(2, 256), repeats=0, keyword=False))
@@ -39,6 +40,7 @@ def test_mistakes_come_at_their_rates_whatever_else_is_asked():
 def test_each_mistake_is_what_it_is_called(drawn):
     """Each made on purpose about every pair."""
     pairs, truths = drawn
+    foreign = read_prompts("mistakes")["languages"].splitlines()
     for mistake in MISTAKES:
         only = Mistakes(**(dict.fromkeys(MISTAKES, 0.0) | {mistake: 1.0}))
         teacher = FaultyTeacher(truths, only)
@@ -59,7 +61,8 @@ def test_each_mistake_is_what_it_is_called(drawn):
                 case "refusal":
                     assert right.reasoning not in thought.reasoning
                 case "language":
-                    assert not set(pieces(thought.reasoning)) & {"the", "and", "becomes"}
+                    assert any(f"{thought.answer}\n" in f"{line}\n" for line in foreign)
+                    assert thought.reasoning == right.reasoning or f"{thought.reasoning}|{thought.answer}" in foreign
 
 
 def test_dropped_is_what_the_builder_drops(drawn):
