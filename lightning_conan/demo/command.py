@@ -19,7 +19,7 @@ def demo(
     pairs: int = 3072,
     steps_scale: float = 1.0,
     configs: Path | None = None,
-    study: Literal["fusion", "alpha", "recovery", "joint", "filters", "trace"] | None = None,
+    study: Literal["fusion", "alpha", "recovery", "joint", "filters", "trace", "difficulty"] | None = None,
     seeds: int = 3,
 ) -> None:
     """Runs the whole method in small: base, four specialists, fusion, drift, recovery, rehearsal; then reports.
@@ -35,7 +35,8 @@ def demo(
         steps_scale: Factor on every stage's number of steps, for a quick look.
         configs: A folder with your own copies of the YAML files; those of the package by default.
         study: Compare methods of fusion, coefficients, ways of recovery, the whole method with joint training, the filters of
-            reasoning data with the mistakes of its teacher, or embedders that reason with one that does not.
+            reasoning data with the mistakes of its teacher, embedders that reason with one that does not, or the same on
+            queries whose difficulty only their content tells.
         seeds: Number of seeds of a study.
     """
     out = out or Path("runs/studies" if study else "runs/demo")

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_conan.demo.compute import compute_of
+from lightning_conan.demo.difficulty import study_difficulty
 from lightning_conan.demo.filters import study_filters
 from lightning_conan.demo.line import EVERYTHING, MODALITIES, TO_THE_END, VISUAL, Demo
 from lightning_conan.demo.trace import MOST_TOKENS, SETS, TASKS, TWO_STAGES, VARIANTS, collect_trace, run_trace, trace_means
 
-Study = Literal["fusion", "alpha", "recovery", "joint", "filters", "trace"]
+Study = Literal["fusion", "alpha", "recovery", "joint", "filters", "trace", "difficulty"]
 LONGER = 2.0
 """Steps of the study of reasoning, by the demo's, which has to be short: to write without a slip takes longer than to route."""
 WHOLE = 860 / 560
@@ -133,7 +134,7 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
     """Runs a study for each seed, writes ``STUDY.json`` and ``STUDY.md``, and returns the text to print.
 
     Args:
-        study: One of ``STUDIES``, ``filters`` or ``trace``.
+        study: One of ``STUDIES``, ``filters``, ``trace`` or ``difficulty``.
         demos: A demo for each seed; each writes into a folder of its own and keeps what an earlier study made.
         out: Folder of the study's files.
     """
@@ -141,6 +142,10 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
     (out / ".demo").touch()
     if study == "trace":
         return study_trace(demos, out)
+    if study == "difficulty":
+        for demo in demos.values():
+            check_prepared(demo)
+        return study_difficulty(demos, out)
     if study == "filters":
         return study_filters(list(demos), next(iter(demos.values())).pairs, out)
     found: dict[str, Scores] = {}

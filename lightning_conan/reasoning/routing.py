@@ -1,4 +1,4 @@
-"""Both routes of each query and the first token's decision, computed once: any threshold's result follows without decoding again."""
+"""Both routes of each query, and the first token's decision: the results of any threshold follow without decoding again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,9 +30,7 @@ class BothRoutes:
     reasoned: ReasonedEmbeddings
 
 
-def encode_both(
-    embedder: OmniEmbedder, items: Sequence[Encoded], decoding: Decoding, token_budget: int = 16_384
-) -> BothRoutes:
+def encode_both(embedder: OmniEmbedder, items: Sequence[Encoded], decoding: Decoding, token_budget: int = 16_384) -> BothRoutes:
     """Embeds queries by both routes.
 
     Args:

@@ -101,6 +101,7 @@ def test_a_classifier_of_the_surface_is_at_chance(graded, name, forms):
 @pytest.mark.parametrize("form", ["both", "picture"])
 def test_picture_and_place_tell_the_difficulty_together_and_neither_alone(graded, form):
     """Even a classifier that reads all colours without an error, or the place, guesses; one that reads both knows."""
+
     def features(which):
         return {
             part: [

@@ -1,0 +1,255 @@
+"""`conan demo --study difficulty`: easy and hard queries of the same form and words, told apart by their content alone."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_conan.demo.compute import compute_of
+from lightning_conan.demo.equal_compute import LABELS, train_variants, write_reasoning
+from lightning_conan.demo.line import Demo
+from lightning_conan.demo.route_guess import GUESSES, guess_accuracy
+from lightning_conan.demo.route_sweep import THRESHOLDS, Routed, Sets, curve, kept_routes, summary
+from lightning_conan.demo.trace import MOST_TOKENS
+from lightning_conan.items import Item, Pair
+
+STUDY, WORLD = "graded", "world_graded"
+LENGTH = 2.0
+"""TRACE's steps, by those of the demo."""
+WRITER = 1.5
+"""Steps of learning to write, by those of the demo."""
+SURE = ("easy", "hard")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One seed's results.
+
+    Args:
+        sets: By variant, results of each form.
+        guesses: By form (and ``all``), accuracy of each classifier of a query's surface, in per cent.
+        compute: By variant, training steps and TFLOP.
+    """
+
+    sets: dict[str, Sets]
+    guesses: dict[str, dict[str, float]]
+    compute: dict[str, dict[str, float]]
+
+    def rows(self, variant: str, groups: Sequence[str], form: str | None = None) -> list[Routed]:
+        """Results of a variant on some groups of queries.
+
+        Args:
+            variant: One of ``LABELS``.
+            groups: Difficulties.
+            form: A form; all by default.
+        """
+        found = self.sets[variant]
+        return [row for name in found if form in (None, name) for row in found[name] if row.group in groups]
+
+
+def study_difficulty(demos: Mapping[int, Demo], out: Path) -> str:
+    """Trains the variants for each seed, and writes ``difficulty.json``, ``.md`` and ``.html``.
+
+    Args:
+        demos: A demo for each seed, each prepared; what an earlier call made is kept.
+        out: Folder of the files.
+
+    Returns:
+        The text to print.
+    """
+    from lightning_conan.demo.difficulty_page import difficulty_page
+
+    found = {}
+    for seed, demo in demos.items():
+        demo.make_base()
+        found[str(seed)] = run_seed(demo)
+        (out / "difficulty.json").write_text(json.dumps({name: record(each) for name, each in found.items()}, indent=2) + "\n")
+    tables = "\n\n".join(f"{title}\n\n{text}" for title, text in study_tables(list(found.values())).items())
+    text = f"{tables}\n\nmean and standard deviation over seeds {', '.join(found)}.\n"
+    (out / "difficulty.md").write_text(text)
+    (out / "difficulty.html").write_text(difficulty_page(list(found.values())), encoding="utf-8")
+    return f"{text}\n{out / 'difficulty'}.json holds each seed's scores, and difficulty.html the curve."
+
+
+def run_seed(demo: Demo) -> Outcome:
+    """Draws the queries, trains the variants in equal compute, and measures both routes.
+
+    Args:
+        demo: Its base has been made.
+    """
+    from datamodules.toy_world.difficulty import FORMS
+    from datamodules.toy_world.write_graded import write_graded
+
+    write_graded(demo.out / WORLD, demo.pairs, demo.seed)
+    kinds = {**FORMS, "marked": "visual"}
+    write_reasoning(demo, WORLD, [f"{name}.train" for name in kinds], kinds, STUDY)
+    sets = [f"{STUDY}/{form}" for form in FORMS]
+    for form in FORMS:
+        out = demo.out / "packed" / STUDY / f"{form}.test"
+        if not out.exists():
+            demo.timed("cot", ["pack", str(demo.out / WORLD / f"{form}.test.jsonl"), "--out", str(out)])
+    writer = f"{STUDY}_writer"
+    demo.fit(writer, "writer", "base", {"marked": f"{STUDY}/marked.train"}, length=WRITER, sets=sets[:1], scoring=MOST_TOKENS)
+    train_variants(demo, STUDY, writer, {form: f"{form}.train" for form in FORMS}, sets, LENGTH)
+    return measure(demo, list(FORMS))
+
+
+def measure(demo: Demo, forms: Sequence[str]) -> Outcome:
+    """Measures both routes of every variant, and the classifiers of the surface.
+
+    Args:
+        demo: Its variants have been trained.
+        forms: Names of the forms.
+    """
+    from lightning_conan.cli.common.pair_sets import read_pairs
+
+    packed = demo.out / "packed" / STUDY
+    train, test = ({form: read_pairs(packed / f"{form}.{part}", 10**9) for form in forms} for part in ("train", "test"))
+    groups = {key: str(truth["difficulty"]) for form in forms for key, truth in truths(demo, f"{form}.test").items()}
+    scores = demo.out / "scores"
+    sets = {
+        name: kept_routes(scores / f"{STUDY}_{name}.routes.json", demo.out / f"{STUDY}_{name}", test, groups) for name in LABELS
+    }
+    compute = {name: compute_of(demo.out, f"{STUDY}_{name}") for name in LABELS}
+    return Outcome(sets, guesses(train, test, groups), compute)
+
+
+def truths(demo: Demo, part: str) -> dict[str, dict[str, Any]]:
+    """Reads the truths of a manifest, by key.
+
+    Args:
+        demo: Its world has been written.
+        part: Name of the manifest.
+    """
+    lines = (demo.out / WORLD / f"{part}.truth.jsonl").read_text().splitlines()
+    return {found["key"]: found for found in map(json.loads, lines)}
+
+
+def guesses(
+    train: Mapping[str, Sequence[Pair]], test: Mapping[str, Sequence[Pair]], groups: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
+    """Accuracy of each classifier of the surface on sure test queries, by form and on all.
+
+    Args:
+        train: Training pairs with the teacher's reasoning, by form.
+        test: Test pairs by form.
+        groups: Difficulty of each test pair, by key.
+    """
+    taught = {form: [(pair.query, bool(pair.reasoning)) for pair in pairs] for form, pairs in train.items()}
+    asked = {form: [(p.query, groups[p.key] == "hard") for p in pairs if groups[p.key] in SURE] for form, pairs in test.items()}
+
+    def every(parts: Mapping[str, list[tuple[Item, bool]]]) -> list[tuple[Item, bool]]:
+        return [row for rows in parts.values() for row in rows]
+
+    both = {form: (taught[form], asked[form]) for form in train} | {"all": (every(taught), every(asked))}
+    return {
+        form: {name: guess_accuracy(seen, *parts) for name, seen in GUESSES.items()} for form, parts in both.items() if parts[1]
+    }
+
+
+def record(found: Outcome) -> dict[str, Any]:
+    """Returns a seed's figures for ``difficulty.json``."""
+    figures: dict[str, Any] = {"guesses": found.guesses, "compute": found.compute}
+    figures["variants"] = {name: {group: summary(found.rows(name, [group])) for group in groups_of(found)} for name in LABELS}
+    figures["thresholds"] = {str(at): summary(found.rows("trace", SURE), at) for at in THRESHOLDS}
+    figures["curve"] = curve(found.rows("trace", SURE))
+    return figures
+
+
+def groups_of(found: Outcome) -> list[str]:
+    """Difficulties that occur, in order."""
+    return [name for name in ("easy", "ambiguous", "hard") if found.rows("trace", [name])]
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Formats mean and standard deviation.
+
+    Args:
+        values: One for each seed.
+        digits: Decimal places.
+    """
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):,.{digits}f} ± {deviation:,.{digits}f}"
+
+
+def lines_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Formats a table as Markdown.
+
+    Args:
+        head: Headings.
+        rows: Cells.
+    """
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def study_tables(found: Sequence[Outcome]) -> dict[str, str]:
+    """Tables of the study as Markdown, by what they show.
+
+    Args:
+        found: Results of each seed.
+    """
+    return {
+        "Accuracy of guessing the route, %": guess_table(found),
+        "Embedded at once by TRACE, %": bypass_table(found),
+        "Equal compute": variant_table(found),
+        "TRACE, the threshold swept": threshold_table(found),
+    }
+
+
+def guess_table(found: Sequence[Outcome]) -> str:
+    """Accuracy of the classifiers of the surface, by form."""
+    forms = found[0].guesses
+    rows = [[form, *(spread([each.guesses[form][name] for each in found]) for name in GUESSES)] for form in forms]
+    return lines_of(["queries", *GUESSES], rows)
+
+
+def bypass_table(found: Sequence[Outcome]) -> str:
+    """Share of queries that TRACE embeds at once, by form and difficulty."""
+    groups = groups_of(found[0])
+    forms: list[str | None] = [*found[0].sets["trace"], None]
+    rows = [
+        [form or "all", *(spread([summary(each.rows("trace", [group], form))["bypass"] for each in found]) for group in groups)]
+        for form in forms
+    ]
+    return lines_of(["queries", *groups], rows)
+
+
+def variant_table(found: Sequence[Outcome]) -> str:
+    """Recall, bypass and tokens of each variant on easy and hard queries, with its compute."""
+    rows = []
+    for name, label in LABELS.items():
+        cells = [
+            spread([summary(each.rows(name, [group]))[key] for each in found])
+            for group in SURE
+            for key in ("recall@1", "recall@5")
+        ]
+        cells += [spread([summary(each.rows(name, SURE))[key] for each in found]) for key in ("recall@1", "tokens")]
+        cells += [spread([each.compute[name][key] for each in found], digits) for key, digits in {"steps": 0, "TFLOP": 1}.items()]
+        rows.append([label, *cells])
+    head = ["", "easy, recall@1", "recall@5", "hard, recall@1", "recall@5", "both, recall@1", "tokens a query", "steps", "TFLOP"]
+    return lines_of(head, rows)
+
+
+def threshold_table(found: Sequence[Outcome]) -> str:
+    """Recall@1, bypass and tokens of TRACE by threshold; the last row is the default, where the likeliest token decides."""
+    rows = []
+    for at in (*THRESHOLDS, None):
+        cells = [
+            spread([summary(each.rows("trace", [group]), at)[key] for each in found])
+            for key in ("bypass", "recall@1")
+            for group in SURE
+        ]
+        cells += [spread([summary(each.rows("trace", SURE), at)[key] for each in found]) for key in ("recall@1", "tokens")]
+        rows.append(["likeliest" if at is None else "above 1" if at > 1 else f"{at:g}", *cells])
+    head = [
+        "threshold",
+        "easy at once, %",
+        "hard at once, %",
+        "easy, recall@1",
+        "hard, recall@1",
+        "both, recall@1",
+        "tokens a query",
+    ]
+    return lines_of(head, rows)
