@@ -19,7 +19,7 @@ def demo(
     pairs: int = 3072,
     steps_scale: float = 1.0,
     configs: Path | None = None,
-    study: Literal["fusion", "alpha", "recovery", "joint", "filters", "trace", "difficulty"] | None = None,
+    study: Literal["fusion", "alpha", "recovery", "joint", "filters", "trace", "difficulty", "transfer"] | None = None,
     seeds: int = 3,
 ) -> None:
     """Runs the whole method in small: base, four specialists, fusion, drift, recovery, rehearsal; then reports.
@@ -35,8 +35,8 @@ def demo(
         steps_scale: Factor on every stage's number of steps, for a quick look.
         configs: A folder with your own copies of the YAML files; those of the package by default.
         study: Compare methods of fusion, coefficients, ways of recovery, the whole method with joint training, the filters of
-            reasoning data with the mistakes of its teacher, embedders that reason with one that does not, or the same on
-            queries whose difficulty only their content tells.
+            reasoning data with the mistakes of its teacher, embedders that reason with one that does not, the same on
+            queries whose difficulty only their content tells, or on queries of kinds that training leaves out.
         seeds: Number of seeds of a study.
     """
     out = out or Path("runs/studies" if study else "runs/demo")

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning_conan.demo.compute import compute_of
-from lightning_conan.demo.equal_compute import LABELS, train_variants, write_reasoning
+from lightning_conan.demo.equal_compute import LABELS, EqualCompute, pack_tests, write_reasoning
 from lightning_conan.demo.line import Demo
 from lightning_conan.demo.route_guess import GUESSES, guess_accuracy
 from lightning_conan.demo.route_sweep import THRESHOLDS, Routed, Sets, curve, kept_routes, summary
 from lightning_conan.demo.trace import MOST_TOKENS
 from lightning_conan.items import Item, Pair
 
-STUDY, WORLD = "graded", "world_graded"
+STUDY = "graded"
 LENGTH = 2.0
 """TRACE's steps, by those of the demo."""
 WRITER = 1.5
@@ -82,17 +82,12 @@ def run_seed(demo: Demo) -> Outcome:
     from datamodules.toy_world.difficulty import FORMS
     from datamodules.toy_world.write_graded import write_graded
 
-    write_graded(demo.out / WORLD, demo.pairs, demo.seed)
-    kinds = {**FORMS, "marked": "visual"}
-    write_reasoning(demo, WORLD, [f"{name}.train" for name in kinds], kinds, STUDY)
-    sets = [f"{STUDY}/{form}" for form in FORMS]
-    for form in FORMS:
-        out = demo.out / "packed" / STUDY / f"{form}.test"
-        if not out.exists():
-            demo.timed("cot", ["pack", str(demo.out / WORLD / f"{form}.test.jsonl"), "--out", str(out)])
-    writer = f"{STUDY}_writer"
-    demo.fit(writer, "writer", "base", {"marked": f"{STUDY}/marked.train"}, length=WRITER, sets=sets[:1], scoring=MOST_TOKENS)
-    train_variants(demo, STUDY, writer, {form: f"{form}.train" for form in FORMS}, sets, LENGTH)
+    write_graded(demo.out / f"world_{STUDY}", demo.pairs, demo.seed)
+    write_reasoning(demo, STUDY, {**FORMS, "marked": "visual"}, {"": "teacher", "_always": "always"})
+    sets, writer = pack_tests(demo, STUDY, list(FORMS)), f"{STUDY}_writer"
+    marked = {"marked": f"{STUDY}/marked.train"}
+    demo.fit(writer, "writer", "base", marked, length=WRITER, sets=sets[:1], scoring=MOST_TOKENS)
+    EqualCompute(demo, STUDY, writer, {form: f"{form}.train" for form in FORMS}, sets, length=LENGTH).fit()
     return measure(demo, list(FORMS))
 
 
@@ -123,7 +118,7 @@ def truths(demo: Demo, part: str) -> dict[str, dict[str, Any]]:
         demo: Its world has been written.
         part: Name of the manifest.
     """
-    lines = (demo.out / WORLD / f"{part}.truth.jsonl").read_text().splitlines()
+    lines = (demo.out / f"world_{STUDY}" / f"{part}.truth.jsonl").read_text().splitlines()
     return {found["key"]: found for found in map(json.loads, lines)}
 
 

@@ -2,101 +2,108 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from lightning_conan.demo.compute import compute_of
 from lightning_conan.demo.line import Demo
 from lightning_conan.demo.trace import MOST_TOKENS
 
-PILOT = 41
-"""Steps of a trial run, of which three are counted (``callbacks.ComputeCount``)."""
-STAGE_STEPS = 600
-"""Steps of ``tiny/trace.yaml``."""
+PILOT = 41 / 600
+"""Length of a trial run, of whose 41 steps three are counted (``callbacks.ComputeCount``)."""
 LABELS = {"plain": "plain embedder", "trace": "TRACE", "always": "always reasons"}
 """Variants, each with the YAML ``tiny/trace_NAME.yaml`` but for TRACE itself, and what tables call them."""
 
 
-def train_variants(
-    demo: Demo, study: str, start: str, train: Mapping[str, str], sets: Sequence[str], length: float, names: Sequence[str] = ()
-) -> None:
-    """Trains TRACE, and the other variants in as many steps as take the FLOP of TRACE; scores each by ``conan test``.
+@dataclass(frozen=True)
+class EqualCompute:
+    """Trains TRACE for a number of steps, and each other variant for as many as take the same FLOP.
 
     Args:
         demo: Runs the verbs.
-        study: First part of the names of the folders, ``STUDY_VARIANT``.
+        study: First part of the names of the folders, ``STUDY_VARIANT``, and the folder of the packed data sets; those of the
+            variant that always reasons stand in ``STUDY_always``.
         start: The checkpoint folder to start from.
-        train: Packed data sets by source; those of the variant that always reasons stand below ``STUDY_always/``.
-        sets: Names of the test sets. The first scores the trial runs.
+        train: Names of the packed data sets by source.
+        sets: Names of the packed test sets, without ``.test``. The first scores the trial runs.
+        weights: Relative number of pairs by source; equal by default.
         length: TRACE's steps, by those of ``tiny/trace.yaml``.
-        names: Variants; all by default.
     """
-    for name in ("trace", *(name for name in names or LABELS if name != "trace")):
-        folder = f"{study}_{name}"
-        data = {source: f"{study}_always/{part}" if name == "always" else f"{study}/{part}" for source, part in train.items()}
-        factor = length
-        if name != "trace" and not demo.made(folder):
-            factor *= flop_a_step(demo, f"{study}_trace") / pilot(demo, study, name, start, data, sets[:1])
-        fit(demo, folder, name, start, data, sets, factor)
+
+    demo: Demo
+    study: str
+    start: str
+    train: Mapping[str, str]
+    sets: Sequence[str]
+    weights: Mapping[str, float] | None = None
+    length: float = 2.0
+
+    def folder(self, name: str) -> str:
+        """Name of a variant's checkpoint folder."""
+        return f"{self.study}_{name}"
+
+    def fit(self, names: Sequence[str] = tuple(LABELS)) -> None:
+        """Trains the variants and scores each by ``conan test``."""
+        self.fit_one("trace", self.folder("trace"), self.length)
+        for name in names:
+            folder = self.folder(name)
+            if name != "trace" and not self.demo.made(folder):
+                trial = self.folder(f"{name}_trial")
+                self.fit_one(name, trial, PILOT, self.sets[:1])
+                self.fit_one(name, folder, self.length * self.flop_a_step(self.folder("trace")) / self.flop_a_step(trial))
+
+    def fit_one(self, name: str, folder: str, length: float, sets: Sequence[str] = ()) -> None:
+        """Trains a variant.
+
+        Args:
+            name: The variant.
+            folder: The checkpoint folder to write.
+            length: Factor on the steps of ``tiny/trace.yaml``.
+            sets: Names of the test sets; all by default.
+        """
+        parent = f"{self.study}_always" if name == "always" else self.study
+        data = {source: f"{parent}/{part}" for source, part in self.train.items()}
+        options = ("--data.init_args.weights", json.dumps(self.weights))
+        extra, tested = "" if name == "trace" else f"trace_{name}", sets or self.sets
+        self.demo.fit(folder, "trace", self.start, data, *options, extra=extra, length=length, sets=tested, scoring=MOST_TOKENS)
+
+    def flop_a_step(self, folder: str) -> float:
+        """Returns the mean TFLOP of a folder's training steps."""
+        found = compute_of(self.demo.out, folder)
+        return found["TFLOP"] / found["steps"]
 
 
-def pilot(demo: Demo, study: str, name: str, start: str, data: dict[str, str], sets: Sequence[str]) -> float:
-    """Trains a variant for a few steps and returns its FLOP a step.
+def write_reasoning(demo: Demo, study: str, kinds: Mapping[str, str], modes: Mapping[str, str]) -> None:
+    """Packs training pairs with what the toy teacher says about them.
 
     Args:
         demo: Runs the verbs.
-        study: First part of the names of the folders.
-        name: The variant.
-        start: The checkpoint folder to start from.
-        data: Packed data sets by source.
-        sets: Names of the test sets.
-    """
-    folder = f"{study}_{name}_pilot"
-    fit(demo, folder, name, start, data, sets, PILOT / STAGE_STEPS)
-    return flop_a_step(demo, folder)
-
-
-def fit(demo: Demo, folder: str, name: str, start: str, data: dict[str, str], sets: Sequence[str], length: float) -> None:
-    """Trains a variant, its data sets in equal shares.
-
-    Args:
-        demo: Runs the verbs.
-        folder: The checkpoint folder to write.
-        name: The variant.
-        start: The checkpoint folder to start from.
-        data: Packed data sets by source.
-        sets: Names of the test sets.
-        length: Factor on the steps of ``tiny/trace.yaml``.
-    """
-    extra = "" if name == "trace" else f"trace_{name}"
-    equal = ("--data.init_args.weights", "null")
-    demo.fit(folder, "trace", start, data, *equal, extra=extra, length=length, sets=sets, scoring=MOST_TOKENS)
-
-
-def flop_a_step(demo: Demo, folder: str) -> float:
-    """Returns the mean FLOP of a folder's training steps, in TFLOP.
-
-    Args:
-        demo: Its output folder holds the counts.
-        folder: The checkpoint folder.
-    """
-    found = compute_of(demo.out, folder)
-    return found["TFLOP"] / found["steps"]
-
-
-def write_reasoning(demo: Demo, source: str, parts: Sequence[str], kinds: Mapping[str, str], study: str) -> None:
-    """Packs training pairs with what a teacher says, by difficulty (``STUDY``) and about every query (``STUDY_always``).
-
-    Args:
-        demo: Runs the verbs.
-        source: Folder of the manifests, below the demo's.
-        parts: Names of the manifests.
-        kinds: Kind of reasoning by task.
-        study: Name of the packed folder.
+        study: First part of the names of the packed folders.
+        kinds: Kind of reasoning by task; ``TASK.train.jsonl`` is read.
+        modes: How pairs are routed (``Plan.by``), by the last part of the packed folders' names.
     """
     rules = {"repeats": 0, "keyword": False, "reasoning": [2, 256]}
-    for by, folder in (("teacher", study), ("always", f"{study}_always")):
-        for part in parts:
-            out = demo.out / "packed" / folder / part
+    for last, by in modes.items():
+        for task in kinds:
+            out = demo.out / "packed" / f"{study}{last}" / f"{task}.train"
             if not out.exists():
-                plan = {"rules": rules, "by": by, "kinds": dict(kinds)}
-                words = ["cot", "--source", str(demo.out / source / f"{part}.jsonl"), "--out", str(out), "--teacher", "toy"]
-                demo.timed("cot", [*words, "--plan", json.dumps(plan)])
+                manifest = demo.out / f"world_{study}" / f"{task}.train.jsonl"
+                words = ["cot", "--source", str(manifest), "--out", str(out), "--teacher", "toy"]
+                demo.timed("cot", [*words, "--plan", json.dumps({"rules": rules, "by": by, "kinds": dict(kinds)})])
+
+
+def pack_tests(demo: Demo, study: str, names: Sequence[str]) -> list[str]:
+    """Packs the test sets of a study.
+
+    Args:
+        demo: Runs the verbs.
+        study: Name of the packed folder; the manifests stand in ``world_STUDY``.
+        names: Names of the test sets, without ``.test``.
+
+    Returns:
+        Their names below ``packed``.
+    """
+    for name in names:
+        out = demo.out / "packed" / study / f"{name}.test"
+        if not out.exists():
+            demo.timed("pack", ["pack", str(demo.out / f"world_{study}" / f"{name}.test.jsonl"), "--out", str(out)])
+    return [f"{study}/{name}" for name in names]

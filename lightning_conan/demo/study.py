@@ -11,8 +11,9 @@ from lightning_conan.demo.difficulty import study_difficulty
 from lightning_conan.demo.filters import study_filters
 from lightning_conan.demo.line import EVERYTHING, MODALITIES, TO_THE_END, VISUAL, Demo
 from lightning_conan.demo.trace import MOST_TOKENS, SETS, TASKS, TWO_STAGES, VARIANTS, collect_trace, run_trace, trace_means
+from lightning_conan.demo.transfer import study_transfer
 
-Study = Literal["fusion", "alpha", "recovery", "joint", "filters", "trace", "difficulty"]
+Study = Literal["fusion", "alpha", "recovery", "joint", "filters", "trace", "difficulty", "transfer"]
 LONGER = 2.0
 """Steps of the study of reasoning, by the demo's, which has to be short: to write without a slip takes longer than to route."""
 WHOLE = 860 / 560
@@ -128,13 +129,15 @@ STUDIES: dict[Study, Callable[[Demo], dict[str, str]]] = {
     "recovery": compare_recovery,
     "joint": compare_joint,
 }
+ROUTED: dict[str, Callable[[Mapping[int, Demo], Path], str]] = {"difficulty": study_difficulty, "transfer": study_transfer}
+"""Studies of queries that are measured by both routes."""
 
 
 def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
     """Runs a study for each seed, writes ``STUDY.json`` and ``STUDY.md``, and returns the text to print.
 
     Args:
-        study: One of ``STUDIES``, ``filters``, ``trace`` or ``difficulty``.
+        study: One of ``STUDIES``, ``filters``, ``trace`` or one of ``ROUTED``.
         demos: A demo for each seed; each writes into a folder of its own and keeps what an earlier study made.
         out: Folder of the study's files.
     """
@@ -142,10 +145,10 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
     (out / ".demo").touch()
     if study == "trace":
         return study_trace(demos, out)
-    if study == "difficulty":
+    if study in ROUTED:
         for demo in demos.values():
             check_prepared(demo)
-        return study_difficulty(demos, out)
+        return ROUTED[study](demos, out)
     if study == "filters":
         return study_filters(list(demos), next(iter(demos.values())).pairs, out)
     found: dict[str, Scores] = {}
