@@ -78,8 +78,11 @@ def measure_routes(folder: Path, pairs: Sequence[Pair], groups: Mapping[str, str
             return [Routed(pair.key, groups[pair.key], 1.0, True, at, at, 0) for pair, at in zip(pairs, ranks, strict=True)]
         both = encode_both(model, queries, Decoding(max_new_tokens=MOST))
     direct, reasoned = (ranks_of(found @ targets.T) for found in (both.direct, both.reasoned.embeddings))
-    rows = zip(pairs, both.probability.tolist(), both.likeliest, direct, reasoned, both.reasoned.tokens, strict=True)
-    return [Routed(pair.key, groups[pair.key], *rest, len(written)) for pair, *rest, written in rows]
+    sure, likeliest = both.probability.tolist(), both.likeliest
+    return [
+        Routed(pair.key, groups[pair.key], sure[row], likeliest[row], direct[row], reasoned[row], len(both.reasoned.tokens[row]))
+        for row, pair in enumerate(pairs)
+    ]
 
 
 def ranks_of(scores: "Tensor") -> list[int]:

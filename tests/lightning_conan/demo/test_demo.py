@@ -110,7 +110,7 @@ def studies(demo, tmp_path_factory):
     (out / ".demo").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_conan.demo.line.Demo.say", lambda self, line: demo[1].append(line))
-        for study in (*STUDIES, "filters", "trace"):
+        for study in (*STUDIES, "filters", "trace", "difficulty", "transfer"):
             words = ["demo", "--out", str(out), "--pairs", "16", "--steps_scale", "0.01", "--seeds", "1", "--study", study]
             assert main(words) == 0
     return out
@@ -122,6 +122,29 @@ def test_the_study_of_reasoning_scores_every_variant_and_route(studies):
     assert scores["trace.direct"]["composed"]["tokens"] == 0
     assert scores["trace.always"]["simple"]["reasoned"] == 100
     assert (studies / "trace.md").read_text().count("\n| ") == 12
+
+
+def test_the_study_of_difficulty_tells_routes_compute_and_the_curve(studies):
+    found = json.loads((studies / "difficulty.json").read_text())["0"]
+    assert found["guesses"].keys() == {"both", "picture", "words", "all"}
+    assert found["variants"].keys() == {"plain", "trace", "always"}
+    assert found["thresholds"]["0.0"]["tokens"] == 0
+    assert found["thresholds"]["1.1"]["bypass"] == 0
+    assert found["curve"][0][0] == 0
+    assert found["variants"]["plain"]["hard"]["bypass"] == 100
+    for name in ("plain", "always"):  # a trial of one step tells little
+        assert 0.3 < found["compute"][name]["TFLOP"] / found["compute"]["trace"]["TFLOP"] < 3
+    assert found["compute"]["plain"]["steps"] > found["compute"]["trace"]["steps"] > found["compute"]["always"]["steps"]
+    assert "Accuracy against tokens" in (studies / "difficulty.html").read_text()
+    assert (studies / "difficulty.md").read_text().count("\n| ") == 4 + 4 + 3 + 12
+
+
+def test_the_study_of_transfer_scores_every_kind(studies):
+    found = json.loads((studies / "transfer.json").read_text())["0"]
+    assert found.keys() == {"plain", "trace"}
+    assert found["plain"].keys() == {"seen", "colours", "shapes", "operation", "chain3", "chain4", "pages", "sounds"}
+    assert all(0 <= row["recall@1"] <= row["recall@5"] <= 100 for rows in found.values() for row in rows.values())
+    assert (studies / "transfer.md").read_text().count("\n| ") == 8
 
 
 @pytest.mark.parametrize("study", STUDIES)
