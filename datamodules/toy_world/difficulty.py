@@ -103,7 +103,7 @@ def draw_twins(rng: random.Random, shapes: Sequence[str], places: tuple[int, int
 
 
 def reason(form: str, question: Question) -> str:
-    """What a perfect teacher says before the answer.
+    """Returns the reasoning of a perfect teacher, before its answer.
 
     Args:
         form: One of ``FORMS``.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from lightning_conan.demo.difficulty import SURE, Outcome, groups_of
+from lightning_conan.demo.difficulty_tables import SURE, Outcome, groups_of
 from lightning_conan.demo.equal_compute import LABELS
 from lightning_conan.demo.route_guess import GUESSES
 from lightning_conan.demo.route_sweep import curve, summary

@@ -72,23 +72,23 @@ class EqualCompute:
         return found["TFLOP"] / found["steps"]
 
 
-def write_reasoning(demo: Demo, study: str, kinds: Mapping[str, str], modes: Mapping[str, str]) -> None:
+def write_reasoning(demo: Demo, packed: str, kinds: Mapping[str, str], by: str, study: str = "") -> None:
     """Packs training pairs with what the toy teacher says about them.
 
     Args:
         demo: Runs the verbs.
-        study: First part of the names of the packed folders.
-        kinds: Kind of reasoning by task; ``TASK.train.jsonl`` is read.
-        modes: How pairs are routed (``Plan.by``), by the last part of the packed folders' names.
+        packed: Name of the packed folder.
+        kinds: Kind of reasoning by task; ``world_STUDY/TASK.train.jsonl`` is read.
+        by: How pairs are routed (``Plan.by``).
+        study: The study; ``packed`` by default.
     """
-    rules = {"repeats": 0, "keyword": False, "reasoning": [2, 256]}
-    for last, by in modes.items():
-        for task in kinds:
-            out = demo.out / "packed" / f"{study}{last}" / f"{task}.train"
-            if not out.exists():
-                manifest = demo.out / f"world_{study}" / f"{task}.train.jsonl"
-                words = ["cot", "--source", str(manifest), "--out", str(out), "--teacher", "toy"]
-                demo.timed("cot", [*words, "--plan", json.dumps({"rules": rules, "by": by, "kinds": dict(kinds)})])
+    plan = {"rules": {"repeats": 0, "keyword": False, "reasoning": [2, 256]}, "by": by, "kinds": dict(kinds)}
+    for task in kinds:
+        out = demo.out / "packed" / packed / f"{task}.train"
+        if not out.exists():
+            manifest = demo.out / f"world_{study or packed}" / f"{task}.train.jsonl"
+            words = ["cot", "--source", str(manifest), "--out", str(out), "--teacher", "toy", "--plan", json.dumps(plan)]
+            demo.timed("cot", words)
 
 
 def pack_tests(demo: Demo, study: str, names: Sequence[str]) -> list[str]:

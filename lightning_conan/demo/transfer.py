@@ -73,7 +73,7 @@ def run_seed(demo: Demo) -> dict[str, Sets]:
     from lightning_conan.cli.common.pair_sets import read_pairs
 
     write_transfer(demo.out / f"world_{STUDY}", demo.pairs, demo.seed)
-    write_reasoning(demo, STUDY, KINDS, {"": "rule"})
+    write_reasoning(demo, STUDY, KINDS, "rule")
     sets, writer = pack_tests(demo, STUDY, list(WHAT)), f"{STUDY}_writer"
     shown = {task: f"{STUDY}/{task}.train" for task in SHOWN}
     demo.fit(writer, "writer", "final", shown, length=LENGTH, sets=sets[:1], scoring=MOST_TOKENS)

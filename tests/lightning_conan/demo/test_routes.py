@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from datamodules.toy_world.difficulty import draw_graded
-from lightning_conan.demo.difficulty import Outcome, study_tables
 from lightning_conan.demo.difficulty_page import difficulty_page
+from lightning_conan.demo.difficulty_tables import Outcome, study_tables
 from lightning_conan.demo.route_sweep import THRESHOLDS, Routed, curve, measure_routes, ranks_of, summary
 from lightning_conan.demo.transfer import VARIANTS, WHAT, transfer_table
 from lightning_conan.embedder import OmniProcessor, Provenance, save_folder, tiny_embedder
@@ -102,6 +102,7 @@ def test_every_point_of_the_curve_is_a_threshold():
 
 def test_a_summary_is_the_mean_over_queries():
     assert summary(ROWS) == pytest.approx({"recall@1": 60.0, "recall@5": 80.0, "bypass": 40.0, "tokens": 18.0})
+    assert summary(ROWS, 0.2)["bypass"] == 100  # from the threshold on, itself included
     assert summary(ROWS, 0.0) == pytest.approx({"recall@1": 40.0, "recall@5": 80.0, "bypass": 100.0, "tokens": 0.0})
 
 
