@@ -17,8 +17,8 @@ from lightning_conan.items import Item, Pair
 STUDY = "graded"
 LENGTH = 2.0
 """TRACE's steps, by those of the demo."""
-WRITER = 1.5
-"""Steps of learning to write, by those of the demo."""
+WRITER = 1.0
+"""Steps of learning to write, by those of ``tiny/writer.yaml``."""
 
 
 def study_difficulty(demos: Mapping[int, Demo], out: Path) -> str:

@@ -136,7 +136,7 @@ def test_the_study_of_difficulty_tells_routes_compute_and_the_curve(studies):
         assert 0.3 < found["compute"][name]["TFLOP"] / found["compute"]["trace"]["TFLOP"] < 3
     assert found["compute"]["plain"]["steps"] > found["compute"]["trace"]["steps"] > found["compute"]["always"]["steps"]
     assert "Accuracy against tokens" in (studies / "difficulty.html").read_text()
-    assert (studies / "difficulty.md").read_text().count("\n| ") == 4 + 4 + 3 + 12
+    assert (studies / "difficulty.md").read_text().count("\n| ") == 5 + 5 + 4 + 13
 
 
 def test_the_study_of_transfer_scores_every_kind(studies):
