@@ -5,11 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from PIL import ImageDraw
+
 from datamodules.toy_world.draw import COLOURS, SHAPES, SIDE, Thing, draw_scene
 from datamodules.toy_world.pairs import picture
 from lightning_conan.items import Item, Pair
 
 PLACES = ("top left", "top right", "bottom left", "bottom right")
+MARK = (120, 120, 120)
+"""Colour of the frame around a marked place; no thing has it."""
 EDITS_OF_A_SCENE = 8
 """Pairs that share their source: each one's target is a near miss for the others."""
 Scene = tuple[tuple[str, str], ...]
@@ -51,20 +55,25 @@ def differing(before: Scene, after: Scene) -> list[int]:
     return [place for place in range(len(PLACES)) if before[place] != after[place]]
 
 
-def draw_places(scene: Scene, rng: random.Random, name: str) -> Item:
+def draw_places(scene: Scene, rng: random.Random, name: str, marked: int | None = None) -> Item:
     """Draws a scene, its things a little off their places.
 
     Args:
         scene: Colour and shape at each place.
         rng: Random numbers.
         name: The file's, without suffix.
+        marked: Number of a place to draw a frame around.
     """
     quarter = SIDE // 4
     things = [
         Thing(colour, shape, "large", x * quarter + rng.uniform(-2, 2), y * quarter + rng.uniform(-2, 2))
         for (colour, shape), (x, y) in zip(scene, [(1, 1), (3, 1), (1, 3), (3, 3)], strict=True)
     ]
-    return Item((picture("image", draw_scene(things, rng.randint(225, 255)), name),))
+    image = draw_scene(things, rng.randint(225, 255))
+    if marked is not None:
+        left, top = marked % 2 * SIDE // 2, marked // 2 * SIDE // 2
+        ImageDraw.Draw(image).rectangle((left, top, left + SIDE // 2 - 1, top + SIDE // 2 - 1), outline=MARK)
+    return Item((picture("image", image, name),))
 
 
 def random_scene(rng: random.Random) -> Scene:

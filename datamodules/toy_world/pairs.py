@@ -169,6 +169,17 @@ def draw_audio(rng: random.Random, key: str) -> tuple[str, Media]:
         key: The pair's key, which names its files.
     """
     names = [rng.choice(SOUNDS) for _ in range(3)]
+    return f"a {names[0]}, then a {names[1]}, then a {names[2]}", play(rng, names, key)
+
+
+def play(rng: random.Random, names: Sequence[str], key: str) -> Media:
+    """Three sounds, one after the other, as a FLAC file.
+
+    Args:
+        rng: Random numbers.
+        names: Three of ``SOUNDS``.
+        key: The pair's key, which names its file.
+    """
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
     hiss = torch.rand(3, EVENT, generator=generator) * 2 - 1
     parts = [
@@ -177,7 +188,7 @@ def draw_audio(rng: random.Random, key: str) -> tuple[str, Media]:
     wave = torch.cat(parts).roll(rng.randint(-EVENT // 11, EVENT // 11))
     room = torch.rand(3 * EVENT, generator=generator) * 2 - 1
     wave = wave + rng.uniform(0.0, 0.02) * room
-    return f"a {names[0]}, then a {names[1]}, then a {names[2]}", Media("audio", encode_audio(wave), f"{key}.flac")
+    return Media("audio", encode_audio(wave), f"{key}.flac")
 
 
 DRAW: dict[str, tuple[Modality, Callable[[random.Random, str], tuple[str, Media]]]] = {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -101,7 +102,7 @@ def write_composed(task: str, out: Path, pairs: int, seed: int) -> str:
     return task
 
 
-def write_truths(truths: dict[str, Truth], path: Path) -> None:
+def write_truths(truths: Mapping[str, Truth], path: Path) -> None:
     """Writes the answers of a perfect teacher, for ``conan cot --teacher toy``.
 
     Args:

@@ -35,8 +35,9 @@ def demo(
         configs: A folder with your own copies of the YAML files; those of the package by default.
         study: Compare methods of fusion, coefficients, ways of recovery, recoveries that hold the directions of tokens, the whole
             method with joint training, the filters of reasoning data with the mistakes of its teacher, or embedders that reason
-            with one that does not; and ablations of TRACE: weights of L_gen, parts of the reasoning, candidates that reason, and
-            mistakes that no filter took out.
+            with one that does not: also on queries whose difficulty only their content tells, and of kinds that training leaves
+            out; and ablations of TRACE: weights of L_gen, parts of the reasoning, candidates that reason, and mistakes that no
+            filter took out.
         seeds: Number of seeds of a study.
     """
     out = out or Path("runs/studies" if study else "runs/demo")

@@ -7,14 +7,16 @@ from typing import Any, Literal
 
 from lightning_conan.demo.ablations import ABLATIONS, study_ablation
 from lightning_conan.demo.compute import compute_of
+from lightning_conan.demo.difficulty import study_difficulty
 from lightning_conan.demo.directions import study_directions
 from lightning_conan.demo.filters import study_filters
 from lightning_conan.demo.line import EVERYTHING, MODALITIES, TO_THE_END, VISUAL, Demo
 from lightning_conan.demo.rows import mean_table
 from lightning_conan.demo.trace import MOST_TOKENS, SETS, TASKS, TWO_STAGES, VARIANTS, collect_trace, run_trace, trace_means
+from lightning_conan.demo.transfer import study_transfer
 
 Recovering = Literal["fusion", "alpha", "recovery", "directions", "joint"]
-Reasoning = Literal["filters", "trace", "lambda_gen", "parts", "candidates", "mistakes"]
+Reasoning = Literal["filters", "trace", "difficulty", "transfer", "lambda_gen", "parts", "candidates", "mistakes"]
 Study = Literal[Recovering, Reasoning]
 LONGER = 2.0
 """Steps of the study of reasoning, by the demo's, which has to be short: to write without a slip takes longer than to route."""
@@ -133,6 +135,8 @@ STUDIES: dict[Study, Callable[[Demo], dict[str, str]]] = {
     "recovery": compare_recovery,
     "joint": compare_joint,
 }
+ROUTED: dict[str, Callable[[Mapping[int, Demo], Path], str]] = {"difficulty": study_difficulty, "transfer": study_transfer}
+"""Studies of queries that are measured by both routes."""
 
 
 def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
@@ -147,6 +151,10 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
     (out / ".demo").touch()
     if study == "trace":
         return study_trace(demos, out)
+    if study in ROUTED:
+        for demo in demos.values():
+            check_prepared(demo)
+        return ROUTED[study](demos, out)
     if study == "filters":
         return study_filters(list(demos), next(iter(demos.values())).pairs, out)
     if study in ABLATIONS:

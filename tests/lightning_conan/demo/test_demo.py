@@ -116,7 +116,7 @@ def studies(demo, tmp_path_factory):
     (out / ".demo").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_conan.demo.line.Demo.say", lambda self, line: demo[1].append(line))
-        for study in (*STUDIES, "filters", "trace"):
+        for study in (*STUDIES, "filters", "trace", "difficulty", "transfer"):
             words = ["demo", "--out", str(out), "--pairs", "16", "--steps_scale", "0.01", "--seeds", "1", "--study", study]
             assert main(words) == 0
     return out
@@ -168,6 +168,29 @@ def test_held_recoveries_are_measured_in_score_and_direction(ablations):
     assert fused["cosine, projector"] == pytest.approx(1, abs=1e-5)  # it is the specialist's
     assert all(-1 <= row[name] <= 1 for row in list(found.values())[1:] for name in directions.DIGITS if "cosine" in name)
     assert found["projector only (as in the demo)"]["steps"] > fused["steps"]
+
+
+def test_the_study_of_difficulty_tells_routes_compute_and_the_curve(studies):
+    found = json.loads((studies / "difficulty.json").read_text())["0"]
+    assert found["guesses"].keys() == {"both", "picture", "words", "all"}
+    assert found["variants"].keys() == {"plain", "trace", "always"}
+    assert found["thresholds"]["0.0"]["tokens"] == 0
+    assert found["thresholds"]["1.1"]["bypass"] == 0
+    assert found["curve"][0][0] == 0
+    assert found["variants"]["plain"]["hard"]["bypass"] == 100
+    for name in ("plain", "always"):  # a trial of one step tells little
+        assert 0.3 < found["compute"][name]["TFLOP"] / found["compute"]["trace"]["TFLOP"] < 3
+    assert found["compute"]["plain"]["steps"] > found["compute"]["trace"]["steps"] > found["compute"]["always"]["steps"]
+    assert "Accuracy against tokens" in (studies / "difficulty.html").read_text()
+    assert (studies / "difficulty.md").read_text().count("\n| ") == 5 + 5 + 4 + 13
+
+
+def test_the_study_of_transfer_scores_every_kind(studies):
+    found = json.loads((studies / "transfer.json").read_text())["0"]
+    assert found.keys() == {"plain", "trace"}
+    assert found["plain"].keys() == {"seen", "colours", "shapes", "operation", "chain3", "chain4", "pages", "sounds"}
+    assert all(0 <= row["recall@1"] <= row["recall@5"] <= 100 for rows in found.values() for row in rows.values())
+    assert (studies / "transfer.md").read_text().count("\n| ") == 8
 
 
 @pytest.mark.parametrize("study", STUDIES)
