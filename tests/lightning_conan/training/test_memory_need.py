@@ -13,7 +13,6 @@ from lightning_conan.training.memory_need import Plan, activation_bytes, memory_
 from lightning_conan.training.probing import fitting_budget, measured_bytes, trained_bytes
 from lightning_conan.training.settings import Lora
 
-
 SIZES = [("qwen3-vl-2b", 2.13), ("qwen3-vl-4b", 4.44), ("qwen3-vl-8b", 8.77)]
 SIZES += [("qwen2.5-vl-3b", 3.75), ("qwen2.5-vl-7b", 8.29), ("qwen3-vl-30b-a3b", 31.07)]
 
