@@ -234,7 +234,7 @@ def focused(page):
 
 
 def soon(page, code, given=None):
-    """What a function of the page returns, once it is true; older playwright cannot wait where a page forbids eval."""
+    """Result of a function of the page, once it is true; older playwright cannot wait where a page forbids eval."""
     end = time.monotonic() + WAIT / 1000
     while not (found := page.evaluate(code, given)):
         assert time.monotonic() < end, code
