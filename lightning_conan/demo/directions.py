@@ -20,7 +20,13 @@ ADAMW = ("--model.init_args.training.optimizer", "adamw")
 
 
 def recover(
-    demo: Demo, name: str, options: Sequence[str] = (), weight: float = 0.0, layer: int | None = None, rank: int | None = None
+    demo: Demo,
+    name: str,
+    options: Sequence[str] = (),
+    weight: float = 0.0,
+    layer: int | None = None,
+    rank: int | None = None,
+    length: float = 1.0,
 ) -> None:
     """Recovers the fused model's projector, and scores it, unless that was done already.
 
@@ -31,11 +37,12 @@ def recover(
         weight: Weight of the penalty; 0 for none.
         layer: Depth of the penalty.
         rank: Largest rank of the change.
+        length: Factor on the number of steps.
     """
     hold: dict[str, object] = {"specialist": str(demo.out / "audio"), "weight": weight, "layer": layer} if weight else {}
     hold |= {"rank": rank} if rank else {}
     words = [HOLD, json.dumps(hold)] if hold else []
-    demo.fit(name, "recovery", "fused", {"train": "audio.train"}, *TO_THE_END, *options, *words)
+    demo.fit(name, "recovery", "fused", {"train": "audio.train"}, *TO_THE_END, *options, *words, length=length)
 
 
 def rate(lr: float) -> tuple[str, str]:
@@ -50,7 +57,7 @@ def held_row(label: str, name: str, options: Sequence[str] = (), **hold: float |
         label: Its name in the table.
         name: Its checkpoint folder.
         options: Further words for ``conan fit``.
-        hold: ``weight``, ``layer`` and ``rank``.
+        hold: ``weight``, ``layer``, ``rank`` and ``length``.
     """
     make: Callable[[Demo], None] = partial(recover, name=name, options=options, **hold)  # type: ignore[arg-type]
     return Row(label, name, make)
@@ -66,7 +73,9 @@ ROWS = (
     held_row("change of rank 16", "held_rank16", (*ADAMW, *rate(8e-3)), rank=16),
     held_row("penalty 3 at the projector", "held_projector3", weight=3.0, layer=0),
     held_row("penalty 30 at the projector", "held_projector30", weight=30.0, layer=0),
+    held_row("penalty 2 at the middle layer", "held_middle2", weight=2.0),
     held_row("penalty 3 at the middle layer", "held_middle3", weight=3.0),
+    held_row("penalty 3 at the middle layer, 300 steps", "held_middle3_long", weight=3.0, length=3.0),
     held_row("penalty 10 at the middle layer", "held_middle10", weight=10.0),
     held_row("penalty 30 at the middle layer", "held_middle30", weight=30.0),
     held_row("penalty 10 at the middle layer, a third of the steps' size", "held_middle10_third", rate(1e-2), weight=10.0),
