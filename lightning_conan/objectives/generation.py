@@ -19,6 +19,7 @@ def generation_loss(
     labels: Int[Tensor, "rows length"],
     logits: Callable[[Float[Tensor, "tokens dim"]], Float[Tensor, "tokens vocabulary"]],
     at_once: int = AT_ONCE,
+    route: float | None = None,
 ) -> Float[Tensor, " rows"]:
     """Mean cross-entropy of each row's target tokens; 0 for a row without any.
 
@@ -30,6 +31,8 @@ def generation_loss(
         labels: Id of the token that should follow each token; ``IGNORED`` where the loss counts none.
         logits: The LM head: computes logits from hidden states.
         at_once: Tokens whose logits are in memory at once.
+        route: Weight of each row's first token, which decides its route, beside the mean of the others; by default it is one of
+            the row's tokens, and weighs the less the more there are.
     """
     asked = labels != IGNORED
 
@@ -38,6 +41,10 @@ def generation_loss(
 
     pieces = zip(states[asked].split(at_once), labels[asked].split(at_once), strict=True)
     losses = [checkpoint(cross_entropy, some, wanted, use_reentrant=False) for some, wanted in pieces]
-    rows = asked.nonzero()[:, 0]
-    sums = states.new_zeros(len(states), dtype=torch.float32).index_add(0, rows, torch.cat(losses))
-    return sums / asked.sum(dim=1).clamp(min=1)
+    rows, counts = asked.nonzero()[:, 0], asked.sum(dim=1)
+    nothing, found = states.new_zeros(len(states), dtype=torch.float32), torch.cat(losses)
+    if route is None:
+        return nothing.index_add(0, rows, found) / counts.clamp(min=1)
+    first = torch.cat([rows.new_ones(1), rows.diff()]) > 0
+    weights = torch.where(first, route, 1 / (counts[rows] - 1).clamp(min=1))
+    return nothing.index_add(0, rows, found * weights)

@@ -1,6 +1,7 @@
 """TRACE: reason about the hard queries, then compress into one token (arXiv 2603.02929)."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,6 +36,9 @@ class Trace(Stage):
             vision tower's mergers by default.
         lambda_gen: Weight of L_gen; 0 trains a plain embedder, on data without reasoning (``teach: false``).
         lambda_ret: Weight of L_ret; 0 trains generation only.
+        lambda_route: Weight, within L_gen, of the first token alone, which decides the route; the others' mean is added. By
+            default the first is one of a sample's tokens: it weighs 1 for an easy query and 1/n for a hard one, so that the
+            more a hard one writes, the later its route is learned.
         back: Adds the loss of finding each target's query, if the objective has two directions.
         query_hint: Ends the instruction of queries; by default that of ``reasoning/prompts/trace.yaml``, or the folder's if it
             reasons already.
@@ -62,6 +66,7 @@ class Trace(Stage):
         train_fully: tuple[str, ...] = MERGERS,
         lambda_gen: float = 1.0,
         lambda_ret: float = 1.0,
+        lambda_route: float | None = None,
         back: bool = False,
         query_hint: str | None = None,
         target_hint: str | None = None,
@@ -76,7 +81,12 @@ class Trace(Stage):
             name = type(training.objective).__name__
             raise ValueError(f"back must be false, since {name} has no second direction, got true. Leave it out.")
         self.lora_settings, self.train_fully, self.back = lora, train_fully, back
-        self.lambda_gen, self.lambda_ret = lambda_gen, lambda_ret
+        if lambda_route is not None and not (lambda_route > 0 and lambda_gen > 0):
+            raise ValueError(
+                f"lambda_route must be positive, and lambda_gen with it, got {lambda_route} and {lambda_gen}. Leave it out "
+                "for the mean over all tokens of a sample."
+            )
+        self.lambda_gen, self.lambda_ret, self.lambda_route = lambda_gen, lambda_ret, lambda_route
         config = self.processor.config
         default = hints() if config.ends else (config.query_hint, config.target_hint)
         given = [known if hint is None else hint for hint, known in zip((query_hint, target_hint), default, strict=True)]
@@ -120,7 +130,7 @@ class Trace(Stage):
 
     @override
     def embed_chunk(self, chunk: Chunk) -> ChunkOutput:
-        found: ChunkOutput = self.embedder(chunk, writing=generation_loss)
+        found: ChunkOutput = self.embedder(chunk, writing=partial(generation_loss, route=self.lambda_route))
         return found
 
     @override

@@ -17,21 +17,38 @@ def test_a_single_example_by_hand():
     torch.testing.assert_close(generation_loss(states, labels, lambda some: some), (first + second)[None] / 2)
 
 
+def weighted(losses, route):
+    """A row's loss by the definition."""
+    if route is None or not losses:
+        return torch.stack(losses).mean() if losses else torch.zeros(())
+    others = torch.stack(losses[1:]).mean() if losses[1:] else torch.zeros(())
+    return route * losses[0] + others
+
+
+@pytest.mark.parametrize("route", [None, 1.0, 0.3])
 @pytest.mark.parametrize("at_once", [1, 5, 1000])
-def test_is_the_plain_loop_forward_and_backward(at_once):
+def test_is_the_plain_loop_forward_and_backward(at_once, route):
     torch.manual_seed(0)
-    states, head = torch.randn(3, 7, 4, requires_grad=True), torch.randn(11, 4, requires_grad=True)
-    labels = torch.randint(0, 11, (3, 7))
-    labels[0, :4], labels[1], labels[2, 6:] = IGNORED, IGNORED, IGNORED
-    found = generation_loss(states, labels, lambda some: some @ head.T, at_once)
+    states, head = torch.randn(4, 7, 4, requires_grad=True), torch.randn(11, 4, requires_grad=True)
+    labels = torch.randint(0, 11, (4, 7))
+    labels[0, :4], labels[1], labels[2, 6:], labels[3, 1:] = IGNORED, IGNORED, IGNORED, IGNORED
+    found = generation_loss(states, labels, lambda some: some @ head.T, at_once, route)
     plain = []
-    for row in range(3):
+    for row in range(4):
         asked = [place for place in range(7) if labels[row, place] != IGNORED]
         losses = [F.cross_entropy(head @ states[row, place], labels[row, place]) for place in asked]
-        plain.append(torch.stack(losses).mean() if losses else torch.zeros(()))
+        plain.append(weighted(losses, route))
     torch.testing.assert_close(found, torch.stack(plain))
-    weights = torch.tensor([1.0, 2.0, 3.0])
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
     one = torch.autograd.grad((found * weights).sum(), (states, head))
     other = torch.autograd.grad((torch.stack(plain) * weights).sum(), (states, head))
     for mine, theirs in zip(one, other, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("route", [None, 1.0])
+def test_a_batch_without_targets_costs_nothing(route):
+    states = torch.randn(2, 3, 4, requires_grad=True)
+    found = generation_loss(states, torch.full((2, 3), IGNORED), lambda some: some, route=route)
+    assert found.tolist() == [0.0, 0.0]
+    assert not torch.autograd.grad(found.sum(), states)[0].any()

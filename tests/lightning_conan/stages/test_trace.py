@@ -170,6 +170,18 @@ def test_losses_are_weighed(base, reasoned, tmp_path):
     assert found[1.0, 1.0]["retrieval"] > 0
 
 
+def test_the_route_is_a_term_of_its_own(base, reasoned, tmp_path):
+    """The loss grows by the same cross-entropy, that of first tokens, with each unit of lambda_route."""
+    losses = []
+    for weight in (1.0, 2.0, 3.0):
+        record = Record()
+        runner = trainer(tmp_path / str(weight), 1, record)
+        runner.fit(trace(base, lambda_ret=0.0, lambda_route=weight), data(reasoned))
+        losses.append(record.losses[0])
+    assert losses[1] - losses[0] > 1  # an untrained model knows nothing of routes
+    assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+
+
 def test_a_plain_embedder_learns_from_the_queries_alone(base, reasoned, tmp_path):
     module = trace(base, lambda_gen=0.0)
     trainer(tmp_path, 1).fit(module, data(reasoned, teach=False))
@@ -183,6 +195,9 @@ def test_refuses_lessons_that_do_not_fit_and_weights_that_teach_nothing(base, re
         trainer(tmp_path, 1).fit(trace(base, lambda_gen=0.0), data(reasoned))
     with pytest.raises(ValueError, match=r"got lambda_gen=1.0 and queries without it"):
         trainer(tmp_path, 1).fit(trace(base), data(reasoned, teach=False))
+    for weights in ({"lambda_route": 0.0}, {"lambda_gen": 0.0, "lambda_route": 1.0}):
+        with pytest.raises(ValueError, match="lambda_route must be positive"):
+            trace(base, **weights)
     with pytest.raises(ValueError, match="nor both 0"):
         trace(base, lambda_gen=0.0, lambda_ret=0.0)
 
