@@ -163,7 +163,7 @@ def test_a_stream_without_an_index_reads_compressed_shards_and_lists_cut_ones(tm
     assert {key[:5] for batch in batches for key in batch.keys} == {"00000", "00001"}
     faults = [json.loads(fault) for batch in batches for fault in batch.faults]
     assert {fault["where"] for fault in faults} == {str(root / "00001.tar.gz")}
-    assert "cannot be read behind this sample" in faults[0]["reason"]
+    assert any("cannot be read behind this sample" in fault["reason"] for fault in faults)  # one that is cut itself comes first
 
 
 def test_a_negative_that_no_sample_of_a_shard_has_is_told_once(shards, processor, caplog):
