@@ -19,6 +19,8 @@ LENGTH = 2.0
 """TRACE's steps, by those of the demo."""
 WRITER = 1.0
 """Steps of learning to write, by those of ``tiny/writer.yaml``."""
+ROUTE = 1.0
+"""TRACE's ``lambda_route``: without it nothing of the route is learned in this many steps (docs/log.md)."""
 
 
 def study_difficulty(demos: Mapping[int, Demo], out: Path) -> str:
@@ -60,7 +62,8 @@ def run_seed(demo: Demo) -> Outcome:
     sets, writer = pack_tests(demo, STUDY, list(FORMS)), f"{STUDY}_writer"
     marked = {"marked": f"{STUDY}/marked.train"}
     demo.fit(writer, "writer", "base", marked, length=WRITER, sets=sets[:1], scoring=MOST_TOKENS)
-    EqualCompute(demo, STUDY, writer, {form: f"{form}.train" for form in FORMS}, sets, length=LENGTH).fit()
+    parts = {form: f"{form}.train" for form in FORMS}
+    EqualCompute(demo, STUDY, writer, parts, sets, length=LENGTH, lambda_route=ROUTE).fit()
     return measure(demo, list(FORMS))
 
 

@@ -27,6 +27,7 @@ class EqualCompute:
         sets: Names of the packed test sets, without ``.test``. The first scores the trial runs.
         weights: Relative number of pairs by source; equal by default.
         length: TRACE's steps, by those of ``tiny/trace.yaml``.
+        lambda_route: TRACE's weight of the route; by default its first token is one of a sample's tokens.
     """
 
     demo: Demo
@@ -36,6 +37,7 @@ class EqualCompute:
     sets: Sequence[str]
     weights: Mapping[str, float] | None = None
     length: float = 2.0
+    lambda_route: float | None = None
 
     def folder(self, name: str) -> str:
         """Name of a variant's checkpoint folder."""
@@ -63,6 +65,8 @@ class EqualCompute:
         parent = f"{self.study}_always" if name == "always" else self.study
         data = {source: f"{parent}/{part}" for source, part in self.train.items()}
         options = ("--data.init_args.weights", json.dumps(self.weights))
+        if name == "trace" and self.lambda_route is not None:
+            options += ("--model.init_args.lambda_route", str(self.lambda_route))
         extra, tested = "" if name == "trace" else f"trace_{name}", sets or self.sets
         self.demo.fit(folder, "trace", self.start, data, *options, extra=extra, length=length, sets=tested, scoring=MOST_TOKENS)
 
