@@ -64,9 +64,9 @@ class EqualCompute:
         """
         parent = f"{self.study}_always" if name == "always" else self.study
         data = {source: f"{parent}/{part}" for source, part in self.train.items()}
-        options = ("--data.init_args.weights", json.dumps(self.weights))
+        options = ["--data.init_args.weights", json.dumps(self.weights)]
         if name == "trace" and self.lambda_route is not None:
-            options += ("--model.init_args.lambda_route", str(self.lambda_route))
+            options += ["--model.init_args.lambda_route", str(self.lambda_route)]
         extra, tested = "" if name == "trace" else f"trace_{name}", sets or self.sets
         self.demo.fit(folder, "trace", self.start, data, *options, extra=extra, length=length, sets=tested, scoring=MOST_TOKENS)
 
