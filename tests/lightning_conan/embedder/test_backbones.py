@@ -128,7 +128,7 @@ def test_packed_chunks_equal_one_by_one(line, budget):
 
 
 def test_gradients_are_those_of_plain_transformers(line):
-    """Of every parameter, an image, a video and texts at once."""
+    """Gradients of every parameter, for an image, a video and texts at once."""
     names = ["image and text", "video", "instructed"]
     model, plain = copy.deepcopy(line.model), line.plain
     mark = torch.randn(len(names), model.config.dim, generator=torch.Generator().manual_seed(0))

@@ -38,7 +38,7 @@ def cosines(folder, specialist, items, layer):
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_the_penalty_is_the_mean_angle_of_the_tokens(fused, specialist, tiny, layer):
-    """Of sounds of several lengths beside texts, packed together."""
+    """Sounds of several lengths beside texts, packed together."""
     model, processor = tiny
     pairs = draw_pairs("audio", 3, 0)
     items = [processor(item) for pair in pairs for item in (pair.query, pair.target)]
