@@ -44,8 +44,9 @@ class WandbRun(WandbLogger):
         **options: Any,
     ) -> None:
         mode = mode or os.environ.get("WANDB_MODE", "offline")  # type: ignore[assignment]  # wandb refuses others
-        keep_below(Path(save_dir))
-        super().__init__(name=name, save_dir=save_dir, project=project, mode=mode, group=group, **options)
+        folder = Path(save_dir).resolve()  # wandb's service, which all runs of a process share, stays in the first one's folder
+        keep_below(folder)
+        super().__init__(name=name, save_dir=folder, project=project, mode=mode, group=group, **options)
         if not options.get("anonymous"):
             self._wandb_init.pop("anonymous", None)  # wandb warns of it
 
@@ -76,8 +77,7 @@ class WandbRun(WandbLogger):
             self._experiment.finish()
 
 
-def keep_below(save_dir: Path) -> None:
+def keep_below(folder: Path) -> None:
     """Makes the folder of logs, and has the media of offline runs lie in it unless WANDB_DATA_DIR says where."""
-    folder = save_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)  # else wandb takes a folder for temporary files
     os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb" / "data"))  # by default below the home

@@ -159,7 +159,7 @@ class Sending:
         made: Any = wandb.init(
             id=re.sub(r"[^\w-]", "_", f"{group}-{name}-{mark}"),
             name=name,
-            dir=str(self.out),
+            dir=str(self.out.resolve()),  # where a run of this process was before, wandb's service would look for it there
             mode=self.mode,
             resume="allow",
             project=self.project,

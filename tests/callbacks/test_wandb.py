@@ -57,6 +57,19 @@ def logged(fitted):
     return offline_runs(fitted)
 
 
+def test_a_run_lies_below_the_folder_of_its_start(tmp_path, monkeypatch):
+    """One service serves all runs of a process, and stays where the first one began: a relative folder would be lost there."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+        logger = WandbRun(save_dir="runs")
+        logger.log_metrics({"x": 1.0})
+        logger.finish()
+        (found,) = offline_runs(tmp_path / name / "runs")
+        assert [line["x"] for line in found.history] == [1.0]
+
+
 def test_a_resumed_run_is_the_same_run(logged, fitted):
     first, second = logged
     assert first.id == second.id == (fitted / "work" / "checkpoints" / "wandb-run-id").read_text().strip()
