@@ -15,8 +15,11 @@ class ChunkOutput(NamedTuple):
             target; None where none is computed.
         turned: Each row's mean of 1 - cosine between its tokens' hidden states and those in a specialist, 0 for a row without
             such tokens; None where none is computed.
+        prompts: Unit-norm float32 embeddings by each prompt's last hidden state, before its generation target; None where
+            ``pools_prompt`` is not set.
     """
 
     embeddings: Float[Tensor, "rows dim"]
     generation_losses: Float[Tensor, " rows"] | None = None
     turned: Float[Tensor, " rows"] | None = None
+    prompts: Float[Tensor, "rows dim"] | None = None

@@ -118,6 +118,14 @@ class Chunk:
         return self.media.get(tower, [])
 
     @property
+    def begin(self) -> Int[Tensor, " rows"]:
+        """Column of each row's last token before its generation target; that of its last token if it has none."""
+        if self.labels is None:
+            return self.last
+        asked = self.labels != IGNORED
+        return torch.where(asked.any(dim=1), asked.int().argmax(dim=1), self.last)
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens of each row, without padding."""
         return [int(last) + 1 for last in self.last]

@@ -24,12 +24,14 @@ class Row:
         pairs: Keys and values of its prompt.
         token: The first token that it generates.
         position: Position of that token.
+        prompt: Last hidden state of its prompt.
     """
 
     place: int
     pairs: Pairs
     token: Int[Tensor, ""]
     position: Int[Tensor, ""]
+    prompt: Float[Tensor, " width"]
 
 
 class RoomyLayer(DynamicLayer):

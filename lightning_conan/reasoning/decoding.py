@@ -87,6 +87,7 @@ class DecodingGroup:
         places: Index of each row among all queries.
         token: Next input token of each row.
         position: Position of that token.
+        prompt: Last hidden state of each row's prompt.
         written: Number of tokens generated so far.
     """
 
@@ -94,6 +95,7 @@ class DecodingGroup:
     places: list[int]
     token: Int[Tensor, " rows"]
     position: Int[Tensor, " rows"]
+    prompt: Float[Tensor, "rows dim"]
     written: int = field(default=0)
 
 
@@ -104,8 +106,8 @@ def encode_queries(
 
     Prompts are prefilled in chunks with a shared-prefix KV cache. A row whose first token is ``<|emb|>`` exits immediately, with
     the hidden state that predicts it. The others continue from the same KV cache, rows of many chunks together, and exit one by
-    one as they write ``<|emb|>``: the embedding is always the hidden state that predicts it, nothing is computed twice. A
-    query's route and vector do not depend on its neighbours.
+    one as they write ``<|emb|>``: the embedding is the hidden state that predicts it (with ``pools_prompt`` the prompt's,
+    too), nothing is computed twice. A query's route and vector do not depend on its neighbours.
 
     Args:
         embedder: The model, in eval mode.
@@ -172,7 +174,7 @@ def read_prompts(
         read = slice(before + last + 1)
         # Copies: as views they would keep the whole chunk's cache until their turn comes.
         pairs = [(layer.keys[row, :, read].clone(), layer.values[row, :, read].clone()) for layer in options["cache"].layers]
-        rows.append(Row(chunk.rows[row], pairs, tokens[row], chunk.positions[:, row, last].max() + 1))
+        rows.append(Row(chunk.rows[row], pairs, tokens[row], chunk.positions[:, row, last].max() + 1, states[row]))
     return rows
 
 
@@ -191,6 +193,7 @@ def write(embedder: OmniEmbedder, rows: Sequence[Row], decoding: Decoding, found
         [row.place for row in rows],
         torch.stack([row.token for row in rows]),
         torch.stack([row.position for row in rows]),
+        torch.stack([row.prompt for row in rows]),
     )
     while group.places:
         for place, token in zip(group.places, group.token.tolist(), strict=True):
@@ -200,7 +203,7 @@ def write(embedder: OmniEmbedder, rows: Sequence[Row], decoding: Decoding, found
         full = group.written == decoding.max_new_tokens
         leaves = torch.ones_like(token, dtype=torch.bool) if full else token == emb
         for row in leaves.nonzero()[:, 0].tolist():
-            found.embeddings[group.places[row]] = unit(states[row])
+            found.embeddings[group.places[row]] = embedder.pooled(states[row], group.prompt[row])
             found.truncated[group.places[row]] = bool(token[row] != emb)
         stay = ~leaves
         if bool(leaves.any()):
@@ -210,6 +213,7 @@ def write(embedder: OmniEmbedder, rows: Sequence[Row], decoding: Decoding, found
             places=[place for place, stays in zip(group.places, stay.tolist(), strict=True) if stays],
             token=token[stay],
             position=group.position[stay],
+            prompt=group.prompt[stay],
         )
 
 

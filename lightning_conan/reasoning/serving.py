@@ -46,6 +46,9 @@ def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoi
         encoded.append(replace(reasoner.processor.teach(query, reply.text), labels=None) if reply.text else query)
     with torch.no_grad():
         embeddings = reasoner.model.embed(encoded, reasoner.token_budget)
+        if reasoner.model.config.pools_prompt:
+            prompts = [reasoner.processor(item, "query") for item in items]
+            embeddings = reasoner.model.pooled(embeddings, reasoner.model.embed(prompts, reasoner.token_budget))
     tokenizer = reasoner.processor.tokenizer
     tokens = [tokenizer(reply.text, add_special_tokens=False)["input_ids"] if reply.text else [] for reply in replies]
     return ReasonedEmbeddings(embeddings, tokens, [not reply.finished for reply in replies])

@@ -39,6 +39,9 @@ class Trace(Stage):
         lambda_route: Weight, within L_gen, of the first token alone, which decides the route; the others' mean is added. By
             default the first is one of a sample's tokens: it weighs 1 for an easy query and 1/n for a hard one, so that the
             more a hard one writes, the later its route is learned.
+        lambda_prompt: Weight, within L_ret, of the same objective by the prompt's last hidden state, before the reasoning; with
+            a positive one the embedding of a query that was reasoned about is the mean direction of both states, so that a slip
+            in the reasoning does not send it away (docs/decisions/064-two-states.md). 0 is the paper's.
         back: Adds the loss of finding each target's query, if the objective has two directions.
         query_hint: Ends the instruction of queries; by default that of ``reasoning/prompts/trace.yaml``, or the folder's if it
             reasons already.
@@ -67,26 +70,22 @@ class Trace(Stage):
         lambda_gen: float = 1.0,
         lambda_ret: float = 1.0,
         lambda_route: float | None = None,
+        lambda_prompt: float = 0.0,
         back: bool = False,
         query_hint: str | None = None,
         target_hint: str | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__(folder, training, decoding)
-        if lambda_gen < 0 or lambda_ret < 0 or not lambda_gen + lambda_ret > 0:
-            raise ValueError(f"lambda_gen and lambda_ret must not be negative, nor both 0, got {lambda_gen} and {lambda_ret}.")
+        check_weights(lambda_gen, lambda_ret, lambda_route, lambda_prompt)
         if not lambda_ret and training.dynamic_negatives is not None:
             raise ValueError("training.dynamic_negatives must be null where lambda_ret is 0: nothing is told apart.")
         if back and "back" not in training.objective.uses:
             name = type(training.objective).__name__
             raise ValueError(f"back must be false, since {name} has no second direction, got true. Leave it out.")
         self.lora_settings, self.train_fully, self.back = lora, train_fully, back
-        if lambda_route is not None and not (lambda_route > 0 and lambda_gen > 0):
-            raise ValueError(
-                f"lambda_route must be positive, and lambda_gen with it, got {lambda_route} and {lambda_gen}. Leave it out "
-                "for the mean over all tokens of a sample."
-            )
-        self.lambda_gen, self.lambda_ret, self.lambda_route = lambda_gen, lambda_ret, lambda_route
+        self.lambda_gen, self.lambda_ret = lambda_gen, lambda_ret
+        self.lambda_route, self.lambda_prompt = lambda_route, lambda_prompt
         config = self.processor.config
         default = hints() if config.ends else (config.query_hint, config.target_hint)
         given = [known if hint is None else hint for hint, known in zip((query_hint, target_hint), default, strict=True)]
@@ -110,6 +109,7 @@ class Trace(Stage):
 
     @override
     def prepare(self) -> None:
+        self.embedder.config.pools_prompt = self.lambda_prompt > 0
         self.embedder.free_emb_rows()
         super().prepare()
 
@@ -142,6 +142,8 @@ class Trace(Stage):
         retrieval = output.embeddings.new_zeros(())
         if self.lambda_ret:
             retrieval = super().loss(batch, output)
+            if output.prompts is not None:
+                retrieval = retrieval + self.lambda_prompt * self.contrasted(batch, output.prompts.float())[0]
         else:
             self.seen[f"{batch.modality}/{batch.task}"] += int(count)
         self.figures.add("train/generation_loss", total(generation))
@@ -151,3 +153,29 @@ class Trace(Stage):
     @override
     def contrast(self, batch: Batch) -> Contrast:
         return replace(super().contrast(batch), back=self.back)
+
+
+def check_weights(gen: float, ret: float, route: float | None, prompt: float) -> None:
+    """Refuses weights of losses that do not go together.
+
+    Args:
+        gen: ``lambda_gen``.
+        ret: ``lambda_ret``.
+        route: ``lambda_route``.
+        prompt: ``lambda_prompt``.
+
+    Raises:
+        ValueError: A negative weight, or a part whose whole has none.
+    """
+    if gen < 0 or ret < 0 or not gen + ret > 0:
+        raise ValueError(f"lambda_gen and lambda_ret must not be negative, nor both 0, got {gen} and {ret}.")
+    if route is not None and not (route > 0 and gen > 0):
+        raise ValueError(
+            f"lambda_route must be positive, and lambda_gen with it, got {route} and {gen}. Leave it out for the mean over all "
+            "tokens of a sample."
+        )
+    if prompt < 0 or (prompt and not (gen and ret)):
+        raise ValueError(
+            f"lambda_prompt must not be negative, and lambda_gen and lambda_ret must be positive with it, got {prompt}, {gen} "
+            f"and {ret}. Leave it out."
+        )

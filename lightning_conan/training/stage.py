@@ -209,12 +209,22 @@ class Stage(Resuming):
         """
         if self.watch is not None:
             self.watch.note(batch, output.embeddings.detach())
-        ids = hash_ids(batch.hashes()).to(output.embeddings.device)
-        pairs, own = gather_pairs(output.embeddings, ids, len(batch))
+        value, count = self.contrasted(batch, output.embeddings)
+        self.seen[f"{batch.modality}/{batch.task}"] += count
+        return value
+
+    def contrasted(self, batch: Batch, embeddings: Float[Tensor, "rows dim"]) -> tuple[Float[Tensor, ""], int]:
+        """This rank's share of the objective over all ranks' pairs, and their number.
+
+        Args:
+            batch: This rank's pairs, encoded.
+            embeddings: Those of ``batch.items()``, in their order.
+        """
+        ids = hash_ids(batch.hashes()).to(embeddings.device)
+        pairs, own = gather_pairs(embeddings, ids, len(batch))
         pairs = self.add_negatives(pairs, batch)
-        self.seen[f"{batch.modality}/{batch.task}"] += len(pairs.query)
         share = len(batch) / len(pairs.query)  # the ranks' losses add up to the mean over all pairs
-        return share * self.training_settings.objective(pairs, self.contrast(batch), own)
+        return share * self.training_settings.objective(pairs, self.contrast(batch), own), len(pairs.query)
 
     # Hooks of subclasses, besides those of Weights
 

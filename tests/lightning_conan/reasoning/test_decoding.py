@@ -46,7 +46,7 @@ def embeds_at_once(logits, decoding, emb):
 @torch.no_grad()
 def one_by_one(model, encoded, decoding):
     """Without a cache: all tokens so far are read anew for each further one."""
-    ids, written, emb = encoded, [], model.config.emb_token_id
+    ids, written, emb, first = encoded, [], model.config.emb_token_id, 0.0
     while True:
         (chunk,) = pack([ids], 10_000)
         state = model.hidden_states(chunk)[0, -1]
@@ -55,9 +55,11 @@ def one_by_one(model, encoded, decoding):
             logits[emb] = -torch.inf
         elif not written:
             return F.normalize(state, dim=0), [], False
+        if not written and model.config.pools_prompt:
+            first = F.normalize(state, dim=0)
         token = int(logits.argmax())
         if token == emb or len(written) == decoding.max_new_tokens:
-            return F.normalize(state, dim=0), written, token != emb
+            return F.normalize(F.normalize(state, dim=0) + first, dim=0), written, token != emb
         written.append(token)
         after = ids.positions[:, -1:] + 1
         ids = replace(
@@ -81,6 +83,18 @@ def test_is_one_query_at_a_time_without_a_cache(model, queries, decoding, budget
         assert found.tokens[row] == written
         assert found.truncated[row] == truncated
         torch.testing.assert_close(found.embeddings[row], vector, atol=1e-5, rtol=0)
+
+
+def test_two_states_are_those_of_one_query_at_a_time(model, queries, monkeypatch):
+    """Whatever the rows beside it, which leave one by one; a query that is embedded at once has one."""
+    alone = encode_queries(model[0], queries, Decoding(max_new_tokens=MOST))
+    monkeypatch.setattr(model[0].config, "pools_prompt", True)
+    found = encode_queries(model[0], queries, Decoding(max_new_tokens=MOST, rows=5), 60)
+    for row, query in enumerate(queries):
+        vector, written, _ = one_by_one(model[0], query, Decoding(max_new_tokens=MOST))
+        assert found.tokens[row] == written == alone.tokens[row]
+        torch.testing.assert_close(found.embeddings[row], vector, atol=1e-5, rtol=0)
+        assert torch.allclose(found.embeddings[row], alone.embeddings[row], atol=1e-4) == (not written)
 
 
 def test_the_route_is_that_of_the_likeliest_token():

@@ -37,6 +37,21 @@ def test_what_the_engine_wrote_stands_behind_the_prompt(reasoner):
     assert all(body["messages"][0]["content"] == "Think." and body["max_tokens"] == 7 for body in seen)
 
 
+def test_an_engine_gives_both_states(reasoner):
+    """Where the folder pools the prompt's state, too."""
+    items = [Item((text,)) for text in TEXTS]
+    reasoner.model.config.pools_prompt = True
+    with server(lambda body, number: (200, TEXTS[text_of({"messages": body["messages"][1:]})])) as (url, _):
+        written = encode_by_engine(reasoner, items, Endpoint(url, "conan"))
+    processor = reasoner.processor
+    for item, vector in zip(items, written.embeddings, strict=True):
+        query = processor(item, "query")
+        taught = replace(processor.teach(query, TEXTS[item.parts[0]]), labels=None)
+        with torch.no_grad():
+            wanted = sum(reasoner.model.embed([each])[0] for each in (query, taught))
+        torch.testing.assert_close(vector, wanted / wanted.norm(), atol=1e-5, rtol=0)
+
+
 def test_an_engine_that_writes_what_we_would_write_gives_our_vectors(reasoner):
     items = [Item((text,)) for text in TEXTS]
     ours = Reasoner(reasoner.model, reasoner.processor, Decoding("always", max_new_tokens=5)).encode_queries(items)

@@ -97,23 +97,48 @@ def test_lessons_of_unlike_length_are_embedded_where_each_ends(tiny):
             torch.testing.assert_close(whole[place], part[0], atol=1e-5, rtol=1e-4)
 
 
-def gradients(folder, reasoned, root, budget, one_pass=False, dropout=0.0):
+def test_two_states_stand_before_and_after_the_reasoning(tiny):
+    """The prompt's is the vector that the query alone has, and both have one weight, whatever their lengths."""
+    model, processor = tiny
+    processor = OmniProcessor(processor.tokenizer, replace(processor.config, ends=False))
+    query, other = (processor(Item((text,))) for text in ("a red star", "a large green circle"))
+    chunk = replace(*pack([processor.teach(query, "blue star"), other], 1000))
+    with torch.no_grad():
+        model.config.pools_prompt = True
+        try:
+            found = model(chunk, writing=generation_loss)
+            last, prompt = model.hidden_states(chunk)[0, [len(query) + 1, len(query) - 1]]
+            both = model.pooled(7 * last, prompt)
+        finally:
+            model.config.pools_prompt = False
+        assert model(chunk, writing=generation_loss).prompts is None
+        torch.testing.assert_close(model.pooled(last, prompt), found.embeddings[0])
+        torch.testing.assert_close(found.prompts, model.embed([query, other]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            found.embeddings, model.embed([replace(processor.teach(query, "blue star"), labels=None), other]), atol=1e-6, rtol=0
+        )
+    angles = [float(both @ F.normalize(state, dim=0)) for state in (last, prompt)]
+    assert angles[0] == pytest.approx(angles[1], abs=1e-6)
+    assert float(both.norm()) == pytest.approx(1)
+
+
+def gradients(folder, reasoned, root, budget, one_pass=False, dropout=0.0, **options):
     """Loss and gradients of one joint step."""
 
     record, found = Record(), Gradients()
     with pytest.MonkeyPatch.context() as patch:
         if one_pass:
             patch.setattr(stage, "cached_backward", lambda step, chunks, items: one_pass_backward(step, chunks))
-        module = trace(folder, replace(QUICK, token_budget=budget, clip_norm=1e6), lora=replace(LORA, dropout=dropout))
+        module = trace(folder, replace(QUICK, token_budget=budget, clip_norm=1e6), lora=replace(LORA, dropout=dropout), **options)
         trainer(root, 1, record, found).fit(module, data(reasoned, tasks=("composed",)))
     return record.losses[0], found.found
 
 
-@pytest.mark.parametrize(("budget", "dropout"), [(1, 0.0), (150, 0.0), (150, 0.3)])
-def test_the_cached_joint_step_is_the_one_pass(base, reasoned, tmp_path, budget, dropout):
-    """Both losses, through the adapters, the mergers and the rows of ``<|emb|>``."""
-    expected, wanted = gradients(base, reasoned, tmp_path / "a", budget, one_pass=True, dropout=dropout)
-    loss, found = gradients(base, reasoned, tmp_path / "b", budget, dropout=dropout)
+@pytest.mark.parametrize(("budget", "dropout", "prompt"), [(1, 0.0, 0.0), (150, 0.0, 0.0), (150, 0.3, 0.0), (150, 0.0, 0.5)])
+def test_the_cached_joint_step_is_the_one_pass(base, reasoned, tmp_path, budget, dropout, prompt):
+    """All losses, through the adapters, the mergers and the rows of ``<|emb|>``."""
+    expected, wanted = gradients(base, reasoned, tmp_path / "a", budget, one_pass=True, dropout=dropout, lambda_prompt=prompt)
+    loss, found = gradients(base, reasoned, tmp_path / "b", budget, dropout=dropout, lambda_prompt=prompt)
     assert loss == pytest.approx(expected, rel=1e-5)
     assert found.keys() == wanted.keys()
     assert any("emb_rows" in name and bool(tensor.any()) for name, tensor in found.items())
@@ -190,11 +215,27 @@ def test_a_plain_embedder_learns_from_the_queries_alone(base, reasoned, tmp_path
     assert (settings.reasons, settings.ends) == (False, False)
 
 
+def test_a_folder_knows_that_it_pools_two_states(base, reasoned, tmp_path):
+    """Until it is trained without."""
+    for name, weight, start in (("two", 0.2, base), ("one", 0.0, tmp_path / "two")):
+        module = trace(start, lambda_prompt=weight)
+        trainer(tmp_path / f"work_{name}", 1).fit(module, data(reasoned, batch=2, tasks=("composed",)))
+        module.write_folder(tmp_path / name)
+        assert load_folder(tmp_path / name)[0].config.pools_prompt == bool(weight)
+
+
 def test_refuses_lessons_that_do_not_fit_and_weights_that_teach_nothing(base, reasoned, tmp_path):
     with pytest.raises(ValueError, match=r"got lambda_gen=0.0 and queries with it"):
         trainer(tmp_path, 1).fit(trace(base, lambda_gen=0.0), data(reasoned))
     with pytest.raises(ValueError, match=r"got lambda_gen=1.0 and queries without it"):
         trainer(tmp_path, 1).fit(trace(base), data(reasoned, teach=False))
+    for weights in (
+        {"lambda_prompt": -0.1},
+        {"lambda_gen": 0.0, "lambda_prompt": 0.2},
+        {"lambda_ret": 0.0, "lambda_prompt": 0.2},
+    ):
+        with pytest.raises(ValueError, match="lambda_prompt must not be negative"):
+            trace(base, **weights)
     for weights in ({"lambda_route": 0.0}, {"lambda_gen": 0.0, "lambda_route": 1.0}):
         with pytest.raises(ValueError, match="lambda_route must be positive"):
             trace(base, **weights)
@@ -322,10 +363,10 @@ def test_a_lesson_after_a_picture_stands_where_decoding_writes(tiny, items):
         torch.testing.assert_close(model.embed([same]), written.embeddings, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("back", [False, True])
-def test_targets_find_their_queries_only_if_asked(base, reasoned, tmp_path, back):
+@pytest.mark.parametrize(("back", "prompt"), [(False, 0.0), (True, 0.0), (True, 0.5)])
+def test_targets_find_their_queries_only_if_asked(base, reasoned, tmp_path, back, prompt):
     """L_ret against plain cross-entropies of the same embeddings."""
-    module, found = trace(base, back=back), []
+    module, found = trace(base, back=back, lambda_prompt=prompt), []
     loss = module.loss
 
     def noted(batch, output):
@@ -335,11 +376,13 @@ def test_targets_find_their_queries_only_if_asked(base, reasoned, tmp_path, back
     module.loss = noted
     trainer(tmp_path, 1).fit(module, data(reasoned, tasks=("composed",)))
     output, value = found[0]
-    query, target = output.embeddings.detach().chunk(2)
-    scores, rows = query @ target.T / QUICK.temperature, torch.arange(len(query))
-    wanted = F.cross_entropy(scores, rows)
-    if back:
-        wanted = (wanted + F.cross_entropy(scores.T, rows)) / 2
+    wanted = 0.0
+    for weight, embeddings in [(1.0, output.embeddings), (prompt, output.prompts)][: 2 if prompt else 1]:
+        query, target = embeddings.detach().chunk(2)
+        scores, rows = query @ target.T / QUICK.temperature, torch.arange(len(query))
+        forth = F.cross_entropy(scores, rows)
+        wanted = wanted + weight * ((forth + F.cross_entropy(scores.T, rows)) / 2 if back else forth)
+    assert module.seen.total() == 2 * len(query)
     assert float(value) == pytest.approx(float(wanted + output.generation_losses[: len(query)].detach().mean()), rel=1e-4)
 
 
