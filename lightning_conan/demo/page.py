@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from lightning_conan.demo.picture import COLOURS, pipeline
 from lightning_conan.demo.plots import audio_drift, drift_by_step, plot_cosines, plot_scores, swaps
-from lightning_conan.demo.trace import EFFORT, SHORT, TASKS, plot_routes
+from lightning_conan.demo.trace import DEPTHS, EFFORT, SHORT, TASKS, plot_routes
 from lightning_conan.extras import missing
 from lightning_conan.fusion.coefficient_plots import draw
 from lightning_conan.pages import Column, Example, Section, bullets, document, figure, note, show_examples, table
@@ -117,10 +117,10 @@ def score_table(report: Mapping[str, Any], rows: Mapping[str, str]) -> Markup:
 
 def trace_rows(report: Mapping[str, Any]) -> Markup:
     """Returns TRACE's table."""
-    columns = ["model", "task", Column("recall@1", 1, 100.0), Column("recall@5", 1, 100.0), Column("reasoned, %", 1)]
+    columns = ["model", "task", *(Column(f"recall@{k}", 1, 100.0) for k in DEPTHS), Column("reasoned, %", 1)]
     columns += [Column("tokens a query", 1), Column("queries a second", 0)]
     cells = [
-        [label, task, *(found[f"forth/recall@{k}"] for k in (1, 5)), *(float(found[key]) for key in EFFORT)]
+        [label, task, *(found[f"forth/recall@{k}"] for k in DEPTHS), *(float(found[key]) for key in EFFORT)]
         for name, label in {**SHORT, "trace.always": "TRACE, made to reason"}.items()
         for task in TASKS
         for found in [report["trace"][name][task]]

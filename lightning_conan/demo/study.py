@@ -18,8 +18,6 @@ from lightning_conan.demo.transfer import study_transfer
 Recovering = Literal["fusion", "alpha", "recovery", "directions", "joint"]
 Reasoning = Literal["filters", "trace", "difficulty", "transfer", "lambda_gen", "parts", "candidates", "mistakes"]
 Study = Literal[Recovering, Reasoning]
-LONGER = 2.0
-"""Steps of the study of reasoning, by the demo's, which has to be short: to write without a slip takes longer than to route."""
 WHOLE = 860 / 560
 """Steps of specialists, recovery and rehearsal, by those of the specialists."""
 Scores = dict[str, dict[str, float]]
@@ -190,11 +188,11 @@ def study_trace(demos: Mapping[int, Demo], out: Path) -> str:
     for seed, demo in demos.items():
         check_prepared(demo)
         demo.make_base()
-        run_trace(demo, "base", LONGER, VARIANTS)
+        run_trace(demo, "base", VARIANTS)
         train = {task: f"trace/{task}.train" for task in TASKS}
         options: dict[str, Any] = {"sets": SETS, "scoring": MOST_TOKENS}
-        demo.fit("trace_write", "trace", "writer", train, extra="trace_write", length=LONGER / 2, **options)
-        demo.fit("trace_retrieve", "trace", "trace_write", train, extra="trace_retrieve", length=LONGER / 2, **options)
+        demo.fit("trace_write", "trace", "writer", train, extra="trace_write", length=0.5, **options)
+        demo.fit("trace_retrieve", "trace", "trace_write", train, extra="trace_retrieve", length=0.5, **options)
         found[str(seed)] = collect_trace(demo.out, VARIANTS | TWO_STAGES)
     (out / "trace.json").write_text(json.dumps(found, indent=2) + "\n")
     means = trace_means(list(found.values()), VARIANTS | TWO_STAGES)

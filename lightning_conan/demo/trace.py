@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 TASKS = ("composed", "simple")
 SETS = tuple(f"trace/{task}" for task in TASKS)
 SHORT = {"trace_plain": "plain embedder", "trace": "TRACE"}
-VARIANTS = SHORT | {"trace_always": "always reasons"}
+VARIANTS = SHORT | {"trace_published": "TRACE, one hidden state (as published)", "trace_always": "always reasons"}
 """Folders, and what tables call them: those of the demo, which has to be short, and those of the study."""
 TWO_STAGES = {"trace_retrieve": "two stages: writing, then retrieval"}
 ROUTES = {
@@ -27,6 +27,7 @@ RULES = {"rules": {"repeats": 0, "keyword": False, "reasoning": [2, 256], "forei
 """A scene that hardly changes repeats its words, the words of a change are not those of a picture, and all are English."""
 MOST_TOKENS = ("--model.init_args.decoding.max_new_tokens", "120")
 SHOWN = 4
+DEPTHS = (1, 5, 10)
 EFFORT = {"reasoned": 0, "tokens": 1, "queries_per_second": 0}
 """Figures besides recall, and their digits."""
 
@@ -55,22 +56,19 @@ def teach_writer(demo: Demo, start: str, always: bool = False) -> None:
     )
 
 
-def run_trace(demo: Demo, start: str, length: float = 1.0, variants: Mapping[str, str] = SHORT) -> None:
+def run_trace(demo: Demo, start: str, variants: Mapping[str, str] = SHORT) -> None:
     """Writes the reasoning data, teaches a small model to write, then trains the variants and scores TRACE with every route.
 
     Args:
         demo: Runs the verbs; its world has been packed.
         start: The checkpoint folder that training starts from.
-        length: Factor on the steps of the variants.
         variants: The checkpoint folders to train, with their labels.
     """
     teach_writer(demo, start, "trace_always" in variants)
     for name in variants:
         parent = "always" if name == "trace_always" else "trace"
         train = {task: f"{parent}/{task}.train" for task in TASKS}
-        demo.fit(
-            name, "trace", "writer", train, extra="" if name == "trace" else name, length=length, sets=SETS, scoring=MOST_TOKENS
-        )
+        demo.fit(name, "trace", "writer", train, extra="" if name == "trace" else name, sets=SETS, scoring=MOST_TOKENS)
     for name, (option, value) in ROUTES.items():
         if not demo.made(f"trace.{name}"):
             demo.test("trace", f"--model.init_args.decoding.{option}", value, *MOST_TOKENS, sets=SETS, scores=f"trace.{name}")
@@ -109,13 +107,13 @@ def trace_table(found: Mapping[str, Any], variants: Mapping[str, str] = SHORT) -
         variants: Labels of the checkpoint folders to show.
     """
     lines = [
-        "| | task | recall@1 | recall@5 | reasoned, % | tokens a query | queries a second |",
-        "|---|---|---|---|---|---|---|",
+        "| | task | recall@1 | recall@5 | recall@10 | reasoned, % | tokens a query | queries a second |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, label in {**variants, "trace.always": "TRACE, made to reason"}.items():
         for task in TASKS:
             scores = found[name][task]
-            recalls = [f"{scores[f'forth/recall@{k}']:.1f}" for k in (1, 5)]
+            recalls = [f"{scores[f'forth/recall@{k}']:.1f}" for k in DEPTHS]
             effort = [f"{scores[key]:.{digits}f}" for key, digits in EFFORT.items()]
             lines.append(f"| {label} | {task} | " + " | ".join([*recalls, *effort]) + " |")
     return "\n".join(lines)
@@ -128,12 +126,12 @@ def trace_means(seeds: Sequence[Mapping[str, Any]], variants: Mapping[str, str])
         seeds: For each seed the result of ``collect_trace``.
         variants: Labels of the checkpoint folders to show.
     """
-    head = "| | task | recall@1 | recall@5 | reasoned, % | tokens a query |"
-    lines = [head, "|---" * 6 + "|"]
+    head = "| | task | recall@1 | recall@5 | recall@10 | reasoned, % | tokens a query |"
+    lines = [head, "|---" * 7 + "|"]
     for name, label in {**variants, **{f"trace.{route}": f"TRACE, {route}" for route in ("direct", "always")}}.items():
         for task in TASKS:
             cells = []
-            for key in ("forth/recall@1", "forth/recall@5", "reasoned", "tokens"):
+            for key in (*(f"forth/recall@{k}" for k in DEPTHS), "reasoned", "tokens"):
                 values = [found[name][task][key] for found in seeds]
                 cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}")
             lines.append(f"| {label} | {task} | " + " | ".join(cells) + " |")
