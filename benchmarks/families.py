@@ -110,7 +110,7 @@ def beside_each_other(count: int, turns: int) -> None:
                 seconds = seconds_of(work, lines[name])
                 times[name][work] += [seconds] if turn else []  # the first turn warms up
     first = specs[0].name
-    rows = [("family", "parameters", "tokens", *(f"{work}: ms, ratio, per token" for work in WORKS))]
+    rows: list[tuple[str, ...]] = [("family", "parameters", "tokens", *(f"{work}: ms, ratio, per token" for work in WORKS))]
     figures: dict[str, float] = {}
     for spec in specs:
         line, cells = lines[spec.name], []
@@ -126,9 +126,12 @@ def beside_each_other(count: int, turns: int) -> None:
 
 
 def serve(count: int) -> None:
-    """Runs works of the first family as they are asked for on standard input, and prints seconds; first all results."""
+    """Runs works of the first family as they are asked for on standard input, and prints seconds; first its code and results."""
+    import lightning_conan
+
     line = make(count)
-    print(json.dumps({work: RUN[work](line).flatten().tolist() for work in WORKS}), flush=True)
+    results = {work: RUN[work](line).flatten().tolist() for work in WORKS}
+    print(json.dumps({"code": lightning_conan.__file__, **results}), flush=True)
     for word in sys.stdin:
         print(seconds_of(word.strip(), line), flush=True)
 
@@ -155,6 +158,7 @@ def against(checkout: Path, count: int, turns: int, starts: int) -> None:
         both = [start(folder, count) for folder in ((ROOT, checkout) if number % 2 else (checkout, ROOT))]
         ours, theirs = both if number % 2 else both[::-1]
         mine, other = (json.loads(process.stdout.readline()) for process in (ours, theirs))
+        assert Path(other["code"]).is_relative_to(checkout), f"{other['code']} is not code of {checkout}"
         for work in WORKS:
             off[work] = max(off[work], float((torch.tensor(mine[work]) - torch.tensor(other[work])).abs().max()))
             found = []
@@ -165,10 +169,10 @@ def against(checkout: Path, count: int, turns: int, starts: int) -> None:
             ratios[work].append(found)
         for process in both:
             process.communicate()
-    rows = [("", "of the other's CPU time", "medians of the starts", "results differ by")]
+    rows: list[tuple[str, ...]] = [("", "of the other's CPU time", "medians of the starts", "results differ by")]
     figures: dict[str, float] = {}
-    for work, found in ratios.items():
-        value, each = median(ratio for run in found for ratio in run), sorted(map(median, found))
+    for work, runs in ratios.items():
+        value, each = median(ratio for run in runs for ratio in run), sorted(median(run) for run in runs)
         rows.append((work, f"{value:.3f}x", f"{each[0]:.3f}x to {each[-1]:.3f}x", f"{off[work]:.1e}"))
         figures |= {work.replace(" ", "_"): value, f"{work.replace(' ', '_')}_difference": off[work]}
     report(rows, figures)

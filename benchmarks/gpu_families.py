@@ -143,7 +143,7 @@ def main() -> None:
     quiet_libraries()
     pairs = options.pairs or (8 if options.tiny else 32 if options.quick else 1024)
     rate = gpu.matrix_rate(8192 if gpu.ON_GPU else 512)
-    rows = [("model", "", "seconds", "tokens/s", "of the matrix rate", "aim", "")]
+    rows: list[tuple[str, ...]] = [("model", "", "seconds", "tokens/s", "of the matrix rate", "aim", "")]
     figures = {"matrix_tflops": rate / 1e12}
     for model in options.models:
         for work, (seconds, tokens, flops) in measured(model, pairs, 2 if options.tiny else 4, options.tiny).items():

@@ -61,3 +61,5 @@ def test_a_step_is_that_of_one_process(runs, name):
         assert close(rank["gradients"], alone["gradients"])
         assert all((tensor - rank["weights"][part]).abs().max() < 5e-4 for part, tensor in alone["weights"].items())
     assert all(torch.equal(tensor, ranks[1]["weights"][part]) for part, tensor in ranks[0]["weights"].items())
+    fully = "embedder.backbone.visual.merger." if name[1] == "trace" else "embedder.backbone.language_model.layers.0."
+    assert any(part.startswith(fully) for part in alone["weights"])
