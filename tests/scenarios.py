@@ -52,7 +52,7 @@ def make(kind, folder, packed, batch, dropout=0.0, **training):
     if kind == "full":
         return Specialist(folder, "image", settings, None, train_fully=("backbone.",)), data
     if kind == "partly":
-        layers = ("backbone.language_model.layers.0.", "backbone.visual.blocks.0.")
+        layers = ("backbone.language_model.layers.0.", "backbone.visual.")
         return Specialist(folder, "image", settings, lora, train_fully=layers), data
     return Specialist(folder, kind, settings, lora), data
 
@@ -82,11 +82,12 @@ def fit_plain(folder, shards, root, steps):
 
 
 def fit_jobs(jobs, packed, root, steps):
-    """Several runs one after the other, by name: kind, folder and strategy."""
-    return {
-        name: fit(kind, folder, packed, root / "-".join(name), steps, 4, token_budget=60, strategy=strategy)
-        for name, (kind, folder, strategy) in jobs.items()
-    }
+    """Several runs one after the other, by name: kind, folder and strategy; activations of shards are computed again."""
+    found = {}
+    for name, (kind, folder, strategy) in jobs.items():
+        settings = {"token_budget": 60, "strategy": strategy, "checkpoint_activations": strategy == "fsdp2"}
+        found[name] = fit(kind, folder, packed, root / "-".join(name), steps, 4, **settings)
+    return found
 
 
 def fit_with(kind, folder, packed, root, steps, batch, training):

@@ -17,7 +17,7 @@ from lightning_conan.embedder.backbones.registry import FAMILIES as KNOWN
 from lightning_conan.items import Item
 
 KINDS = ("partly", "trace")
-"""A specialist whose first layers train fully, experts and windows among them, beside adapters on all others; TRACE."""
+"""A specialist whose vision tower and first layer, experts too, train fully, the others by adapters; TRACE."""
 STRATEGIES = ("ddp", "fsdp2")
 STEPS = 2
 
