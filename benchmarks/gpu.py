@@ -84,11 +84,14 @@ def write_base(out: Path, model: str) -> None:
             parameter.data = parameter.data.bfloat16()
         save_folder(out, tiny, processor, Provenance("base"))
         return
-    processor = OmniProcessor(tiny_tokenizer(), ProcessorConfig())
-    config, ids = published_config(model), processor.ids
+    config = published_config(model)
+    backbone = config.backbone_config
+    settings = ProcessorConfig(family=backbone.model_type, patch_size=backbone.vision_config.patch_size)
+    processor = OmniProcessor(tiny_tokenizer(), settings)
+    ids = processor.ids
     places = {name: ids[name] for name in ("image", "video", "vision_start", "vision_end")}
     for name, place in places.items():
-        setattr(config.backbone_config, f"{name}_token_id", place)
+        setattr(backbone, f"{name}_token_id", place)
     for name in ("audio", "audio_start", "audio_end", "emb"):
         setattr(config, f"{name}_token_id", ids[name])
     torch.manual_seed(0)

@@ -42,7 +42,7 @@ def make(kind, folder, packed, batch, dropout=0.0, **training):
         return Joint(folder, tuple(several), settings, lora), RehearsalData(several, batch_size=batch, num_workers=0)
     if kind == "mixed":
         return Rehearsal(folder, settings, lora), RehearsalData(several, batch_size=batch, num_workers=0, mixed=True)
-    folders = {"recovery": "audio", "full": "image"}
+    folders = {"recovery": "audio", "full": "image", "partly": "image"}
     data = SpecialistData(packed / folders.get(kind, kind), batch_size=batch, num_workers=0)
     if kind == "trace":
         data = TraceData({"image": packed / "image"}, batch_size=batch, num_workers=0)
@@ -51,6 +51,9 @@ def make(kind, folder, packed, batch, dropout=0.0, **training):
         return ProjectorRecovery(folder, settings), data
     if kind == "full":
         return Specialist(folder, "image", settings, None, train_fully=("backbone.",)), data
+    if kind == "partly":
+        layers = ("backbone.language_model.layers.0.", "backbone.visual.")
+        return Specialist(folder, "image", settings, lora, train_fully=layers), data
     return Specialist(folder, kind, settings, lora), data
 
 
@@ -76,6 +79,15 @@ def fit_plain(folder, shards, root, steps):
     data = SpecialistData(WebDataset(str(shards), query="jpg"), batch_size=8, num_workers=0)
     trainer(root, steps, record, ranks=world, **({"strategy": "ddp"} if world > 1 else {})).fit(module, data)
     return record.keys, record.losses
+
+
+def fit_jobs(jobs, packed, root, steps):
+    """Several runs one after the other, by name: kind, folder and strategy; activations of shards are computed again."""
+    found = {}
+    for name, (kind, folder, strategy) in jobs.items():
+        settings = {"token_budget": 60, "strategy": strategy, "checkpoint_activations": strategy == "fsdp2"}
+        found[name] = fit(kind, folder, packed, root / "-".join(name), steps, 4, **settings)
+    return found
 
 
 def fit_with(kind, folder, packed, root, steps, batch, training):

@@ -33,7 +33,7 @@ class Trace(Stage):
         training: Settings of training.
         lora: Adapters on the language model; null for none.
         train_fully: Name prefixes of parameters that train without adapters, besides the rows of ``<|emb|>``: the
-            vision tower's mergers by default.
+            vision tower's mergers by default, as many as its family has.
         lambda_gen: Weight of L_gen; 0 trains a plain embedder, on data without reasoning (``teach: false``).
         lambda_ret: Weight of L_ret; 0 trains generation only.
         lambda_route: Weight, within L_gen, of the first token alone, which decides the route; the others' mean is added. By
@@ -66,7 +66,7 @@ class Trace(Stage):
         folder: Path,
         training: Training = Training(),  # noqa: B008  # frozen
         lora: Lora | None = Lora(rank=128, alpha=256),  # noqa: B008  # frozen; null must mean none
-        train_fully: tuple[str, ...] = MERGERS,
+        train_fully: tuple[str, ...] | None = None,
         lambda_gen: float = 1.0,
         lambda_ret: float = 1.0,
         lambda_route: float | None = None,
@@ -105,12 +105,15 @@ class Trace(Stage):
     @property
     @override
     def trainable_prefixes(self) -> tuple[str, ...]:
-        return (*self.train_fully, "emb_rows")
+        return (*(MERGERS if self.train_fully is None else self.train_fully), "emb_rows")
 
     @override
     def prepare(self) -> None:
         self.embedder.config.pools_prompt = self.lambda_prompt > 0
         self.embedder.free_emb_rows()
+        if self.train_fully is None:
+            names = [name for name, _ in self.embedder.named_parameters()]
+            self.train_fully = tuple(prefix for prefix in MERGERS if any(name.startswith(prefix) for name in names))
         super().prepare()
 
     @override

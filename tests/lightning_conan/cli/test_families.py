@@ -199,3 +199,35 @@ def test_experts_in_either_order_of_axes_make_the_same_base(tmp_path):
         )
     one, other = (load_folder(tmp_path / f"{source}.base")[0].state_dict() for source in ("backbone", "turned"))
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
+def test_an_adapter_of_stacked_experts_is_refused_and_its_merged_folder_taken(tmp_path, capsys):
+    """PEFT's ``target_parameters``: the remedy that the refusal names gives PEFT's own merged tensors."""
+    name = next(name for name in KNOWN if backbone_of(name).turned)
+    write_backbone(tmp_path / "backbone", name)
+    write_qwen3_omni(tmp_path / "audio")
+    settings = LoraConfig(
+        r=4, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], lora_alpha=6
+    )
+    peft = get_peft_model(FAMILIES[name].head.from_pretrained(tmp_path / "backbone"), settings)
+    with torch.no_grad():
+        for key, parameter in peft.named_parameters():
+            parameter += 0.1 * torch.ones_like(parameter) if ".lora_B." in key else 0
+    peft.save_pretrained(tmp_path / "adapter")
+    words = ["graft", "--audio", str(tmp_path / "audio"), "--golden", "false", *limits(name)]
+    adapted = f"{tmp_path / 'backbone'}+{tmp_path / 'adapter'}"
+    assert main([*words, "--backbone", adapted, "--out", str(tmp_path / "refused")]) == 1
+    assert "target_parameters in" in (said := capsys.readouterr().err)
+    assert "merge_and_unload, then save_pretrained" in said
+    assert not (tmp_path / "refused").exists()
+    dense = shutil.copytree(tmp_path / "backbone", tmp_path / "dense", ignore=shutil.ignore_patterns("*.safetensors*"))
+    merged = peft.merge_and_unload()
+    merged.save_pretrained(dense)
+    assert main([*words, "--backbone", str(dense), "--out", str(tmp_path / "base")]) == 0
+    found, before = load_folder(tmp_path / "base")[0].state_dict(), FAMILIES[name].head.from_pretrained(tmp_path / "backbone")
+    changed = 0
+    for key, tensor in before.model.state_dict().items():
+        if ".mlp.experts." in key:
+            assert torch.equal(found[f"backbone.{key}"], merged.model.state_dict()[key])
+            changed += not torch.allclose(found[f"backbone.{key}"], tensor)
+    assert changed == 2 * 3
