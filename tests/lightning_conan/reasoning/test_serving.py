@@ -38,7 +38,7 @@ def test_what_the_engine_wrote_stands_behind_the_prompt(reasoner):
 
 
 def test_an_engine_gives_both_states(reasoner):
-    """Where the folder pools the prompt's state, too."""
+    """If the folder pools the prompt's state, too."""
     items = [Item((text,)) for text in TEXTS]
     reasoner.model.config.pools_prompt = True
     with server(lambda body, number: (200, TEXTS[text_of({"messages": body["messages"][1:]})])) as (url, _):
