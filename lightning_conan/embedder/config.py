@@ -25,8 +25,8 @@ class OmniConfig(PreTrainedConfig):
         audio_end_token_id: Token after an audio clip.
         emb_token_id: Token by which a reasoning model ends: the hidden state that predicts it is the embedding.
         output_head: True for a separate LM head, which reasoning generates with; False if it is tied to the token embeddings.
-        pools_prompt: True to embed a query that was reasoned about by two hidden states, the prompt's last one and the one that
-            predicts ``<|emb|>`` (``OmniEmbedder.pooled``); False to take the latter alone, as TRACE does.
+        prompt_weight: Weight of the prompt's last hidden state in the embedding of a query that was reasoned about, beside 1 for
+            the one that predicts ``<|emb|>`` (``OmniEmbedder.pooled``); 0 takes the latter alone, as TRACE does.
         modalities: Settings of the towers of registered modalities, by tower (``modalities.EncoderTower``).
     """
 
@@ -43,7 +43,7 @@ class OmniConfig(PreTrainedConfig):
         audio_end_token_id: int = 0,
         emb_token_id: int = 0,
         output_head: bool = False,
-        pools_prompt: bool = False,
+        prompt_weight: float = 0.0,
         modalities: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -55,7 +55,7 @@ class OmniConfig(PreTrainedConfig):
         self.audio_end_token_id = audio_end_token_id
         self.emb_token_id = emb_token_id
         self.output_head = output_head
-        self.pools_prompt = pools_prompt
+        self.prompt_weight = prompt_weight
         self.modalities = dict(modalities or {})
         super().__init__(**kwargs)
 

@@ -154,17 +154,19 @@ class OmniEmbedder(PreTrainedModel):
             return embeddings
         losses = writing(states, chunk.labels, self.logits) if taught else embeddings.new_zeros(len(embeddings))  # type: ignore[arg-type]
         prompts = F.normalize(taken(states, chunk.begin)[:, 0].float(), dim=-1) if taught else embeddings
-        return ChunkOutput(embeddings, losses, prompts=prompts if self.config.pools_prompt else None)
+        return ChunkOutput(embeddings, losses, prompts=prompts if self.config.prompt_weight else None)
 
     def pooled(self, states: Float[Tensor, "*rows dim"], prompts: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """Unit-norm float32 embeddings of queries that were reasoned about: with ``pools_prompt`` the mean of both directions.
+        """Unit-norm float32 embeddings of queries that were reasoned about: with ``prompt_weight`` of both states'
+        directions.
 
         Args:
             states: Hidden states that predict ``<|emb|>``.
             prompts: Last hidden states of the prompts, before the reasoning.
         """
         last = F.normalize(states.float(), dim=-1)
-        return F.normalize(last + F.normalize(prompts.float(), dim=-1), dim=-1) if self.config.pools_prompt else last
+        weight = self.config.prompt_weight
+        return F.normalize(last + weight * F.normalize(prompts.float(), dim=-1), dim=-1) if weight else last
 
     def output_matrix(self) -> Float[Tensor, "vocabulary dim"]:
         """LM head: a matrix of its own, or the token embeddings."""

@@ -16,7 +16,7 @@ class ChunkOutput(NamedTuple):
         turned: Each row's mean of 1 - cosine between its tokens' hidden states and those in a specialist, 0 for a row without
             such tokens; None where none is computed.
         prompts: Unit-norm float32 embeddings by each prompt's last hidden state, before its generation target; None where
-            ``pools_prompt`` is not set.
+            ``prompt_weight`` is 0.
     """
 
     embeddings: Float[Tensor, "rows dim"]

@@ -106,8 +106,8 @@ def encode_queries(
 
     Prompts are prefilled in chunks with a shared-prefix KV cache. A row whose first token is ``<|emb|>`` exits immediately, with
     the hidden state that predicts it. The others continue from the same KV cache, rows of many chunks together, and exit one by
-    one as they write ``<|emb|>``: the embedding is the hidden state that predicts it (with ``pools_prompt`` the prompt's,
-    too), nothing is computed twice. A query's route and vector do not depend on its neighbours.
+    one as they write ``<|emb|>``: the embedding is the hidden state that predicts it (with ``prompt_weight`` the
+    prompt's, too), nothing is computed twice. A query's route and vector do not depend on its neighbours.
 
     Args:
         embedder: The model, in eval mode.

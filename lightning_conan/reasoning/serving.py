@@ -46,7 +46,7 @@ def encode_by_engine(reasoner: Reasoner, items: Sequence[Item], endpoint: Endpoi
         encoded.append(replace(reasoner.processor.teach(query, reply.text), labels=None) if reply.text else query)
     with torch.no_grad():
         embeddings = reasoner.model.embed(encoded, reasoner.token_budget)
-        if reasoner.model.config.pools_prompt:
+        if reasoner.model.config.prompt_weight:
             prompts = [reasoner.processor(item, "query") for item in items]
             embeddings = reasoner.model.pooled(embeddings, reasoner.model.embed(prompts, reasoner.token_budget))
     tokenizer = reasoner.processor.tokenizer

@@ -40,8 +40,9 @@ class Trace(Stage):
             default the first is one of a sample's tokens: it weighs 1 for an easy query and 1/n for a hard one, so that the
             more a hard one writes, the later its route is learned.
         lambda_prompt: Weight, within L_ret, of the same objective by the prompt's last hidden state, before the reasoning; with
-            a positive one the embedding of a query that was reasoned about is the mean direction of both states, so that a slip
-            in the reasoning does not send it away (docs/decisions/064-two-states.md). 0 is the paper's.
+            a positive one the embedding of a query that was reasoned about is made of both states, so that a slip in the
+            reasoning does not send it away (docs/decisions/064-two-states.md). 0 is the paper's.
+        prompt_weight: Weight of the prompt's direction in such an embedding, beside 1 for the state that predicts ``<|emb|>``.
         back: Adds the loss of finding each target's query, if the objective has two directions.
         query_hint: Ends the instruction of queries; by default that of ``reasoning/prompts/trace.yaml``, or the folder's if it
             reasons already.
@@ -71,6 +72,7 @@ class Trace(Stage):
         lambda_ret: float = 1.0,
         lambda_route: float | None = None,
         lambda_prompt: float = 0.0,
+        prompt_weight: float = 2.0,
         back: bool = False,
         query_hint: str | None = None,
         target_hint: str | None = None,
@@ -78,6 +80,10 @@ class Trace(Stage):
     ) -> None:
         super().__init__(folder, training, decoding)
         check_weights(lambda_gen, lambda_ret, lambda_route, lambda_prompt)
+        if not prompt_weight > 0:
+            raise ValueError(
+                f"prompt_weight must be positive, got {prompt_weight}. lambda_prompt 0 leaves the prompt's state out."
+            )
         if not lambda_ret and training.dynamic_negatives is not None:
             raise ValueError("training.dynamic_negatives must be null where lambda_ret is 0: nothing is told apart.")
         if back and "back" not in training.objective.uses:
@@ -86,6 +92,7 @@ class Trace(Stage):
         self.lora_settings, self.train_fully, self.back = lora, train_fully, back
         self.lambda_gen, self.lambda_ret = lambda_gen, lambda_ret
         self.lambda_route, self.lambda_prompt = lambda_route, lambda_prompt
+        self.prompt_weight = prompt_weight if lambda_prompt else 0.0
         config = self.processor.config
         default = hints() if config.ends else (config.query_hint, config.target_hint)
         given = [known if hint is None else hint for hint, known in zip((query_hint, target_hint), default, strict=True)]
@@ -109,7 +116,7 @@ class Trace(Stage):
 
     @override
     def prepare(self) -> None:
-        self.embedder.config.pools_prompt = self.lambda_prompt > 0
+        self.embedder.config.prompt_weight = self.prompt_weight
         self.embedder.free_emb_rows()
         if self.train_fully is None:
             names = [name for name, _ in self.embedder.named_parameters()]

@@ -55,8 +55,8 @@ def one_by_one(model, encoded, decoding):
             logits[emb] = -torch.inf
         elif not written:
             return F.normalize(state, dim=0), [], False
-        if not written and model.config.pools_prompt:
-            first = F.normalize(state, dim=0)
+        if not written:
+            first = model.config.prompt_weight * F.normalize(state, dim=0)
         token = int(logits.argmax())
         if token == emb or len(written) == decoding.max_new_tokens:
             return F.normalize(F.normalize(state, dim=0) + first, dim=0), written, token != emb
@@ -88,7 +88,7 @@ def test_is_one_query_at_a_time_without_a_cache(model, queries, decoding, budget
 def test_two_states_are_those_of_one_query_at_a_time(model, queries, monkeypatch):
     """Whatever the rows beside it, which leave one by one; a query that is embedded at once has one."""
     alone = encode_queries(model[0], queries, Decoding(max_new_tokens=MOST))
-    monkeypatch.setattr(model[0].config, "pools_prompt", True)
+    monkeypatch.setattr(model[0].config, "prompt_weight", 0.7)
     found = encode_queries(model[0], queries, Decoding(max_new_tokens=MOST, rows=5), 60)
     for row, query in enumerate(queries):
         vector, written, _ = one_by_one(model[0], query, Decoding(max_new_tokens=MOST))

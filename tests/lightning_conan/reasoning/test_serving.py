@@ -40,7 +40,7 @@ def test_what_the_engine_wrote_stands_behind_the_prompt(reasoner):
 def test_an_engine_gives_both_states(reasoner):
     """If the folder pools the prompt's state, too."""
     items = [Item((text,)) for text in TEXTS]
-    reasoner.model.config.pools_prompt = True
+    reasoner.model.config.prompt_weight = 2.0
     with server(lambda body, number: (200, TEXTS[text_of({"messages": body["messages"][1:]})])) as (url, _):
         written = encode_by_engine(reasoner, items, Endpoint(url, "conan"))
     processor = reasoner.processor
@@ -48,7 +48,7 @@ def test_an_engine_gives_both_states(reasoner):
         query = processor(item, "query")
         taught = replace(processor.teach(query, TEXTS[item.parts[0]]), labels=None)
         with torch.no_grad():
-            wanted = sum(reasoner.model.embed([each])[0] for each in (query, taught))
+            wanted = sum(reasoner.model.embed([each])[0] for each in (query, query, taught))
         torch.testing.assert_close(vector, wanted / wanted.norm(), atol=1e-5, rtol=0)
 
 
