@@ -138,10 +138,19 @@ def ablations(studies, demo):
 
 def test_the_study_of_reasoning_scores_every_variant_and_route(studies):
     scores = json.loads((studies / "trace.json").read_text())["0"]
-    assert {"trace_plain", "trace_always", "trace_retrieve", "trace", "trace.direct", "trace.always", "trace.0.5"} <= set(scores)
+    assert {
+        "trace_plain",
+        "trace_published",
+        "trace_always",
+        "trace_retrieve",
+        "trace",
+        "trace.direct",
+        "trace.always",
+        "trace.0.5",
+    } <= set(scores)
     assert scores["trace.direct"]["composed"]["tokens"] == 0
     assert scores["trace.always"]["simple"]["reasoned"] == 100
-    assert (studies / "trace.md").read_text().count("\n| ") == 12
+    assert (studies / "trace.md").read_text().count("\n| ") == 14
 
 
 @pytest.mark.parametrize(("study", "rows"), [("lambda_gen", 2), ("parts", 2), ("mistakes", 2), ("candidates", 3)])
