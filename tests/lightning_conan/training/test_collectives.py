@@ -212,7 +212,8 @@ def test_the_best_step_is_that_of_one_process(base, world, tmp_path, strategy):
 @each_strategy
 def test_resuming_on_two_ranks_is_bit_exact(base, world, tmp_path, strategy):
     straight = values(fit, "image", base, world, tmp_path / "a", 5, 6, (), None, strategy)
-    both(fit_and_stop, "image", base, world, tmp_path / "b", signal.SIGTERM, strategy)
+    stopped = both(fit_and_stop, "image", base, world, tmp_path / "b", signal.SIGTERM, strategy)
+    assert stopped == [("exited", 143)] * 2
     resumed = values(fit, "image", base, world, tmp_path / "b", 5, 6, (), "last", strategy)
     for one, other in zip(straight, resumed, strict=True):
         assert one["losses"][3:] == other["losses"]
@@ -233,7 +234,8 @@ def test_killing_every_rank_costs_nothing_but_time(base, world, tmp_path):
 def test_a_run_of_two_ranks_goes_on_with_one(base, world, tmp_path, strategy):
     """Fault 2: each sample once, in the order of the run that was never stopped."""
     straight = fit("image", base, world, tmp_path / "a", 5)
-    both(fit_and_stop, "image", base, world, tmp_path / "b", signal.SIGTERM, strategy)
+    stopped = both(fit_and_stop, "image", base, world, tmp_path / "b", signal.SIGTERM, strategy)
+    assert stopped == [("exited", 143)] * 2
     resumed = fit("image", base, world, tmp_path / "b", 5, ckpt="last")
     assert resumed["keys"] == straight["keys"][3:]
     assert resumed["losses"] == pytest.approx(straight["losses"][3:], rel=1e-3)
