@@ -15,7 +15,7 @@ PLACES = ("top left", "top right", "bottom left", "bottom right")
 MARK = (120, 120, 120)
 """Colour of the frame around a marked place; no thing has it."""
 EDITS_OF_A_SCENE = 8
-"""Pairs that share their source: each one's target is a near miss for the others."""
+"""Pairs of training that share their source: each one's target is a near miss for the others."""
 Scene = tuple[tuple[str, str], ...]
 """Colour and shape at each of ``PLACES``."""
 
@@ -218,7 +218,7 @@ COMPOSE: dict[str, Callable[[random.Random, str, Scene], tuple[Item, Item, Truth
 
 
 def draw_composed(
-    task: str, count: int, seed: int | str, avoid: frozenset[str] = frozenset()
+    task: str, count: int, seed: int | str, avoid: frozenset[str] = frozenset(), edits: int = EDITS_OF_A_SCENE
 ) -> tuple[list[Pair], dict[str, Truth]]:
     """``count`` pairs of a task, and the truth about each; their targets all differ, and none is among those to ``avoid``.
 
@@ -227,13 +227,14 @@ def draw_composed(
         count: Number of pairs.
         seed: Seed of the pairs; it is part of their keys.
         avoid: Descriptions of targets that must not occur.
+        edits: Pairs that share their source; captions share none. A scene has some fifty targets at one change.
     """
     rng, name = random.Random(f"{task} {seed}"), str(seed).replace(" ", "-")
     pairs: dict[str, Pair] = {}
     truths: dict[str, Truth] = {}
     source = random_scene(rng)
     while len(pairs) < count:
-        if task == "caption" or len(pairs) % EDITS_OF_A_SCENE == 0:
+        if task == "caption" or len(pairs) % edits == 0:
             source = random_scene(rng)
         key = f"{task}-{name}-{len(pairs):06d}"
         query, target, truth, scene = COMPOSE[task](rng, key, source)

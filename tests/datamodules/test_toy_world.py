@@ -1,7 +1,9 @@
 import pytest
 
 from datamodules.sources.manifest import read_manifest
-from datamodules.toy_world import DRAW, draw_pairs, write_world
+from datamodules.toy_world import DRAW, draw_composed, draw_pairs, write_world
+from datamodules.toy_world.write import COMPOSED_EDITS, COMPOSED_HELD_OUT
+from lightning_conan.demo.trace import DEPTHS, TASKS
 from lightning_conan.items import Media, Pair
 from lightning_conan.media import decode_media
 
@@ -36,6 +38,21 @@ def test_manifests_can_be_packed_and_test_captions_are_new(tmp_path):
         assert not diagnostic & (test | train)
         if task != "audio":
             assert not test & captions(f"{task}.base")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_source_has_more_held_out_targets_than_recall_looks_at(task):
+    """Else a query that finds its source alone would be right."""
+    assert COMPOSED_EDITS > 2 * max(DEPTHS)
+    assert COMPOSED_HELD_OUT % COMPOSED_EDITS == 0
+    _, truths = draw_composed(task, 2 * COMPOSED_EDITS, "0 test", edits=COMPOSED_EDITS)
+    assert len({truth.answer for truth in truths.values()}) == 2 * COMPOSED_EDITS
+    things = [answer.split(", ") for answer in (truth.answer for truth in truths.values())]
+    halves = things[:COMPOSED_EDITS], things[COMPOSED_EDITS:]
+    for half in halves:
+        usual = [max({thing[place] for thing in half}, key=[thing[place] for thing in half].count) for place in range(4)]
+        changed = [sum(thing[place] != usual[place] for place in range(4)) for thing in half]
+        assert sum(changed) / len(half) < 3  # near misses of one scene, which 64 unrelated ones are not
 
 
 def test_too_few_captions_are_refused(monkeypatch):
