@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_conan.demo.ablations import ABLATIONS, study_ablation
 from lightning_conan.demo.compute import compute_of
@@ -12,7 +12,7 @@ from lightning_conan.demo.directions import study_directions
 from lightning_conan.demo.filters import study_filters
 from lightning_conan.demo.line import EVERYTHING, MODALITIES, TO_THE_END, VISUAL, Demo
 from lightning_conan.demo.rows import mean_table
-from lightning_conan.demo.trace import MOST_TOKENS, SETS, TASKS, TWO_STAGES, VARIANTS, collect_trace, run_trace, trace_means
+from lightning_conan.demo.trace import MORE, VARIANTS, collect_trace, run_trace, trace_means, train_more
 from lightning_conan.demo.transfer import study_transfer
 
 Recovering = Literal["fusion", "alpha", "recovery", "directions", "joint"]
@@ -175,7 +175,8 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
 
 
 def study_trace(demos: Mapping[int, Demo], out: Path) -> str:
-    """Compares, for each seed, a plain embedder, one that always reasons, one trained in two stages, and TRACE.
+    """Compares, for each seed, a plain embedder in as many steps and in as many FLOP, one that always reasons, one trained in two
+    stages, and TRACE.
 
     Args:
         demos: A demo for each seed.
@@ -189,13 +190,10 @@ def study_trace(demos: Mapping[int, Demo], out: Path) -> str:
         check_prepared(demo)
         demo.make_base()
         run_trace(demo, "base", VARIANTS)
-        train = {task: f"trace/{task}.train" for task in TASKS}
-        options: dict[str, Any] = {"sets": SETS, "scoring": MOST_TOKENS}
-        demo.fit("trace_write", "trace", "writer", train, extra="trace_write", length=0.5, **options)
-        demo.fit("trace_retrieve", "trace", "trace_write", train, extra="trace_retrieve", length=0.5, **options)
-        found[str(seed)] = collect_trace(demo.out, VARIANTS | TWO_STAGES)
+        train_more(demo)
+        found[str(seed)] = collect_trace(demo.out, VARIANTS | MORE)
     (out / "trace.json").write_text(json.dumps(found, indent=2) + "\n")
-    means = trace_means(list(found.values()), VARIANTS | TWO_STAGES)
+    means = trace_means(list(found.values()), VARIANTS | MORE)
     text = f"{means}\n\nmean and standard deviation over seeds {', '.join(found)}.\n"
     (out / "trace.md").write_text(text)
     return f"{text}\n{out / 'trace'}.json holds each seed's scores."

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_conan.demo.compute import compute_cells, compute_of
 from lightning_conan.demo.line import Demo
+from lightning_conan.demo.rows import COMPUTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +18,13 @@ SETS = tuple(f"trace/{task}" for task in TASKS)
 SHORT = {"trace_plain": "plain embedder", "trace": "TRACE"}
 VARIANTS = SHORT | {"trace_published": "TRACE, one hidden state (as published)", "trace_always": "always reasons"}
 """Folders, and what tables call them: those of the demo, which has to be short, and those of the study."""
-TWO_STAGES = {"trace_retrieve": "two stages: writing, then retrieval"}
+MORE = {
+    "trace_plain_long": "plain embedder, TRACE's FLOP",
+    "trace_retrieve": "two stages: writing, then retrieval",
+}
+"""Folders that the study trains besides."""
+PARENTS = {"trace_retrieve": ("trace_write",)}
+"""Stages between the writer, which all start from, and a folder."""
 ROUTES = {
     "direct": ("route", "direct"),
     "always": ("route", "always"),
@@ -74,15 +82,31 @@ def run_trace(demo: Demo, start: str, variants: Mapping[str, str] = SHORT) -> No
             demo.test("trace", f"--model.init_args.decoding.{option}", value, *MOST_TOKENS, sets=SETS, scores=f"trace.{name}")
 
 
+def train_more(demo: Demo) -> None:
+    """Trains the plain embedder with TRACE's FLOP, and a model in two stages: writing, then retrieval.
+
+    Args:
+        demo: Its variants have been trained.
+    """
+    train: dict[str, str] = {task: f"trace/{task}.train" for task in TASKS}
+    options: dict[str, Any] = {"sets": SETS, "scoring": MOST_TOKENS}
+    longer = compute_of(demo.out, "trace")["TFLOP"] / compute_of(demo.out, "trace_plain")["TFLOP"]
+    demo.fit("trace_plain_long", "trace", "writer", train, extra="trace_plain", length=longer, **options)
+    demo.fit("trace_write", "trace", "writer", train, extra="trace_write", length=0.5, **options)
+    demo.fit("trace_retrieve", "trace", "trace_write", train, extra="trace_retrieve", length=0.5, **options)
+
+
 def collect_trace(out: Path, variants: Mapping[str, str] = SHORT) -> dict[str, Any]:
-    """Reads the scores of every variant and route by task, and some texts that TRACE writes.
+    """Reads the scores of every variant and route by task, their compute, and some texts that TRACE writes.
 
     Args:
         out: The demo's output folder.
         variants: The checkpoint folders that were trained, with their labels.
     """
     names = [*variants, *(f"trace.{name}" for name in ROUTES)]
-    return {name: json.loads((out / "scores" / f"{name}.json").read_text()) for name in names} | {"written": examples(out)}
+    compute = {name: compute_of(out, name, PARENTS) for name in variants}
+    scores = {name: json.loads((out / "scores" / f"{name}.json").read_text()) for name in names}
+    return scores | {"compute": compute, "written": examples(out)}
 
 
 def examples(out: Path) -> list[dict[str, str]]:
@@ -100,40 +124,46 @@ def examples(out: Path) -> list[dict[str, str]]:
 
 
 def trace_table(found: Mapping[str, Any], variants: Mapping[str, str] = SHORT) -> str:
-    """Formats each variant's scores on each task as Markdown, with those of TRACE made to reason about every query.
+    """Formats each variant's scores on each task as Markdown, with those of TRACE made to reason about every query, and the
+    compute since the model that can write.
 
     Args:
         found: From ``collect_trace``.
         variants: Labels of the checkpoint folders to show.
     """
     lines = [
-        "| | task | recall@1 | recall@5 | recall@10 | reasoned, % | tokens a query | queries a second |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | task | recall@1 | recall@5 | recall@10 | reasoned, % | tokens a query | queries a second | steps | TFLOP |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, label in {**variants, "trace.always": "TRACE, made to reason"}.items():
         for task in TASKS:
             scores = found[name][task]
             recalls = [f"{scores[f'forth/recall@{k}']:.1f}" for k in DEPTHS]
             effort = [f"{scores[key]:.{digits}f}" for key, digits in EFFORT.items()]
-            lines.append(f"| {label} | {task} | " + " | ".join([*recalls, *effort]) + " |")
+            compute = compute_cells(found["compute"][name.partition(".")[0]])
+            lines.append(f"| {label} | {task} | " + " | ".join([*recalls, *effort, *compute]) + " |")
     return "\n".join(lines)
 
 
 def trace_means(seeds: Sequence[Mapping[str, Any]], variants: Mapping[str, str]) -> str:
-    """Formats mean and standard deviation of each variant and route over the seeds as Markdown.
+    """Formats mean and standard deviation of each variant and route over the seeds as Markdown, and the mean compute since the
+    model that can write.
 
     Args:
         seeds: For each seed the result of ``collect_trace``.
         variants: Labels of the checkpoint folders to show.
     """
-    head = "| | task | recall@1 | recall@5 | recall@10 | reasoned, % | tokens a query |"
-    lines = [head, "|---" * 7 + "|"]
+    head = "| | task | recall@1 | recall@5 | recall@10 | reasoned, % | tokens a query | steps | TFLOP |"
+    lines = [head, "|---" * 9 + "|"]
     for name, label in {**variants, **{f"trace.{route}": f"TRACE, {route}" for route in ("direct", "always")}}.items():
         for task in TASKS:
             cells = []
             for key in (*(f"forth/recall@{k}" for k in DEPTHS), "reasoned", "tokens"):
                 values = [found[name][task][key] for found in seeds]
                 cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}")
+            compute = [found["compute"][name.partition(".")[0]] for found in seeds]
+            known = {key: statistics.mean(each[key] for each in compute) for key in COMPUTE} if all(compute) else {}
+            cells += compute_cells(known)
             lines.append(f"| {label} | {task} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -43,7 +43,7 @@ def test_manifests_can_be_packed_and_test_captions_are_new(tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_source_has_more_held_out_targets_than_recall_looks_at(task):
     """Else a query that finds its source alone would be right."""
-    assert COMPOSED_EDITS > 2 * max(DEPTHS)
+    assert 2 * max(DEPTHS) < COMPOSED_EDITS
     assert COMPOSED_HELD_OUT % COMPOSED_EDITS == 0
     _, truths = draw_composed(task, 2 * COMPOSED_EDITS, "0 test", edits=COMPOSED_EDITS)
     assert len({truth.answer for truth in truths.values()}) == 2 * COMPOSED_EDITS
