@@ -140,6 +140,7 @@ def test_the_study_of_reasoning_scores_every_variant_and_route(studies):
     scores = json.loads((studies / "trace.json").read_text())["0"]
     assert {
         "trace_plain",
+        "trace_plain_long",
         "trace_published",
         "trace_always",
         "trace_retrieve",
@@ -150,7 +151,8 @@ def test_the_study_of_reasoning_scores_every_variant_and_route(studies):
     } <= set(scores)
     assert scores["trace.direct"]["composed"]["tokens"] == 0
     assert scores["trace.always"]["simple"]["reasoned"] == 100
-    assert (studies / "trace.md").read_text().count("\n| ") == 14
+    assert scores["compute"]["trace_plain_long"]["TFLOP"] == pytest.approx(scores["compute"]["trace"]["TFLOP"], rel=0.2)
+    assert (studies / "trace.md").read_text().count("\n| ") == 16
 
 
 @pytest.mark.parametrize(("study", "rows"), [("lambda_gen", 2), ("parts", 2), ("mistakes", 2), ("candidates", 3)])
