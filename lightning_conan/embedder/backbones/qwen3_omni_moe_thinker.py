@@ -96,6 +96,7 @@ class Qwen3OmniMoeThinker(Qwen3VLMoe):
         made: Any = super().build(config, dtype)
         audio.encoder_layers = layers
         del made.audio_tower
+        made._no_split_modules = list(self.layers)  # transformers' class names whole towers
         found: nn.Module = made
         return found
 
