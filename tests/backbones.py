@@ -1,6 +1,7 @@
 """Tiny checkpoints of each family of backbones, in exactly the layout in which it is published, with its own processor."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,12 @@ def write_backbone(folder: Path, name: str, dtype: torch.dtype = torch.float32, 
             fields = {**processor.feature_extractor.to_dict(), **fields}
         (folder / file).write_text(json.dumps(fields, default=str, indent=2))
     return folder
+
+
+def ours(name: str) -> str:
+    """Our name of a tensor of a plain class in memory; its own audio encoder's last layers are the projector."""
+    name = re.sub(r"^audio_tower\.proj(\d)", r"audio_projector.linear_\1", name)
+    return name.replace("audio_tower.", "audio_encoder.") if name.startswith("audio_") else f"backbone.{name}"
 
 
 def audio_of(root: Path, name: str, seed: int = 0) -> str | None:

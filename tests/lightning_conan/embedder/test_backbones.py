@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import FAMILIES, Family, audio_of, write_backbone
+from backbones import FAMILIES, Family, audio_of, ours, write_backbone
 from torch.nn import functional as F
 from transformers.video_utils import VideoMetadata
 
@@ -172,12 +171,6 @@ def test_packed_chunks_equal_one_by_one(line, budget):
     with torch.no_grad():
         alone = torch.cat([line.model.embed([item]) for item in encoded])
         close(line.model.embed(encoded[::-1], budget).flip(0), alone)
-
-
-def ours(name: str) -> str:
-    """Our name of a tensor of a plain class in memory."""
-    name = re.sub(r"^audio_tower\.proj(\d)", r"audio_projector.linear_\1", name)
-    return name.replace("audio_tower.", "audio_encoder.") if "audio" in name else f"backbone.{name}"
 
 
 def test_gradients_are_those_of_plain_transformers(line):
