@@ -29,7 +29,11 @@ TEMPLATE = """{%- for message in messages %}{{- '<|im_start|>' + message.role + 
 SPECIAL = """<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>""".split()
 
 NAMED = {f"{what}_token": f"<|{what}_pad|>" for what in ("image", "video", "audio")}
-NAMED |= {f"{what}_{end}_token": f"<|{what}_{turn}|>" for what in ("vision", "audio") for end, turn in (("bos", "start"), ("eos", "end"))}
+NAMED |= {
+    f"{what}_{end}_token": f"<|{what}_{turn}|>"
+    for what in ("vision", "audio")
+    for end, turn in (("bos", "start"), ("eos", "end"))
+}
 """Names by which Qwen3-Omni's processor asks its tokenizer."""
 AUDIO_SIZES = {"num_mel_bins": 128, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "d_model": 32}
 AUDIO_SIZES |= {"n_window": 50, "n_window_infer": 400, "downsample_hidden_size": 8, "max_source_positions": 100}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from lightning_conan.embedder.backbones import qwen2_5_vl
-from lightning_conan.embedder.backbones.qwen3_vl import LARGE_VISION, Qwen3VL
+from lightning_conan.embedder.backbones.qwen3_vl import LARGE_VISION
 from lightning_conan.embedder.backbones.qwen3_vl_moe import EXPERTS, Qwen3VLMoe
 
 if TYPE_CHECKING:
@@ -167,6 +167,11 @@ class Qwen3OmniMoeThinker(Qwen3VLMoe):
         config.audio_config = type(config.audio_config)(**TINY_AUDIO)
         config.audio_token_id, config.audio_start_token_id = ids["audio"], ids["audio_start"]
         return config
+
+    @override
+    def call_settings(self, settings: Any) -> dict[str, dict[str, Any]]:
+        videos = VIDEOS.video_settings(settings, self)
+        return {"video": {"fps": videos["fps"], "size": videos["size"]}}  # defaults of the class go before the files
 
     @override
     def write_processors(self, folder: Path, processor: Any, template: str) -> None:

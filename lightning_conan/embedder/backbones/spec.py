@@ -227,6 +227,14 @@ class BackboneSpec(ABC):
             name: A name among ``sizes``.
         """
 
+    def call_settings(self, settings: Any) -> dict[str, dict[str, Any]]:
+        """Options, by modality, that each call of its own processor needs, since it does not read them from its files.
+
+        Args:
+            settings: The ``ProcessorConfig``.
+        """
+        return {}
+
     @abstractmethod
     def write_processors(self, folder: Path, processor: Any, template: str) -> None:
         """Writes the family's own processors, with the same results as ours.

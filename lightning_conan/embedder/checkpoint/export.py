@@ -177,7 +177,7 @@ def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor, pro
             "transformer_task": "feature-extraction",
             "modality_config": {**dict.fromkeys(modalities, modes), "message": {**modes, "format": "structured"}},
             "module_output_name": "token_embeddings",
-            "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+            "processing_kwargs": {"chat_template": {"add_generation_prompt": True}, **family.call_settings(processor.config)},
         },
     )
 

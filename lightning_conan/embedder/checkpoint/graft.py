@@ -72,8 +72,8 @@ class Graft:
 
     Args:
         backbone: Folder or hub name of a checkpoint of a known family; ``BACKBONE+ADAPTER`` merges a PEFT adapter into it.
-        audio: Folder or hub name of a checkpoint that holds an audio encoder; None, or the backbone's, takes the audio encoder and
-            projector that the backbone was trained with.
+        audio: Folder or hub name of a checkpoint that holds an audio encoder; None, or the backbone's, takes the encoder
+            and projector that the backbone was trained with.
         settings: How inputs become tokens; sizes that the models fix are taken from them.
         hidden: Width of a fresh projector's hidden layer.
         seed: Of a fresh projector and the token rows.
@@ -106,9 +106,7 @@ class Graft:
             f"{name}_token_id": self.processor.ids[name] for name in ("audio", "audio_start", "audio_end", "emb")
         }
         native = audio_encoder is None
-        self.config = OmniConfig(
-            backbone_config, audio_config, projector_hidden_size=hidden, native_projector=native, **ids
-        )
+        self.config = OmniConfig(backbone_config, audio_config, projector_hidden_size=hidden, native_projector=native, **ids)
         files = self.read_specs(family, audio_encoder)
         if adapter is not None:
             self.merge(adapter, files, vocabulary)
@@ -120,7 +118,8 @@ class Graft:
         Args:
             seed: Of the numbers.
         """
-        audio, self.fresh = self.config.audio_config, {}
+        audio = self.config.audio_config
+        self.fresh: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if not self.config.native_projector:

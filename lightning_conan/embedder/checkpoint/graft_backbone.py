@@ -15,7 +15,6 @@ from lightning_conan.embedder.checkpoint.upstream import Repository
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
 
-
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 PROJECTIONS = {"gate_proj", "up_proj", "down_proj"}
 

@@ -11,8 +11,8 @@ from lightning_conan.embedder.audio import audio_encoder_of
 from lightning_conan.embedder.backbones import BackboneSpec, backbone_of
 from lightning_conan.embedder.backbones.spec import TEMPLATE
 from lightning_conan.embedder.checkpoint.upstream import read_json
-from lightning_conan.media.audio import SAMPLE_RATE
 from lightning_conan.embedder.processor_config import ProcessorConfig
+from lightning_conan.media.audio import SAMPLE_RATE
 
 PROBE: list[dict[str, Any]] = [
     {"role": "system", "content": [{"type": "text", "text": "INSTRUCTION"}]},

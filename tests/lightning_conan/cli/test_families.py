@@ -23,7 +23,9 @@ from lightning_conan.embedder.backbones import backbone_of
 from lightning_conan.embedder.backbones.registry import FAMILIES as KNOWN
 from lightning_conan.embedder.published import published_config
 from lightning_conan.items import Item, Media
-from samples import CONFIGS, png
+from lightning_conan.media.audio import decode_audio
+from lightning_conan.media.video import decode_video
+from samples import CONFIGS, EVERY_FRAME, flac, mp4, png
 
 SMALL = ("--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0", "--trainer.max_steps", "1")
 ON_A_CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.precision", "32-true")
@@ -157,6 +159,22 @@ def test_exports_give_the_folders_vectors(line, tmp_path, stock):
     with torch.no_grad():
         wanted = model.embed([processor(item) for item in items])
     torch.testing.assert_close(exported.encode(inputs, convert_to_tensor=True), wanted, atol=1e-5, rtol=0)
+
+
+def test_a_stock_export_keeps_an_audio_encoder_of_its_own(line, tmp_path):
+    """With it, videos: plain transformers' processor, which takes their size and rate from each call."""
+    if not FAMILIES[line.name].hears:
+        pytest.skip("its audio encoder is grafted, and dropped")
+    assert main(["export", str(line.root / "base"), str(tmp_path / "out"), "--stock", "true"]) == 0
+    exported = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    sound, clip = Media("audio", flac(2.4), "a.flac"), Media("video", mp4(9, 100), "a.mp4")
+    frames = {"array": decode_video(clip, EVERY_FRAME).frames.numpy(), "video_metadata": {"total_num_frames": 9, "fps": 4.0}}
+    wave = {"array": decode_audio(sound).numpy(), "sampling_rate": 16_000}
+    model, processor, _ = line.base
+    for item, given in ((Item((sound, "louder")), {"audio": wave, "text": "louder"}), (Item((clip,)), {"video": frames})):
+        with torch.no_grad():
+            wanted = model.embed([processor(item)])
+        torch.testing.assert_close(exported.encode([given], convert_to_tensor=True), wanted, atol=1e-5, rtol=0)
 
 
 def test_a_trace_folder_embeds_and_searches(line, tmp_path, capsys):

@@ -101,7 +101,10 @@ def upstream_inputs(family: Family, item: Item, instruction: str) -> Any:
         options["videos_kwargs"] = {"video_metadata": metadata, "do_sample_frames": True}
     if family.hears:
         options["audio"] = sounds or None
-        given = {"fps": family.settings.sampling.fps, "size": family.video().to_dict()["size"]}  # else it takes defaults of its class
+        given = {
+            "fps": family.settings.sampling.fps,
+            "size": family.video().to_dict()["size"],
+        }  # else it takes defaults of its class
         options["videos_kwargs"] = {**options.get("videos_kwargs", {}), **given}
     return processor(text=[text], **options)
 
