@@ -165,8 +165,8 @@ class Graft:
         self.report.left_out = [*tied, *checkpoint.unwanted()]
         self.sources: dict[str, tuple[Tensors, str]] = {name: (vision, source) for name, source in names.items()}
         if audio_encoder is not None:
-            tensors, prefix = audio_encoder.tensors(), audio_encoder.prefixes[0]
-            self.sources |= {f"audio_encoder.{name.removeprefix(prefix)}": (tensors, name) for name in tensors.specs}
+            heard, prefix = audio_encoder.tensors(), audio_encoder.prefixes[0]
+            self.sources |= {f"audio_encoder.{name.removeprefix(prefix)}": (heard, name) for name in heard.specs}
         self.dtype = vision.specs[self.sources[ROWS[0]][1]].dtype if ROWS[0] in self.sources else torch.float32
         self.config.dtype = self.dtype
         with torch.device("meta"):

@@ -151,7 +151,7 @@ def test_ids_pixels_and_positions_are_those_of_the_upstream_processor(line, name
 
 
 def test_audio_frames_are_those_of_the_upstream_tower(line):
-    """Of a clip shorter than a window, too, beside longer ones."""
+    """A clip shorter than a window, too, beside longer ones."""
     if not line.family.hears:
         pytest.skip("its audio encoder is grafted: test_parity compares it")
     mels = [line.processor(Item((audio(seconds),))).media["audio"][0] for seconds in (0.11, 1.3, 9.0, 0.6)]

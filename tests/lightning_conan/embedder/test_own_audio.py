@@ -173,7 +173,7 @@ def test_golden_vectors_hold_and_tell_a_changed_projector(root):
     with torch.no_grad():
         model.audio_projector.linear_2.weight *= 1.5
     off, allowed = compare_golden(root / "base", model, processor)
-    assert {name for name, value in off.items() if value > allowed} == {"audio"}
+    assert {name for name, value in off.items() if value > allowed} == {"audio", "mixture"}
 
 
 def test_time_passes_between_frames_and_before_what_follows(root):
