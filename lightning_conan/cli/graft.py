@@ -27,7 +27,7 @@ def graft(
         audio: A checkpoint with an audio encoder, Qwen3-Omni's or Whisper's, likewise. Only the encoder is read. Leave it out,
             or name the backbone's, for a backbone that hears: its audio encoder and projector stay as they were trained.
         seed: Seed of the randomly initialised modules.
-        projector_hidden_size: Width of the projector's hidden layer.
+        projector_hidden_size: Width of a fresh projector's hidden layer.
         golden: Embed a few fixed items, so that `conan doctor` can tell later whether they still come out the same.
             Takes the memory of the whole model once.
         tiny: Instead of the two checkpoints, the tiny configuration: about a million randomly started parameters.

@@ -45,6 +45,7 @@ ITEMS = {
     "image": Item((image(),)),
     "tiny image": Item((image(1, 20, 30),)),
     "several images": Item((image(3), "and then", image(4, 64, 64), image(5, 200, 50))),
+    "document": Item((Media("document", png(200, 140, 8), "page.png"),)),
     "image and text": Item((image(7), "make it blue")),
     "video": Item((video(),)),
     "video of an odd number of frames": Item((video(13),)),
