@@ -58,8 +58,8 @@ HEARD = {
     "several clips and text": Item((audio(2.4), "and then", audio(2.4, 1), "what is louder?")),
     "audio, image and video": Item((image(2), audio(1.9), "in the rain", video(9, 3), audio(1.9, 1))),
 }
-"""What families that hear are compared on, too. Clips of one item are of one length, of a second or more: transformers pads a
-shorter one before its log-mel, whose last frame then sees the padding, and a clip of less than a window by itself to fewer frames
+"""Items that families that hear are compared on, too. Clips of one item are of one length, of a second or more: transformers pads
+a shorter one before its log-mel, whose last frame then sees the padding, and a clip of less than a window by itself to fewer frames
 than beside another. Here neither depends on the neighbours."""
 CASES = [(name, item) for name in KNOWN for item in (ITEMS | HEARD if FAMILIES[name].hears else ITEMS)]
 each_item = pytest.mark.parametrize(("line", "name"), CASES, indirect=["line"])
