@@ -268,8 +268,18 @@ def test_commands_for_a_graft_and_none(home, world, capsys):
     *_, omni, grafted, fit = commands("backbones.md")
     run(omni, capsys)
     run(grafted, capsys)
-    short = ["--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0", "--trainer.limit_train_batches", "1"]
-    run(fit, capsys, *short, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
+    short = ["--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0", "--trainer.max_steps", "1"]
+    run(
+        fit,
+        capsys,
+        *short,
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.precision",
+        "32-true",
+        "--model.init_args.alone_steps",
+        "0",
+    )
     assert read_provenance(home / "runs" / "omni" / "audio").state == "specialist"
     fresh = [json.loads((home / "runs" / base / "base" / "graft.json").read_text())["fresh"] for base in ("omni", "graft")]
     assert [any("projector" in name for name in names) for names in fresh] == [False, True]

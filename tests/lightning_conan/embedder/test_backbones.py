@@ -59,8 +59,8 @@ HEARD = {
     "audio, image and video": Item((image(2), audio(1.9), "in the rain", video(9, 3), audio(1.9, 1))),
 }
 """Items that families that hear are compared on, too. Clips of one item are of one length, of a second or more: transformers pads
-a shorter one before its log-mel, whose last frame then sees the padding, and a clip of less than a window by itself to fewer frames
-than beside another. Here neither depends on the neighbours."""
+a shorter one before its log-mel, whose last frame then sees the padding, and a clip of less than a window by itself to fewer
+frames than beside another. Here neither depends on the neighbours."""
 CASES = [(name, item) for name in KNOWN for item in (ITEMS | HEARD if FAMILIES[name].hears else ITEMS)]
 each_item = pytest.mark.parametrize(("line", "name"), CASES, indirect=["line"])
 
@@ -122,7 +122,7 @@ def close(found, expected, tolerance=1e-5):
 
 
 def rope_inputs(plain, wanted) -> dict[str, Any]:
-    """What a family's own function of positions takes, under its names."""
+    """Arguments of a family's own function of positions, under its names."""
     given = {**wanted, "second_per_grids": torch.as_tensor(wanted.get("video_second_per_grid", []))}
     given["audio_seqlens"] = wanted["feature_attention_mask"].sum(-1) if "feature_attention_mask" in wanted else None
     known = inspect.signature(plain.model.get_rope_index).parameters
