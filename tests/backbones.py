@@ -1,14 +1,24 @@
 """Tiny checkpoints of each family of backbones, in exactly the layout in which it is published, with its own processor."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedConfig, Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
-from upstream import TEMPLATE, tokenizer
+from transformers import (
+    PreTrainedConfig,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3OmniMoeForConditionalGeneration,
+    Qwen3OmniMoeProcessor,
+    Qwen3VLVideoProcessor,
+    WhisperFeatureExtractor,
+)
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeThinkerConfig
+from upstream import AUDIO_SIZES, TEMPLATE, omni_config, tokenizer, write_qwen3_omni
 
 from lightning_conan.embedder import ProcessorConfig
 from lightning_conan.media.sampling import Sampling
@@ -62,10 +72,16 @@ class Family:
     template: str
     tied: bool = True
 
+    hears = False
+
     @property
     def head(self) -> Any:
         """The class with an LM head."""
         return getattr(transformers, f"{self.prefix}ForConditionalGeneration")
+
+    def checkpoint(self, words: Any) -> Any:
+        """The model as published, at random: that with an LM head."""
+        return self.head(self.config(words))
 
     def processor(self) -> Any:
         """The family's own processor."""
@@ -132,17 +148,89 @@ FAMILIES["qwen3_vl_moe"] = replace(
 )
 
 
+class Omni(Family):
+    """A family that hears: the thinker of a checkpoint that also speaks."""
+
+    hears = True
+
+    def processor(self) -> Any:
+        image, words = Qwen2VLImageProcessor(size=MOST, **self.image), tokenizer(AUDIO_TOKENS)
+        mel = WhisperFeatureExtractor(feature_size=128, chunk_length=300)
+        return Qwen3OmniMoeProcessor(image, self.video(), mel, words, chat_template=self.template)
+
+    def config(self, words: Any) -> PreTrainedConfig:
+        ids = words.get_vocab()
+        named = {"image": "<|image_pad|>", "video": "<|video_pad|>", "audio": "<|audio_pad|>", "user": "user"}
+        named |= {f"{what}_{end}": f"<|{what}_{end}|>" for what in ("vision", "audio") for end in ("start", "end")}
+        text = {**TEXT, **self.text, "vocab_size": len(words) + 20, "bos_token_id": None, "eos_token_id": words.eos_token_id}
+        return Qwen3OmniMoeThinkerConfig(
+            text_config=text,
+            vision_config={**VISION, **self.vision},
+            audio_config=OWN_AUDIO,
+            position_id_per_seconds=13,
+            tie_word_embeddings=self.tied,
+            **{f"{name}_token_id": ids[token] for name, token in named.items() if token in ids},
+        )
+
+    def checkpoint(self, words: Any) -> Any:
+        """Thinker, talker and vocoder."""
+        whole = omni_config()
+        whole.thinker_config = self.config(words)
+        return Qwen3OmniMoeForConditionalGeneration(whole)
+
+
+AUDIO_TOKENS = ("<|audio_start|>", "<|audio_end|>", "<|audio_pad|>")
+OWN_AUDIO = {**AUDIO_SIZES, "output_dim": 64, "initializer_range": 0.1}
+HEARING = TEMPLATE.replace(
+    "{%- elif 'text' in part %}",
+    "{%- elif part.type == 'audio' %}{{- '<|audio_start|><|audio_pad|><|audio_end|>' }}{%- elif 'text' in part %}",
+)
+FAMILIES["qwen3_omni_moe_thinker"] = Omni(
+    "Qwen3OmniMoeThinker",
+    FAMILIES["qwen3_vl_moe"].text,
+    QWEN3_VISION,
+    replace(LIMITS, frame_max_tokens=40, video_max_pixels=184_320),
+    HALF,
+    lambda: Qwen2VLVideoProcessor(
+        size={"shortest_edge": 4096, "longest_edge": 40 * 32 * 32},
+        fps=2,
+        min_frames=4,
+        max_frames=16,
+        do_sample_frames=True,
+        cap_pixels_per_frame=True,
+        max_video_tokens=100,
+        **HALF,
+    ),
+    HEARING,
+    tied=False,
+)
+
+
 def write_backbone(folder: Path, name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """A checkpoint of a family in shards, with its tokenizer, processor, chat-template and preprocessor files."""
     family = FAMILIES[name]
     processor = family.processor()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        family.head(family.config(processor.tokenizer)).to(dtype).save_pretrained(folder, max_shard_size="150KB")
+        family.checkpoint(processor.tokenizer).to(dtype).save_pretrained(folder, max_shard_size="150KB")
     processor.save_pretrained(folder)
     for file, part in {
         "preprocessor_config.json": "image_processor",
         "video_preprocessor_config.json": "video_processor",
     }.items():
-        (folder / file).write_text(json.dumps(getattr(processor, part).to_dict(), default=str, indent=2))
+        fields = getattr(processor, part).to_dict()
+        if family.hears and part == "image_processor":
+            fields = {**processor.feature_extractor.to_dict(), **fields}
+        (folder / file).write_text(json.dumps(fields, default=str, indent=2))
     return folder
+
+
+def ours(name: str) -> str:
+    """Our name of a tensor of a plain class in memory; its own audio encoder's last layers are the projector."""
+    name = re.sub(r"^audio_tower\.proj(\d)", r"audio_projector.linear_\1", name)
+    return name.replace("audio_tower.", "audio_encoder.") if name.startswith("audio_") else f"backbone.{name}"
+
+
+def audio_of(root: Path, name: str, seed: int = 0) -> str | None:
+    """An audio encoder's checkpoint for a family, written under a folder; None for one that hears already."""
+    return None if FAMILIES[name].hears else str(write_qwen3_omni(root, seed))

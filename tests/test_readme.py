@@ -32,7 +32,7 @@ PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((R
 VERBS = {
     "README.md": ["pack", "pack", "fit", "test"],
     "foreign.md": ["graft", "fit", "fuse"],
-    "backbones.md": ["graft", "fit"],
+    "backbones.md": ["graft", "fit", "graft", "graft", "fit"],
     "boards.md": ["evaluate"] * 4,
     "embed.md": ["embed", "search", "export", "doctor"],
     "mteb.md": ["evaluate", "evaluate"],  # run where mteb is imported, in test_mteb.py
@@ -253,11 +253,36 @@ def test_commands_for_another_family(home, world, capsys):
     for name, written in {"composed": "it is red", "simple": ""}.items():
         pairs = [msgspec.structs.replace(shards.read(number), reasoning=written) for number in range(8)]
         write_shards(pairs, home / "packed" / f"{name}.cot")
-    graft, trace = commands("backbones.md")
+    graft, trace, *_ = commands("backbones.md")
     run(graft, capsys)
     short = ["--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0", "--trainer.limit_train_batches", "1"]
     run(trace, capsys, *short, "--trainer.accelerator", "cpu", "--trainer.precision", "32-true")
     assert read_provenance(home / "runs" / "qwen2_5_vl" / "trace").state == "reasoning"
+
+
+def test_commands_for_a_graft_and_none(home, world, capsys):
+    """Both bases of the comparison, and the specialist of the one that hears already."""
+    write_backbone(home / "Qwen" / "Qwen3-Omni-30B-A3B-Instruct", "qwen3_omni_moe_thinker")
+    write_backbone(home / "Qwen" / "Qwen3-VL-30B-A3B-Instruct", "qwen3_vl_moe")
+    shutil.copytree(world / "audio", home / "packed" / "audio.train")
+    *_, omni, grafted, fit = commands("backbones.md")
+    run(omni, capsys)
+    run(grafted, capsys)
+    short = ["--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0", "--trainer.max_steps", "1"]
+    run(
+        fit,
+        capsys,
+        *short,
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.precision",
+        "32-true",
+        "--model.init_args.alone_steps",
+        "0",
+    )
+    assert read_provenance(home / "runs" / "omni" / "audio").state == "specialist"
+    fresh = [json.loads((home / "runs" / base / "base" / "graft.json").read_text())["fresh"] for base in ("omni", "graft")]
+    assert [any("projector" in name for name in names) for names in fresh] == [False, True]
 
 
 def test_adapters_of_plain_peft_and_our_audio_specialist(home, world, capsys):

@@ -28,17 +28,32 @@ TEMPLATE = """{%- for message in messages %}{{- '<|im_start|>' + message.role + 
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 SPECIAL = """<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>""".split()
 
+NAMED = {f"{what}_token": f"<|{what}_pad|>" for what in ("image", "video", "audio")}
+NAMED |= {
+    f"{what}_{end}_token": f"<|{what}_{turn}|>"
+    for what in ("vision", "audio")
+    for end, turn in (("bos", "start"), ("eos", "end"))
+}
+"""Names by which Qwen3-Omni's processor asks its tokenizer."""
+AUDIO_SIZES = {"num_mel_bins": 128, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "d_model": 32}
+AUDIO_SIZES |= {"n_window": 50, "n_window_infer": 400, "downsample_hidden_size": 8, "max_source_positions": 100}
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Like Qwen3-VL's: byte-level BPE that knows vision, but not audio."""
+
+def tokenizer(further: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """Like Qwen3-VL's: byte-level BPE that knows vision, but not audio; or like Qwen3-Omni's, with ``further`` of audio."""
+    special = [*SPECIAL, *further]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=alphabet, special_tokens=SPECIAL)
+    trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=alphabet, special_tokens=special)
     core.train_from_iterator(["a small red circle on the left of the big blue square", "user system assistant seconds"], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=SPECIAL
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=special,
+        extra_special_tokens=NAMED if further else {},
     )
 
 
@@ -111,13 +126,12 @@ def write_qwen3_vl(
     return folder
 
 
-def write_qwen3_omni(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """A Qwen3-Omni checkpoint in shards: thinker (with the audio tower), talker and vocoder."""
+def omni_config() -> Qwen3OmniMoeConfig:
+    """Config of a tiny Qwen3-Omni: thinker (with the audio tower), talker and vocoder."""
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     small |= {"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 300}
     experts = small | {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
-    audio = {"num_mel_bins": 128, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "d_model": 32}
-    audio |= {"n_window": 50, "n_window_infer": 400, "downsample_hidden_size": 8, "output_dim": 48, "max_source_positions": 100}
+    audio = {**AUDIO_SIZES, "output_dim": 48}
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
     vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
     talker = {"text_config": experts | {"shared_expert_intermediate_size": 16}, "num_code_groups": 2, "thinker_hidden_size": 32}
@@ -130,11 +144,16 @@ def write_qwen3_omni(folder: Path, seed: int = 0, dtype: torch.dtype = torch.flo
         "upsample_rates": [2],
         "upsampling_ratios": [2],
     }
-    config = Qwen3OmniMoeConfig(
+    return Qwen3OmniMoeConfig(
         thinker_config={"audio_config": audio, "vision_config": vision, "text_config": experts},
         talker_config=talker,
         code2wav_config=vocoder,
     )
+
+
+def write_qwen3_omni(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+    """A Qwen3-Omni checkpoint in shards."""
+    config = omni_config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         Qwen3OmniMoeForConditionalGeneration(config).to(dtype).save_pretrained(folder, max_shard_size="150KB")

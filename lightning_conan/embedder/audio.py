@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
@@ -27,6 +27,8 @@ class AudioEncoder(ABC):
     """Convolutions of stride 2 between mel frames and encoder frames."""
     grouped: bool
     """True if its attention takes all windows in one call, by their bounds."""
+    projection: tuple[str, str] | None = None
+    """Names of its last two linear layers, if its checkpoints were trained with a language model behind them."""
 
     @abstractmethod
     def window(self, config: PreTrainedConfig) -> int:
@@ -35,6 +37,37 @@ class AudioEncoder(ABC):
     @abstractmethod
     def width(self, config: PreTrainedConfig) -> int:
         """Length of an encoder frame."""
+
+    def bare_width(self, config: PreTrainedConfig) -> int:
+        """Length of a frame before the encoder's own projection."""
+        return int(config.d_model)
+
+    def take_out_projection(self, encoder: PreTrainedModel) -> None:
+        """Makes an encoder return its frames before its own projection, which the model has as ``audio_projector``.
+
+        Args:
+            encoder: The encoder; changed in place.
+        """
+        assert self.projection is not None, "an encoder without a projection of its own"
+        for name in (*self.projection, "act"):
+            setattr(encoder, name, nn.Identity())
+
+    def check_projection(self, config: PreTrainedConfig, dim: int) -> None:
+        """Refuses an encoder whose own projection is not the projector that the model would make of it.
+
+        Args:
+            config: The encoder's config.
+            dim: Length of a token embedding.
+
+        Raises:
+            ValueError: It has none, another activation, or another length.
+        """
+        found = (self.projection is not None, config.activation_function, self.width(config))
+        if found != (True, "gelu", dim):
+            raise ValueError(
+                f"An audio encoder with a projection of its own must have one with gelu to {dim}, got {found[1:]}: its vectors "
+                "would differ. Name an --audio checkpoint, for a fresh projector."
+            )
 
     @abstractmethod
     def encode(self, encoder: PreTrainedModel, mels: Mels) -> Float[Tensor, "frames width"]:
@@ -52,6 +85,7 @@ class Qwen3Omni(AudioEncoder):
     encoder_class = Qwen3OmniMoeAudioEncoder
     halvings = 3
     grouped = True
+    projection = ("proj1", "proj2")
 
     def window(self, config: PreTrainedConfig) -> int:
         return 2 * int(config.n_window)

@@ -20,6 +20,8 @@ class OmniConfig(PreTrainedConfig):
         backbone_config: Config of a vision-language model of a known family (``backbones``), or its dictionary.
         audio_config: Config of Qwen3-Omni's audio encoder (or another of ``audio.ENCODERS``), or its dictionary.
         projector_hidden_size: Width of the audio projector's hidden layer.
+        native_projector: True if the audio projector is the encoder's own: its last two layers, taken out of it. False for one
+            behind the whole encoder, which a graft starts at random.
         audio_token_id: Placeholder token whose embeddings the projected audio frames replace.
         audio_start_token_id: Token before an audio clip.
         audio_end_token_id: Token after an audio clip.
@@ -45,11 +47,13 @@ class OmniConfig(PreTrainedConfig):
         output_head: bool = False,
         prompt_weight: float = 0.0,
         modalities: dict[str, Any] | None = None,
+        native_projector: bool = False,
         **kwargs: Any,
     ) -> None:
         self.backbone_config = build(backbone_config, DEFAULT)
         self.audio_config = build(audio_config, "qwen3_omni_moe_audio_encoder")
         self.projector_hidden_size = projector_hidden_size
+        self.native_projector = native_projector
         self.audio_token_id = audio_token_id
         self.audio_start_token_id = audio_start_token_id
         self.audio_end_token_id = audio_end_token_id

@@ -59,8 +59,7 @@ class OmniEmbedder(PreTrainedModel):
         self.family.check(config.backbone_config)
         # Copies, since the towers note their attention in their configs, and one config may build several models.
         # The folder's dtype is the default one here; transformers would take a part's own, if its config names any.
-        options = {"dtype": torch.get_default_dtype()}
-        self.backbone = AutoModel.from_config(copy.deepcopy(config.backbone_config), **options)
+        self.backbone: Any = self.family.build(copy.deepcopy(config.backbone_config), torch.get_default_dtype())
         self.towers = {tower.name: tower for tower in towers_of(config)}
         for tower in self.towers.values():
             for name, module in tower.build(config).items():

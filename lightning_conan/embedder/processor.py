@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, WhisperFeatureExtractor
 
-from lightning_conan.embedder.backbones import backbone_of
+from lightning_conan.embedder.backbones import BackboneSpec, backbone_of
 from lightning_conan.embedder.backbones.registry import DEFAULT
 from lightning_conan.embedder.modalities.registry import BUILT_IN, EMB, TEMPLATE, known_specs
 from lightning_conan.embedder.modalities.spec import ModalitySpec
@@ -35,14 +35,25 @@ SPECIAL_TOKENS = {
     **EMB,
 }
 OWN_TOKENS = [*(token for spec in BUILT_IN if spec.owned for token in spec.tokens.values()), SPECIAL_TOKENS["emb"]]
-"""Those that a published backbone lacks."""
+"""Those that a published backbone lacks, if its family has no audio."""
+
+
+def tokens_of(family: BackboneSpec) -> dict[str, str]:
+    """Special tokens by name, as a family writes them."""
+    return {**SPECIAL_TOKENS, **family.tokens}
+
+
+def own_tokens(family: BackboneSpec) -> list[str]:
+    """Special tokens that the published backbones of a family lack."""
+    brought = {SPECIAL_TOKENS[name] for name in family.tokens}
+    return [token for token in OWN_TOKENS if token not in brought]
 
 
 class OmniProcessor:
     """Turns items into tokens, pixels and log-mels.
 
     Args:
-        tokenizer: The backbone's tokenizer; it must know every token of ``SPECIAL_TOKENS``.
+        tokenizer: The backbone's tokenizer; it must know every token of ``tokens_of`` its family.
         config: Settings of the encoding.
 
     Raises:
@@ -57,10 +68,10 @@ class OmniProcessor:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ProcessorConfig) -> None:
         self.tokenizer, self.config, self.family = tokenizer, config, backbone_of(config.family)
-        known = tokenizer.get_vocab()
-        if missing := [token for token in SPECIAL_TOKENS.values() if token not in known]:
+        known, special = tokenizer.get_vocab(), tokens_of(self.family)
+        if missing := [token for token in special.values() if token not in known]:
             raise ValueError(f"The tokenizer must know the tokens {missing}. Add them, with their embedding rows.")
-        self.ids = {name: int(known[token]) for name, token in SPECIAL_TOKENS.items()}
+        self.ids = {name: int(known[token]) for name, token in special.items()}
         others = [spec for spec in known_specs() if spec.entry and {*spec.tokens.values()} <= known.keys()]
         self.ids |= {name: int(known[token]) for spec in others for name, token in spec.tokens.items()}
 

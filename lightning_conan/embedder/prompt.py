@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from math import prod
 
-import numpy as np
 from torch import Tensor
 
 from lightning_conan.embedder.positions import Run
@@ -70,17 +69,16 @@ class PromptBuilder:
         """
         self.text.append((token, rows * columns, (rows, columns)))
 
-    def add_volume(self, token: str, shape: tuple[int, int, int], per_second: int, seconds: float) -> None:
+    def add_volume(self, token: str, shape: tuple[int, int, int], step: float, span: int) -> None:
         """Appends the placeholders of a whole video: positions spread over time, height and width.
 
         Args:
             token: A name among the processor's ``ids``.
             shape: Temporal patches, rows and columns of the grid.
-            per_second: Positions of a second.
-            seconds: From each temporal patch to the next.
+            step: Positions from each temporal patch to the next.
+            span: Positions from the video's start to what follows.
         """
-        step = float(np.float32(per_second) * np.float32(seconds))  # as transformers' tensors round it
-        self.text.append((token, prod(shape), (*shape, step)))
+        self.text.append((token, prod(shape), (*shape, step, span)))
 
     def attach(self, tower: str, tensor: Tensor, cost: int = 0) -> None:
         """Appends an input of a tower.

@@ -37,7 +37,7 @@ def low_rank_gram(joined: LowRank, ranks: Int[Tensor, " vectors"]) -> Float[Tens
 
 def group_of(name: str) -> str:
     """The layer or module that a tensor belongs to: ``backbone.language_model.layers.3``."""
-    if found := re.match(r".*?\.(layers|blocks|deepstack_merger_list)\.\d+", name):
+    if found := re.match(r".*?\.(layers|blocks|deepstack_merger_list|merger_list)\.\d+", name):
         return found[0]
     return ".".join(name.split(".")[:3]) if name.count(".") > 2 else name.rsplit(".", 1)[0]
 

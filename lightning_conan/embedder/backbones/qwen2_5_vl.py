@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from typing_extensions import override
 
 from lightning_conan.embedder.backbones.spec import BackboneSpec, Grid
@@ -193,7 +194,9 @@ class Qwen25VL(BackboneSpec):
         found = rate or ((len(seconds) - 1) / span if span else 1.0)
         if settings.wrap_videos:
             prompt.add("vision_start")
-        prompt.add_volume("video", (len(seconds) // 2, size[0] // side, size[1] // side), TOKENS_PER_SECOND, 2 / found)
+        rows, columns = size[0] // side, size[1] // side
+        step = float(np.float32(TOKENS_PER_SECOND) * np.float32(2 / found))  # as transformers' tensors round it
+        prompt.add_volume("video", (len(seconds) // 2, rows, columns), step, max(rows, columns))
         if settings.wrap_videos:
             prompt.add("vision_end")
 
@@ -234,32 +237,34 @@ class Qwen25VL(BackboneSpec):
         found: PreTrainedConfig = AutoConfig.for_model(self.name, **parts, **tokens, tie_word_embeddings=tied)
         return found
 
+    def video_settings(self, settings: Any, family: BackboneSpec) -> dict[str, Any]:
+        """Settings of the video processor that gives our results.
+
+        Args:
+            settings: The ``ProcessorConfig``.
+            family: The family whose pixels they are.
+        """
+        factor = settings.patch_size * settings.merge_size
+        most = settings.video_max_pixels if settings.frame_max_tokens is None else settings.frame_max_tokens * factor**2
+        return {
+            **family.image_settings(settings),
+            "size": {"shortest_edge": settings.video_min_pixels, "longest_edge": most},
+            "fps": settings.sampling.fps,
+            "min_frames": settings.sampling.min_frames,
+            "max_frames": settings.sampling.max_frames,
+            "do_sample_frames": True,
+            "cap_pixels_per_frame": True,
+            "max_video_tokens": math.ceil(settings.video_max_pixels / (2 * 0.9 * factor**2)),
+        }
+
     @override
     def write_processors(self, folder: Path, processor: Any, template: str) -> None:
         from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
         from lightning_conan.embedder.checkpoint.upstream import write_json
 
-        settings = processor.config
-        factor = settings.patch_size * settings.merge_size
-        mean: dict[str, Any] = {
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-            "patch_size": settings.patch_size,
-            "merge_size": settings.merge_size,
-        }
-        image = Qwen2VLImageProcessor(size={"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}, **mean)
-        most = settings.video_max_pixels if settings.frame_max_tokens is None else settings.frame_max_tokens * factor**2
-        video = Qwen2VLVideoProcessor(
-            size={"shortest_edge": settings.video_min_pixels, "longest_edge": most},
-            fps=settings.sampling.fps,
-            min_frames=settings.sampling.min_frames,
-            max_frames=settings.sampling.max_frames,
-            do_sample_frames=True,
-            cap_pixels_per_frame=True,
-            max_video_tokens=math.ceil(settings.video_max_pixels / (2 * 0.9 * factor**2)),
-            **mean,
-        )
+        image = Qwen2VLImageProcessor(**self.image_settings(processor.config))
+        video = Qwen2VLVideoProcessor(**self.video_settings(processor.config, self))
         Qwen2_5_VLProcessor(image, processor.tokenizer, video, chat_template=template).save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", image.to_dict())
         write_json(folder / "video_preprocessor_config.json", video.to_dict())

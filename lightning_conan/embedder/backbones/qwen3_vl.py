@@ -227,22 +227,17 @@ class Qwen3VL(BackboneSpec):
         from lightning_conan.embedder.checkpoint.upstream import write_json
 
         settings = processor.config
-        mean: dict[str, Any] = {
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-            "patch_size": settings.patch_size,
-            "merge_size": settings.merge_size,
+        images = self.image_settings(settings)
+        image = Qwen2VLImageProcessor(**images)
+        videos: dict[str, Any] = images | {
+            "size": {"shortest_edge": settings.video_min_pixels, "longest_edge": settings.video_max_pixels},
+            "fps": settings.sampling.fps,
+            "min_frames": settings.sampling.min_frames,
+            "max_frames": settings.sampling.max_frames,
+            "cap_pixels_per_frame": settings.frame_max_tokens is not None,
+            "max_video_tokens": settings.frame_max_tokens or 768,
         }
-        image = Qwen2VLImageProcessor(size={"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}, **mean)
-        video = Qwen3VLVideoProcessor(
-            size={"shortest_edge": settings.video_min_pixels, "longest_edge": settings.video_max_pixels},
-            fps=settings.sampling.fps,
-            min_frames=settings.sampling.min_frames,
-            max_frames=settings.sampling.max_frames,
-            cap_pixels_per_frame=settings.frame_max_tokens is not None,
-            max_video_tokens=settings.frame_max_tokens or 768,
-            **mean,
-        )
+        video = Qwen3VLVideoProcessor(**videos)
         Qwen3VLProcessor(image, processor.tokenizer, video, chat_template=template).save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", image.to_dict())
         write_json(folder / "video_preprocessor_config.json", video.to_dict())

@@ -21,7 +21,7 @@ class Qwen3VLMoe(Qwen3VL):
     title = "Qwen3-VL-MoE"
     head_class = "Qwen3VLMoeForConditionalGeneration"
     layers = ("Qwen3VLMoeTextDecoderLayer", "Qwen3VLMoeVisionBlock")
-    turned = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+    turned: tuple[str, ...] = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
     decisive: Mapping[str, tuple[str, ...]] = {
         "text_config": (
             *Qwen3VL.decisive["text_config"],

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from lightning_conan.embedder.backbones.spec import BackboneSpec
 
-FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen3_vl_moe")
+FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker")
 """Built-in families: names of modules in this folder, and ``model_type`` of their configs."""
 DEFAULT = FAMILIES[0]
 """The family where none is named."""

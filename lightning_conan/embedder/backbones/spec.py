@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # commands read names of families without torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig
 
     from lightning_conan.media.sampling import Sampling
@@ -34,6 +34,9 @@ class BackboneSpec(ABC):
         layers: Names of the classes of its layers, each of which is sharded and checkpointed by itself.
         mean: Mean of the pixels by channel, between 0 and 1, that its processor subtracts.
         std: Their standard deviation, by which it divides.
+        tokens: Special tokens of its checkpoints, by our names (``SPECIAL_TOKENS``), that other families lack or call otherwise.
+        skipped: Name prefixes of tensors in its checkpoints that no embedding needs, such as those of a voice.
+        audio_tower: Name prefix of its own audio encoder's tensors in its published files; empty if it has none.
         shares_prefixes: True if items may continue the KV cache of a common prefix.
         decisive: Settings, by part of the config, that decide what weights compute: checkpoints in which they differ share no
             meaning.
@@ -51,6 +54,9 @@ class BackboneSpec(ABC):
     layers: tuple[str, ...]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    tokens: Mapping[str, str] = {}
+    skipped: tuple[str, ...] = ()
+    audio_tower = ""
     shares_prefixes = True
     decisive: Mapping[str, tuple[str, ...]] = {}
     sizes: Mapping[str, tuple[dict[str, Any], dict[str, Any], bool]] = {}
@@ -65,6 +71,26 @@ class BackboneSpec(ABC):
         Raises:
             ValueError: Such a config.
         """
+
+    def own_audio(self, config: "PreTrainedConfig") -> "PreTrainedConfig | None":
+        """Config of the audio encoder that its checkpoints hold, whose last two layers are the projector; None if there is none.
+
+        Args:
+            config: Config of the backbone.
+        """
+        return None
+
+    def build(self, config: "PreTrainedConfig", dtype: Any) -> "nn.Module":
+        """Makes the backbone, without LM head.
+
+        Args:
+            config: Config of the backbone.
+            dtype: Of its parameters.
+        """
+        from transformers import AutoModel
+
+        found: nn.Module = AutoModel.from_config(config, dtype=dtype)
+        return found
 
     @abstractmethod
     def prepare(self, backbone: Any) -> None:
@@ -141,6 +167,20 @@ class BackboneSpec(ABC):
             width: In pixels.
         """
 
+    def image_settings(self, settings: Any) -> dict[str, Any]:
+        """Settings of the image processor that gives our results.
+
+        Args:
+            settings: The ``ProcessorConfig``.
+        """
+        return {
+            "size": {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels},
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "patch_size": settings.patch_size,
+            "merge_size": settings.merge_size,
+        }
+
     def sampling(self, chosen: "Sampling") -> "Sampling":
         """Choice of a video's frames, as the family's processor makes it.
 
@@ -186,6 +226,14 @@ class BackboneSpec(ABC):
         Args:
             name: A name among ``sizes``.
         """
+
+    def call_settings(self, settings: Any) -> dict[str, dict[str, Any]]:
+        """Options, by modality, that each call of its own processor needs, since it does not read them from its files.
+
+        Args:
+            settings: The ``ProcessorConfig``.
+        """
+        return {}
 
     @abstractmethod
     def write_processors(self, folder: Path, processor: Any, template: str) -> None:

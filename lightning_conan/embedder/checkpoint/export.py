@@ -20,7 +20,7 @@ from lightning_conan.embedder.checkpoint.upstream import write_json
 from lightning_conan.embedder.checkpoint.write_tensors import finite, write_shards
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
-from lightning_conan.embedder.processor import OmniProcessor
+from lightning_conan.embedder.processor import OmniProcessor, tokens_of
 from lightning_conan.items import Modality, Side
 
 LIBRARY = "sentence_transformers"
@@ -36,8 +36,8 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
     Args:
         folder: A checkpoint folder, dense or an adapter.
         out: The folder to write.
-        stock: Only stock modules, a plain backbone for text, image and video, which loads without this package; the audio encoder
-            is dropped, and a reasoning model embeds every query at once.
+        stock: Only stock modules, a plain backbone for text, image and video, which loads without this package; a grafted audio
+            encoder is dropped, the backbone's own stays, and a reasoning model embeds every query at once.
         scores: Scores of `conan test`, for the model card.
 
     Raises:
@@ -46,6 +46,11 @@ def export_folder(folder: Path, out: Path, stock: bool = False, scores: Mapping[
     check_apart(out, folder)
     provenance = publishable(check_folder(folder))
     config, processor, tensors = OmniConfig.from_pretrained(folder), load_processor(folder), open_tensors(folder)
+    if stock and processor.family.audio_tower and not config.native_projector:
+        raise ValueError(
+            f"A stock export of {processor.family.title} must have its own audio encoder, {folder} has another: the plain class "
+            "would start one at random. Export without --stock, or graft the backbone without --audio."
+        )
     names = {name: stock_name(name, processor.family) if stock else name for name in tensors.specs}
     sources = {target: name for name, target in names.items() if target is not None}
     specs: dict[str, Spec] = {target: tensors.specs[name] for target, name in sources.items()}
@@ -165,13 +170,14 @@ def write_stock(scratch: Path, config: OmniConfig, processor: OmniProcessor, pro
     processor.tokenizer.chat_template = template  # write_sidecars saves the tokenizer once more
     processor.tokenizer.padding_side = "left"
     modes = {"method": "forward", "method_output_name": "last_hidden_state"}
+    modalities = ("text", "image", "video", *(["audio"] if config.native_projector else []))
     write_json(
         scratch / MODALITY_CONFIG,
         {
             "transformer_task": "feature-extraction",
-            "modality_config": {**dict.fromkeys(("text", "image", "video"), modes), "message": {**modes, "format": "structured"}},
+            "modality_config": {**dict.fromkeys(modalities, modes), "message": {**modes, "format": "structured"}},
             "module_output_name": "token_embeddings",
-            "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+            "processing_kwargs": {"chat_template": {"add_generation_prompt": True}, **family.call_settings(processor.config)},
         },
     )
 
@@ -181,13 +187,15 @@ def chat_template(processor: OmniProcessor) -> str:
     settings, instruction = processor.config, processor.instruction_of(None, "target")
     video = "<|vision_start|><|video_pad|><|vision_end|>" if settings.wrap_videos else "<|video_pad|>"
     system = f"<|im_start|>system\n{instruction}<|im_end|>\n" if instruction else ""
-    end = "<|endoftext|>" if settings.ends else ""
+    end, tokens = "<|endoftext|>" if settings.ends else "", tokens_of(processor.family)
+    sound = "".join(tokens[name] for name in ("audio_start", "audio", "audio_end"))
+    hears = f"{{%- elif part.type == 'audio' %}}{{{{- '{sound}' }}}}" if processor.family.audio_tower else ""
     return (
         f"{{%- if messages[0].role != 'system' %}}{{{{- {json.dumps(system, ensure_ascii=False)} }}}}{{%- endif %}}"
         "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
         "{%- if message.content is string %}{{- message.content }}{%- else %}{%- for part in message.content %}"
         "{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
-        f"{{%- elif part.type == 'video' %}}{{{{- '{video}' }}}}"
+        f"{{%- elif part.type == 'video' %}}{{{{- '{video}' }}}}{hears}"
         "{%- elif 'text' in part %}{{- part.text }}{%- endif %}{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
         f"{{%- if add_generation_prompt %}}{{{{- '<|im_start|>assistant\\n{end}' }}}}{{%- endif %}}"
     )

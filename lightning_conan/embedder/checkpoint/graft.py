@@ -1,4 +1,6 @@
-"""Grafting: a vision-language model with an audio encoder, a fresh projector and rows for new tokens (arXiv 2606.09331)."""
+"""Grafting: a vision-language model with an audio encoder, a fresh projector and rows for new tokens (arXiv 2606.09331); or, of a
+model that hears already, all of it.
+"""
 
 import json
 from collections.abc import Callable
@@ -11,19 +13,20 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lightning_conan.embedder.audio import ENCODERS, audio_encoder_of
+from lightning_conan.embedder.backbones import BackboneSpec
 from lightning_conan.embedder.checkpoint.atomic import check_apart, whole_folder
 from lightning_conan.embedder.checkpoint.folder import read_model, write_sidecars
 from lightning_conan.embedder.checkpoint.foreign.report import ForeignReport
 from lightning_conan.embedder.checkpoint.golden import write_golden
-from lightning_conan.embedder.checkpoint.graft_backbone import Turned, place_backbone, split_adapter, with_adapter
-from lightning_conan.embedder.checkpoint.graft_inputs import add_own_tokens, check_inputs, family_of, fit_settings
+from lightning_conan.embedder.checkpoint.graft_backbone import Stacked, Turned, place_backbone, split_adapter, with_adapter
+from lightning_conan.embedder.checkpoint.graft_inputs import add_own_tokens, backbone_part, check_inputs, family_of, fit_settings
 from lightning_conan.embedder.checkpoint.provenance import Provenance
 from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors, check_specs, tensor_paths
 from lightning_conan.embedder.checkpoint.upstream import Upstream
 from lightning_conan.embedder.checkpoint.write_tensors import finite, write_shards
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
-from lightning_conan.embedder.processor import OWN_TOKENS, OmniProcessor
+from lightning_conan.embedder.processor import OWN_TOKENS, OmniProcessor, own_tokens
 from lightning_conan.embedder.processor_config import ProcessorConfig
 from lightning_conan.embedder.projector import Projector
 from lightning_conan.terminal import Work
@@ -69,45 +72,63 @@ class Graft:
 
     Args:
         backbone: Folder or hub name of a checkpoint of a known family; ``BACKBONE+ADAPTER`` merges a PEFT adapter into it.
-        audio: Folder or hub name of a checkpoint that holds an audio encoder.
+        audio: Folder or hub name of a checkpoint that holds an audio encoder; None, or the backbone's, takes the encoder
+            and projector that the backbone was trained with.
         settings: How inputs become tokens; sizes that the models fix are taken from them.
-        hidden: Width of the projector's hidden layer.
-        seed: Of the projector and the token rows.
+        hidden: Width of a fresh projector's hidden layer.
+        seed: Of a fresh projector and the token rows.
 
     Raises:
         ValueError: Checkpoints of other kinds, or tensors that are not those of their configs.
     """
 
-    def __init__(self, backbone: str, audio: str, settings: ProcessorConfig, hidden: int, seed: int) -> None:
-        self.report = GraftReport(backbone, audio, seed)
+    def __init__(self, backbone: str, audio: str | None, settings: ProcessorConfig, hidden: int, seed: int) -> None:
+        self.report = GraftReport(backbone, audio or backbone, seed)
         self.backbone, adapter = split_adapter(backbone)
-        vision, audio_encoder = Upstream(self.backbone, ("",)), self.audio_source(audio)
-        backbone_config = vision.config
+        checkpoint = Upstream(self.backbone, ("",))
+        backbone_config = backbone_part(checkpoint.config)
         family = family_of(backbone_config, backbone)
         self.report.family = family.name
-        audio_config = AUDIO_SOURCES[audio_encoder.config.model_type][1](audio_encoder.config)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(vision.folder, trust_remote_code=False)
-        check_inputs(vision.folder, tokenizer, backbone_config, family)
+        audio_encoder = None if is_own_audio(family, backbone_config, self.backbone, audio) else self.audio_source(str(audio))
+        if audio_encoder is None:
+            audio_config: Any = family.own_audio(backbone_config)
+            hidden = audio_encoder_of(audio_config).bare_width(audio_config)
+        else:
+            audio_config = AUDIO_SOURCES[audio_encoder.config.model_type][1](audio_encoder.config)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        check_inputs(checkpoint.folder, tokenizer, backbone_config, family)
         self.vocabulary = backbone_config.text_config.vocab_size
         vocabulary = dict(tokenizer.get_vocab())
-        self.new_rows = add_own_tokens(tokenizer, backbone_config)
+        self.new_rows = add_own_tokens(tokenizer, backbone_config, own_tokens(family))
         self.grown = backbone_config.text_config.vocab_size - self.vocabulary
         self.processor = OmniProcessor(tokenizer, fit_settings(settings, backbone_config, audio_config))
         ids: dict[str, Any] = {
             f"{name}_token_id": self.processor.ids[name] for name in ("audio", "audio_start", "audio_end", "emb")
         }
-        self.config = OmniConfig(backbone_config, audio_config, projector_hidden_size=hidden, **ids)
-        files = vision.tensors()
-        self.read_specs(files, audio_encoder.tensors(), audio_encoder.prefixes[0])
+        native = audio_encoder is None
+        self.config = OmniConfig(backbone_config, audio_config, projector_hidden_size=hidden, native_projector=native, **ids)
+        files = self.read_specs(family, audio_encoder)
         if adapter is not None:
             self.merge(adapter, files, vocabulary)
+        self.draw(seed)
+
+    def draw(self, seed: int) -> None:
+        """Draws what no checkpoint has: token rows, and a projector between two that were not trained together.
+
+        Args:
+            seed: Of the numbers.
+        """
+        audio = self.config.audio_config
+        self.fresh: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            width = audio_encoder_of(audio_config).width(audio_config)
-            fresh = Projector(width, hidden, self.config.dim).state_dict()
-            self.fresh: dict[str, Tensor] = {f"audio_projector.{name}": tensor.to(self.dtype) for name, tensor in fresh.items()}
+            if not self.config.native_projector:
+                width = audio_encoder_of(audio).width(audio)
+                drawn = Projector(width, self.config.projector_hidden_size, self.config.dim).state_dict()
+                self.fresh = {f"audio_projector.{name}": tensor.to(self.dtype) for name, tensor in drawn.items()}
             self.noise = torch.randn(2, len(OWN_TOKENS) + self.grown, self.config.dim)
-        self.report.fresh = [*self.fresh, *(f"row of {token}" for token in OWN_TOKENS)]
+        tokens = own_tokens(self.processor.family)
+        self.report.fresh = [*self.fresh, *(f"row of {token}" for token in tokens)]
 
     def audio_source(self, audio: str) -> Upstream:
         """Opens the audio encoder's checkpoint, of which only the encoder is read.
@@ -123,22 +144,29 @@ class Graft:
             )
         return Upstream(audio, (AUDIO_SOURCES[kind][0],))
 
-    def read_specs(self, vision: TensorFiles, audio_encoder: TensorFiles, audio_prefix: str) -> None:
+    def read_specs(self, family: BackboneSpec, audio_encoder: Upstream | None) -> Tensors:
         """Maps source tensors to the base's; each of the base's needs one, and each one is used.
 
         Args:
-            vision: Tensors of the backbone.
-            audio_encoder: Tensors of the audio encoder.
-            audio_prefix: Name prefix of the audio encoder's tensors.
+            family: The backbone's family.
+            audio_encoder: Checkpoint of the audio encoder; None if it is the backbone's own.
+
+        Returns:
+            Tensors of the backbone.
 
         Raises:
             ValueError: Tensors that are not those of their configs.
         """
-        names, self.report.left_out = place_backbone(vision, self.config)
+        deaf = family.audio_tower and audio_encoder is not None
+        unheard = tuple(f"{lead}{family.audio_tower}" for lead in ("", "model.", "thinker.", "thinker.model.") if deaf)
+        checkpoint = Upstream(self.backbone, ("",), (*family.skipped, *unheard))
+        vision = Stacked(checkpoint.tensors())
+        names, tied = place_backbone(vision, self.config)
+        self.report.left_out = [*tied, *checkpoint.unwanted()]
         self.sources: dict[str, tuple[Tensors, str]] = {name: (vision, source) for name, source in names.items()}
-        self.sources |= {
-            f"audio_encoder.{name.removeprefix(audio_prefix)}": (audio_encoder, name) for name in audio_encoder.specs
-        }
+        if audio_encoder is not None:
+            heard, prefix = audio_encoder.tensors(), audio_encoder.prefixes[0]
+            self.sources |= {f"audio_encoder.{name.removeprefix(prefix)}": (heard, name) for name in heard.specs}
         self.dtype = vision.specs[self.sources[ROWS[0]][1]].dtype if ROWS[0] in self.sources else torch.float32
         self.config.dtype = self.dtype
         with torch.device("meta"):
@@ -148,13 +176,15 @@ class Graft:
                 self.sources[name] = Turned(tensors, source), source
         found = {name: tensors.specs[source] for name, (tensors, source) in self.sources.items()}
         old = {name: (self.vocabulary, *shape[1:]) if name in ROWS else shape for name, shape in shapes.items()}
-        wanted = {name: shape for name, shape in old.items() if not name.startswith("audio_projector.")}
+        drawn = () if self.config.native_projector else ("audio_projector.",)
+        wanted = {name: shape for name, shape in old.items() if not name.startswith(drawn)}
         check_specs(found, wanted, Path(f"{self.report.backbone} and {self.report.audio}"))
         # An audio encoder in another dtype takes the backbone's, as all that a stage writes does: what differs cannot be fused.
-        kept = {name: spec.dtype for name, spec in found.items() if not name.startswith("audio_encoder.")}
+        kept = {name: spec.dtype for name, spec in found.items() if not name.startswith("audio_")}
         self.specs = {name: Spec(shape, kept.get(name, self.dtype)) for name, shape in shapes.items()}
+        return vision
 
-    def merge(self, adapter: str, files: TensorFiles, vocabulary: dict[str, int]) -> None:
+    def merge(self, adapter: str, files: Tensors, vocabulary: dict[str, int]) -> None:
         """Takes the backbone's tensors with an adapter merged into them.
 
         Args:
@@ -193,13 +223,37 @@ class Graft:
         return result
 
 
+def is_own_audio(family: BackboneSpec, config: PreTrainedConfig, backbone: str, audio: str | None) -> bool:
+    """True if the audio encoder is to be the backbone's own, with the projector that it was trained with.
+
+    Args:
+        family: The backbone's family.
+        config: Config of the backbone.
+        backbone: Its folder or hub name.
+        audio: That of the audio encoder's checkpoint, if one is named.
+
+    Raises:
+        ValueError: None is named, and the backbone has none; or its projection is not a projector of ours.
+    """
+    own = family.own_audio(config)
+    if audio is None and own is None:
+        raise ValueError(
+            f"graft needs both --backbone and --audio for {family.title}, which does not hear, got {backbone} alone. Name a "
+            f"checkpoint of {sorted(AUDIO_SOURCES)}."
+        )
+    if own is None or (audio is not None and place_of(audio) != place_of(backbone)):
+        return False
+    audio_encoder_of(own).check_projection(own, config.text_config.hidden_size)
+    return True
+
+
 def place_of(source: str) -> str:
     """A local folder's absolute path: a relative one may look like a hub's OWNER/NAME."""
     return str(Path(source).resolve()) if Path(source).is_dir() else source
 
 
 def graft_folder(
-    backbone: str, audio: str, out: Path, settings: ProcessorConfig, hidden: int = 3072, seed: int = 0, golden: bool = True
+    backbone: str, audio: str | None, out: Path, settings: ProcessorConfig, hidden: int = 3072, seed: int = 0, golden: bool = True
 ) -> GraftReport:
     """Writes the base folder ``out``, whole or not at all, with ``graft.json`` beside its weights.
 
@@ -207,7 +261,7 @@ def graft_folder(
 
     Args:
         backbone: Folder or hub name of a checkpoint of a known family, or ``BACKBONE+ADAPTER``.
-        audio: Folder or hub name of a checkpoint that holds an audio encoder.
+        audio: Folder or hub name of a checkpoint that holds an audio encoder; None takes the backbone's own.
         out: The base folder to write.
         settings: Settings of the processor.
         hidden: Width of the projector's hidden layer.
@@ -215,7 +269,7 @@ def graft_folder(
         golden: False to write no golden vectors.
     """
     base, adapter = split_adapter(backbone)
-    check_apart(out, base, audio, *filter(None, [adapter]))
+    check_apart(out, base, *filter(None, [audio, adapter]))
     made = Graft(backbone, audio, settings, hidden, seed)
     with whole_folder(out, "base") as scratch:
         with Work("grafting", len(made.specs), "tensor") as work:
@@ -233,6 +287,6 @@ def graft_folder(
             model = read_model(OmniConfig.from_pretrained(scratch), tensors, scratch, made.dtype, torch.device("cpu"))
             write_golden(scratch, model, made.processor)
         parts = [place_of(part) for part in (base, adapter) if part]
-        notes = {"backbone": "+".join(parts), "audio": place_of(audio), "seed": seed}
+        notes = {"backbone": "+".join(parts), "audio": place_of(audio or base), "seed": seed}
         write_sidecars(scratch, made.processor, Provenance("base", notes=notes))
     return made.report

@@ -1,5 +1,6 @@
 """The backbone of a grafted base: a published checkpoint in any layout, with an adapter merged into it if one is named."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from torch import Tensor
 from lightning_conan.embedder.checkpoint.foreign import KnownBase, adapter_on, resolve
 from lightning_conan.embedder.checkpoint.foreign.names import HEAD_WEIGHT
 from lightning_conan.embedder.checkpoint.foreign.report import ForeignReport
-from lightning_conan.embedder.checkpoint.tensors import Spec, TensorFiles, Tensors
+from lightning_conan.embedder.checkpoint.tensors import Spec, Tensors
 from lightning_conan.embedder.checkpoint.upstream import Repository
 from lightning_conan.embedder.config import OmniConfig
 from lightning_conan.embedder.model import OmniEmbedder
+
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+PROJECTIONS = {"gate_proj", "up_proj", "down_proj"}
 
 
 class Renamed(Tensors):
@@ -49,13 +53,52 @@ class Turned(Tensors):
         return found
 
 
+class Stacked(Tensors):
+    """Tensors in which experts that lie by themselves are stacked, as transformers' layers hold them.
+
+    Args:
+        tensors: The tensors; names such as ``mlp.experts.3.gate_proj.weight`` are those of an expert.
+    """
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+        self.parts: dict[str, list[list[str]]] = {}
+        found: dict[str, dict[int, dict[str, str]]] = {}
+        for name in tensors.specs:
+            if match := EXPERT.fullmatch(name):
+                found.setdefault(match[1], {}).setdefault(int(match[2]), {})[match[3]] = name
+        for layer, experts in found.items():
+            if all(number in experts and experts[number].keys() == PROJECTIONS for number in range(len(experts))):
+                ordered = [experts[number] for number in range(len(experts))]
+                self.parts[f"{layer}.gate_up_proj"] = [[each["gate_proj"], each["up_proj"]] for each in ordered]
+                self.parts[f"{layer}.down_proj"] = [[each["down_proj"]] for each in ordered]
+        used = {name for rows in self.parts.values() for row in rows for name in row}
+        self.specs = {name: spec for name, spec in tensors.specs.items() if name not in used}
+        self.specs |= {name: self.spec_of(rows) for name, rows in self.parts.items()}
+
+    def spec_of(self, rows: list[list[str]]) -> Spec:
+        """Shape and dtype of a stack.
+
+        Args:
+            rows: Names of each expert's tensors, which are joined along their rows.
+        """
+        first = [self.tensors.specs[name] for name in rows[0]]
+        return Spec((len(rows), sum(spec.shape[0] for spec in first), *first[0].shape[1:]), first[0].dtype)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.parts:
+            found: Tensor = self.tensors[name]
+            return found
+        return torch.stack([torch.cat([self.tensors[part] for part in row]) for row in self.parts[name]])
+
+
 def split_adapter(backbone: str) -> tuple[str, str | None]:
     """Splits ``BACKBONE+ADAPTER``, as mergekit writes it; a folder may have a plus in its name."""
     name, plus, adapter = backbone.partition("+")
     return (name, adapter) if plus and not Path(backbone).is_dir() else (backbone, None)
 
 
-def place_backbone(files: TensorFiles, config: OmniConfig) -> tuple[dict[str, str], list[str]]:
+def place_backbone(files: Tensors, config: OmniConfig) -> tuple[dict[str, str], list[str]]:
     """Maps our names to a backbone's; names that we have no tensor for keep theirs, for the check that follows.
 
     Args:
@@ -76,7 +119,7 @@ def place_backbone(files: TensorFiles, config: OmniConfig) -> tuple[dict[str, st
 
 
 def with_adapter(
-    names: Mapping[str, str], files: TensorFiles, adapter: str, backbone: str, config: OmniConfig, vocabulary: dict[str, int]
+    names: Mapping[str, str], files: Tensors, adapter: str, backbone: str, config: OmniConfig, vocabulary: dict[str, int]
 ) -> tuple[Tensors, ForeignReport]:
     """Merges an adapter into a backbone, tensor by tensor.
 

@@ -11,13 +11,19 @@ from lightning_conan.embedder.audio import audio_encoder_of
 from lightning_conan.embedder.backbones import BackboneSpec, backbone_of
 from lightning_conan.embedder.backbones.spec import TEMPLATE
 from lightning_conan.embedder.checkpoint.upstream import read_json
-from lightning_conan.embedder.processor import OWN_TOKENS
 from lightning_conan.embedder.processor_config import ProcessorConfig
+from lightning_conan.media.audio import SAMPLE_RATE
 
 PROBE: list[dict[str, Any]] = [
     {"role": "system", "content": [{"type": "text", "text": "INSTRUCTION"}]},
     {"role": "user", "content": [{"type": "text", "text": "TEXT"}]},
 ]
+
+
+def backbone_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Config of the model that reads: a checkpoint that also speaks holds one for each of its models."""
+    found: PreTrainedConfig = getattr(config, "thinker_config", config)
+    return found
 
 
 def family_of(config: PreTrainedConfig, source: str) -> BackboneSpec:
@@ -56,15 +62,17 @@ def check_inputs(folder: Path, tokenizer: PreTrainedTokenizerBase, config: PreTr
     vision = config.vision_config
     fixed = {"image_mean": list(family.mean), "image_std": list(family.std), "temporal_patch_size": 2}
     fixed |= {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+    if audio := family.own_audio(config):
+        fixed |= {"feature_size": audio.num_mel_bins, "sampling_rate": SAMPLE_RATE, "n_fft": 400, "hop_length": 160}
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         found = read_json(folder / name)
         for key, value in fixed.items():
             if found.get(key, value) != value:
-                raise ValueError(f"{key} in {folder / name} must be {value}, got {found[key]}: pixels would be read wrongly.")
+                raise ValueError(f"{key} in {folder / name} must be {value}, got {found[key]}: media would be read wrongly.")
 
 
-def add_own_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, tokens: Sequence[str] = OWN_TOKENS) -> list[int]:
-    """Adds tokens, by default those of audio and of reasoning, to the tokenizer, and room for their rows to the config.
+def add_own_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, tokens: Sequence[str]) -> list[int]:
+    """Adds tokens to the tokenizer, and room for their rows to the config.
 
     Args:
         tokenizer: The tokenizer, which is changed.

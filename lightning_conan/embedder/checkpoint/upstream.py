@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from lightning_conan.embedder.checkpoint.tensors import INDEX, TensorFiles, tensor_paths
+from lightning_conan.embedder.checkpoint.tensors import INDEX, TensorFiles, read_header, tensor_paths
 
 WHOLE = "model.safetensors"
 SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
@@ -89,14 +89,15 @@ class Upstream(Repository):
     Args:
         source: A folder, or a repository's name on the hub.
         prefixes: Name prefixes of the tensors to read; files without such tensors are not downloaded.
+        skipped: Name prefixes of those among them that are left.
 
     Raises:
         ValueError: Neither, or a file of it is missing.
     """
 
-    def __init__(self, source: str, prefixes: tuple[str, ...]) -> None:
+    def __init__(self, source: str, prefixes: tuple[str, ...], skipped: tuple[str, ...] = ()) -> None:
         super().__init__(source)
-        self.prefixes = prefixes
+        self.prefixes, self.skipped = prefixes, skipped
         if not (self.folder / "config.json").is_file():
             adapter = (
                 " It is an adapter: name it behind its base, as BACKBONE+ADAPTER."
@@ -111,7 +112,13 @@ class Upstream(Repository):
 
     def wants(self, name: str) -> bool:
         """True if a tensor is to be taken."""
-        return name.startswith(self.prefixes)
+        return name.startswith(self.prefixes) and not name.startswith(self.skipped)
+
+    def unwanted(self) -> list[str]:
+        """Names of the tensors that are left: of all files by the index, else of those that are read."""
+        index = read_json(self.folder / INDEX)
+        names = index["weight_map"] if index else [name for path in self.paths() for name in read_header(path)]
+        return sorted(name for name in names if not self.wants(name))
 
     def tensors(self) -> TensorFiles:
         """Opens the wanted tensors.

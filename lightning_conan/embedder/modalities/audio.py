@@ -35,7 +35,11 @@ class AudioTower(EncoderTower):
         kind = audio_encoder_of(config.audio_config)
         options = {"dtype": torch.get_default_dtype()}
         encoder = kind.encoder_class._from_config(copy.deepcopy(config.audio_config), **options)
-        projector = Projector(kind.width(config.audio_config), config.projector_hidden_size, config.dim)
+        width = kind.width(config.audio_config)
+        if config.native_projector:
+            kind.take_out_projection(encoder)
+            width = kind.bare_width(config.audio_config)
+        projector = Projector(width, config.projector_hidden_size, config.dim)
         if kind.grouped:
             use_grouped_attention(encoder)
         return {"audio_encoder": encoder, "audio_projector": projector}

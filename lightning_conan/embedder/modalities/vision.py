@@ -18,7 +18,7 @@ class Vision(Tower):
 
     name = "vision"
     prefixes = ("backbone.visual.",)
-    projector = ("backbone.visual.merger.", "backbone.visual.deepstack_merger_list.")
+    projector = ("backbone.visual.merger.", "backbone.visual.deepstack_merger_list.", "backbone.visual.merger_list.")
     called = "visual tokens"
 
     @override

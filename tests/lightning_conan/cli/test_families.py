@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from backbones import FAMILIES, write_backbone
+from backbones import FAMILIES, audio_of, ours, write_backbone
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -23,7 +23,9 @@ from lightning_conan.embedder.backbones import backbone_of
 from lightning_conan.embedder.backbones.registry import FAMILIES as KNOWN
 from lightning_conan.embedder.published import published_config
 from lightning_conan.items import Item, Media
-from samples import CONFIGS, png
+from lightning_conan.media.audio import decode_audio
+from lightning_conan.media.video import decode_video
+from samples import CONFIGS, EVERY_FRAME, flac, mp4, png
 
 SMALL = ("--data.init_args.batch_size", "4", "--data.init_args.num_workers", "0", "--trainer.max_steps", "1")
 ON_A_CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.precision", "32-true")
@@ -42,13 +44,18 @@ def limits(name: str) -> list[str]:
     return [word for field in bounds for word in (f"--processor.{field}", str(getattr(settings, field)))]
 
 
+def audio_words(root: Path, name: str) -> list[str]:
+    """Options of `conan graft` that name an audio encoder's checkpoint; none for a family that hears."""
+    source = audio_of(root / "audio_source", name)
+    return ["--audio", source] if source else []
+
+
 @pytest.fixture(scope="module", params=KNOWN[1:])
 def line(request, world, tmp_path_factory) -> Any:
     """Every stage for a step, from a checkpoint in upstream layout."""
     name, root = request.param, tmp_path_factory.mktemp(request.param)
     write_backbone(root / "backbone", name)
-    write_qwen3_omni(root / "audio_source")
-    words = ["graft", "--backbone", str(root / "backbone"), "--audio", str(root / "audio_source"), "--out", str(root / "base")]
+    words = ["graft", "--backbone", str(root / "backbone"), *audio_words(root, name), "--out", str(root / "base")]
     own = CONFIGS / name / "graft.yaml"
     words += ["--config", str(own)] if own.is_file() else []
     assert main([*words, "--projector_hidden_size", "32", *limits(name)]) == 0
@@ -116,8 +123,9 @@ def test_the_base_holds_the_checkpoints_tensors(line):
     """Whatever the names on disk; those of the plain class in memory are ours."""
     plain = FAMILIES[line.name].head.from_pretrained(line.root / "backbone").model.state_dict()
     held, rows = line.base[0].state_dict(), "language_model.embed_tokens.weight"
-    assert {f"backbone.{name}" for name in plain} == {name for name in held if name.startswith("backbone.")}
-    assert all(torch.equal(held[f"backbone.{name}"], tensor) for name, tensor in plain.items() if name != rows)
+    parts = ("backbone.", "audio_") if FAMILIES[line.name].hears else ("backbone.",)
+    assert {ours(name) for name in plain} == {name for name in held if name.startswith(parts)}
+    assert all(torch.equal(held[ours(name)], tensor) for name, tensor in plain.items() if name != rows)
 
 
 @pytest.mark.parametrize("kind", ["head", "base"])
@@ -129,14 +137,14 @@ def test_an_adapter_of_plain_peft_is_merged_as_peft_merges_it(line, tmp_path, ki
     merged = peft.merge_and_unload()
     wanted = (merged.model if kind == "head" else merged).state_dict()
     words = ["graft", "--backbone", f"{line.root / 'backbone'}+{tmp_path / 'adapter'}", "--golden", "false"]
-    assert main([*words, "--audio", str(line.root / "audio_source"), "--out", str(tmp_path / "base"), *limits(line.name)]) == 0
+    assert main([*words, *audio_words(tmp_path, line.name), "--out", str(tmp_path / "base"), *limits(line.name)]) == 0
     found, before = load_folder(tmp_path / "base")[0].state_dict(), line.base[0].state_dict()
     changed = 0
     for name, tensor in wanted.items():
         if "embed_tokens" not in name:
-            torch.testing.assert_close(found[f"backbone.{name}"], tensor, atol=1e-6, rtol=0)
-            changed += not torch.equal(tensor, before[f"backbone.{name}"])
-    assert changed == 2 * 3 + 2
+            torch.testing.assert_close(found[ours(name)], tensor, atol=1e-6, rtol=0)
+            changed += not torch.equal(tensor, before[ours(name)])
+    assert changed == 2 * 3 + 2 + 2 * FAMILIES[line.name].hears  # q_proj of an audio encoder's layers, too
 
 
 @pytest.mark.parametrize("stock", [False, True])
@@ -151,6 +159,22 @@ def test_exports_give_the_folders_vectors(line, tmp_path, stock):
     with torch.no_grad():
         wanted = model.embed([processor(item) for item in items])
     torch.testing.assert_close(exported.encode(inputs, convert_to_tensor=True), wanted, atol=1e-5, rtol=0)
+
+
+def test_a_stock_export_keeps_an_audio_encoder_of_its_own(line, tmp_path):
+    """With it, videos: plain transformers' processor, which takes their size and rate from each call."""
+    if not FAMILIES[line.name].hears:
+        pytest.skip("its audio encoder is grafted, and dropped")
+    assert main(["export", str(line.root / "base"), str(tmp_path / "out"), "--stock", "true"]) == 0
+    exported = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    sound, clip = Media("audio", flac(2.4), "a.flac"), Media("video", mp4(9, 100), "a.mp4")
+    frames = {"array": decode_video(clip, EVERY_FRAME).frames.numpy(), "video_metadata": {"total_num_frames": 9, "fps": 4.0}}
+    wave = {"array": decode_audio(sound).numpy(), "sampling_rate": 16_000}
+    model, processor, _ = line.base
+    for item, given in ((Item((sound, "louder")), {"audio": wave, "text": "louder"}), (Item((clip,)), {"video": frames})):
+        with torch.no_grad():
+            wanted = model.embed([processor(item)])
+        torch.testing.assert_close(exported.encode([given], convert_to_tensor=True), wanted, atol=1e-5, rtol=0)
 
 
 def test_a_trace_folder_embeds_and_searches(line, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Every family of backbones: inputs, vectors and gradients are those of a plain transformers call, and every path is exact."""
 
 import copy
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import FAMILIES, Family, write_backbone
+from backbones import FAMILIES, Family, audio_of, ours, write_backbone
 from torch.nn import functional as F
 from transformers.video_utils import VideoMetadata
-from upstream import write_qwen3_omni
 
 from lightning_conan.embedder import Encoded, OmniEmbedder, OmniProcessor, graft_folder, load_folder, pack, pad
 from lightning_conan.embedder.backbones import backbone_of
@@ -19,10 +19,11 @@ from lightning_conan.embedder.backbones.registry import FAMILIES as KNOWN
 from lightning_conan.embedder.language import last_layer_of, taken
 from lightning_conan.embedder.vision import PatchProduct, patchify
 from lightning_conan.items import Item, Media
-from lightning_conan.media import decode_image
+from lightning_conan.media import decode_image, encode_audio
+from lightning_conan.media.audio import decode_audio
 from lightning_conan.media.video import decode_video
 from lightning_conan.objectives import ChunkStep, cached_backward
-from samples import EVERY_FRAME, flac, mp4, png
+from samples import EVERY_FRAME, mp4, png
 
 
 def image(seed=0, height=90, width=140):
@@ -33,18 +34,35 @@ def video(frames=9, seed=0, side=100):
     return Media("video", mp4(frames, side, seed), f"{seed}.mp4")
 
 
+def audio(seconds, seed=0):
+    wave = torch.randn(int(seconds * 16_000), generator=torch.Generator().manual_seed(seed))
+    return Media("audio", encode_audio(0.1 * wave), f"{seconds}.{seed}.flac")
+
+
 ITEMS = {
     "text": Item(("a small red circle",)),
     "instructed": Item(("a small red circle",), "Find the picture."),
     "image": Item((image(),)),
     "tiny image": Item((image(1, 20, 30),)),
     "several images": Item((image(3), "and then", image(4, 64, 64), image(5, 200, 50))),
+    "document": Item((Media("document", png(200, 140, 8), "page.png"),)),
     "image and text": Item((image(7), "make it blue")),
     "video": Item((video(),)),
     "video of an odd number of frames": Item((video(13),)),
     "short video": Item((video(3, 1, 40),)),
     "video and text": Item(("what moves here?", video(16, 2), "and why", image(6))),
 }
+HEARD = {
+    "audio": Item((audio(1.3),)),
+    "whole windows": Item((audio(9.0),)),
+    "several clips and text": Item((audio(2.4), "and then", audio(2.4, 1), "what is louder?")),
+    "audio, image and video": Item((image(2), audio(1.9), "in the rain", video(9, 3), audio(1.9, 1))),
+}
+"""Items that families that hear are compared on, too. Clips of one item are of one length, of a second or more: transformers pads
+a shorter one before its log-mel, whose last frame then sees the padding, and a clip of less than a window by itself to fewer
+frames than beside another. Here neither depends on the neighbours."""
+CASES = [(name, item) for name in KNOWN for item in (ITEMS | HEARD if FAMILIES[name].hears else ITEMS)]
+each_item = pytest.mark.parametrize(("line", "name"), CASES, indirect=["line"])
 
 
 @pytest.fixture(scope="module", params=KNOWN)
@@ -53,8 +71,7 @@ def line(request, tmp_path_factory) -> Any:
     root: Path = tmp_path_factory.mktemp(request.param)
     family = FAMILIES[request.param]
     write_backbone(root / "backbone", request.param)
-    write_qwen3_omni(root / "audio")
-    graft_folder(str(root / "backbone"), str(root / "audio"), root / "base", family.settings, hidden=32)
+    graft_folder(str(root / "backbone"), audio_of(root / "audio", request.param), root / "base", family.settings, hidden=32)
     model, processor, _ = load_folder(root / "base")
     plain = family.head.from_pretrained(root / "backbone").eval()
     return SimpleNamespace(root=root, family=family, name=request.param, model=model, processor=processor, plain=plain)
@@ -62,7 +79,7 @@ def line(request, tmp_path_factory) -> Any:
 
 def upstream_inputs(family: Family, item: Item, instruction: str) -> Any:
     """The item through the family's own template and processor; whole videos go in, so that it samples them itself."""
-    images, videos, metadata, content = [], [], [], []
+    images, videos, sounds, metadata, content = [], [], [], [], []
     for part in item.parts:
         if isinstance(part, str):
             content.append({"type": "text", "text": part})
@@ -71,6 +88,9 @@ def upstream_inputs(family: Family, item: Item, instruction: str) -> Any:
             videos.append(clip.frames)
             metadata.append(VideoMetadata(total_num_frames=len(clip.frames), fps=4.0))
             content.append({"type": "video"})
+        elif part.modality == "audio":
+            sounds.append(decode_audio(part).numpy())
+            content.append({"type": "audio"})
         else:
             images.append(decode_image(part))
             content.append({"type": "image"})
@@ -80,12 +100,20 @@ def upstream_inputs(family: Family, item: Item, instruction: str) -> Any:
     options: dict[str, Any] = {"images": images or None, "videos": videos or None, "return_tensors": "pt"}
     if videos:
         options["videos_kwargs"] = {"video_metadata": metadata, "do_sample_frames": True}
+    if family.hears:
+        options["audio"] = sounds or None
+        given = {
+            "fps": family.settings.sampling.fps,
+            "size": family.video().to_dict()["size"],
+        }  # else it takes defaults of its class
+        options["videos_kwargs"] = {**options.get("videos_kwargs", {}), **given}
     return processor(text=[text], **options)
 
 
 def their_vector(line, name: str) -> torch.Tensor:
     line.plain.model.rope_deltas = None  # else the call before would shift the positions of this one
-    states = line.plain.model(**upstream_inputs(line.family, ITEMS[name], line.processor.config.instruction)).last_hidden_state
+    item = (ITEMS | HEARD)[name]
+    states = line.plain.model(**upstream_inputs(line.family, item, line.processor.config.instruction)).last_hidden_state
     return F.normalize(states[0, -1], dim=-1)
 
 
@@ -93,9 +121,18 @@ def close(found, expected, tolerance=1e-5):
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("name", ITEMS)
+def rope_inputs(plain, wanted) -> dict[str, Any]:
+    """Arguments of a family's own function of positions, under its names."""
+    given = {**wanted, "second_per_grids": torch.as_tensor(wanted.get("video_second_per_grid", []))}
+    given["audio_seqlens"] = wanted["feature_attention_mask"].sum(-1) if "feature_attention_mask" in wanted else None
+    known = inspect.signature(plain.model.get_rope_index).parameters
+    return {name: value for name, value in given.items() if name in known}
+
+
+@each_item
 def test_ids_pixels_and_positions_are_those_of_the_upstream_processor(line, name):
-    found, wanted = line.processor(ITEMS[name]), upstream_inputs(line.family, ITEMS[name], line.processor.config.instruction)
+    item = (ITEMS | HEARD)[name]
+    found, wanted = line.processor(item), upstream_inputs(line.family, item, line.processor.config.instruction)
     assert found.input_ids.tolist() == wanted["input_ids"][0].tolist()
     vision, pixels = line.model.config.backbone_config.vision_config, found.inputs("vision")
     if pixels:
@@ -105,23 +142,36 @@ def test_ids_pixels_and_positions_are_those_of_the_upstream_processor(line, name
             assert [[*grid] for _, (grid,) in mine] == (wanted[grids].tolist() if grids in wanted else [])
             if mine:
                 close(torch.cat([patches for patches, _ in mine]), wanted[values], 2e-6)
-        named = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
-        positions, _ = line.plain.model.get_rope_index(
-            wanted["input_ids"], **{key: wanted[key] for key in named if key in wanted}
-        )
-        assert torch.equal(found.positions, positions[:, 0])
+    if pixels or line.family.hears:
+        positions, _ = line.plain.model.get_rope_index(**rope_inputs(line.plain, wanted))
+        assert found.positions.tolist() == positions[:, 0].tolist()
+    for mel, theirs, mask in zip(
+        found.inputs("audio"), wanted.get("input_features", []), wanted.get("feature_attention_mask", []), strict=True
+    ):
+        close(mel, theirs[:, mask.bool()], 2e-6)
 
 
-@pytest.mark.parametrize("name", ITEMS)
+def test_audio_frames_are_those_of_the_upstream_tower(line):
+    """A clip shorter than a window, too, beside longer ones."""
+    if not line.family.hears:
+        pytest.skip("its audio encoder is grafted: test_parity compares it")
+    mels = [line.processor(Item((audio(seconds),))).media["audio"][0] for seconds in (0.11, 1.3, 9.0, 0.6)]
+    lengths = torch.tensor([mel.shape[1] for mel in mels])
+    with torch.no_grad():
+        found = line.model.audio_projector(line.model.encode_frames("audio", mels))
+        close(found, line.plain.model.audio_tower(torch.cat(mels, dim=1), feature_lens=lengths).last_hidden_state)
+
+
+@each_item
 def test_vectors_are_those_of_a_plain_transformers_call(line, name):
     with torch.no_grad():
-        close(line.model.embed([line.processor(ITEMS[name])])[0], their_vector(line, name))
+        close(line.model.embed([line.processor((ITEMS | HEARD)[name])])[0], their_vector(line, name))
 
 
 @pytest.mark.parametrize("budget", [64, 300, 100_000])
 def test_packed_chunks_equal_one_by_one(line, budget):
     """Under any padding, in any order; the media of all rows in one call of the tower."""
-    encoded = [line.processor(item) for item in [*ITEMS.values(), Item((Media("audio", flac(1.3), "a.flac"),))]]
+    encoded = [line.processor(item) for item in (ITEMS | HEARD).values()]
     with torch.no_grad():
         alone = torch.cat([line.model.embed([item]) for item in encoded])
         close(line.model.embed(encoded[::-1], budget).flip(0), alone)
@@ -129,17 +179,17 @@ def test_packed_chunks_equal_one_by_one(line, budget):
 
 def test_gradients_are_those_of_plain_transformers(line):
     """Gradients of every parameter, for an image, a video and texts at once."""
-    names = ["image and text", "video", "instructed"]
+    names = ["image and text", "video", "instructed", *(["several clips and text"] if line.family.hears else [])]
     model, plain = copy.deepcopy(line.model), line.plain
     mark = torch.randn(len(names), model.config.dim, generator=torch.Generator().manual_seed(0))
-    found = model.embed([line.processor(ITEMS[name]) for name in names])
+    found = model.embed([line.processor((ITEMS | HEARD)[name]) for name in names])
     (found * mark).sum().backward()
     plain.zero_grad()
     sum((their_vector(line, name) * mark[row]).sum() for row, name in enumerate(names)).backward()
-    wanted = {f"backbone.{name}": parameter.grad for name, parameter in plain.model.named_parameters()}
+    wanted = {ours(name): parameter.grad for name, parameter in plain.model.named_parameters()}
     compared = 0
     for name, parameter in model.named_parameters():
-        if name.startswith("backbone.") and wanted[name] is not None and "embed_tokens" not in name:
+        if wanted.get(name) is not None and "embed_tokens" not in name:
             assert (parameter.grad - wanted[name]).norm() <= 1e-4 * wanted[name].norm() + 1e-6, name
             compared += 1
     assert compared > 40
@@ -148,7 +198,7 @@ def test_gradients_are_those_of_plain_transformers(line):
 def test_shared_prefixes_change_nothing(line):
     """Families that cannot continue a KV cache say so, and compute each item whole."""
     instruction = "Find the picture or video that fits these words best."
-    encoded = [line.processor(Item(item.parts, instruction)) for item in ITEMS.values()]
+    encoded = [line.processor(Item(item.parts, instruction)) for item in (ITEMS | HEARD).values()]
     with torch.no_grad():
         shares = [past is not None for _, past in line.model.chunks(encoded, 100_000)]
         assert any(shares) == line.model.family.shares_prefixes
@@ -200,8 +250,8 @@ def test_the_tokenizer_and_settings_name_the_family(line):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_gradient_cache_is_the_one_pass(line, checkpointing):
     """With activation checkpointing too: loss and every gradient, of chunks of any size."""
-    names = ["image and text", "video", "instructed", "several images", "text", "short video"]
-    encoded, found = [line.processor(ITEMS[name]) for name in names], {}
+    names = ["image and text", "video", "instructed", "several images", "text", "short video", "audio", "several clips and text"]
+    encoded, found = [line.processor((ITEMS | HEARD)[name]) for name in names], {}
     for budget in (150, 10**6):
         model = copy.deepcopy(line.model).train()
         if checkpointing:
@@ -235,12 +285,12 @@ def decoded(model: OmniEmbedder, item: Encoded, count: int) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("name", ["instructed", "video and text"])
+@pytest.mark.parametrize("name", ["instructed", "video and text", "audio, image and video"])
 def test_a_reasoning_model_writes_what_it_would_without_a_cache(line, name):
     from lightning_conan.reasoning import Decoding, encode_queries
 
     processor = OmniProcessor(line.processor.tokenizer, replace(line.processor.config, ends=False, reasons=True))
-    items = [processor(ITEMS[name]), processor(ITEMS["text"]), processor(ITEMS["image"])]
+    items = [processor((ITEMS | HEARD)[name]), processor(ITEMS["text"]), processor(ITEMS["image"])]
     with torch.no_grad():
         found = encode_queries(line.model, items, Decoding("always", max_new_tokens=5), 10_000)
     written = found.tokens[0]

@@ -50,6 +50,12 @@ def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bo
     return found.keys() == wanted.keys() and all((found[name] - each).abs().max() <= floor for name, each in wanted.items())
 
 
+def near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Within 5e-4, but for one entry in a hundred: where a gradient is rounding noise, AdamW steps by its sign."""
+    off = (found - wanted).abs()
+    return bool((off >= 5e-4).float().mean() <= 0.01 and off.max() < 5e-3)
+
+
 @pytest.mark.parametrize("name", [*itertools.product(KNOWN, KINDS, STRATEGIES)], ids="-".join)
 def test_a_step_is_that_of_one_process(runs, name):
     """Images, videos and texts in one batch; losses, gradients and weights as Qwen3-VL's, which all share the bounds."""
@@ -59,7 +65,7 @@ def test_a_step_is_that_of_one_process(runs, name):
     for rank in ranks:
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)
         assert close(rank["gradients"], alone["gradients"])
-        assert all((tensor - rank["weights"][part]).abs().max() < 5e-4 for part, tensor in alone["weights"].items())
+        assert all(near(rank["weights"][part], tensor) for part, tensor in alone["weights"].items())
     assert all(torch.equal(tensor, ranks[1]["weights"][part]) for part, tensor in ranks[0]["weights"].items())
     fully = "embedder.backbone.visual.merger." if name[1] == "trace" else "embedder.backbone.language_model.layers.0."
     assert any(part.startswith(fully) for part in alone["weights"])

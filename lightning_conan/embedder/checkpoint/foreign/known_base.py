@@ -6,10 +6,11 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from lightning_conan.embedder.backbones import backbone_of
 from lightning_conan.embedder.checkpoint.provenance import read_provenance
 from lightning_conan.embedder.checkpoint.tensors import Tensors
 from lightning_conan.embedder.config import OmniConfig
-from lightning_conan.embedder.processor import OWN_TOKENS
+from lightning_conan.embedder.processor import own_tokens
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class KnownBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         names = tuple(str(provenance.notes[part]) for part in ("backbone",) if part in provenance.notes)
         config = OmniConfig.from_pretrained(folder).backbone_config
-        own = frozenset(OWN_TOKENS)
+        own = frozenset(own_tokens(backbone_of(config.model_type)))
         return cls(folder, tensors, config, tokenizer.get_vocab(), own, (str(folder), *names), provenance.fingerprint)
 
     @property

@@ -30,12 +30,26 @@ class Layout:
         return None
 
 
+def hearing(tower: str) -> dict[str, str]:
+    """Our prefixes of an audio encoder within a backbone: its last two layers are the projector.
+
+    Args:
+        tower: Their prefix of it.
+    """
+    ends = {f"{tower}proj{number}.": f"audio_projector.linear_{number}." for number in (1, 2)}
+    return {**ends, tower: "audio_encoder."}
+
+
 OURS = Layout("lightning-conan", {"": ""})
+HEAD_CLASS = {"model.language_model.": LANGUAGE, "model.visual.": VISION, **hearing("model.audio_tower."), HEAD: HEAD}
+OLD = {"visual.": VISION, **hearing("audio_tower."), "model.": LANGUAGE, HEAD: HEAD}
 LAYOUTS = (
-    Layout("head class", {"model.language_model.": LANGUAGE, "model.visual.": VISION, HEAD: HEAD}),
-    Layout("base class", {"language_model.": LANGUAGE, "visual.": VISION, HEAD: HEAD}),
+    Layout("head class", HEAD_CLASS),
+    Layout("base class", {"language_model.": LANGUAGE, "visual.": VISION, **hearing("audio_tower."), HEAD: HEAD}),
     Layout("text only", {"model.": LANGUAGE, HEAD: HEAD}),
-    Layout("transformers 4.x", {"visual.": VISION, "model.": LANGUAGE, HEAD: HEAD}),
+    Layout("transformers 4.x", OLD),
+    Layout("thinker, head class", {f"thinker.{theirs}": ours for theirs, ours in HEAD_CLASS.items()}),
+    Layout("thinker, transformers 4.x", {f"thinker.{theirs}": ours for theirs, ours in OLD.items()}),
     Layout("text only, base class", {part: LANGUAGE + part for part in ("layers.", "embed_tokens.", "norm.")}),
     OURS,
 )
