@@ -59,7 +59,7 @@ class TaskVectorNoise(Callback):
         Args:
             step: Number of the step, from 0.
         """
-        numbers = random.Random(f"{self.seed} {step}")  # noqa: S311  # no secret
+        numbers = random.Random(f"{self.seed} {step}")
         return numbers.uniform(0, self.most), numbers.uniform(self.least_own, 1)
 
     @override

@@ -172,7 +172,7 @@ def test_impossible_settings_and_specialists_are_refused(base, fused, others, wo
         with pytest.raises(ValueError, match=told):
             TaskVectorNoise(**options)
     audio = data(world, "audio")
-    with pytest.raises(ValueError, match="needs a lightning_conan.stages.Specialist, got ProjectorRecovery"):
+    with pytest.raises(ValueError, match=r"needs a lightning_conan\.stages\.Specialist, got ProjectorRecovery"):
         trainer(tmp_path / "a", 1, TaskVectorNoise(others)).fit(ProjectorRecovery(fused, QUICK), copy.copy(audio))
     with pytest.raises(ValueError, match="those of other modalities, got the image specialist's own"):
         trainer(tmp_path / "b", 1, TaskVectorNoise(others)).fit(Specialist(base, "image", QUICK, LORA), data(world, "image"))
