@@ -8,6 +8,7 @@ from .resumable_checkpoint import ResumableCheckpoint
 from .retrieval_table import RetrievalTable
 from .run_record import RunRecord
 from .score_file import ScoreFile
+from .task_vector_noise import TaskVectorNoise
 from .wandb_artifacts import WandbArtifacts
 from .wandb_run import WandbRun
 
@@ -22,6 +23,7 @@ __all__ = [
     "RetrievalTable",
     "RunRecord",
     "ScoreFile",
+    "TaskVectorNoise",
     "WandbArtifacts",
     "WandbRun",
 ]

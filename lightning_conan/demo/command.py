@@ -33,11 +33,11 @@ def demo(
         pairs: Training pairs a task.
         steps_scale: Factor on every stage's number of steps, for a quick look.
         configs: A folder with your own copies of the YAML files; those of the package by default.
-        study: Compare methods of fusion, coefficients, ways of recovery, recoveries that hold the directions of tokens, the whole
-            method with joint training, the filters of reasoning data with the mistakes of its teacher, or embedders that reason
-            with one that does not: also on queries whose difficulty only their content tells, and of kinds that training leaves
-            out; and ablations of TRACE: weights of L_gen, parts of the reasoning, candidates that reason, and mistakes that no
-            filter took out.
+        study: Compare methods of fusion, coefficients, ways of recovery, recoveries that hold the directions of tokens, fusions
+            that need no recovery, the whole method with joint training, the filters of reasoning data with the mistakes of its
+            teacher, or embedders that reason with one that does not: also on queries whose difficulty only their content tells,
+            and of kinds that training leaves out; and ablations of TRACE: weights of L_gen, parts of the reasoning, candidates
+            that reason, and mistakes that no filter took out.
         seeds: Number of seeds of a study.
     """
     out = out or Path("runs/studies" if study else "runs/demo")

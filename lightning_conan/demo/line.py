@@ -198,17 +198,19 @@ class Demo:
             options = ("--model.init_args.modality", name) if name in VISUAL else ()
             self.fit(name, "specialist", "base", {"train": f"{name}.train"}, *options, extra="" if name in VISUAL else "audio")
 
-    def fuse(self, name: str, *options: str) -> None:
+    def fuse(self, name: str, *options: str, audio: str = "audio") -> None:
         """Fuses the specialists and scores the result, unless that was ``made`` already.
 
         Args:
             name: The checkpoint folder to write, below ``out``.
             options: Further words for ``conan fuse``.
+            audio: Folder of the audio specialist, below ``out``.
         """
-        self.parents[name] = MODALITIES
+        folders = {name: audio if name == "audio" else name for name in MODALITIES}
+        self.parents[name] = tuple(folders.values())
         if self.made(name):
             return
-        specialists = {name: str(self.out / name) for name in MODALITIES}
+        specialists = {name: str(self.out / folder) for name, folder in folders.items()}
         words = ["fuse", *self.configured("tiny/fuse"), "--recipe.base", str(self.out / "base")]
         words += ["--recipe.specialists", json.dumps(specialists), "--out", str(self.out / name), *options]
         self.timed(name, words)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_conan.demo.ablations import ABLATIONS, study_ablation
+from lightning_conan.demo.avoidance import study_avoidance
 from lightning_conan.demo.compute import compute_of
 from lightning_conan.demo.difficulty import study_difficulty
 from lightning_conan.demo.directions import study_directions
@@ -15,7 +16,7 @@ from lightning_conan.demo.rows import mean_table
 from lightning_conan.demo.trace import MORE, VARIANTS, collect_trace, run_trace, trace_means, train_more
 from lightning_conan.demo.transfer import study_transfer
 
-Recovering = Literal["fusion", "alpha", "recovery", "directions", "joint"]
+Recovering = Literal["fusion", "alpha", "recovery", "directions", "avoidance", "joint"]
 Reasoning = Literal["filters", "trace", "difficulty", "transfer", "lambda_gen", "parts", "candidates", "mistakes"]
 Study = Literal[Recovering, Reasoning]
 WHOLE = 860 / 560
@@ -135,6 +136,11 @@ STUDIES: dict[Study, Callable[[Demo], dict[str, str]]] = {
 }
 ROUTED: dict[str, Callable[[Mapping[int, Demo], Path], str]] = {"difficulty": study_difficulty, "transfer": study_transfer}
 """Studies of queries that are measured by both routes."""
+OF_SPECIALISTS: dict[str, Callable[[Mapping[int, Demo], Path, Callable[[Demo], None]], str]] = {
+    "directions": study_directions,
+    "avoidance": study_avoidance,
+}
+"""Studies from the specialists, with a table of their own."""
 
 
 def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
@@ -157,8 +163,8 @@ def run_study(study: Study, demos: Mapping[int, Demo], out: Path) -> str:
         return study_filters(list(demos), next(iter(demos.values())).pairs, out)
     if study in ABLATIONS:
         return study_ablation(study, demos, out, check_prepared)
-    if study == "directions":
-        return study_directions(demos, out, prepare)
+    if study in OF_SPECIALISTS:
+        return OF_SPECIALISTS[study](demos, out, prepare)
     found: dict[str, Scores] = {}
     for seed, demo in demos.items():
         prepare(demo)

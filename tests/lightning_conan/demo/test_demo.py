@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lightning_conan.cli.main import main
-from lightning_conan.demo import directions
+from lightning_conan.demo import avoidance, directions
 from lightning_conan.demo.ablations import ABLATIONS
 from lightning_conan.demo.study import table
 from lightning_conan.embedder import read_provenance
@@ -130,7 +130,7 @@ def ablations(studies, demo):
         for name, rows in SHORTER.items():
             patch.setitem(ABLATIONS, name, tuple(ABLATIONS[name][row] for row in rows))
         patch.setattr(directions, "ROWS", tuple(directions.ROWS[row] for row in (0, 1, 5, 9)))
-        for study in ("directions", *ABLATIONS):
+        for study in ("directions", "avoidance", *ABLATIONS):
             words = ["demo", "--out", str(studies), "--pairs", "16", "--steps_scale", "0.01", "--seeds", "1", "--study", study]
             assert main(words) == 0
     return studies
@@ -179,6 +179,19 @@ def test_held_recoveries_are_measured_in_score_and_direction(ablations):
     assert fused["cosine, projector"] == pytest.approx(1, abs=1e-5)  # it is the specialist's
     assert all(-1 <= row[name] <= 1 for row in list(found.values())[1:] for name in directions.DIGITS if "cosine" in name)
     assert found["projector only (as in the demo)"]["steps"] > fused["steps"]
+
+
+def test_fusions_without_recovery_are_compared_with_the_specialist(ablations):
+    found = json.loads((ablations / "avoidance.json").read_text())["0"]
+    assert len(found) == len(avoidance.ROWS) == 9
+    direct, noisy, recovered = (found[name] for name in ("direct fusion", "noise, c up to 0.3", "recovered (for comparison)"))
+    assert direct["steps"] == noisy["steps"] < recovered["steps"]
+    assert direct["least change of vision"] == recovered["least change of vision"] == 0
+    assert all(0 <= row[name] <= 100 for row in found.values() for name in (*MODALITIES, "audio before fusion"))
+    assert (ablations / "avoidance.md").read_text().count("\n| ") == 9
+    fused = read_provenance(ablations / "seed0" / "noise").parents["audio"]
+    assert fused == read_provenance(ablations / "seed0" / "noise_audio").fingerprint
+    assert fused != read_provenance(ablations / "seed0" / "audio").fingerprint, "the noise reached the training"
 
 
 def test_the_study_of_difficulty_tells_routes_compute_and_the_curve(studies):
