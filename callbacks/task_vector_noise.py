@@ -125,8 +125,8 @@ class TaskVectorNoise(Callback):
         self.noisy = True
         for place, before, total in self.places:
             torch.add(before, total, alpha=noise, out=place)
-        for scaling, before in self.scales:
-            scaling.update({name: own * scale for name, scale in before.items()})
+        for scaling, scales in self.scales:
+            scaling.update({name: own * scale for name, scale in scales.items()})
         pl_module.log_dict({"train/noise": noise, "train/own_scale": own})
 
     def restore(self) -> None:
@@ -135,8 +135,8 @@ class TaskVectorNoise(Callback):
             return
         for place, before, _ in self.places:
             place.copy_(before)
-        for scaling, before in self.scales:
-            scaling.update(before)
+        for scaling, scales in self.scales:
+            scaling.update(scales)
         self.noisy = False
 
     @override
