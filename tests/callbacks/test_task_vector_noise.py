@@ -184,7 +184,7 @@ def test_impossible_settings_and_specialists_are_refused(base, fused, others, wo
         trainer(tmp_path / "d", 1, TaskVectorNoise(others)).fit(full, copy.copy(audio))
 
 
-def test_sharded_weights_are_refused(base, others, monkeypatch):
+def test_sharded_weights_are_refused(base, others, world, tmp_path, monkeypatch):
     monkeypatch.setattr("callbacks.task_vector_noise.is_sharded", lambda module: True)
     with pytest.raises(ValueError, match="needs whole weights on each rank, got strategy fsdp2"):
-        TaskVectorNoise(others).checked(Specialist(base, "audio", QUICK, LORA))
+        trainer(tmp_path, 1, TaskVectorNoise(others)).fit(Specialist(base, "audio", QUICK, LORA), data(world, "audio"))
