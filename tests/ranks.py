@@ -6,7 +6,7 @@ import socket
 import traceback
 from multiprocessing import get_context
 
-PATIENCE = 150
+PATIENCE = 600
 
 
 def warm_context():
