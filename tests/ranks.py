@@ -74,3 +74,9 @@ def enter(rank, world, port, pipe, scenario, args):
         pipe.send(("raised", traceback.format_exc()))
     finally:
         pipe.close()
+
+
+def near(found, wanted):
+    """Within 5e-4, but for one entry in a hundred: where a gradient is rounding noise, AdamW steps by its sign."""
+    off = (found - wanted).abs()
+    return bool((off >= 5e-4).float().mean() <= 0.01 and off.max() < 5e-3)
